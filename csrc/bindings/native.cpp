@@ -1,0 +1,221 @@
+// lipstream._native: the ring's arithmetic, and its CPU kernels on NumPy arrays, in place and without copies.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <functional>
+#include <initializer_list>
+#include <string>
+#include <vector>
+
+#include "arguments.h"
+#include "lipstream/ring_cpu.h"
+
+namespace py = pybind11;
+
+namespace lipstream {
+namespace {
+
+using Shape = std::vector<int64_t>;
+constexpr int64_t kAny = -1;  // in an expected shape
+
+using lipstream::str;
+
+std::string str(const Shape& shape) {
+  std::string text = "(";
+  for (const int64_t size : shape) text += (text.size() > 1 ? ", " : "") + (size == kAny ? "any" : str(size));
+  return text + ")";
+}
+
+std::string str(const py::dtype& dtype) { return py::str(dtype); }
+
+Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
+
+// The object as an array that a kernel can use as it lies in memory.
+py::array checked(const char* name, const py::object& object, const Shape& expected) {
+  const std::string found = std::string(name) + " is ";
+  if (!py::isinstance<py::array>(object)) {
+    throw py::type_error(found + "a " + Py_TYPE(object.ptr())->tp_name + ", expected a numpy array");
+  }
+  const auto array = py::reinterpret_borrow<py::array>(object);
+  const Shape shape = shape_of(array);
+  bool fits = shape.size() == expected.size();
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = expected[i] == kAny || shape[i] == expected[i];
+  if (!fits) throw py::value_error(found + "of shape " + str(shape) + ", expected " + str(expected));
+  constexpr int kPlain = py::array::c_style | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  if ((array.flags() & kPlain) != kPlain) {
+    throw py::value_error(found + "strided or unaligned, expected C-contiguous and aligned memory");
+  }
+  return array;
+}
+
+py::array writable(const char* name, const py::object& object, const Shape& expected) {
+  const py::array array = checked(name, object, expected);
+  if (!array.writeable()) throw py::value_error(std::string(name) + " is read-only, expected a writable array");
+  return array;
+}
+
+py::array angles(const char* name, const py::object& object, const Shape& expected) {
+  const py::array array = checked(name, object, expected);
+  if (!py::isinstance<py::array_t<float>>(array)) {
+    throw py::type_error(std::string(name) + " is " + str(array.dtype()) + ", expected float32");
+  }
+  return array;
+}
+
+// Shape of a K or V ring, [F, T, H, D].
+Shape ring_shape(const py::array& ring) {
+  const Shape shape = shape_of(ring);
+  for (const int64_t size : shape) {
+    if (size < 1) throw py::value_error("k_ring is of shape " + str(shape) + ", expected no empty dimension");
+  }
+  check_pairs(shape[3], 0);
+  return shape;
+}
+
+// What is written must not overlap anything else of the call: kernels read and write in no order.
+void check_disjoint(std::initializer_list<py::array> written, std::initializer_list<py::array> read) {
+  const auto before = [](const py::array& a, const py::array& b) {
+    const auto* end = static_cast<const char*>(a.data()) + a.nbytes();
+    return std::less_equal<const void*>()(end, b.data());
+  };
+  const auto check = [&](const py::array& a, const py::array& b) {
+    if (a.size() > 0 && b.size() > 0 && !before(a, b) && !before(b, a)) {
+      throw py::value_error("an array that is written shares memory with another, expected separate ones");
+    }
+  };
+  for (const py::array* a = written.begin(); a != written.end(); ++a) {
+    for (const py::array* b = written.begin(); b != a; ++b) check(*a, *b);
+    for (const py::array& b : read) check(*a, b);
+  }
+}
+
+void check_threads(int64_t threads) {
+  if (threads < 0) throw py::value_error("threads is " + str(threads) + ", expected 1 or more, or 0 for automatic");
+}
+
+template <typename T>
+T* data(const py::array& array) {  // writability was checked where it matters
+  return static_cast<T*>(const_cast<void*>(array.data()));
+}
+
+// Calls kernel(Storage{}) for the dtype that all the arrays share.
+template <typename Kernel>
+void dispatch(std::initializer_list<py::array> arrays, const Kernel& kernel) {
+  const py::dtype dtype = arrays.begin()->dtype();
+  for (const py::array& array : arrays) {
+    if (!array.dtype().equal(dtype)) {
+      throw py::type_error("the arrays are " + str(dtype) + " and " + str(array.dtype()) + ", expected one dtype");
+    }
+  }
+  if (py::isinstance<py::array_t<float>>(*arrays.begin())) return kernel(float{});
+  if (py::isinstance<py::array_t<uint16_t>>(*arrays.begin())) return kernel(BFloat16{});
+  throw py::type_error("the arrays are " + str(dtype) + ", expected float32, or uint16 that holds bfloat16");
+}
+
+RingPosition ring_position(int64_t chunk, int64_t window, int64_t sink, int64_t chunk_frames) {
+  const RingGeometry geometry{window, sink, chunk_frames};
+  validate(geometry, chunk);
+  return geometry.position(chunk);
+}
+
+void ring_write(const py::object& k_ring_, const py::object& v_ring_, const py::object& k_, const py::object& v_,
+                int64_t slot, const py::object& cos_t_, const py::object& sin_t_, const py::object& cos_s_,
+                const py::object& sin_s_, int64_t threads) {
+  const py::array k_ring = writable("k_ring", k_ring_, {kAny, kAny, kAny, kAny});
+  const Shape ring = ring_shape(k_ring);
+  const py::array v_ring = writable("v_ring", v_ring_, ring);
+  const py::array k = checked("k", k_, {kAny, ring[1], ring[2], ring[3]});
+  const py::array v = checked("v", v_, shape_of(k));
+  const py::array cos_t = angles("cos_t", cos_t_, {k.shape(0), kAny});
+  const FrameShape shape{k.shape(0), ring[1], ring[2], ring[3], cos_t.shape(1)};
+  check_pairs(shape.head_dim, shape.temporal_pairs);
+  const py::array sin_t = angles("sin_t", sin_t_, shape_of(cos_t));
+  const py::array cos_s = angles("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
+  const py::array sin_s = angles("sin_s", sin_s_, shape_of(cos_s));
+  if (shape.frames < 1) throw py::value_error("k is of shape " + str(shape_of(k)) + ", expected 1 frame or more");
+  check_range("slot", slot, shape.frames, ring[0]);
+  check_disjoint({k_ring, v_ring}, {k, v, cos_t, sin_t, cos_s, sin_s});
+  check_threads(threads);
+  dispatch({k_ring, v_ring, k, v}, [&](auto storage) {
+    using T = decltype(storage);
+    const RopeTables tables{data<float>(cos_t), data<float>(sin_t), data<float>(cos_s), data<float>(sin_s)};
+    const py::gil_scoped_release released;
+    cpu::ring_write(data<T>(k_ring), data<T>(v_ring), data<const T>(k), data<const T>(v), slot, tables, shape, threads);
+  });
+}
+
+void ring_keep(const py::object& k_ring_, const py::object& v_ring_, const py::object& sink_base_, int64_t slot,
+               int64_t rolling, int64_t first, int64_t count) {
+  const py::array k_ring = checked("k_ring", k_ring_, {kAny, kAny, kAny, kAny});
+  const Shape ring = ring_shape(k_ring);
+  const py::array v_ring = writable("v_ring", v_ring_, ring);
+  check_range("rolling", rolling, 0, ring[0]);
+  const int64_t sink = ring[0] - rolling;
+  const py::array sink_base = writable("sink_base", sink_base_, {sink, ring[1], ring[2], ring[3]});
+  if (count != 0) {  // nothing to keep has no slot
+    check_range("slot", slot, count, rolling);
+    check_range("first", first, count, sink);
+  }
+  check_disjoint({v_ring, sink_base}, {k_ring});
+  dispatch({k_ring, v_ring, sink_base}, [&](auto storage) {
+    using T = decltype(storage);
+    const FrameShape shape{count, ring[1], ring[2], ring[3], 0};
+    const py::gil_scoped_release released;
+    cpu::ring_keep(data<const T>(k_ring), data<T>(v_ring), data<T>(sink_base), slot, rolling, first, shape);
+  });
+}
+
+void ring_anchor(const py::object& k_ring_, const py::object& sink_base_, int64_t rolling, int64_t count,
+                 const py::object& cos_, const py::object& sin_, int64_t threads) {
+  const py::array k_ring = writable("k_ring", k_ring_, {kAny, kAny, kAny, kAny});
+  const Shape ring = ring_shape(k_ring);
+  check_range("rolling", rolling, 0, ring[0]);
+  const py::array sink_base = checked("sink_base", sink_base_, {ring[0] - rolling, ring[1], ring[2], ring[3]});
+  const py::array cos = angles("cos", cos_, {kAny});
+  const py::array sin = angles("sin", sin_, shape_of(cos));
+  const FrameShape shape{count, ring[1], ring[2], ring[3], cos.shape(0)};
+  check_pairs(shape.head_dim, shape.temporal_pairs);
+  check_range("rolling", rolling, count, ring[0]);
+  check_disjoint({k_ring}, {sink_base, cos, sin});
+  check_threads(threads);
+  dispatch({k_ring, sink_base}, [&](auto storage) {
+    using T = decltype(storage);
+    const py::gil_scoped_release released;
+    cpu::ring_anchor(data<T>(k_ring), data<const T>(sink_base), rolling, data<const float>(cos),
+                     data<const float>(sin), shape, threads);
+  });
+}
+
+std::string repr(const RingPosition& p) {
+  return "RingPosition(chunk=" + str(p.chunk) + ", slot=" + str(p.slot) + ", valid=" + str(p.valid) +
+         ", anchored=" + str(p.anchored) + ", shift=" + str(p.shift) + ", keep_slot=" + str(p.keep_slot) +
+         ", keep_first=" + str(p.keep_first) + ", keep_count=" + str(p.keep_count) + ")";
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, module) {
+  using py::arg;
+  module.doc() = "The K/V ring: index arithmetic and CPU kernels.";
+
+  py::class_<RingPosition>(module, "RingPosition", "What one chunk does to the ring.")
+      .def_readonly("chunk", &RingPosition::chunk)
+      .def_readonly("slot", &RingPosition::slot)
+      .def_readonly("valid", &RingPosition::valid)
+      .def_readonly("anchored", &RingPosition::anchored)
+      .def_readonly("shift", &RingPosition::shift)
+      .def_readonly("keep_slot", &RingPosition::keep_slot)
+      .def_readonly("keep_first", &RingPosition::keep_first)
+      .def_readonly("keep_count", &RingPosition::keep_count)
+      .def("__repr__", &repr);
+
+  module.def("ring_position", &ring_position, arg("chunk"), arg("window"), arg("sink"), arg("chunk_frames") = 3);
+  module.def("ring_write", &ring_write, arg("k_ring"), arg("v_ring"), arg("k"), arg("v"), arg("slot"), arg("cos_t"),
+             arg("sin_t"), arg("cos_s"), arg("sin_s"), arg("threads") = 0);
+  module.def("ring_keep", &ring_keep, arg("k_ring"), arg("v_ring"), arg("sink_base"), arg("slot"), arg("rolling"),
+             arg("first"), arg("count"));
+  module.def("ring_anchor", &ring_anchor, arg("k_ring"), arg("sink_base"), arg("rolling"), arg("count"), arg("cos"),
+             arg("sin"), arg("threads") = 0);
+}
+
+}  // namespace lipstream

@@ -1,0 +1,138 @@
+// lipstream._native_cuda: the ring's CUDA kernels on device addresses, enqueued on the caller's stream.
+#include <cuda_bf16.h>
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <initializer_list>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "arguments.h"
+#include "lipstream/ring_cuda.h"
+
+namespace py = pybind11;
+
+namespace lipstream {
+namespace {
+
+using Address = uintptr_t;
+using RingShape = std::array<int64_t, 4>;  // F, T, H, D
+
+void check_cuda(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
+}
+
+int device_count() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) == cudaSuccess) return count;
+  cudaGetLastError();  // no driver or no device: clears it, so that later calls do not report it
+  return 0;
+}
+
+template <typename T>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check_addresses(std::initializer_list<std::pair<const char*, Address>> addresses, size_t alignment) {
+  for (const auto& [name, address] : addresses) {
+    if (address == 0 || address % alignment != 0) {
+      throw py::value_error(std::string(name) + " is " + std::to_string(address) +
+                            ", expected a device address, a multiple of " + std::to_string(alignment));
+    }
+  }
+}
+
+// Also bounds the shape by what the kernels can count: rows in a grid, a row in an int, its angles in shared memory.
+void check_ring_shape(const RingShape& ring) {
+  constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max(), kMostRowSize = int64_t{1} << 30, kMostDim = 4096;
+  const auto [frames, tokens, heads, dim] = ring;
+  const bool fits = frames >= 1 && tokens >= 1 && heads >= 1 && dim >= 1 && frames <= kMostRows / tokens &&
+                    dim <= kMostDim && heads <= kMostRowSize / dim;
+  if (!fits) {
+    throw py::value_error("ring_shape is (" + str(frames) + ", " + str(tokens) + ", " + str(heads) + ", " + str(dim) +
+                          "), expected [F, T, H, D] from 1 up with F * T < 2^31, H * D <= 2^30 and D <= 4096");
+  }
+}
+
+// Calls kernel(Storage{}) for the dtype named.
+template <typename Kernel>
+void dispatch(const std::string& dtype, const Kernel& kernel) {
+  if (dtype == "float32") return kernel(float{});
+  if (dtype == "bfloat16") return kernel(__nv_bfloat16{});
+  throw py::value_error("dtype is '" + dtype + "', expected 'float32' or 'bfloat16'");
+}
+
+void ring_write(Address k_ring, Address v_ring, Address k, Address v, int64_t slot, Address cos_t, Address sin_t,
+                Address cos_s, Address sin_s, const RingShape& ring, int64_t frames, int64_t temporal_pairs,
+                const std::string& dtype, Address stream) {
+  check_ring_shape(ring);
+  const FrameShape shape{frames, ring[1], ring[2], ring[3], temporal_pairs};
+  check_pairs(shape.head_dim, shape.temporal_pairs);
+  if (frames < 1) throw py::value_error("frames is " + str(frames) + ", expected 1 or more");
+  check_range("slot", slot, frames, ring[0]);
+  if (temporal_pairs > 0) check_addresses({{"cos_t", cos_t}, {"sin_t", sin_t}}, sizeof(float));
+  if (shape.spatial_pairs() > 0) check_addresses({{"cos_s", cos_s}, {"sin_s", sin_s}}, sizeof(float));
+  dispatch(dtype, [&](auto storage) {
+    using T = decltype(storage);
+    check_addresses({{"k_ring", k_ring}, {"v_ring", v_ring}, {"k", k}, {"v", v}}, 2 * sizeof(T));
+    const RopeTables tables{at<float>(cos_t), at<float>(sin_t), at<float>(cos_s), at<float>(sin_s)};
+    check_cuda(cuda::ring_write(at<T>(k_ring), at<T>(v_ring), at<const T>(k), at<const T>(v), slot, tables, shape,
+                                at<CUstream_st>(stream)));
+  });
+}
+
+void ring_keep(Address k_ring, Address v_ring, Address sink_base, int64_t slot, int64_t rolling, int64_t first,
+               int64_t count, const RingShape& ring, const std::string& dtype, Address stream) {
+  check_ring_shape(ring);
+  check_range("rolling", rolling, 0, ring[0]);
+  if (count == 0) return;  // nothing to keep has no slot
+  check_range("slot", slot, count, rolling);
+  check_range("first", first, count, ring[0] - rolling);
+  dispatch(dtype, [&](auto storage) {
+    using T = decltype(storage);
+    check_addresses({{"k_ring", k_ring}, {"v_ring", v_ring}, {"sink_base", sink_base}}, 2 * sizeof(T));
+    const FrameShape shape{count, ring[1], ring[2], ring[3], 0};
+    check_cuda(cuda::ring_keep(at<const T>(k_ring), at<T>(v_ring), at<T>(sink_base), slot, rolling, first, shape,
+                               at<CUstream_st>(stream)));
+  });
+}
+
+void ring_anchor(Address k_ring, Address sink_base, int64_t rolling, int64_t count, Address cos, Address sin,
+                 const RingShape& ring, int64_t temporal_pairs, const std::string& dtype, Address stream) {
+  check_ring_shape(ring);
+  const FrameShape shape{count, ring[1], ring[2], ring[3], temporal_pairs};
+  check_pairs(shape.head_dim, shape.temporal_pairs);
+  check_range("rolling", rolling, count, ring[0]);
+  if (count == 0) return;
+  if (temporal_pairs > 0) check_addresses({{"cos", cos}, {"sin", sin}}, sizeof(float));
+  dispatch(dtype, [&](auto storage) {
+    using T = decltype(storage);
+    check_addresses({{"k_ring", k_ring}, {"sink_base", sink_base}}, 2 * sizeof(T));
+    check_cuda(cuda::ring_anchor(at<T>(k_ring), at<const T>(sink_base), rolling, at<const float>(cos),
+                                 at<const float>(sin), shape, at<CUstream_st>(stream)));
+  });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native_cuda, module) {
+  using py::arg;
+  const auto named = py::kw_only();
+  module.doc() = "The K/V ring's CUDA kernels.";
+  module.def("device_count", &device_count);
+  module.def("ring_write", &ring_write, arg("k_ring"), arg("v_ring"), arg("k"), arg("v"), arg("slot"), arg("cos_t"),
+             arg("sin_t"), arg("cos_s"), arg("sin_s"), named, arg("ring_shape"), arg("frames"), arg("temporal_pairs"),
+             arg("dtype"), arg("stream") = Address{0});
+  module.def("ring_keep", &ring_keep, arg("k_ring"), arg("v_ring"), arg("sink_base"), arg("slot"), arg("rolling"),
+             arg("first"), arg("count"), named, arg("ring_shape"), arg("dtype"), arg("stream") = Address{0});
+  module.def("ring_anchor", &ring_anchor, arg("k_ring"), arg("sink_base"), arg("rolling"), arg("count"), arg("cos"),
+             arg("sin"), named, arg("ring_shape"), arg("temporal_pairs"), arg("dtype"), arg("stream") = Address{0});
+}
+
+}  // namespace lipstream

@@ -1,0 +1,27 @@
+"""The audio_encoder graph: samples of one chunk, with their context, to features per video frame."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME, LogMel
+
+
+class AudioEncoder(nn.Module):
+    """samples [lookback + 640 n + lookahead] in [-1, 1] -> features [n, A]."""
+
+    input_names = ("samples",)
+    output_names = ("features",)
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.mel = LogMel()
+        self.frames = frames
+
+    def example(self) -> tuple[Tensor, ...]:
+        return (torch.zeros(LOOKBACK + self.frames * SAMPLES_PER_FRAME + LOOKAHEAD),)
+
+    def forward(self, samples: Tensor) -> Tensor:
+        features: Tensor = self.mel(samples)
+        return features

@@ -1,0 +1,110 @@
+"""A student and what belongs to it -> a bundle: graphs, constants, manifest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
+from lipstream_training.models import TAEHV, CausalDiT, StudentConfig
+from lipstream_training.models.mel import FEATURES, LOOKAHEAD, LOOKBACK, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+from .audio import AudioEncoder
+from .denoiser import RingPass, dynamic_shapes, stream_constants
+from .lower import WEIGHTS, WeightFile, save, to_onnx
+from .video import VideoDecoder, VideoEncoder
+
+
+@dataclass
+class Parts:
+    """What a bundle is made of. A part left out leaves its graphs out.
+
+    Attributes:
+        student: the causal DiT; text: its prompt embedding [text_len, text_dim].
+        taehv: the video autoencoder.
+        masks: float32 `pixel` [H, W] (1 = keep), `latent` [h, w] (1 = keep), `composite` [H, W] in [0, 1].
+        model: name, description, licence: goes into the manifest.
+    """
+
+    student: CausalDiT | None = None
+    text: Tensor | None = None
+    taehv: TAEHV | None = None
+    masks: dict[str, Tensor] | None = None
+    model: dict[str, Any] | None = None
+
+    def constants(self) -> dict[str, Tensor]:
+        """The tensors that all streams share."""
+        constants = {f"mask.{name}": mask for name, mask in (self.masks or {}).items()}
+        if self.student:
+            assert self.text is not None, "a student needs its prompt embedding"
+            constants |= stream_constants(self.student, self.text)
+        return constants
+
+
+def student_config(fields: dict[str, Any]) -> StudentConfig:
+    """The config that `dataclasses.asdict` took apart, after a way through JSON."""
+    return StudentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+
+
+def geometry(config: StudentConfig) -> Geometry:
+    """The shapes a stream of this student has."""
+    return Geometry(
+        fps=25,
+        crop_size=(8 * config.latent_size[0], 8 * config.latent_size[1]),
+        latent_size=config.latent_size,
+        latent_channels=config.latent_channels,
+        temporal=4,
+        chunk_frames=config.chunk_frames,
+        window=config.window,
+        sink=config.sink,
+        tokens=config.tokens,
+        num_heads=config.num_heads,
+        head_dim=config.head_dim,
+        num_layers=config.num_layers,
+    )
+
+
+def export_bundle(
+    parts: Parts, config: StudentConfig, path: str | os.PathLike[str], *, progress: Callable[[str], None] = lambda graph: None
+) -> Bundle:
+    """Write the bundle to folder `path`, atomically, and open it.
+
+    `progress` is called with each graph's name before it is traced.
+    """
+    shape = geometry(config)
+    parameters = sum(p.numel() for m in (parts.student, parts.taehv) if m for p in m.parameters())
+    sizes = {"config": asdict(config)} | ({"taehv": asdict(parts.taehv.config)} if parts.taehv else {})
+    manifest = Manifest(
+        model={**(parts.model or {}), "parameters": parameters, **sizes},
+        geometry=shape,
+        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, LOOKBACK, LOOKAHEAD, config.audio_dim),
+        t_list=config.t_list,
+        precision="fp32",
+    )
+    graphs: dict[str, torch.nn.Module] = {}
+    if parts.student:
+        graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
+        if config.audio_dim == FEATURES:
+            graphs["audio_encoder"] = AudioEncoder(shape.video_frames)
+    if parts.taehv:
+        graphs["video_encoder"] = VideoEncoder(parts.taehv, shape.video_frames, shape.crop_size)
+        graphs["video_decoder"] = VideoDecoder(parts.taehv, shape.chunk_frames, shape.crop_size)
+    with writing(path, manifest) as folder:
+        with (folder / WEIGHTS).open("wb") as file:
+            weights = WeightFile(file)
+            for name, module in graphs.items():
+                progress(name)
+                dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
+                with torch.no_grad():
+                    model = to_onnx(module, dynamic=dynamic)
+                save(model, folder / f"{name}.onnx", weights)
+        constants = {name: x.contiguous().float() for name, x in parts.constants().items()}
+        save_file(constants, folder / CONSTANTS)
+    return Bundle.load(Path(path))

@@ -1,0 +1,136 @@
+"""The denoiser and context graphs: one pass of the DiT over one chunk, against a ring that goes in and comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lipstream_training.models import CausalDiT, StudentConfig
+from lipstream_training.models.dit import attention
+from lipstream_training.models.rope import axis_pairs, rotate, spatial_angles
+
+from .ring_function import join_tables, kv_ring_write
+
+
+class RingAttention:
+    """Self-attention of a chunk over the ring.
+
+    Args:
+        write: (layer, k, v), K not yet rotated, each [c, T, H, D] -> the attended K and V, [valid, T, H, D].
+        cos, sin: [c, T, D/2] of the chunk's own tokens.
+    """
+
+    def __init__(self, write: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor) -> None:
+        self._write = write
+        self._frames = cos.shape[0]
+        self._cos, self._sin = cos.flatten(0, 1)[:, None], sin.flatten(0, 1)[:, None]
+
+    def leave(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write K and V [1, c T, H, D] of the chunk; returns what is attended, [1, valid T, H, D]."""
+        k, v = (x[0].unflatten(0, (self._frames, -1)) for x in (k, v))
+        k, v = self._write(layer, k, v)
+        return k.flatten(0, 1)[None], v.flatten(0, 1)[None]
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(rotate(q, self._cos, self._sin), *self.leave(layer, k, v))
+
+
+class RingPass(nn.Module):
+    """One pass as a function of tensors: the graph `denoiser`, or with ``context=True`` the graph `context`.
+
+    Inputs, in order (c = chunk frames, A = audio features, D = head dimension, L = layers, F = attended frames):
+        latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [4 c, A], time [dim] (denoiser only),
+        modulation [6, dim], rope_cos and rope_sin [c, time pairs], slot int64 [1],
+        text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer.
+    Outputs: velocity [C, c, h, w] (denoiser only), k_out.i and v_out.i of each layer.
+    """
+
+    def __init__(self, student: CausalDiT, *, context: bool = False) -> None:
+        super().__init__()
+        self.student = student
+        self.context = context
+        angles = spatial_angles(student.config.grid, student.config.head_dim)
+        self.register_buffer("spatial_cos", angles.cos().float(), persistent=False)
+        self.register_buffer("spatial_sin", angles.sin().float(), persistent=False)
+
+    @property
+    def input_names(self) -> list[str]:
+        time = [] if self.context else ["time"]
+        fixed = ["latent", "condition", "audio", *time, "modulation", "rope_cos", "rope_sin", "slot"]
+        return fixed + self._per_layer("text_k", "text_v") + self._per_layer("k", "v")
+
+    @property
+    def output_names(self) -> list[str]:
+        return ([] if self.context else ["velocity"]) + self._per_layer("k_out", "v_out")
+
+    def _per_layer(self, *names: str) -> list[str]:
+        return [f"{name}.{i}" for i in range(self.student.config.num_layers) for name in names]
+
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs of the right shapes, for tracing; the ring as full as it gets."""
+        c = self.student.config
+        weight = self.student.patch_embedding.weight
+        ring = (c.window, c.tokens, c.num_heads, c.head_dim)
+        shapes = {
+            "latent": (c.latent_channels, c.chunk_frames, *c.latent_size),
+            "condition": (c.in_channels - c.latent_channels, c.chunk_frames, *c.latent_size),
+            "audio": (4 * c.chunk_frames, c.audio_dim),
+            "time": (c.dim,),
+            "modulation": (6, c.dim),
+            "rope_cos": (c.chunk_frames, axis_pairs(c.head_dim)[0]),
+            "rope_sin": (c.chunk_frames, axis_pairs(c.head_dim)[0]),
+            "text_k": (c.text_len, c.num_heads, c.head_dim),
+            "text_v": (c.text_len, c.num_heads, c.head_dim),
+            "k": ring,
+            "v": ring,
+        }
+
+        def tensor(name: str) -> Tensor:
+            if name == "slot":
+                return torch.zeros(1, dtype=torch.int64)
+            shape, dtype = shapes[name.partition(".")[0]], torch.float32 if "rope" in name else weight.dtype
+            return torch.zeros(shape, dtype=dtype, device=weight.device)
+
+        return tuple(tensor(name) for name in self.input_names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        x = dict(zip(self.input_names, inputs, strict=True))
+        layers = range(self.student.config.num_layers)
+        text_kv = [(x[f"text_k.{i}"][None], x[f"text_v.{i}"][None]) for i in layers]
+        written: list[Tensor] = []
+
+        def write(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            rings = x[f"k.{layer}"], x[f"v.{layer}"]
+            tables = x["rope_cos"], x["rope_sin"], self.spatial_cos, self.spatial_sin
+            k_out, v_out = kv_ring_write(*rings, k, v, x["slot"], *tables)
+            written.extend([k_out, v_out])
+            return k_out, v_out
+
+        cos, sin = join_tables(x["rope_cos"], self.spatial_cos), join_tables(x["rope_sin"], self.spatial_sin)
+        attend = RingAttention(write, cos, sin)
+        chunk = x["latent"], x["condition"], x["audio"]
+        if self.context:
+            self.student.context(*chunk, x["modulation"], text_kv, attend, attend.leave)
+            return tuple(written)
+        return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend), *written
+
+
+def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
+    """What all streams of a student share: `time.i` and `modulation.i` of every time, `text_k.l` and `text_v.l`.
+
+    `text` is the prompt embedding [text_len, text_dim].
+    """
+    with torch.no_grad():
+        t_emb, modulation = student.time(torch.tensor(student.config.t_list, dtype=torch.float64))
+        constants = {f"time.{i}": x for i, x in enumerate(t_emb)} | {f"modulation.{i}": x for i, x in enumerate(modulation)}
+        for i, (k, v) in enumerate(student.text_kv(text[None])):
+            constants |= {f"text_k.{i}": k[0], f"text_v.{i}": v[0]}
+    return constants
+
+
+def dynamic_shapes(module: RingPass, config: StudentConfig) -> tuple[dict[int, object], ...]:
+    """The one size that varies: the ring's attended frames, which take the few values of the window's phases."""
+    frames = torch.export.Dim("attended_frames", min=config.chunk_frames, max=config.window)
+    return tuple({0: frames} if name.startswith(("k.", "v.")) else {} for name in module.input_names)

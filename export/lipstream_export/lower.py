@@ -1,0 +1,114 @@
+"""PyTorch module -> ONNX file. All graphs of a bundle put their weights into one file, each tensor once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import onnx
+import onnx_ir
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor
+
+from .ring_function import DOMAIN, KVRingWrite
+
+OPSET = 23
+WEIGHTS = "weights.bin"
+ALIGNMENT = 64
+INLINE_BYTES = 1024
+
+
+class GraphModule(Protocol):
+    """A module that knows the names of its inputs and outputs, and inputs to trace it with."""
+
+    @property
+    def input_names(self) -> Sequence[str]: ...
+    @property
+    def output_names(self) -> Sequence[str]: ...
+    def example(self) -> tuple[Tensor, ...]: ...
+
+
+class WeightFile:
+    """The bundle's shared external-data file. Equal tensors are stored once; float32 that bfloat16 holds exactly is stored as that."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._places: dict[bytes, tuple[int, int]] = {}
+
+    def move(self, model: onnx.ModelProto) -> None:
+        """Take the large initializers of `model` out of it and into the file."""
+        casts = []
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) < INLINE_BYTES:
+                continue
+            if tensor.data_type == TensorProto.FLOAT:
+                bits = np.frombuffer(tensor.raw_data, np.uint32)
+                if not np.any(bits & 0xFFFF):
+                    tensor.raw_data = (bits >> 16).astype(np.uint16).tobytes()
+                    tensor.data_type = TensorProto.BFLOAT16
+                    stored = f"{tensor.name}.bfloat16"
+                    casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
+                    tensor.name = stored
+            self._store(tensor)
+        for node in reversed(casts):
+            model.graph.node.insert(0, node)
+
+    def _store(self, tensor: TensorProto) -> None:
+        data = tensor.raw_data
+        key = hashlib.sha256(data).digest()
+        if key not in self._places:
+            self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+            self._places[key] = self._file.tell(), len(data)
+            self._file.write(data)
+        offset, length = self._places[key]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for name, value in {"location": WEIGHTS, "offset": offset, "length": length}.items():
+            tensor.external_data.add(key=name, value=str(value))
+
+
+def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:
+    """Trace `module` (a `GraphModule`) into an ONNX model, opset 23, with the ring's function in it where it is called."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module.eval(),
+            module.example(),  # type: ignore[operator]
+            dynamo=True,
+            input_names=list(module.input_names),  # type: ignore[arg-type]
+            output_names=list(module.output_names),  # type: ignore[arg-type]
+            dynamic_shapes=(dynamic,) if dynamic else None,
+            opset_version=OPSET,
+            verbose=False,
+        )
+    assert program is not None
+    model = onnx_ir.to_proto(program.model)
+    if any(node.domain == DOMAIN.domain for node in model.graph.node):
+        model.functions.append(KVRingWrite.to_function_proto())
+        if DOMAIN.domain not in {opset.domain for opset in model.opset_import}:
+            model.opset_import.append(helper.make_opsetid(DOMAIN.domain, DOMAIN.version))
+    for node in [*model.graph.node]:
+        node.ClearField("metadata_props")  # tracebacks of the exporting machine
+        node.ClearField("doc_string")
+    for value in [*model.graph.value_info, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        value.ClearField("metadata_props")
+    model.ClearField("metadata_props")
+    model.graph.ClearField("metadata_props")
+    for tensor in model.graph.initializer:
+        if not tensor.raw_data:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))
+    return model
+
+
+def save(model: onnx.ModelProto, path: Path, weights: WeightFile) -> None:
+    """Write `model` to `path`, its weights to the file beside it."""
+    weights.move(model)
+    path.write_bytes(model.SerializeToString(deterministic=True))
+    onnx.checker.check_model(str(path))

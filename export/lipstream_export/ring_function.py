@@ -1,0 +1,80 @@
+"""KVRingWrite: the one operation of the ring that stands inside the graphs.
+
+It is a node `lipstream::KVRingWrite` with a model-local function as its body.
+ONNX Runtime runs the body; TensorRT runs a plugin of that name where one is registered, else the body.
+"""
+
+from __future__ import annotations
+
+import onnxscript
+import torch
+from onnxscript import opset23 as op
+from onnxscript.values import Opset
+from torch import Tensor
+
+DOMAIN = Opset("lipstream", 1)
+
+
+def kv_ring_write(
+    k_ring: Tensor,
+    v_ring: Tensor,
+    k: Tensor,
+    v: Tensor,
+    slot: Tensor,
+    cos_t: Tensor,
+    sin_t: Tensor,
+    cos_s: Tensor,
+    sin_s: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The node, for tracing: rings [F, T, H, D] with the chunk's rotated K and plain V [c, T, H, D] at frame `slot`.
+
+    `slot` is int64 [1]; the tables are float32, temporal [c, time pairs] and spatial [T, other pairs].
+    """
+    k_out, v_out = torch.onnx.ops.symbolic_multi_out(
+        "lipstream::KVRingWrite",
+        (k_ring, v_ring, k, v, slot, cos_t, sin_t, cos_s, sin_s),
+        dtypes=(k_ring.dtype, v_ring.dtype),
+        shapes=(k_ring.shape, v_ring.shape),
+        version=DOMAIN.version,
+    )
+    return k_out, v_out
+
+
+def join_tables(temporal: Tensor, spatial: Tensor) -> Tensor:
+    """[c, time pairs] and [T, other pairs] -> [c, T, D/2]."""
+    shape = (temporal.shape[0], spatial.shape[0], -1)
+    return torch.cat([temporal[:, None].expand(shape), spatial[None].expand(shape)], dim=-1)
+
+
+@onnxscript.script(DOMAIN)
+def KVRingWrite(k_ring, v_ring, k, v, slot, cos_t, sin_t, cos_s, sin_s):  # type: ignore[no-untyped-def]  # noqa: N802
+    """The body, in standard ONNX."""
+    one = op.Constant(value_ints=[1])
+    chunk = op.Shape(k, start=0, end=1)
+    tokens = op.Shape(k, start=1, end=2)
+    pairs_shape = op.Concat(op.Shape(k, start=0, end=3), op.Constant(value_ints=[-1, 2]), axis=0)
+    tiles_t = op.Concat(one, tokens, one, one, axis=0)
+    tiles_s = op.Concat(chunk, one, one, one, axis=0)
+    axes_t = op.Constant(value_ints=[1, 2])
+    axes_s = op.Constant(value_ints=[0, 2])
+    cos = op.Concat(
+        op.Tile(op.Unsqueeze(cos_t, axes_t), tiles_t), op.Tile(op.Unsqueeze(cos_s, axes_s), tiles_s), axis=-1
+    )
+    sin = op.Concat(
+        op.Tile(op.Unsqueeze(sin_t, axes_t), tiles_t), op.Tile(op.Unsqueeze(sin_s, axes_s), tiles_s), axis=-1
+    )
+    pairs = op.CastLike(op.Reshape(k, pairs_shape), cos)
+    last = op.Constant(value_ints=[-1])
+    a = op.Squeeze(op.Gather(pairs, op.Constant(value_ints=[0]), axis=-1), last)
+    b = op.Squeeze(op.Gather(pairs, op.Constant(value_ints=[1]), axis=-1), last)
+    real = op.Sub(op.Mul(a, cos), op.Mul(b, sin))
+    imaginary = op.Add(op.Mul(a, sin), op.Mul(b, cos))
+    turned = op.Concat(op.Unsqueeze(real, last), op.Unsqueeze(imaginary, last), axis=-1)
+    rotated = op.CastLike(op.Reshape(turned, op.Shape(k)), k_ring)
+    zero = op.Constant(value_int=0)
+    count = op.Squeeze(chunk, op.Constant(value_ints=[0]))
+    frames = op.Add(slot, op.Range(zero, count, op.Constant(value_int=1)))
+    index = op.Unsqueeze(frames, op.Constant(value_ints=[-1]))
+    k_out = op.ScatterND(k_ring, index, rotated)
+    v_out = op.ScatterND(v_ring, index, op.CastLike(v, v_ring))
+    return k_out, v_out

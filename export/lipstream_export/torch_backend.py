@@ -1,0 +1,153 @@
+"""The torch backend: the modules behind the graphs, run eagerly. The reference of every parity test, and the baseline."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import Tensor
+
+from lipstream.backends.base import Array
+from lipstream.bundle import Bundle
+from lipstream_training.models import TAEHV, CausalDiT, KVRing, StudentConfig, TAEHVConfig
+from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
+
+from .audio import AudioEncoder
+from .bundle import Parts, student_config
+from .denoiser import RingAttention
+from .video import VideoDecoder, VideoEncoder
+
+
+class TorchStream:
+    """See `lipstream.backends.Stream`. Everything in one place, in the type and on the device of the weights."""
+
+    def __init__(self, backend: TorchBackend) -> None:
+        self._config = config = backend.config
+        self._student, self._constants = backend.student, backend.constants
+        size = 8 * config.latent_size[0], 8 * config.latent_size[1]
+        frames = 4 * config.chunk_frames
+        self._audio = AudioEncoder(frames)
+        if self._student:
+            weight = self._student.patch_embedding.weight
+            self._dtype, self._device = weight.dtype, weight.device
+            layers = range(config.num_layers)
+            self._text = [(self._constants[f"text_k.{i}"][None], self._constants[f"text_v.{i}"][None]) for i in layers]
+            self._ring = KVRing(config, dtype=self._dtype, device=str(self._device))
+            self._spatial = spatial_angles(config.grid, config.head_dim)
+        if backend.taehv:
+            self._encoder = VideoEncoder(backend.taehv, frames, size)
+            self._decoder = VideoDecoder(backend.taehv, config.chunk_frames, size)
+            self._encoder_memory: list[Tensor] = backend.taehv.encoder_memory(2, *size)
+            self._decoder_memory: list[Tensor] = backend.taehv.decoder_memory(1, *size)
+
+    @torch.inference_mode()
+    def encode_audio(self, samples: Array) -> Array:
+        return _array(self._audio(torch.from_numpy(samples)))
+
+    @torch.inference_mode()
+    def encode_video(self, frames: Array) -> Array:
+        mask = self._constants["mask.pixel"]
+        latents, *self._encoder_memory = self._encoder(torch.from_numpy(frames), mask, *self._encoder_memory)
+        return _array(latents)
+
+    @torch.inference_mode()
+    def decode(self, latent: Array) -> Array:
+        frames, *self._decoder_memory = self._decoder(torch.from_numpy(latent), *self._decoder_memory)
+        return _array(frames)
+
+    @torch.inference_mode()
+    def begin_chunk(self, chunk: int) -> None:
+        c = self._config
+        self._ring.begin(chunk)
+        frames = torch.arange(c.chunk_frames) + chunk * c.chunk_frames
+        angles = token_angles(temporal_angles(frames, c.head_dim), self._spatial)
+        self._cos, self._sin = (x.float().to(self._device) for x in (angles.cos(), angles.sin()))
+
+    @torch.inference_mode()
+    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
+        assert self._student, "this bundle has no denoiser"
+        constants = self._constants
+        velocity = self._student.denoise(
+            *self._tensors(latent, condition, audio),
+            constants[f"time.{step}"],
+            constants[f"modulation.{step}"],
+            self._text,
+            self._attention(),
+        )
+        return _array(velocity)
+
+    @torch.inference_mode()
+    def context(self, latent: Array, condition: Array, audio: Array) -> None:
+        assert self._student, "this bundle has no denoiser"
+        attend = self._attention()
+        modulation = self._constants[f"modulation.{len(self._config.t_list) - 1}"]
+        self._student.context(*self._tensors(latent, condition, audio), modulation, self._text, attend, attend.leave)
+
+    def _attention(self) -> RingAttention:
+        def write(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            return self._ring.write(layer, rotate(k, self._cos[:, :, None], self._sin[:, :, None]), v)
+
+        return RingAttention(write, self._cos, self._sin)
+
+    def _tensors(self, *arrays: NDArray[np.float32]) -> list[Tensor]:
+        return [torch.from_numpy(x).to(self._device, self._dtype) for x in arrays]
+
+
+def _array(x: Tensor) -> Array:
+    array: Array = x.float().cpu().numpy()
+    return array
+
+
+class TorchBackend:
+    """A bundle as PyTorch modules, rebuilt from the weights of its graphs.
+
+    Args:
+        bundle: an fp32 bundle that `lipstream export` wrote.
+        threads: CPU threads (of the whole process), 0 to leave PyTorch's own choice.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        if threads:
+            torch.set_num_threads(threads)
+        model = bundle.manifest.model
+        config = student_config(model["config"])
+        student = taehv = None
+        if "denoiser.onnx" in bundle.manifest.files:
+            student = CausalDiT(config)
+            _load(student, bundle, "denoiser", "student.")
+        if "taehv" in model:
+            taehv = TAEHV(TAEHVConfig(**{**model["taehv"], "decoder_widths": tuple(model["taehv"]["decoder_widths"])}))
+            for graph in ("video_encoder", "video_decoder"):
+                _load(taehv, bundle, graph, "taehv.")
+        constants = {name: torch.from_numpy(x) for name, x in bundle.constants.items()}
+        self._set(config, student, taehv, constants)
+
+    @classmethod
+    def of(cls, parts: Parts, config: StudentConfig) -> TorchBackend:
+        """The backend of models that are in memory already."""
+        backend = cls.__new__(cls)
+        backend._set(config, parts.student, parts.taehv, parts.constants())
+        return backend
+
+    def _set(
+        self, config: StudentConfig, student: CausalDiT | None, taehv: TAEHV | None, constants: dict[str, Tensor]
+    ) -> None:
+        self.config, self.constants = config, constants
+        self.student, self.taehv = student and student.eval(), taehv and taehv.eval()
+
+    def open_stream(self) -> TorchStream:
+        return TorchStream(self)
+
+
+def _load(module: torch.nn.Module, bundle: Bundle, graph: str, prefix: str) -> None:
+    """Give `module` the weights that stand in `graph` under their own names."""
+    model = onnx.load(str(bundle.file(f"{graph}.onnx")))
+    state = {}
+    for tensor in model.graph.initializer:
+        name = tensor.name.removesuffix(".bfloat16")
+        if name.startswith(prefix):
+            state[name.removeprefix(prefix)] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
+    expected = module.state_dict()
+    module.load_state_dict({name: x for name, x in state.items() if name in expected}, strict=False)

@@ -1,0 +1,63 @@
+"""The video_encoder and video_decoder graphs: one chunk per call through TAEHV, memories in and out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lipstream_training.models import TAEHV
+
+
+class VideoEncoder(nn.Module):
+    """frames [n, 3, H, W] in [0, 1], mask [H, W] (1 = keep), memory.i [2, ...] -> latents [2, C, n / 4, H / 8, W / 8], memories.
+
+    The first of the two latents is of the frames as they are, the second of the masked ones, where pixels that are not
+    kept are mid-grey (0 in the [-1, 1] convention of the released model).
+    """
+
+    def __init__(self, taehv: TAEHV, frames: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.taehv, self.frames, self.size = taehv, frames, size
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["frames", "mask", *(f"memory.{i}" for i in range(9))]
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["latents", *(f"memory_out.{i}" for i in range(9))]
+
+    def example(self) -> tuple[Tensor, ...]:
+        frames = torch.zeros(self.frames, 3, *self.size)
+        return frames, torch.ones(self.size), *self.taehv.encoder_memory(2, *self.size)
+
+    def forward(self, frames: Tensor, mask: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        both = torch.stack([frames, (frames - 0.5) * mask + 0.5])
+        latents, after = self.taehv.encode(both, memory)
+        return latents.transpose(1, 2), *after
+
+
+class VideoDecoder(nn.Module):
+    """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, 8 h, 8 w] in [0, 1], memories."""
+
+    def __init__(self, taehv: TAEHV, latent_frames: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.taehv, self.latent_frames, self.size = taehv, latent_frames, size
+
+    @property
+    def input_names(self) -> list[str]:
+        return ["latent", *(f"memory.{i}" for i in range(9))]
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["frames", *(f"memory_out.{i}" for i in range(9))]
+
+    def example(self) -> tuple[Tensor, ...]:
+        height, width = self.size
+        channels = self.taehv.config.latent_channels
+        latent = torch.zeros(channels, self.latent_frames, height // 8, width // 8)
+        return latent, *self.taehv.decoder_memory(1, height, width)
+
+    def forward(self, latent: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
+        frames, after = self.taehv.decode(latent.transpose(0, 1)[None], memory)
+        return frames[0], *after

@@ -1,0 +1,90 @@
+"""The K/V ring of one layer: its index arithmetic, and its kernels on NumPy arrays (CPU, in place, without the GIL).
+
+`k_ring` and `v_ring` are [F, T, H, D], F = R + S frame slots of T tokens, H heads and D (even) elements per head. Slots
+[0, R) are the blocks that chunks take in turn, slots [R, R + S) the sink. All the arrays of a call have one dtype:
+float32, or uint16 holding the bits of bfloat16 (arithmetic is float32, rounding to nearest even). K is stored rotated:
+pair j of a head is elements (2j, 2j + 1), times cos + i sin; the leading pairs turn with time, those after with space.
+
+Per chunk: `ring_position`, then per layer `ring_keep`, `ring_anchor`, and `ring_write` for every pass; attention then
+runs over slots [0, valid), whose order does not matter.
+
+Every function raises TypeError for an object or dtype, and ValueError for a shape, range, memory layout (strided,
+unaligned, read-only, shared between arguments), that it cannot take. It then has written nothing.
+"""
+
+from typing import TypeAlias, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Stored: TypeAlias = NDArray[np.float32] | NDArray[np.uint16]
+_Angles: TypeAlias = NDArray[np.float32]
+
+@final
+class RingPosition:
+    """What one chunk does to the ring. All counts are latent frames."""
+
+    @property
+    def chunk(self) -> int:
+        """Index of the chunk in the stream, from 0."""
+    @property
+    def slot(self) -> int:
+        """First slot of the block it writes."""
+    @property
+    def valid(self) -> int:
+        """It attends to slots [0, valid)."""
+    @property
+    def anchored(self) -> int:
+        """Sink frames among them: slots [R, R + anchored)."""
+    @property
+    def shift(self) -> int:
+        """Temporal positions to turn the sink forward by in `ring_anchor`."""
+    @property
+    def keep_slot(self) -> int:
+        """First slot to save with `ring_keep` before the block is written, -1 if none."""
+    @property
+    def keep_first(self) -> int:
+        """Index within the sink of the first frame saved."""
+    @property
+    def keep_count(self) -> int:
+        """Frames to save, 0 if none."""
+
+def ring_position(chunk: int, window: int, sink: int, chunk_frames: int = 3) -> RingPosition:
+    """Where `chunk` (from 0) stands in a ring of `window` frames, the first `sink` frames of the stream included.
+
+    Raises ValueError where `window` - `sink` is not one or more whole chunks, or a value is out of its range.
+    """
+
+def ring_write(
+    k_ring: _Stored,
+    v_ring: _Stored,
+    k: _Stored,
+    v: _Stored,
+    slot: int,
+    cos_t: _Angles,
+    sin_t: _Angles,
+    cos_s: _Angles,
+    sin_s: _Angles,
+    threads: int = 0,
+) -> None:
+    """Write a chunk, `k` and `v` [c, T, H, D], into slots [slot, slot + c): K rotated, V as it is.
+
+    `cos_t`, `sin_t` [c, P] are for the P temporal pairs of each frame, at its index in the stream; `cos_s`, `sin_s`
+    [T, D / 2 - P] for the others. `threads` 0 is automatic; the result is the same bits for any number.
+    """
+
+def ring_keep(
+    k_ring: _Stored, v_ring: _Stored, sink_base: _Stored, slot: int, rolling: int, first: int, count: int
+) -> None:
+    """Save slots [slot, slot + count) as sink frames `first` and on: K into `sink_base` [S, T, H, D], V into the sink
+    slots of `v_ring` itself, `rolling` + `first` and on. A `count` of 0 does nothing.
+    """
+
+def ring_anchor(
+    k_ring: _Stored, sink_base: _Stored, rolling: int, count: int, cos: _Angles, sin: _Angles, threads: int = 0
+) -> None:
+    """Fill sink slots [rolling, rolling + count) of `k_ring` from `sink_base` [S, T, H, D], turned further.
+
+    `cos`, `sin` [P] are the angles of the P temporal pairs for `RingPosition.shift`; the other pairs are copied. Always
+    from `sink_base`, so rounding does not add up over a stream.
+    """

@@ -1,0 +1,64 @@
+"""The K/V ring's CUDA kernels; `_native` says what each does. Built only where a CUDA compiler was found.
+
+Arrays are device addresses (int) on the current device, float32 or bfloat16 as `dtype` says, angles always float32.
+`ring_shape` is [F, T, H, D] of `k_ring` and `v_ring`. Work is enqueued on `stream` (a cudaStream_t; 0 is the default
+one) and not waited for, so it may be captured in a CUDA graph. The addresses' memory is the caller's to vouch for.
+
+Raises ValueError for a shape, range, dtype or a null or unaligned address (K and V: 2 elements; 16 bytes is fastest),
+before anything is enqueued; RuntimeError with CUDA's own error where a launch fails, for one without a device.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+def device_count() -> int:
+    """CUDA devices that can be used; 0 without a driver."""
+
+def ring_write(
+    k_ring: int,
+    v_ring: int,
+    k: int,
+    v: int,
+    slot: int,
+    cos_t: int,
+    sin_t: int,
+    cos_s: int,
+    sin_s: int,
+    *,
+    ring_shape: Sequence[int],
+    frames: int,
+    temporal_pairs: int,
+    dtype: Literal["float32", "bfloat16"],
+    stream: int = 0,
+) -> None:
+    """Write a chunk of `frames` frames; see `_native.ring_write`."""
+
+def ring_keep(
+    k_ring: int,
+    v_ring: int,
+    sink_base: int,
+    slot: int,
+    rolling: int,
+    first: int,
+    count: int,
+    *,
+    ring_shape: Sequence[int],
+    dtype: Literal["float32", "bfloat16"],
+    stream: int = 0,
+) -> None:
+    """Save `count` frames into the sink; see `_native.ring_keep`."""
+
+def ring_anchor(
+    k_ring: int,
+    sink_base: int,
+    rolling: int,
+    count: int,
+    cos: int,
+    sin: int,
+    *,
+    ring_shape: Sequence[int],
+    temporal_pairs: int,
+    dtype: Literal["float32", "bfloat16"],
+    stream: int = 0,
+) -> None:
+    """Fill the first `count` sink slots, turned further; see `_native.ring_anchor`."""

@@ -1,0 +1,155 @@
+"""The ONNX Runtime backend: the exported graphs on a CPU, every state bound in place of being passed around."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from ..bundle import Bundle
+from ..errors import BackendError
+from ..ring import Ring
+from .base import Array
+
+GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
+
+
+class OnnxRuntimeBackend:
+    """A bundle of ONNX graphs, loaded once and shared by all streams.
+
+    Args:
+        bundle: one whose graphs are `.onnx` files; a bundle may leave out graphs that its user never calls.
+        threads: CPU threads a graph may use, 0 for all cores.
+
+    Raises:
+        BackendError: a graph does not load.
+    """
+
+    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.log_severity_level = 3
+        self.manifest = bundle.manifest
+        self.constants = bundle.constants
+        self.graphs: dict[str, ort.InferenceSession] = {}
+        for name in GRAPHS:
+            if f"{name}.onnx" not in bundle.manifest.files:
+                continue
+            try:
+                path = str(bundle.file(f"{name}.onnx"))
+                self.graphs[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+                raise BackendError(
+                    f"graph {name} of {bundle.path} does not load: {error}",
+                    fix="pip install --upgrade onnxruntime, or export the bundle again",
+                ) from error
+
+    def open_stream(self) -> OnnxRuntimeStream:
+        return OnnxRuntimeStream(self)
+
+
+class _Memory:
+    """The tensors a graph hands from one call to the next (`memory.i` -> `memory_out.i`), double-buffered."""
+
+    def __init__(self, graph: ort.InferenceSession) -> None:
+        shapes = {i.name: i.shape for i in graph.get_inputs() if i.name.startswith("memory.")}
+        self.now = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
+        self.next = {name.replace("memory", "memory_out"): np.zeros_like(x) for name, x in self.now.items()}
+
+    def swap(self) -> None:
+        now, after = list(self.now.values()), list(self.next.values())
+        self.now = dict(zip(self.now, after, strict=True))
+        self.next = dict(zip(self.next, now, strict=True))
+
+
+class OnnxRuntimeStream:
+    """See `lipstream.backends.Stream`."""
+
+    def __init__(self, backend: OnnxRuntimeBackend) -> None:
+        self._graphs, self._constants = backend.graphs, backend.constants
+        geometry = backend.manifest.geometry
+        self._steps = len(backend.manifest.t_list) - 1
+        self._ring = Ring(geometry)
+        self._memory = {name: _Memory(g) for name, g in self._graphs.items() if name.startswith("video")}
+        self._text = {name: x for name, x in self._constants.items() if name.startswith("text_")}
+
+    def encode_audio(self, samples: Array) -> Array:
+        graph = self._graphs["audio_encoder"]
+        features = np.empty(graph.get_outputs()[0].shape, np.float32)
+        _call(graph, {"samples": samples}, {"features": features})
+        return features
+
+    def encode_video(self, frames: Array) -> Array:
+        mask = self._constants["mask.pixel"]
+        return self._with_memory("video_encoder", {"frames": frames, "mask": mask}, "latents")
+
+    def decode(self, latent: Array) -> Array:
+        return self._with_memory("video_decoder", {"latent": latent}, "frames")
+
+    def begin_chunk(self, chunk: int) -> None:
+        self._ring.begin(chunk)
+
+    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
+        velocity = np.empty_like(latent)
+        time = {"time": self._constants[f"time.{step}"]}
+        self._pass("denoiser", latent, condition, audio, step, time, {"velocity": velocity})
+        return velocity
+
+    def context(self, latent: Array, condition: Array, audio: Array) -> None:
+        self._pass("context", latent, condition, audio, self._steps, {}, {})
+
+    def _pass(
+        self,
+        name: str,
+        latent: Array,
+        condition: Array,
+        audio: Array,
+        step: int,
+        inputs: dict[str, Array],
+        outputs: dict[str, Array],
+    ) -> None:
+        ring = self._ring
+        tensors: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
+            **inputs,
+            **self._text,
+            "latent": latent,
+            "condition": condition,
+            "audio": audio,
+            "modulation": self._constants[f"modulation.{step}"],
+            "rope_cos": ring.cos,
+            "rope_sin": ring.sin,
+            "slot": np.array([ring.position.slot], np.int64),
+        }
+        for i, (k, v) in enumerate(ring.attended()):
+            tensors |= {f"k.{i}": k, f"v.{i}": v}
+        for i, (k, v) in enumerate(ring.written()):
+            outputs |= {f"k_out.{i}": k, f"v_out.{i}": v}
+        _call(self._graphs[name], tensors, outputs)
+        ring.swap()
+
+    def _with_memory(self, name: str, inputs: Mapping[str, Array], output: str) -> Array:
+        graph, memory = self._graphs[name], self._memory[name]
+        shapes = {o.name: o.shape for o in graph.get_outputs()}
+        result = np.empty(shapes[output], np.float32)
+        _call(graph, {**inputs, **memory.now}, {output: result, **memory.next})
+        memory.swap()
+        return result
+
+
+def _call(
+    graph: ort.InferenceSession,
+    inputs: Mapping[str, NDArray[np.float32] | NDArray[np.int64]],
+    outputs: Mapping[str, Array],
+) -> None:
+    """Run `graph` from and into the given arrays, without copies; inputs that it does not have are left out."""
+    binding = graph.io_binding()
+    wanted = {i.name for i in graph.get_inputs()}
+    for name, x in inputs.items():
+        if name in wanted:
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)))
+    for name, x in outputs.items():
+        binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(x))
+    graph.run_with_iobinding(binding)

@@ -1,0 +1,136 @@
+"""Every error a user can meet: one class for each different fix.
+
+Two roots. `LipStreamError` is something the user can mend (input, configuration, environment): its message says
+what was found, what was expected and what to do. `LipStreamInternalError` is a bug of ours and is never caught here.
+"""
+
+from __future__ import annotations
+
+
+class LipStreamError(Exception):
+    """Root of all errors that a user can mend.
+
+    Attributes:
+        code: stable identifier for logs and programs, e.g. ``"no_face"``.
+        exit_code: process exit status the command line ends with; a different one for each class.
+        fix: what to do about it, a command where there is one.
+    """
+
+    code = "error"
+    exit_code = 1
+
+    def __init__(self, found: str, *, expected: str = "", fix: str = "") -> None:
+        self.found, self.expected, self.fix = found, expected, fix
+        super().__init__(found)
+
+    def __str__(self) -> str:
+        lines = [self.found]
+        if self.expected:
+            lines.append(f"expected: {self.expected}")
+        if self.fix:
+            lines.append(f"fix: {self.fix}")
+        return "\n  ".join(lines)
+
+
+class ConfigError(LipStreamError):
+    """An option has a value that cannot work."""
+
+    code, exit_code = "config", 3
+
+
+class MissingExtraError(LipStreamError):
+    """A command needs an optional part of LipStream that is not installed."""
+
+    code, exit_code = "missing_extra", 4
+
+
+class MediaOpenError(LipStreamError):
+    """A media file is missing, unreadable or not a media file."""
+
+    code, exit_code = "media_open", 10
+
+
+class MediaTruncatedError(LipStreamError):
+    """A media file ends, or breaks, before its own header says it should."""
+
+    code, exit_code = "media_truncated", 11
+
+
+class NoVideoError(LipStreamError):
+    """The source holds no video stream, or one without a single frame."""
+
+    code, exit_code = "no_video", 12
+
+
+class NoAudioError(LipStreamError):
+    """The source holds no audio stream, or one without a single sample."""
+
+    code, exit_code = "no_audio", 13
+
+
+class AudioFormatError(LipStreamError):
+    """Audio samples of a type, shape, rate or value (NaN) that cannot be used."""
+
+    code, exit_code = "audio_format", 14
+
+
+class AudioTooShortError(LipStreamError):
+    """Audio shorter than one video frame (40 ms)."""
+
+    code, exit_code = "audio_too_short", 15
+
+
+class OutputError(LipStreamError):
+    """The result cannot be written where it was asked for."""
+
+    code, exit_code = "output", 16
+
+
+class FaceNotFoundError(LipStreamError):
+    """No usable face where one is needed. `frame` is the index of the source frame."""
+
+    code, exit_code = "no_face", 20
+
+    def __init__(self, found: str, *, frame: int, expected: str = "", fix: str = "") -> None:
+        super().__init__(found, expected=expected, fix=fix)
+        self.frame = frame
+
+
+class BundleNotFoundError(LipStreamError):
+    """No bundle at that path or of that name."""
+
+    code, exit_code = "bundle_not_found", 30
+
+
+class BundleCorruptError(LipStreamError):
+    """A file of the bundle is missing or differs from what the manifest says."""
+
+    code, exit_code = "bundle_corrupt", 31
+
+
+class BundleVersionError(LipStreamError):
+    """The bundle was written for another version of the bundle format."""
+
+    code, exit_code = "bundle_version", 32
+
+
+class BackendError(LipStreamError):
+    """A backend is unknown, not installed, or cannot run this bundle."""
+
+    code, exit_code = "backend", 33
+
+
+class BackpressureError(LipStreamError):
+    """More audio was pushed than the session may hold; iterate over the frames first."""
+
+    code, exit_code = "backpressure", 40
+
+
+class SessionClosedError(LipStreamError):
+    """The session was closed, or its audio was already ended by `flush()`."""
+
+    code, exit_code = "session_closed", 41
+
+
+class LipStreamInternalError(Exception):
+    """An invariant of LipStream itself is broken: please report it."""

@@ -1,0 +1,173 @@
+"""Where the faces of a frame are: BlazeFace on one view of the frame, or on many where the faces are small.
+
+The networks are Google's TFLite files, run by OpenCV: its reader needs no TensorFlow, its result equals TFLite's to
+1e-6 of the output range, and a call takes 2.5 ms (short range) or 7 ms (full range) on one core. The short-range network is sure of faces that fill
+the view, the full-range one finds them down to a twentieth of its side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipstream.face.models import load_net
+from lipstream.face.warp import check_frame, warp
+
+#: Order of `Face.keypoints`; left and right are those of the picture.
+KEYPOINTS = ("left eye", "right eye", "nose tip", "mouth", "left ear", "right ear")
+
+_SMALLEST_TILE = 320
+
+
+@dataclass(frozen=True)
+class Face:
+    """A detected face. Coordinates are pixel centres of the frame and may lie outside it.
+
+    Attributes:
+        box: float32 [4], x0, y0, x1, y1: brows to chin, ear to ear.
+        score: confidence in [0, 1].
+        keypoints: float32 [6, 2], (x, y) in the order of KEYPOINTS.
+    """
+
+    box: NDArray[np.float32]
+    score: float
+    keypoints: NDArray[np.float32]
+
+    @property
+    def centre(self) -> NDArray[np.float32]:
+        return (self.box[:2] + self.box[2:]) / 2
+
+    @property
+    def area(self) -> float:
+        return float(np.prod(self.box[2:] - self.box[:2]))
+
+
+@dataclass(frozen=True)
+class _View:
+    """A square part of the frame, its top left corner and its side in pixels; may reach over the frame's border."""
+
+    x: float
+    y: float
+    side: float
+
+
+class _BlazeFace:
+    """One SSD network: a square view -> boxes, scores and keypoints of every anchor."""
+
+    def __init__(self, name: str, outputs: tuple[str, str], size: int, anchors: NDArray[np.float32]) -> None:
+        self._outputs, self._size, self._anchors = outputs, size, anchors
+        self._net = load_net(name, outputs)
+
+    def __call__(
+        self, frame: NDArray[np.uint8], view: _View, min_score: float
+    ) -> list[tuple[NDArray[np.float32], float]]:
+        """Points [8, 2] in frame pixels (box corners, keypoints) and score of each anchor that sees a face."""
+        zoom = self._size / view.side
+        matrix = np.array([[zoom, 0, (0.5 - view.x) * zoom - 0.5], [0, zoom, (0.5 - view.y) * zoom - 0.5]])
+        image = warp(frame, matrix, self._size, self._size, border=cv2.BORDER_CONSTANT)
+        self._net.setInput(cv2.dnn.blobFromImage(image, 1 / 127.5, mean=(127.5, 127.5, 127.5)))
+        logits, regressed = self._net.forward(self._outputs)
+        scores = 1 / (1 + np.exp(-np.clip(logits.reshape(-1), -80, 80)))
+        hits = np.flatnonzero(scores >= min_score)
+        points = regressed.reshape(-1, 8, 2)[hits] / self._size
+        points[:, 0] += self._anchors[hits]
+        points[:, 2:] += self._anchors[hits, None]
+        half = points[:, 1] / 2
+        points[:, 1] = points[:, 0] + half
+        points[:, 0] -= half
+        points = points * view.side + np.array([view.x, view.y]) - 0.5
+        return [(p, float(s)) for p, s in zip(points.astype(np.float32), scores[hits], strict=True)]
+
+
+class FaceDetector:
+    """Finds the faces of single frames. Not thread-safe: use one per thread.
+
+    Args:
+        min_score: confidence in [0, 1] below which a detection is dropped.
+    """
+
+    def __init__(self, min_score: float = 0.5) -> None:
+        self.min_score = min_score
+        self._short = _BlazeFace(
+            "face_detection_short_range", ("classificators", "regressors"), 128, _anchors(128, ((8, 2), (16, 6)))
+        )
+        self._full = _BlazeFace(
+            "face_detection_full_range",
+            ("reshaped_classifier_face_4", "reshaped_regressor_face_4"),
+            192,
+            _anchors(192, ((4, 1),)),
+        )
+
+    def detect(
+        self, frame: NDArray[np.uint8], *, closely: Sequence[tuple[float, float, float]] = (), tiles: bool = True
+    ) -> list[Face]:
+        """Faces of `frame`, uint8 [H, W, 3] RGB, the largest first; empty where there is none.
+
+        Args:
+            frame: the picture, any size.
+            closely: squares (centre x, centre y, side in pixels) also looked at, for small faces beside larger ones.
+            tiles: when all this shows no face, look for small ones in ever smaller tiles (about 0.15 s in 4K).
+
+        Raises:
+            ConfigError: `frame` is not uint8 [H, W, 3].
+        """
+        check_frame(frame)
+        height, width = frame.shape[:2]
+        side = max(height, width)
+        whole = _View((width - side) / 2, (height - side) / 2, side)
+        found = self._short(frame, whole, self.min_score) + self._full(frame, whole, self.min_score)
+        for x, y, close in closely:
+            found += self._full(frame, _View(x - close / 2, y - close / 2, close), self.min_score)
+        while tiles and not found and (side := side / 2) >= _SMALLEST_TILE:
+            for view in _tiles(width, height, side):
+                found += self._full(frame, view, self.min_score)
+        return _distinct(found)
+
+    def confirm(self, frame: NDArray[np.uint8], box: NDArray[np.float32]) -> bool:
+        """Whether a face is still to be seen at `box` (x0, y0, x1, y1): one cheap look at its surroundings."""
+        side = 2 * float((box[2:] - box[:2]).max())
+        x, y = (box[:2] + box[2:]) / 2 - side / 2
+        return any(overlap(face.box, box) > 0.2 for face in _distinct(self._short(frame, _View(x, y, side), 0.3)))
+
+
+def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Intersection over union of two boxes (x0, y0, x1, y1), in [0, 1]."""
+    inner = float(np.prod(np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)))
+    outer = float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - inner
+    return inner / outer if outer > 0 else 0.0
+
+
+def _anchors(size: int, strides: tuple[tuple[int, int], ...]) -> NDArray[np.float32]:
+    """Anchor centres [N, 2] in [0, 1]: for each (stride, count) a grid with `count` anchors per cell."""
+    grids = []
+    for stride, count in strides:
+        cells = size // stride
+        y, x = np.mgrid[0:cells, 0:cells]
+        grids.append(np.repeat((np.stack([x.ravel(), y.ravel()], 1) + 0.5) / cells, count, axis=0))
+    return np.concatenate(grids).astype(np.float32)
+
+
+def _tiles(width: int, height: int, side: float) -> list[_View]:
+    """Squares of `side` that cover the frame and overlap by a quarter or more, so that no face is cut by all."""
+    starts = []
+    for length in (width, height):
+        count = max(1, int(np.ceil((length - side) / (0.75 * side))) + 1)
+        slack = length - side
+        starts.append([slack / 2] if count == 1 else [slack * i / (count - 1) for i in range(count)])
+    return [_View(x, y, side) for y, x in product(starts[1], starts[0])]
+
+
+def _distinct(found: list[tuple[NDArray[np.float32], float]]) -> list[Face]:
+    """Greedy non-maximum suppression by score; the survivors by area."""
+    kept: list[Face] = []
+    for points, score in sorted(found, key=lambda item: -item[1]):
+        face = Face(points[:2].reshape(4), score, points[2:])
+        if face.box[0] < face.box[2] and face.box[1] < face.box[3]:
+            if all(overlap(face.box, other.box) < 0.3 for other in kept):
+                kept.append(face)
+    return sorted(kept, key=lambda face: -face.area)

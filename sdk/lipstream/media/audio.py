@@ -1,0 +1,165 @@
+"""Audio files as blocks of samples, and the check that every array of samples passes at the door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+
+import av
+import numpy as np
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from numpy.typing import ArrayLike, NDArray
+
+from lipstream.errors import AudioFormatError, NoAudioError
+from lipstream.media.container import PathLike, decode, open_input, stream_duration
+
+MIN_RATE, MAX_RATE = 4_000, 384_000
+MAX_CHANNELS = 8
+LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
+"""FFmpeg's channel layout for 1..8 channels."""
+
+# Resampling and mixing overshoot 1.0 a little; only samples that were never scaled to it exceed this.
+_MAX_FLOAT = 8.0
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What an audio file says about itself.
+
+    Attributes:
+        rate: samples per second.
+        channels: number of channels.
+        duration: seconds by the header; None if it does not say.
+        start_time: seconds on the file's clock of its first sample.
+    """
+
+    rate: int
+    channels: int
+    duration: float | None
+    start_time: float
+
+
+class AudioReader:
+    """Blocks of float32 [n, channels] samples of an audio or video file, at its own rate and channel count.
+
+    Iteration opens the file afresh, so a reader can be iterated any number of times. Memory does not grow with
+    length. The encoder's delay is skipped, and the padding at the end cut, where the file states them.
+    Full scale is -1..1; a lossy codec may exceed it.
+
+    Args:
+        path: a regular file.
+
+    Raises:
+        MediaOpenError: missing, a directory, unreadable, or not media.
+        NoAudioError: no audio stream, or not one sample in it.
+        MediaTruncatedError: the file breaks, or ends before its header says; also raised during iteration.
+        AudioFormatError: rate or channels change midway; raised during iteration.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        with open_input(self.path) as container:
+            stream = _pick(container, self.path)
+            first = next(decode(container, stream, self.path), None)
+            if first is None:
+                raise NoAudioError(f"{self.path}: not one sample in its audio stream")
+            duration = stream_duration(container, stream)
+            self.info = AudioInfo(
+                rate=first.sample_rate,
+                channels=first.layout.nb_channels,
+                duration=None if duration is None else float(duration),
+                start_time=float(first.time or 0.0),
+            )
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        with open_input(self.path) as container:
+            stream = _pick(container, self.path)
+            length = _exact_length(container, stream, self.info.rate)
+            # To packed float32: exact for 16 and 24 bit, and PyAV cannot lay out eight planes.
+            convert = av.AudioResampler(format="flt")
+            position = 0
+            for frame in decode(container, stream, self.path):
+                if (frame.sample_rate, frame.layout.nb_channels) != (self.info.rate, self.info.channels):
+                    raise AudioFormatError(
+                        f"{self.path} changes to {frame.sample_rate} Hz, {frame.layout.nb_channels} channels midway",
+                        expected=f"{self.info.rate} Hz, {self.info.channels} channels throughout",
+                    )
+                for packed in convert.resample(frame):
+                    block = packed.to_ndarray().reshape(-1, self.info.channels)
+                    # Only a last codec frame that straddles the stated end is padding; a header that is wrong by more
+                    # must not cost any speech.
+                    if length is not None and position < length < position + len(block):
+                        block = block[: length - position]
+                    position += packed.samples
+                    yield block
+
+
+def read_audio(path: PathLike) -> tuple[NDArray[np.float32], int]:
+    """The whole audio of an audio or video file: (samples float32 [n, channels], rate). Errors as `AudioReader`."""
+    reader = AudioReader(path)
+    return np.concatenate(list(reader)), reader.info.rate
+
+
+def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
+    """Check samples and bring them to one form.
+
+    Args:
+        pcm: int16, or float32 or float64 with full scale -1..1; shape [n] or [n, channels] with 1..8 channels; n may
+            be 0. Floats a little beyond full scale are kept as they are, not clipped.
+
+    Returns:
+        float32 [n, channels]; int16 is divided by 32768. It may share memory with `pcm`.
+
+    Raises:
+        AudioFormatError: another type or shape, NaN or infinity, or floats above 8 in magnitude.
+    """
+    samples = np.asarray(pcm)
+    if samples.dtype not in (np.int16, np.float32, np.float64):
+        raise AudioFormatError(
+            f"audio samples of type {samples.dtype}",
+            expected="int16, or float32 in -1..1",
+            fix="convert first, e.g. (pcm32 >> 16).astype(np.int16) for int32",
+        )
+    if samples.ndim not in (1, 2) or (samples.ndim == 2 and not 1 <= samples.shape[1] <= MAX_CHANNELS):
+        raise AudioFormatError(
+            f"audio samples of shape {list(samples.shape)}",
+            expected=f"[n] or [n, channels] with 1..{MAX_CHANNELS} channels",
+            fix="transpose the array if the channels come first",
+        )
+    columns = samples.reshape(-1, 1) if samples.ndim == 1 else samples
+    if columns.dtype == np.int16:
+        return columns.astype(np.float32) / np.float32(32768)
+    peak = float(np.abs(columns).max(initial=0.0))  # NaN wins over every number
+    if not np.isfinite(peak):
+        raise AudioFormatError("audio samples contain NaN or infinity", expected="finite numbers in -1..1")
+    if peak > _MAX_FLOAT:
+        raise AudioFormatError(
+            f"float audio samples up to {peak:g}",
+            expected="full scale -1..1",
+            fix="they look like integers: divide 16-bit samples by 32768",
+        )
+    return columns.astype(np.float32, copy=False)
+
+
+def check_rate(rate: int) -> int:
+    """The sample rate as an int, if it is a whole number of Hz in 4000..384000; else AudioFormatError."""
+    if isinstance(rate, bool) or not isinstance(rate, Integral) or not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioFormatError(f"sample rate {rate!r}", expected=f"a whole number of Hz in {MIN_RATE}..{MAX_RATE}")
+    return int(rate)
+
+
+def _pick(container: InputContainer, path: Path) -> AudioStream:
+    stream = container.streams.best("audio")
+    if not isinstance(stream, AudioStream):
+        raise NoAudioError(f"{path} holds no audio", fix="give a file with an audio track as the speech")
+    return stream
+
+
+def _exact_length(container: InputContainer, stream: AudioStream, rate: int) -> int | None:
+    """Samples by the track duration of MP4/MOV, whose last AAC frame FFmpeg does not cut; elsewhere None."""
+    if not container.format.name.startswith("mov") or not stream.duration or not stream.time_base:
+        return None
+    return round(stream.duration * stream.time_base * rate)

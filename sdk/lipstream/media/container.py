@@ -1,0 +1,168 @@
+"""Opening and decoding of media files, with every failure as one of LipStream's own errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.video.stream import VideoStream
+
+from lipstream.errors import MediaOpenError, MediaTruncatedError
+
+PathLike = str | os.PathLike[str]
+
+log = logging.getLogger("lipstream")
+
+# FFmpeg draws any text file as ANSI art; for us such a file is not media.
+_TEXT_ART = {"tty", "bin", "adf", "idf", "xbin"}
+# Containers whose header states the length. Elsewhere (MPEG-TS, MP3, raw streams) FFmpeg estimates it from the bit rate.
+_LENGTH_IN_HEADER = ("mov", "matroska", "flac")
+# WAV writers that cannot seek back leave a data size in this range: 0x7ffff000 (SoX) .. 0xffffffff (FFmpeg).
+_WAV_SIZE_UNKNOWN = 0x7FFFF000
+
+
+def open_input(path: PathLike) -> InputContainer:
+    """Open a regular file for reading; nothing but local files is ever touched, whatever the file refers to.
+
+    Raises:
+        MediaOpenError: the path is missing, not a regular file, unreadable, or not media.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise MediaOpenError(f"no such file: {path}", fix="check the path")
+    if not path.is_file():
+        kind = "a directory" if path.is_dir() else "not a regular file"
+        raise MediaOpenError(f"{path} is {kind}", expected="a video, audio or image file")
+    try:
+        # "file:" keeps a colon in a name from being read as a protocol, and the whitelist keeps playlists local.
+        container = av.open(
+            f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
+        )
+    except (av.FFmpegError, ValueError) as error:
+        raise MediaOpenError(
+            f"{path} cannot be read as media: {_reason(error)}",
+            expected="a video, audio or image file that FFmpeg can decode",
+            fix="check that the file is complete and that its suffix tells the truth",
+        ) from error
+    if container.format.name in _TEXT_ART:
+        container.close()
+        raise MediaOpenError(f"{path} is a text file", expected="a video, audio or image file")
+    return container
+
+
+def decode(container: InputContainer, stream: VideoStream | AudioStream, path: PathLike) -> Iterator[Any]:
+    """Yield the decoded frames of one stream (`av.VideoFrame` or `av.AudioFrame`) in presentation order.
+
+    Damage before the first good frame is skipped, as in a broadcast joined midway. Damage between good frames, and a
+    stream that ends well before the header's own length, is an error; damage after the full length is ignored.
+
+    Raises:
+        MediaOpenError: no decoder for this codec.
+        MediaTruncatedError: see above, raised after the frames before the damage were yielded.
+    """
+    if stream.codec_context is None:
+        raise MediaOpenError(f"{path}: the codec of stream {stream.index} is unknown to this FFmpeg")
+    promised = _promised_end(container, stream, Path(path))
+    end = Fraction(0)
+    damage: av.FFmpegError | None = None
+    started = False
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError as error:
+            damage, packet = error, None
+        if packet is None:
+            break
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            damage = damage or error
+            continue
+        for frame in frames:
+            if damage and started:
+                raise _truncated(path, f"is damaged at {float(end):.2f} s: {_reason(damage)}") from damage
+            started, damage = True, None
+            start = end if frame.pts is None else frame.pts * frame.time_base
+            end = max(end, start + frame_duration(frame, stream))
+            yield frame
+    if promised is not None and end < promised - max(Fraction(3, 10), promised / 100):
+        raise _truncated(path, f"ends at {float(end):.2f} s, its header says {float(promised):.2f} s") from damage
+    if damage and promised is None and not _near_estimated_end(container, end):
+        raise _truncated(path, f"breaks off at {float(end):.2f} s: {_reason(damage)}") from damage
+
+
+def frame_duration(frame: Any, stream: VideoStream | AudioStream) -> Fraction:
+    """Seconds one decoded frame lasts: by its samples, its own duration, or the stream's rate; at worst 1/25."""
+    if isinstance(frame, av.AudioFrame):
+        return Fraction(frame.samples, frame.sample_rate)
+    if frame.duration and frame.time_base:
+        return Fraction(frame.duration * frame.time_base)
+    rate = stream.guessed_rate or stream.average_rate
+    return 1 / Fraction(rate) if rate else Fraction(1, 25)
+
+
+def stream_duration(container: InputContainer, stream: VideoStream | AudioStream) -> Fraction | None:
+    """Seconds the stream lasts as far as FFmpeg can tell without decoding it; None when it cannot."""
+    if stream.duration and stream.time_base:
+        return stream.duration * stream.time_base
+    tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)\s*", stream.metadata.get("DURATION", ""))
+    if tag:
+        hours, minutes, seconds = tag.groups()
+        return (int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) or None
+    return Fraction(container.duration, av.time_base) if container.duration else None
+
+
+def _promised_end(container: InputContainer, stream: VideoStream | AudioStream, path: Path) -> Fraction | None:
+    """Time, in seconds on the file's clock, at which the header says that the stream ends; None if it does not."""
+    if container.format.name == "wav":
+        return _wav_end(path, stream)
+    if not container.format.name.startswith(_LENGTH_IN_HEADER):
+        return None
+    alone = len(container.streams.video) + len(container.streams.audio) == 1
+    if not stream.duration and "DURATION" not in stream.metadata and not alone:
+        return None  # the container's own length is that of its longest stream
+    duration = stream_duration(container, stream)
+    if duration is None:
+        return None
+    if stream.duration and stream.start_time and stream.time_base:
+        return duration + stream.start_time * stream.time_base
+    return duration
+
+
+def _wav_end(path: Path, stream: VideoStream | AudioStream) -> Fraction | None:
+    """The length by the size of a WAV file's data chunk, which FFmpeg silently clips to the size of the file."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if file.read(4) != b"RIFF":
+            return None
+        file.seek(12)
+        while len(header := file.read(8)) == 8:
+            name, length = struct.unpack("<4sI", header)
+            if name == b"data":
+                present = size - file.tell()
+                clipped = present < length < _WAV_SIZE_UNKNOWN and stream.duration and stream.time_base and present > 0
+                return stream.duration * stream.time_base * length / present if clipped else None
+            file.seek(length + length % 2, os.SEEK_CUR)
+    return None
+
+
+def _near_estimated_end(container: InputContainer, end: Fraction) -> bool:
+    return bool(container.duration) and end >= Fraction(container.duration or 0, av.time_base) * 9 / 10
+
+
+def _truncated(path: PathLike, what: str) -> MediaTruncatedError:
+    return MediaTruncatedError(f"{path} {what}", expected="a complete file", fix="copy or record the file again")
+
+
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error)

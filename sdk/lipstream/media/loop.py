@@ -1,0 +1,160 @@
+"""A source of frames played forwards and backwards for as long as the speech lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipstream.errors import ConfigError, NoVideoError
+from lipstream.media.container import PathLike
+from lipstream.media.reader import VideoReader
+from lipstream.media.spool import FrameSpool
+
+_SLACK = 25  # frames a header may be wrong by before the source must be decoded twice
+
+
+def ping_pong(i: int, n: int) -> int:
+    """Index in 0..n-1 at step i >= 0 of 0, 1, .. n-1, n-2, .. 1, 0, 1, ..: the turning frames appear once."""
+    if n < 1 or i < 0:
+        raise ValueError(f"no step {i} of {n} frames")
+    i %= max(1, 2 * (n - 1))
+    return min(i, 2 * (n - 1) - i)
+
+
+def first_reused(n: int, length: int | None) -> int:
+    """Lowest index that `length` steps (None: endless) of `ping_pong` over n frames visit a second time; n if none."""
+    if length is None:
+        return 0
+    return n if length <= n else max(0, 2 * (n - 1) - (length - 1))
+
+
+class FrameLoop:
+    """Iterator over (source_index, frame) that turns around at either end of the source.
+
+    `frame` is uint8 [H, W, 3], a new array; `source_index` is its place in the source, so that results for a frame
+    can be kept and used again when it comes back. Memory does not grow with length: frames that will come back are
+    written to a temporary file when they are first decoded, and the file is gone on close, on garbage collection and
+    with the process. With `length`, a video that is long enough writes none, a shorter one only what it plays again.
+
+    Args:
+        source: a `VideoReader`, another iterable of frames, or frames in memory (a sequence, or an array [n, H, W, 3]).
+        length: number of frames to yield; None for no end.
+        spool_dir: folder of the temporary file; the system's by default.
+
+    Raises:
+        NoVideoError: the source has no frame.
+        ConfigError: a frame that is not uint8 [H, W, 3], or not of the size of the first.
+        OutputError: the temporary file cannot be written.
+        MediaTruncatedError: from a `VideoReader`.
+    """
+
+    def __init__(
+        self,
+        source: Iterable[NDArray[np.uint8]] | NDArray[np.uint8],
+        length: int | None = None,
+        *,
+        spool_dir: PathLike | None = None,
+    ) -> None:
+        self.length = length
+        self._source = source
+        self._in_memory = isinstance(source, Sequence | np.ndarray)
+        self._count: int | None = _at_least_one(len(source)) if isinstance(source, Sequence | np.ndarray) else None
+        self._first_pass = iter(source)
+        self._spool_dir = None if spool_dir is None else Path(spool_dir)
+        self._spool: FrameSpool | None = None
+        self._position = 0
+        self._shape: tuple[int, ...] = ()
+        self._closed = False
+        expected = source.info.frames if isinstance(source, VideoReader) else None
+        self._first_kept = 0  # frames below this index are not written
+        if expected is not None and length is not None:
+            self._first_kept = length if length <= expected else max(0, first_reused(expected, length) - _SLACK)
+
+    @property
+    def count(self) -> int | None:
+        """Number of frames in the source; None until its end was reached."""
+        return self._count
+
+    def __iter__(self) -> FrameLoop:
+        return self
+
+    def __next__(self) -> tuple[int, NDArray[np.uint8]]:
+        if self._closed or self._position == self.length:
+            self.close()
+            raise StopIteration
+        index, frame = self._position, None
+        if self._count is None:
+            frame = next(self._first_pass, None)
+            if frame is None:
+                self._count = _at_least_one(self._position)
+                self._recover(self._count)
+            elif index >= self._first_kept:
+                self._keep(self._checked(frame))
+        if frame is None:
+            index = ping_pong(self._position, self._count or 1)
+            frame = self._recall(index)
+        self._position += 1
+        return index, self._checked(frame)
+
+    def close(self) -> None:
+        """Stop, and delete the temporary file. May be called again."""
+        self._closed = True
+        self._first_pass = iter(())
+        if self._spool is not None:
+            self._spool.close()
+
+    def __enter__(self) -> FrameLoop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _keep(self, frame: NDArray[np.uint8]) -> None:
+        if self._spool is None:
+            self._spool = FrameSpool(self._spool_dir)
+        self._spool.append(frame)
+
+    def _recall(self, index: int) -> NDArray[np.uint8]:
+        if self._in_memory:
+            return np.array(self._source[index])  # type: ignore[index]
+        assert self._spool is not None
+        return self._spool.read(index - self._first_kept)
+
+    def _recover(self, count: int) -> None:
+        """Decode the source once more if it proved shorter than its header said, so that frames now needed are not
+        in the file."""
+        needed = first_reused(count, self.length)
+        if needed >= self._first_kept:
+            return
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+        self._first_kept = needed
+        for index, frame in enumerate(self._source):
+            if index >= needed:
+                self._keep(frame)
+
+    def _checked(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        self._shape = self._shape or np.shape(frame)
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+            raise ConfigError(
+                f"frame {self._position} is {getattr(frame, 'dtype', type(frame).__name__)} {list(np.shape(frame))}",
+                expected="uint8 [height, width, 3] R'G'B', 0..255",
+            )
+        if frame.shape != self._shape:
+            raise ConfigError(
+                f"frame {self._position} is {list(frame.shape)}", expected=f"{list(self._shape)} as the first"
+            )
+        return frame
+
+
+def _at_least_one(count: int) -> int:
+    if count < 1:
+        raise NoVideoError("the source of frames is empty")
+    return count

@@ -1,0 +1,199 @@
+"""Video files as R'G'B' frames at 25 per second."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TypeVar
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.format import Flags as FormatFlags
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from numpy.typing import NDArray
+
+from lipstream.errors import NoVideoError
+from lipstream.media.colour import Colour, to_rgb
+from lipstream.media.container import PathLike, decode, frame_duration, open_input, stream_duration
+
+FPS = 25
+"""Frames per second of everything that LipStream reads and generates."""
+
+_PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
+_MAX_GAP = 10  # seconds; a larger step in a format with clock resets is a reset, as in FFmpeg's dts_delta_threshold
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What a video file says about itself.
+
+    Attributes:
+        width, height: pixels, after the rotation that the file asks for.
+        fps: frames per second of the source on average; None if unknown.
+        duration: seconds by the header; None if it does not say.
+        start_time: seconds on the file's clock of its first frame (which `VideoReader` shows at 0).
+        sample_aspect_ratio: width of a pixel over its height, after rotation.
+        colour: matrix, primaries, transfer and range of the source.
+    """
+
+    width: int
+    height: int
+    fps: Fraction | None
+    duration: float | None
+    start_time: float
+    sample_aspect_ratio: Fraction
+    colour: Colour
+
+    @property
+    def frames(self) -> int | None:
+        """Number of frames at 25 per second to be expected from `duration`; None if that is unknown."""
+        return None if self.duration is None else max(1, math.floor(self.duration * FPS + 0.5))
+
+
+class VideoReader:
+    """Frames of a video or image file as uint8 [H, W, 3] R'G'B', 0..255, at exactly 25 per second.
+
+    Iteration opens the file afresh, so a reader can be iterated any number of times; it holds no file in between, and
+    about one decoded frame in memory during it. Every frame is a new array that the caller may write to.
+
+    Output frame i shows the source frame current at i/25 s after the first one, by presentation time: sources of
+    any rate, constant or variable, keep their speed. There are round(25 * duration) of them, at least one. Rotation
+    and mirroring asked for by the file are applied. A stream that changes size midway is scaled to its first size.
+
+    Args:
+        path: a regular file.
+
+    Raises:
+        MediaOpenError: missing, a directory, unreadable, or not media.
+        NoVideoError: no video stream (cover art is none), or not one frame in it.
+        MediaTruncatedError: the file breaks, or ends before its header says; also raised during iteration.
+    """
+
+    def __init__(self, path: PathLike) -> None:
+        self.path = Path(path)
+        with open_input(self.path) as container:
+            stream = _pick(container, self.path)
+            first = next(decode(container, stream, self.path), None)
+            if first is None:
+                raise NoVideoError(f"{self.path}: not one frame in its video stream")
+            duration = stream_duration(container, stream)
+            turned = _turns(first)
+            ratio = stream.sample_aspect_ratio or Fraction(1)
+            self._size = first.width, first.height
+            self.info = VideoInfo(
+                width=first.height if turned else first.width,
+                height=first.width if turned else first.height,
+                fps=stream.average_rate or stream.guessed_rate,
+                duration=None if duration is None else float(duration),
+                start_time=float(first.time or 0.0),
+                sample_aspect_ratio=1 / ratio if turned else ratio,
+                colour=Colour.of(first),
+            )
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        reformatter = VideoReformatter()
+        with open_input(self.path) as container:
+            stream = _pick(container, self.path)
+            for frame in retime(_timed(container, stream, self.path)):
+                yield _upright(to_rgb(frame, reformatter, self._size), frame)
+
+
+def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> Iterator[_T]:
+    """Resample items in time, by holding each one until the next.
+
+    Args:
+        timed: (start, duration, item) in seconds, starts not decreasing, the first at 0.
+        fps: items per second wanted.
+
+    Yields:
+        for i = 0 .. max(1, round(fps * end)) - 1 the last item that starts at or before i / fps, where `end` is that of
+        the last item. An output item is yielded as soon as it is certain that it exists.
+    """
+    recent: deque[tuple[Fraction, _T]] = deque()
+    index = 0
+    end = Fraction(0)
+
+    def current() -> _T:
+        while len(recent) > 1 and recent[1][0] * fps <= index:
+            recent.popleft()
+        return recent[0][1]
+
+    for start, duration, item in timed:
+        recent.append((start, item))
+        end = max(end, start + duration)
+        while start * fps >= index + Fraction(1, 2):
+            yield current()
+            index += 1
+    while recent and index < max(1, math.floor(end * fps + Fraction(1, 2))):
+        yield current()
+        index += 1
+
+
+def _pick(container: InputContainer, path: Path) -> VideoStream:
+    """The stream a player would show: not cover art, marked default, the largest."""
+    candidates = [s for s in container.streams.video if not s.disposition & _PICTURE]
+    if not candidates:
+        what = "only cover art" if container.streams.video else "no video stream"
+        raise NoVideoError(f"{path} holds {what}", fix="give a video or image file as the source of frames")
+    stream = max(candidates, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    stream.thread_type = "AUTO"  # type: ignore[assignment]  # the setter takes the name, its stub does not say so
+    return stream
+
+
+def _timed(
+    container: InputContainer, stream: VideoStream, path: Path
+) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
+    """Decoded frames with start, from 0 and never decreasing, and duration in seconds.
+
+    A missing time stamp continues from the frame before. A clock that was reset, by a step back of more than a
+    second, or forward by more than `_MAX_GAP` where the format allows resets, continues likewise.
+    """
+    resets = bool(container.format.flags & FormatFlags.ts_discont.value)
+    offset: Fraction | None = None
+    last = following = Fraction(0)
+    for frame in decode(container, stream, path):
+        if frame.pts is None:
+            start = following
+        else:
+            clock = Fraction(frame.pts * frame.time_base)
+            if offset is None:
+                offset = -clock
+            if clock + offset < last - 1 or (resets and clock + offset > following + _MAX_GAP):
+                offset = following - clock
+            start = max(clock + offset, last)
+        duration = frame_duration(frame, stream)
+        last, following = start, start + duration
+        yield start, duration, frame
+
+
+def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+    """(a, b, c, d) of x' = a x + c y, y' = b x + d y in 16.16 fixed point; the identity where the file has none."""
+    side_data = frame.side_data.get("DISPLAYMATRIX")
+    if side_data is None:
+        return 1 << 16, 0, 0, 1 << 16
+    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), np.int32).tolist()  # type: ignore[call-overload]
+    return a, b, c, d
+
+
+def _turns(frame: av.VideoFrame) -> bool:
+    a, b, _, _ = _display_matrix(frame)
+    return abs(b) > abs(a)
+
+
+def _upright(image: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+    a, b, c, d = _display_matrix(frame)
+    if abs(b) > abs(a):
+        image, a, d = image.transpose(1, 0, 2), c, b
+    if a < 0:
+        image = image[:, ::-1]
+    if d < 0:
+        image = image[::-1]
+    return np.ascontiguousarray(image)

@@ -1,0 +1,88 @@
+"""Sample rate conversion of a live stream, the same to the bit however the stream is cut into pushes."""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lipstream.errors import AudioFormatError
+from lipstream.media.audio import LAYOUTS, check_rate, to_float
+
+_BLOCKS_PER_SECOND = 50
+_TAIL_SECONDS = 0.1  # of silence, more than the filter's half length at any rate allowed
+
+
+class StreamResampler:
+    """Converts audio pushed in pieces of any size to another rate, mixed to mono or channel by channel.
+
+    libswresample rounds differently with the size of its input, so the input is regrouped into blocks of 20 ms first:
+    equal streams give bit-identical output for every split. The filter's delay is compensated (output sample j is the
+    signal at j / target seconds) and the rate ratio is exact, so that nothing drifts. n input samples give
+    floor(n * target / rate + 1/2) output samples in total, the last ones with `flush`.
+
+    Args:
+        rate: of the input, Hz, 4000..384000.
+        target: of the output, Hz, likewise.
+        mono: mix the channels to their mean and return [m]; else keep them and return [m, channels].
+
+    Raises:
+        AudioFormatError: a rate out of range; from `push`, samples `to_float` refuses or a changed channel count.
+    """
+
+    def __init__(self, rate: int, target: int = 16_000, *, mono: bool = True) -> None:
+        self.rate, self.target, self.mono = check_rate(rate), check_rate(target), mono
+        self._block = max(1, self.rate // _BLOCKS_PER_SECOND)
+        self._reset()
+
+    def push(self, pcm: ArrayLike) -> NDArray[np.float32]:
+        """Output that has become certain: float32 [m] (mono) or [m, channels]; may be empty.
+
+        Args:
+            pcm: int16 or float32 [n] or [n, channels], n >= 0, as `to_float` takes it.
+        """
+        samples = to_float(pcm)
+        if self._channels not in (None, samples.shape[1]):
+            raise AudioFormatError(
+                f"{samples.shape[1]} audio channels", expected=f"{self._channels} as in the pushes before"
+            )
+        self._channels = samples.shape[1]
+        self._received += len(samples)
+        return self._convert(samples.mean(axis=1, keepdims=True) if self.mono else samples)
+
+    def flush(self) -> NDArray[np.float32]:
+        """The rest of the output, as if silence followed. The resampler is then as new, ready for another stream."""
+        total = (2 * self._received * self.target + self.rate) // (2 * self.rate)
+        missing = total - self._returned
+        width = 1 if self.mono else self._channels or 1
+        # The block that is being filled must be completed for the silence to get through.
+        silence = np.zeros((int(self.rate * _TAIL_SECONDS) + self._block, width), np.float32)
+        tail = self._convert(silence)[:missing] if missing else self._shaped([], width)
+        self._reset()
+        return tail
+
+    def _reset(self) -> None:
+        self._swr = av.AudioResampler(format="flt", rate=self.target)
+        self._pending: NDArray[np.float32] | None = None
+        self._channels: int | None = None
+        self._received = self._returned = 0
+
+    def _convert(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        width = samples.shape[1]
+        if self._pending is not None:
+            samples = np.concatenate([self._pending, samples])
+        whole = len(samples) // self._block * self._block
+        pieces = []
+        for start in range(0, whole, self._block):
+            packed = np.ascontiguousarray(samples[start : start + self._block]).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=LAYOUTS[width - 1])
+            frame.sample_rate = self.rate
+            pieces += [out.to_ndarray().reshape(-1, width) for out in self._swr.resample(frame)]
+        self._pending = samples[whole:].copy()
+        output = self._shaped(pieces, width)
+        self._returned += len(output)
+        return output
+
+    def _shaped(self, pieces: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
+        output = np.concatenate([np.empty((0, width), np.float32), *pieces])
+        return output[:, 0] if self.mono else output

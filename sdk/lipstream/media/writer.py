@@ -1,0 +1,178 @@
+"""Video files: H.264 and AAC (or lossless), complete or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import weakref
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import ArrayLike, NDArray
+
+from lipstream.errors import AudioFormatError, ConfigError, OutputError
+from lipstream.media.audio import LAYOUTS, MAX_CHANNELS, check_rate, to_float
+from lipstream.media.colour import Colour, from_rgb
+from lipstream.media.container import PathLike
+from lipstream.media.reader import FPS
+from lipstream.media.resample import StreamResampler
+
+log = logging.getLogger("lipstream")
+
+FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""FFmpeg's format for each suffix that can be written."""
+
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+"""Hz, ISO/IEC 14496-3 table 1.18."""
+
+_AAC_BITS_PER_CHANNEL = 96_000
+_PCM_BLOCK = 1024
+
+
+class VideoWriter:
+    """Writes frames and audio to one file: .mp4 .m4v .mov .mkv with H.264 (yuv420p) and AAC, index at the front.
+
+    Times come from counting frames and samples. The audio track is made as long as the video: silence is added at its
+    end, or what is left over cut (logged as a warning from one frame's length on). Audio ahead of the video waits in
+    memory, so write both in step.
+
+    Everything goes to a hidden file in the same folder, which takes the final name when `close` succeeds. After any
+    error, `abort`, or leaving a ``with`` block by an exception, nothing is left behind, and an older file of that
+    name is as it was.
+
+    yuv420p needs even sizes: to an odd one a column at the right or a row at the bottom is added that repeats the
+    last; `stored_size` has the result. Audio at a rate that AAC lacks is resampled to the next higher one it has.
+
+    Args:
+        path: the file to write; its suffix chooses the format.
+        width, height: of the frames, pixels.
+        rate: frames per second.
+        audio_rate: Hz of the audio to come; None for a file without audio.
+        audio_channels: 1..8.
+        crf: quality of x264, 0 (best) .. 51.
+        preset: speed of x264, "ultrafast" .. "veryslow".
+        colour: tags to write, and the matrix and range to encode with; give `VideoReader.info.colour`.
+        sample_aspect_ratio: width of a pixel over its height.
+        lossless: FFV1 in R'G'B' and float PCM, .mkv only: what is read back equals what was written bit for bit.
+
+    Raises:
+        OutputError: unknown suffix, no such folder, folder not writable, disk full, or no frame until `close`.
+        ConfigError: an argument or a frame of another kind than stated here.
+        AudioFormatError: an audio argument, or samples `to_float` refuses.
+    """
+
+    def __init__(
+        self,
+        path: PathLike,
+        width: int,
+        height: int,
+        *,
+        rate: int | Fraction = FPS,
+        audio_rate: int | None = None,
+        audio_channels: int = 1,
+        crf: int = 18,
+        preset: str = "medium",
+        colour: Colour | None = None,
+        sample_aspect_ratio: Fraction = Fraction(1),
+        lossless: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.width, self.height, self.rate = width, height, Fraction(rate)
+        self._frames = 0
+        self._audio: _AudioTrack | None = None
+        self._reformatter = VideoReformatter()
+        self._pixel_format = "bgr0" if lossless else "yuv420p"
+        self._colour = colour or Colour()
+        self._padding = (0, 0) if lossless else (height % 2, width % 2)
+        self._check(crf, lossless)
+        if audio_rate is not None:
+            check_rate(audio_rate)
+            if not 1 <= audio_channels <= MAX_CHANNELS:
+                raise AudioFormatError(f"{audio_channels} audio channels", expected=f"1..{MAX_CHANNELS}")
+
+        self._partial = _reserve(self.path)
+        self._remove = weakref.finalize(self, self._partial.unlink, missing_ok=True)
+        with self._guarded(f"cannot start encoding (crf={crf}, preset={preset!r}, {width}x{height})", ConfigError):
+            kind = FORMATS[self.path.suffix.lower()]
+            faststart = {} if kind == "matroska" else {"movflags": "+faststart"}
+            self._container = av.open(f"file:{self._partial}", "w", format=kind, options=faststart)
+            options = {} if lossless else {"crf": str(crf), "preset": preset}
+            self._video = self._container.add_stream("ffv1" if lossless else "libx264", self.rate, options)
+            self._describe(self._video, sample_aspect_ratio)
+            if audio_rate is not None:
+                self._audio = _AudioTrack(self._container, audio_rate, audio_channels, lossless)
+            self._container.start_encoding()
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """(width, height) in the file."""
+        return self.width + self._padding[1], self.height + self._padding[0]
+
+    def write(self, frame: NDArray[np.uint8]) -> None:
+        """Append one frame, uint8 [height, width, 3] R'G'B'."""
+        self._check_open()
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape != (self.height, self.width, 3):
+            found = f"{getattr(frame, 'dtype', type(frame).__name__)} {list(np.shape(frame))}"
+            raise ConfigError(f"frame is {found}", expected=f"uint8 {[self.height, self.width, 3]}")
+        with self._guarded("cannot write"):
+            if any(self._padding):
+                frame = np.pad(frame, (*((0, n) for n in self._padding), (0, 0)), mode="edge")
+            picture = from_rgb(np.ascontiguousarray(frame), self._reformatter, self._colour, self._pixel_format)
+            picture.pts, picture.time_base = self._frames, 1 / self.rate
+            self._frames += 1
+            self._container.mux(self._video.encode(picture))
+            if self._audio:
+                self._audio.encode_until(self._frames / self.rate)
+
+    def write_audio(self, samples: ArrayLike) -> None:
+        """Append audio, int16 or float32 [n] or [n, channels], at the rate and with the channels given at the start."""
+        self._check_open()
+        if self._audio is None:
+            raise ConfigError("audio for a file opened without", fix="give audio_rate to VideoWriter")
+        checked = to_float(samples)
+        with self._guarded("cannot write"):
+            self._audio.push(checked)
+            self._audio.encode_until(self._frames / self.rate)
+
+    def close(self) -> None:
+        """Finish the file and give it its name. May be called again."""
+        if not self._remove.alive:
+            return
+        if not self._frames:
+            self.abort()
+            raise OutputError(f"{self.path}: not one frame was written", expected="at least one frame")
+        with self._guarded("cannot finish"):
+            if self._audio:
+                self._audio.finish(self._frames / self.rate)
+            self._container.mux(self._video.encode(None))
+            self._container.close()
+            self._partial.replace(self.path)
+            self._remove.detach()
+
+    def abort(self) -> None:
+        """Give up: remove what was written so far. May be called again, and does nothing after `close`."""
+        if not self._remove.alive:
+            return
+        # The muxer may want to write once more, to a disk that is full; the file goes either way.
+        with contextlib.suppress(av.FFmpegError, OSError, AttributeError):
+            self._container.close()
+        self._remove()
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abort()

@@ -1,0 +1,128 @@
+"""The CUDA module: that it loads and checks its arguments anywhere, and on a GPU the bits of the CPU kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lipstream import _native
+
+cuda: Any = pytest.importorskip(
+    "lipstream._native_cuda", reason="lipstream._native_cuda is not built: no CUDA compiler, or LIPSTREAM_CUDA is off"
+)
+on_gpu = pytest.mark.skipif(
+    cuda.device_count() == 0 or not torch.cuda.is_available(), reason="needs a GPU, and PyTorch for its memory"
+)
+without_gpu = pytest.mark.skipif(cuda.device_count() > 0, reason="would give a real GPU made-up addresses")
+
+RING = {"ring_shape": (7, 4, 2, 12), "dtype": "float32"}
+ADDRESS = 1 << 20
+WRITE = {name: ADDRESS for name in ("k_ring", "v_ring", "k", "v", "cos_t", "sin_t", "cos_s", "sin_s")}
+WRITE |= {"slot": 3, "frames": 3, "temporal_pairs": 2, **RING}
+KEEP = {"k_ring": ADDRESS, "v_ring": ADDRESS, "sink_base": ADDRESS, "slot": 0, "rolling": 6, "first": 0, "count": 1}
+KEEP |= RING
+ANCHOR = {"k_ring": ADDRESS, "sink_base": ADDRESS, "rolling": 6, "count": 1, "cos": ADDRESS, "sin": ADDRESS}
+ANCHOR |= {"temporal_pairs": 2, **RING}
+
+
+@pytest.mark.parametrize(
+    ("function", "given", "wrong", "message"),
+    [
+        ("ring_write", WRITE, {"k": 0}, "k is 0, expected a device address"),
+        ("ring_write", WRITE, {"v_ring": ADDRESS + 4}, "expected a device address, a multiple of 8"),
+        ("ring_write", WRITE, {"v_ring": ADDRESS + 2, "dtype": "bfloat16"}, "a multiple of 4"),
+        ("ring_write", WRITE, {"cos_s": 0}, "cos_s is 0"),
+        ("ring_write", WRITE, {"slot": 5}, "slot is 5, expected the 3 frames"),
+        ("ring_write", WRITE, {"slot": -1}, "slot is -1"),
+        ("ring_write", WRITE, {"frames": 0}, "frames is 0, expected 1 or more"),
+        ("ring_write", WRITE, {"temporal_pairs": 7}, "7 temporal pairs, expected 0 to 6"),
+        ("ring_write", WRITE, {"dtype": "float16"}, "dtype is 'float16', expected 'float32' or 'bfloat16'"),
+        ("ring_write", WRITE, {"ring_shape": (7, 4, 2, 11)}, "head size is 11, expected an even"),
+        ("ring_write", WRITE, {"ring_shape": (7, 0, 2, 12)}, r"ring_shape is \(7, 0, 2, 12\), expected"),
+        ("ring_write", WRITE, {"ring_shape": (7, 2**62, 2, 12)}, "ring_shape is"),
+        ("ring_write", WRITE, {"ring_shape": (7, 4, 2**62, 12)}, "ring_shape is"),
+        ("ring_keep", KEEP, {"slot": 6}, "slot is 6, expected the 1 frames"),
+        ("ring_keep", KEEP, {"first": 1}, "first is 1"),
+        ("ring_keep", KEEP, {"rolling": 8}, "rolling is 8"),
+        ("ring_keep", KEEP, {"count": -1}, "count is -1"),
+        ("ring_keep", KEEP, {"sink_base": 0}, "sink_base is 0"),
+        ("ring_anchor", ANCHOR, {"count": 2}, "rolling is 6, expected the 2 frames"),
+        ("ring_anchor", ANCHOR, {"sin": 0}, "sin is 0"),
+        ("ring_anchor", ANCHOR, {"k_ring": 12}, "k_ring is 12, expected a device address, a multiple of 8"),
+    ],
+)
+def test_what_is_wrong_is_refused(function: str, given: dict[str, Any], wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        getattr(cuda, function)(**{**given, **wrong})
+
+
+@without_gpu
+@pytest.mark.parametrize(("function", "given"), [("ring_write", WRITE), ("ring_keep", KEEP), ("ring_anchor", ANCHOR)])
+def test_without_a_gpu_the_error_is_cudas(function: str, given: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match=r"^cudaError\w+: "):
+        getattr(cuda, function)(**given)
+
+
+def test_nothing_to_do_is_taken() -> None:
+    cuda.ring_keep(**{**KEEP, "slot": -1, "count": 0, "sink_base": 0})
+    cuda.ring_anchor(**{**ANCHOR, "count": 0, "sink_base": 0})
+
+
+def stored(rng: np.random.Generator, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).to(dtype)
+
+
+def as_numpy(x: torch.Tensor) -> Any:
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+@on_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("tokens", "heads", "head_dim", "temporal_pairs"),
+    [(1024, 40, 128, 22), (16, 2, 24, 4), (5, 3, 14, 3), (3, 1, 2, 1), (4, 2, 12, 0), (4, 2, 12, 6), (7, 300, 64, 12)],
+)
+def test_same_bits_as_the_cpu(dtype: torch.dtype, tokens: int, heads: int, head_dim: int, temporal_pairs: int) -> None:
+    """A whole chunk, kept, anchored and written on both; odd sizes take the narrow kernels."""
+    rng = np.random.default_rng(4)
+    frame, rolling, sink = (tokens, heads, head_dim), 6, 2
+    k_ring, v_ring = (stored(rng, (rolling + sink, *frame), dtype) for _ in range(2))
+    k, v = (stored(rng, (3, *frame), dtype) for _ in range(2))
+    base = torch.zeros((sink, *frame), dtype=dtype)
+    angle_t = rng.uniform(0, 6, (3, temporal_pairs))
+    angle_s = rng.uniform(0, 6, (tokens, head_dim // 2 - temporal_pairs))
+    tables = [torch.from_numpy(f(angle).astype(np.float32)) for angle in (angle_t, angle_s) for f in (np.cos, np.sin)]
+    turn = [tables[0][2].clone(), tables[1][2].clone()]
+
+    host = [as_numpy(x) for x in (k_ring, v_ring, base, k, v)]
+    device = [x.to("cuda", copy=True) for x in (k_ring, v_ring, base, k, v)]
+    device_tables, device_turn = [x.cuda() for x in tables], [x.cuda() for x in turn]
+
+    _native.ring_keep(host[0], host[1], host[2], 3, rolling, 0, sink)
+    _native.ring_anchor(host[0], host[2], rolling, sink, turn[0].numpy(), turn[1].numpy())
+    _native.ring_write(host[0], host[1], host[3], host[4], 3, *(x.numpy() for x in tables))
+
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    at = [x.data_ptr() for x in device]
+    named = {
+        "ring_shape": (rolling + sink, *frame),
+        "dtype": str(dtype).removeprefix("torch."),
+        "stream": stream.cuda_stream,
+    }
+    cuda.ring_keep(at[0], at[1], at[2], 3, rolling, 0, sink, **named)
+    cuda.ring_anchor(
+        at[0], at[2], rolling, sink, *(x.data_ptr() for x in device_turn), temporal_pairs=temporal_pairs, **named
+    )
+    cuda.ring_write(
+        *(at[0], at[1], at[3], at[4], 3),
+        *(x.data_ptr() for x in device_tables),
+        frames=3,
+        temporal_pairs=temporal_pairs,
+        **named,
+    )
+    stream.synchronize()
+    for ours, theirs in zip(device[:3], host[:3], strict=True):
+        np.testing.assert_array_equal(as_numpy(ours.cpu()), theirs)

@@ -1,0 +1,181 @@
+"""Drawn faces: a person in a pose, with a mouth, as a picture.
+
+`FacePainter` paints what does not move once (`head.py`, `scene.py`) and then draws frames by warping it: about one
+millisecond for a frame of 96 x 96.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from lipstream_training.data.head import brow_line, paint_head
+from lipstream_training.data.identity import Identity
+from lipstream_training.data.lips import MouthPainter, MouthShape, lip_geometry
+from lipstream_training.data.scene import paint_scene
+from lipstream_training.data.sheet import Points
+
+_NECK = (0.0, 330.0)  # the head turns about this point, in face units
+CROP_EXTENT = (-330.0, -130.0, 330.0, 690.0)
+"""What a scene must show for aligned crops of a moving head, in face units."""
+
+
+@dataclass(frozen=True)
+class Pose:
+    """How the head is held in the scene.
+
+    Attributes:
+        x, y: translation in face units.
+        scale: size.
+        roll: in-plane turn in radians, clockwise.
+        yaw, pitch: small turns in radians, drawn as parallax; yaw > 0 moves the nose right, pitch > 0 down.
+        blink: 0 open .. 1 closed.
+    """
+
+    x: float = 0.0
+    y: float = 0.0
+    scale: float = 1.0
+    roll: float = 0.0
+    yaw: float = 0.0
+    pitch: float = 0.0
+    blink: float = 0.0
+
+    @property
+    def matrix(self) -> Points:
+        """float64 [2, 3]: face units of the head -> face units of the scene, without the parallax."""
+        c, s = self.scale * np.cos(self.roll), self.scale * np.sin(self.roll)
+        turn = np.array([[c, -s], [s, c]])
+        pivot = np.array(_NECK)
+        return np.concatenate([turn, (pivot - turn @ pivot + (self.x, self.y))[:, None]], axis=1)
+
+
+def pose_track(frames: int, rng: np.random.Generator, movement: float = 1.0) -> list[Pose]:
+    """A head that is never quite still: slow random movement about a random resting pose, and blinks.
+
+    Args:
+        frames: at 25 per second.
+        movement: 0 still, 1 a calm speaker, 2 a lively one.
+    """
+    rest = rng.normal(0, 1, 6) * (14, 10, 0.02, 0.07, 0.09, 0.06)
+    swing = np.array([9, 6, 0.015, 0.03, 0.06, 0.035]) * movement
+    knots = max(2, frames // int(rng.integers(9, 22)) + 2)
+    slow = rng.normal(0, 1, (knots, 6))
+    path = np.stack([_spline(slow[:, i], frames) for i in range(6)], 1) * swing + rest
+    blink = np.zeros(frames)
+    at = rng.uniform(0, 90)
+    while at < frames:
+        blink = np.maximum(blink, np.clip(1.6 - np.abs(np.arange(frames) - at) / 1.6, 0, 1))
+        at += rng.uniform(35, 130)
+    limits = (40.0, 30.0, 0.1, 0.25, 0.2, 0.13)
+    path = np.clip(path, -np.array(limits), limits)
+    return [Pose(x, y, 1 + s, r, yaw, pitch, b) for (x, y, s, r, yaw, pitch), b in zip(path.tolist(), blink.tolist(), strict=True)]
+
+
+class FacePainter:
+    """Draws one person in one scene.
+
+    Args:
+        person: who.
+        density: pixels per face unit of what is painted once; about twice that of the frames to draw.
+        extent: rectangle of the scene in face units; beyond it the border is repeated.
+    """
+
+    def __init__(
+        self, person: Identity, density: float = 0.45, extent: tuple[float, float, float, float] = CROP_EXTENT
+    ) -> None:
+        self.person = person
+        rng = np.random.default_rng(person.texture_seed)
+        self._head = paint_head(person, density, rng)
+        self._mouths = MouthPainter(person, self._head)
+        scene = paint_scene(person, extent, density, rng)
+        self._scene_to_pixels = scene.to_pixels
+        self._scene = np.round(scene.rgb).astype(np.uint8)
+
+    def render(
+        self, pose: Pose, mouths: Sequence[MouthShape], to_image: NDArray[np.float64], size: tuple[int, int]
+    ) -> list[NDArray[np.uint8]]:
+        """The same moment once for each mouth: the pictures differ only around the mouth.
+
+        Args:
+            to_image: [2, 3], face units of the scene -> image pixels (pixel centres are whole numbers).
+            size: (height, width); drawn at twice that and averaged.
+
+        Returns:
+            uint8 [height, width, 3] RGB for each of `mouths`.
+        """
+        height, width = size[0] * 2, size[1] * 2
+        double = np.asarray(to_image, np.float64) * 2
+        double[:, 2] += 0.5
+        scene_map = _compose(self._scene_to_pixels, _invert(double))
+        scene = _warp(self._scene, scene_map, (width, height), cv2.BORDER_REPLICATE)
+        head = self._head
+        inverse = _compose(head.sheet.to_pixels, _invert(_compose(double, pose.matrix)))
+        depth = _warp(head.depth, inverse, (width, height), cv2.BORDER_CONSTANT) * np.float32(head.sheet.density)
+        column, row = np.arange(width, dtype=np.float32)[None], np.arange(height, dtype=np.float32)[:, None]
+        a = inverse.astype(np.float32)
+        map_x = a[0, 0] * column + a[0, 1] * row + a[0, 2] - np.float32(pose.yaw) * depth
+        map_y = a[1, 0] * column + a[1, 1] * row + a[1, 2] - np.float32(pose.pitch) * depth
+        base = np.clip(head.sheet.rgb, 0, 255)
+        if pose.blink > 0:
+            base[head.eyes] += (np.clip(head.closed_eyes, 0, 255) - base[head.eyes]) * np.float32(pose.blink)
+        sheet = np.round(base).astype(np.uint8)
+        pictures = []
+        for mouth in mouths:
+            sheet[self._mouths.window] = np.clip(np.round(self._mouths.paint(mouth)), 0, 255)
+            drawn = cv2.remap(sheet, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+            through = cv2.merge([255 - drawn[..., 3]] * 3)
+            full = cv2.add(drawn[..., :3], cv2.multiply(scene, through, scale=1 / 255))
+            pictures.append(cv2.resize(full, size[::-1], interpolation=cv2.INTER_AREA))
+        return pictures
+
+    def place(self, points: Points, pose: Pose) -> Points:
+        """Points [n, 2] on the resting head -> where `pose` carries them, face units of the scene."""
+        depth, to_pixels = self._head.depth, self._head.sheet.to_pixels
+        start = np.asarray(points, np.float64)
+        moved = start
+        for _ in range(4):  # the parallax of a point is that of the place where it ends up
+            u, v = np.round(moved @ to_pixels[:, :2].T + to_pixels[:, 2]).astype(int).T
+            z = depth[np.clip(v, 0, depth.shape[0] - 1), np.clip(u, 0, depth.shape[1] - 1)]
+            moved = start + np.stack([pose.yaw * z, pose.pitch * z], 1)
+        matrix = pose.matrix
+        return np.asarray(moved @ matrix[:, :2].T + matrix[:, 2])
+
+    def landmarks3(self, pose: Pose) -> Points:
+        """The three alignment points, [3, 2]: mean upper edge of each brow (left of the picture first), nose."""
+        p = self.person
+        wing = p.nose_width + 8
+        nose = [(0, p.nose_y - 57), (0, p.nose_y - 17), (-wing, p.nose_y), (wing, p.nose_y)]
+        brows = [brow_line(p, side) for side in (-1, 1)]
+        return np.stack([self.place(points, pose).mean(0) for points in (brows[0], brows[1], np.array(nose))])
+
+    def lip_points(self, pose: Pose, mouth: MouthShape) -> Points:
+        """[6, 2] in face units of the scene: corners (left, right), upper lip outer and inner, lower inner and outer."""
+        g = lip_geometry(self.person, mouth)
+        middle = [line[len(line) // 2] for line in (g.upper_outer, g.upper_inner, g.lower_inner, g.lower_outer)]
+        return self.place(np.array([g.upper_outer[0], g.upper_outer[-1], *middle]), pose)
+
+
+def _spline(knots: NDArray[np.float64], frames: int) -> NDArray[np.float64]:
+    at = np.linspace(0, len(knots) - 1, frames)
+    i = np.minimum(at.astype(int), len(knots) - 2)
+    t = at - i
+    t = t * t * (3 - 2 * t)
+    return np.asarray(knots[i] * (1 - t) + knots[i + 1] * t)
+
+
+def _compose(outer: Points, inner: Points) -> Points:
+    """The affine map `outer` after `inner`, both [2, 3]."""
+    return np.concatenate([outer[:, :2] @ inner[:, :2], (outer[:, :2] @ inner[:, 2] + outer[:, 2])[:, None]], axis=1)
+
+
+def _invert(matrix: Points) -> Points:
+    return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
+
+
+def _warp(image: NDArray[np.uint8] | NDArray[np.float32], inverse: Points, size: tuple[int, int], border: int) -> NDArray:
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(image, inverse, size, flags=flags, borderMode=border))

@@ -1,0 +1,125 @@
+"""The drawing rule: from the sound alone to the shape of the mouth, 25 times a second.
+
+It is a rule of thumb of phonetics, not a simulation. A jaw opens with the loudness of the voice in the vowel band and
+with the first formant ("ah" against "ee", "oo"); lips spread when the second formant is high ("ee") and round when it
+is low ("oo"); an energy dip in the vowel band, as of p, b, m, closes them; a hissing sound shows the teeth.
+
+Level: loudness is measured against a *running level*, the loudest 10 ms of the last 0.3 s, so the shape does not depend
+on the gain; only sound below about -60 dBFS counts as silence. Time: frame f covers the samples [640 f, 640 (f + 1)) and
+depends on the samples from 6080 before its start to 640 (40 ms) after its end, on nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+SAMPLES_PER_FRAME = 640
+"""16 kHz audio samples per 25 fps video frame."""
+LOOKAHEAD = 640
+"""Samples after the end of a frame that its mouth may depend on (anticipation)."""
+LOOKBACK = 6080
+"""Samples before the start of a frame that its mouth may depend on (coarticulation and running level)."""
+
+_HOP = 160  # 10 ms
+_WINDOW = 400  # 25 ms
+_LEVEL_HOPS = 30  # running level: 0.3 s
+_SILENCE_DB = -60.0
+# Hops whose windows end within [start - 640, end + 640] of a frame, relative to its first hop.
+_FIRST_HOP, _LAST_HOP = -4, 5
+
+
+@dataclass(frozen=True)
+class MouthTrack:
+    """Mouth shape per video frame; all arrays float32 [frames].
+
+    Attributes:
+        opening: gap between the lips, 0 (closed) .. 1 (wide open).
+        width: -1 (rounded, "oo") .. 1 (spread, "ee"); 0 at rest.
+        teeth: how far the lips draw back from the upper teeth, 0..1.
+        tongue: how high the tongue lies, 0..1.
+    """
+
+    opening: NDArray[np.float32]
+    width: NDArray[np.float32]
+    teeth: NDArray[np.float32]
+    tongue: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.opening)
+
+    def __getitem__(self, frames: slice) -> MouthTrack:
+        return MouthTrack(self.opening[frames], self.width[frames], self.teeth[frames], self.tongue[frames])
+
+
+def closed_mouth(frames: int) -> MouthTrack:
+    """A mouth at rest for `frames` frames."""
+    still = np.zeros(frames, np.float32)
+    return MouthTrack(still, still, still, still)
+
+
+def mouth_track(clean: NDArray[np.float32], frames: int) -> MouthTrack:
+    """The mouth that says `clean`.
+
+    Args:
+        clean: float32 [n], 16 kHz, without noise; sample 0 begins frame 0. Missing samples count as silence.
+        frames: number of video frames, 40 ms each.
+    """
+    before = LOOKBACK + SAMPLES_PER_FRAME  # a whole number of hops
+    total = before + frames * SAMPLES_PER_FRAME + LOOKAHEAD
+    audio = np.zeros(total)
+    audio[before : before + min(len(clean), total - before)] = clean[: total - before]
+    bands = _band_power(audio)  # row h is the window that ends at sample _HOP * h + _WINDOW
+    first = np.arange(frames) * (SAMPLES_PER_FRAME // _HOP) + before // _HOP
+
+    vowel = 10 * np.log10(bands["vowel"] + 1e-10)
+    level = np.array([vowel[max(0, h - _LEVEL_HOPS + 1) : h + 1].max() for h in range(len(vowel))])
+    loudness = np.clip(1 + (vowel - level) / 22.0, 0, 1)  # 22 dB below the running level is closed
+    loudness *= _ramp(level, _SILENCE_DB, _SILENCE_DB + 12)
+    openness = _ramp(_ratio_db(bands["first_open"], bands["first_close"]), -13.0, 7.0)
+    spread = _ratio_db(bands["second_front"], bands["second_back"])
+    hiss = _ramp(_ratio_db(bands["hiss"], bands["vowel"]), -4.0, 12.0) * _ramp(
+        10 * np.log10(bands["hiss"] + 1e-10), _SILENCE_DB, _SILENCE_DB + 15
+    )
+
+    jaw = loudness**1.3 * (0.18 + 0.9 * openness) * (1 - 0.6 * hiss)
+    side = np.tanh((spread + 11.0) / 9.0) * loudness * (1 - hiss) + 0.35 * hiss
+    opening = np.clip(_per_frame(jaw, first) * 1.25 - 0.05, 0, 1)
+    width = np.clip(_per_frame(side, first) * 1.3, -1, 1)
+    teeth = np.clip(_per_frame(np.maximum(0.8 * hiss, 0.6 * np.clip(side, 0, 1)), first), 0, 1)
+    tongue = np.clip(_per_frame(loudness * (0.25 + 0.6 * np.clip(side, 0, 1)), first), 0, 1)
+    return MouthTrack(*(track.astype(np.float32) for track in (opening, width, teeth, tongue)))
+
+
+def _band_power(audio: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    """Mean power of each band in 25 ms windows every 10 ms; 0 dB is a full-scale sine."""
+    window = np.hanning(_WINDOW)
+    frames = np.lib.stride_tricks.sliding_window_view(audio, _WINDOW)[::_HOP]
+    power = np.abs(np.fft.rfft(frames * window, 512)) ** 2 * (4 / window.sum() ** 2)
+    hertz = np.fft.rfftfreq(512, 1 / 16_000)
+    edges = {
+        "vowel": (300, 3400),
+        "first_close": (180, 480),
+        "first_open": (560, 1150),
+        "second_back": (560, 1250),
+        "second_front": (1650, 3100),
+        "hiss": (4000, 7600),
+    }
+    return {name: power[:, (hertz >= low) & (hertz < high)].sum(axis=1) for name, (low, high) in edges.items()}
+
+
+def _ratio_db(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(10 * np.log10((above + 1e-9) / (below + 1e-9)))
+
+
+def _ramp(value: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
+    return np.asarray(np.clip((value - low) / (high - low), 0, 1))
+
+
+def _per_frame(track: NDArray[np.float64], first: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Weighted mean of the 10 ms values around each frame: coarticulation, with the weight a little ahead."""
+    offsets = np.arange(_FIRST_HOP, _LAST_HOP + 1)
+    weights = np.exp(-0.5 * ((offsets - 1.2) / 1.9) ** 2)
+    return np.asarray(track[first[:, None] + offsets] @ (weights / weights.sum()))

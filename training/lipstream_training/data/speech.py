@@ -1,0 +1,244 @@
+"""Speech to train on: sentences made up here, spoken by eSpeak NG, heard through microphones made up here.
+
+The synthesiser comes from the wheel ``espeakng-loader`` (extra ``[training]``): nothing is downloaded and nothing
+needs installing on the system.
+"""
+
+from __future__ import annotations
+
+import _ctypes
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+from lipstream.errors import MissingExtraError
+from numpy.typing import NDArray
+
+SAMPLE_RATE = 16_000
+"""Samples per second of everything this module returns."""
+
+_ENGLISH = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+_OTHERS = ("de", "fr", "es", "it", "pt", "nl", "sv", "pl", "fi", "hi", "ru", "tr", "id", "sw", "ro", "cs", "hu", "cmn")
+_TIMBRES = (
+    *(f"m{i}" for i in range(1, 9)),
+    *(f"f{i}" for i in range(1, 6)),
+    *("klatt", "klatt2", "klatt3", "klatt4", "croak", "whisper", "whisperf", "Annie", "Andy", "Michael", "Denis"),
+    *("Lee", "adam", "anika", "linda", "steph", "grandma", "grandpa", "john", "paul", "travis", "belinda", "shelby"),
+)
+
+_NOUNS = """apple baby bird boat book bottle boy bread bridge brother bus camera car chair cheese child city cloud coffee
+colour cup doctor dog door dream evening eye family farm father field fire fish flower food friend game garden girl
+glass hand head heart hill home horse hour house idea island kitchen lake leaf letter light machine map market milk
+minute moment money month moon morning mother mountain mouse movie music name night number ocean office orange page
+paper park party people phone picture piece place plan plate problem puppy queen question rain river road room school
+sea shoe shop sister snow song sound spoon star station stone story street summer sun table teacher team thing thought
+time town train tree uncle valley village voice wall water week window winter woman word work world year""".split()
+_VERBS = """asks begins believes blames borrows bought breaks brings builds buys calls carries catches chooses comes cooks
+covers draws drinks drives eats fails feels finds follows forgets gave gets grows hears helps holds keeps knows learns
+leaves likes listens lives looks loses loves makes means meets misses moves needs opens owes pays picks plays promises
+pulls pushes reads remembers runs saw says sees sells sends shows sings sits sleeps speaks stands stops takes talks
+teaches tells thinks throws tries turns understands uses waits walks wants watches wears wins wishes writes""".split()
+_ADJECTIVES = """able bad beautiful big black blue bright broken brown busy calm cheap clean clever cold cool dark deep dry
+early easy empty famous fast final foolish fresh full funny good great green happy hard heavy high hot huge kind large
+late lazy little long loud low lucky narrow new nice old open perfect poor pretty proud quick quiet rare ready red rich
+round sad sharp short silent slow small smooth soft strange strong sweet tall thick thin tired usual warm weak wet wide
+wild wise wonderful wrong yellow young""".split()
+_LINKS = "and but because so while before after when although if or".split()
+_SMALL = "the a my your his her our their this that every one some".split()
+_PLACES = "in on under over near behind by with without about for to from above below between".split()
+_OPENERS = """well, oh, yes, no, maybe, please, okay, wow, hello, now, then, sometimes, today, tomorrow, perhaps, of course,
+you know, I mean, my goodness, above all,""".split(", ")
+
+
+@dataclass(frozen=True)
+class SpeechClip:
+    """One stretch of speech, twice. Both arrays are float32 [n] at 16 kHz, in [-1, 1], in step with each other.
+
+    Attributes:
+        clean: what the mouth says; true silence between phrases.
+        heard: what the model hears: `clean` through a room, a microphone and noise.
+    """
+
+    clean: NDArray[np.float32]
+    heard: NDArray[np.float32]
+
+
+def synthesiser_available() -> bool:
+    """Whether the wheel that carries eSpeak NG is installed."""
+    try:
+        import espeakng_loader  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def speech(seconds: float, rng: np.random.Generator) -> SpeechClip:
+    """Random sentences by a random voice, exactly `seconds` long.
+
+    Raises:
+        MissingExtraError: the synthesiser is not installed.
+    """
+    clean = _utterances(round(seconds * SAMPLE_RATE), rng)
+    return SpeechClip(clean=clean, heard=degrade(clean, rng))
+
+
+def degrade(clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
+    """`clean` as a microphone might bring it: reverberation, equalisation, band limit, noise, gain.
+
+    A fifth of all draws get nothing but a gain. The direct sound stays where it was: no step shifts the audio.
+
+    Args:
+        clean: float32 [n], 16 kHz.
+    """
+    heard = clean.astype(np.float64)
+    if rng.random() > 0.2:
+        if rng.random() < 0.35:
+            heard = _reverberate(heard, rng)
+        heard = _equalise(heard, rng)
+        if rng.random() < 0.75:
+            heard = heard + _noise(len(heard), rng) * (_rms(heard) * 10 ** (-rng.uniform(8, 40) / 20))
+    peak = max(float(np.abs(heard).max(initial=0.0)), 1e-6)
+    gain = 10 ** (rng.uniform(-18, 8) / 20)
+    return np.clip(heard * min(gain, 0.99 / peak), -1, 1).astype(np.float32)
+
+
+def sentence(rng: np.random.Generator) -> str:
+    """One made-up sentence, mostly grammatical English."""
+
+    def pick(words: list[str]) -> str:
+        return words[rng.integers(len(words))]
+
+    def phrase() -> str:
+        return " ".join([pick(_SMALL), *([pick(_ADJECTIVES)] if rng.random() < 0.5 else []), pick(_NOUNS)])
+
+    def clause() -> str:
+        tail = f" {pick(_PLACES)} {phrase()}" if rng.random() < 0.4 else ""
+        return f"{phrase()} {pick(_VERBS)} {phrase()}{tail}"
+
+    text = pick(_OPENERS) + ", " if rng.random() < 0.25 else ""
+    text += clause()
+    if rng.random() < 0.5:
+        text += f"{',' if rng.random() < 0.5 else ''} {pick(_LINKS)} {clause()}"
+    return text + pick([".", ".", ".", "?", "!"])
+
+
+def _utterances(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Sentences of one voice and the silences between them, cut at a random place to `samples`."""
+    base = _ENGLISH if rng.random() < 0.7 else _OTHERS
+    voice = base[rng.integers(len(base))]
+    if rng.random() < 0.9:
+        voice += "+" + _TIMBRES[rng.integers(len(_TIMBRES))]
+    rate, pitch, pitch_range = rng.integers(115, 235), rng.integers(10, 90), rng.integers(20, 95)
+    start = int(rng.integers(0, SAMPLE_RATE))  # clips begin in the middle of things
+    pieces: list[NDArray[np.float64]] = []
+    length = 0
+    while length < start + samples:
+        said = espeak(" ".join(sentence(rng) for _ in range(2)), voice, int(rate), int(pitch), int(pitch_range))
+        level = 10 ** (rng.uniform(-27, -18) / 20) / max(_rms(said[np.abs(said) > 1e-3]), 1e-4)
+        pause = rng.uniform(0.05, 1.3) if rng.random() < 0.45 else 0.0
+        pieces += [said * level, np.zeros(int(pause * SAMPLE_RATE))]
+        length += len(pieces[-2]) + len(pieces[-1])
+    track = np.concatenate(pieces)[start : start + samples]
+    return np.clip(track, -1, 1).astype(np.float32)
+
+
+def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range: int = 50) -> NDArray[np.float64]:
+    """Speak `text`; the same arguments always give the same samples.
+
+    The library keeps hidden state from one utterance to the next, so a fresh copy is loaded for each (about 10 ms).
+
+    Args:
+        voice: eSpeak NG voice, optionally with a timbre: ``"en-us+f3"``. An unknown one speaks as ``"en-us"``.
+        rate: words per minute.
+        pitch, pitch_range: 0..99.
+
+    Returns:
+        float64 [n] at 16 kHz in [-1, 1].
+
+    Raises:
+        MissingExtraError: the synthesiser is not installed.
+    """
+    try:
+        import espeakng_loader
+    except ImportError as error:
+        raise MissingExtraError(
+            "espeakng-loader is not installed", expected="a speech synthesiser", fix='pip install "lipstream[training]"'
+        ) from error
+
+    chunks: list[NDArray[np.int16]] = []
+
+    def receive(samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
+        if samples and count > 0:
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        return 0
+
+    signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    callback = signature(receive)  # must outlive the synthesis
+    library = ctypes.CDLL(espeakng_loader.get_library_path())
+    try:
+        synchronous, no_exit, characters, utf8 = 2, 0x8000, 1, 1
+        rate_in = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), no_exit)
+        if rate_in <= 0:
+            raise MissingExtraError("eSpeak NG did not start", fix="pip install --force-reinstall espeakng-loader")
+        library.espeak_SetSynthCallback(callback)
+        if library.espeak_SetVoiceByName(voice.encode()) != 0:
+            library.espeak_SetVoiceByName(b"en-us")
+        for parameter, value in ((1, rate), (3, pitch), (4, pitch_range)):
+            library.espeak_SetParameter(parameter, value, 0)
+        library.espeak_ng_SetRandSeed(1)
+        data = text.encode() + b"\0"
+        library.espeak_Synth(data, len(data), 0, characters, 0, utf8, None, None)
+        library.espeak_Terminate()
+    finally:
+        _ctypes.dlclose(library._handle)
+    return resample(np.concatenate(chunks) / 32768.0, rate_in) if chunks else np.zeros(0)
+
+
+def resample(audio: NDArray[np.floating], rate: int) -> NDArray[np.float64]:
+    """float [n] at `rate` -> float64 [n * 16000 / rate] at 16 kHz, by cutting the spectrum (no delay)."""
+    step = rate // np.gcd(rate, SAMPLE_RATE)
+    padded = np.pad(audio, (0, -len(audio) % step))
+    length = len(padded) * SAMPLE_RATE // rate
+    return np.asarray(np.fft.irfft(np.fft.rfft(padded)[: length // 2 + 1], length) * (length / max(len(padded), 1)))
+
+
+def _rms(audio: NDArray[np.float64]) -> float:
+    return float(np.sqrt(np.mean(np.square(audio)))) if len(audio) else 0.0
+
+
+def _spectral(audio: NDArray[np.float64], gain: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.fft.irfft(np.fft.rfft(audio) * gain, len(audio)))
+
+
+def _equalise(audio: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A smooth random frequency response of a few dB (zero phase), half the time with the band of a cheap microphone."""
+    hertz = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE)
+    knots = np.array([0, 120, 300, 700, 1500, 3000, 5000, 8000])
+    gain = 10 ** (np.interp(hertz, knots, rng.normal(0, rng.uniform(0, 5), len(knots))) / 20)
+    if rng.random() < 0.5:
+        low, high = rng.uniform(40, 300), rng.uniform(3300, 8000)
+        gain *= 1 / np.sqrt((1 + (low / np.maximum(hertz, 1)) ** 4) * (1 + (hertz / high) ** 8))
+    return _spectral(audio, gain)
+
+
+def _reverberate(audio: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """A small room: the direct sound and an exponentially decaying tail of 0.1-0.45 s."""
+    decay = rng.uniform(0.1, 0.45)
+    tail = int(decay * SAMPLE_RATE)
+    response = rng.normal(size=tail) * np.exp(-6.9 * np.arange(tail) / tail) * rng.uniform(0.005, 0.04)
+    response[0] = 1.0
+    size = len(audio) + tail
+    return np.asarray(np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[: len(audio)])
+
+
+def _noise(samples: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Unit-RMS noise with a power law between white and brown, sometimes a hum, sometimes swelling."""
+    hertz = np.maximum(np.fft.rfftfreq(samples, 1 / SAMPLE_RATE), 20.0)
+    noise = _spectral(rng.normal(size=samples), hertz ** -rng.uniform(0, 1))
+    seconds = np.arange(samples) / SAMPLE_RATE
+    if rng.random() < 0.2:
+        hum = rng.choice([50.0, 60.0, 100.0, 120.0])
+        noise = noise / max(_rms(noise), 1e-9) + rng.uniform(0.3, 1.5) * np.sin(2 * np.pi * hum * seconds)
+    if rng.random() < 0.3:
+        noise = noise * (1 + 0.8 * np.sin(2 * np.pi * rng.uniform(0.1, 2) * seconds + rng.uniform(0, 6.3)))
+    return noise / max(_rms(noise), 1e-9)

@@ -1,0 +1,8 @@
+"""The models in PyTorch: the causal student and the video autoencoder around it."""
+
+from .config import STUDENTS, StudentConfig, TAEHVConfig
+from .dit import CausalDiT
+from .ring import KVRing, RingGeometry
+from .taehv import TAEHV
+
+__all__ = ["STUDENTS", "TAEHV", "CausalDiT", "KVRing", "RingGeometry", "StudentConfig", "TAEHVConfig"]

@@ -1,0 +1,88 @@
+"""Sizes of the models, one frozen dataclass each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Sizes of the causal DiT. The defaults that the released sizes share are the field defaults.
+
+    Attributes:
+        dim, ffn_dim, num_heads, num_layers: transformer sizes; ``dim / num_heads`` is the head dimension, even.
+        window, sink: latent frames attended, and how many of them are the stream's first ones.
+        chunk_frames: latent frames generated at once.
+        latent_size: (height, width) of a latent frame; both even.
+        latent_channels: channels of the autoencoder's latent.
+        text_dim, text_len: width and rows of the (constant) prompt embedding.
+        audio_dim: audio features per video frame. audio_hidden: what AudioPack squeezes four frames into.
+        t_list: times of the denoising passes, noisiest first, ending in 0.
+    """
+
+    dim: int
+    ffn_dim: int
+    num_heads: int
+    num_layers: int
+    window: int = 7
+    sink: int = 1
+    chunk_frames: int = 3
+    latent_size: tuple[int, int] = (64, 64)
+    latent_channels: int = 16
+    patch: tuple[int, int, int] = (1, 2, 2)
+    freq_dim: int = 256
+    text_dim: int = 4096
+    text_len: int = 512
+    audio_dim: int = 10752
+    audio_hidden: int = 32
+    t_list: tuple[float, ...] = (0.999, 0.769, 0.0)
+
+    @property
+    def in_channels(self) -> int:
+        """Noisy latent, reference frame, mask, masked video, reference sequence."""
+        return 4 * self.latent_channels + 1
+
+    @property
+    def head_dim(self) -> int:
+        return self.dim // self.num_heads
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Tokens of a latent frame, (rows, columns)."""
+        return self.latent_size[0] // self.patch[1], self.latent_size[1] // self.patch[2]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a latent frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def audio_layers(self) -> range:
+        """Blocks that get the audio added to their input: 2 .. num_layers // 2 (inclusive)."""
+        return range(2, self.num_layers // 2 + 1)
+
+
+@dataclass(frozen=True)
+class TAEHVConfig:
+    """Widths of the tiny video autoencoder; the defaults are those of the released ``taew2_1`` weights."""
+
+    encoder_width: int = 64
+    decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
+    latent_channels: int = 16
+
+
+STUDENTS: dict[str, StudentConfig] = {
+    "tiny": StudentConfig(
+        dim=192,
+        ffn_dim=576,
+        num_heads=3,
+        num_layers=8,
+        latent_size=(12, 12),
+        text_dim=32,
+        text_len=4,
+        audio_dim=384,
+    ),
+    "1.3b": StudentConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
+    "14b": StudentConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
+}
+TINY_TAEHV = TAEHVConfig(encoder_width=24, decoder_widths=(64, 48, 24, 16))

@@ -1,0 +1,275 @@
+"""The diffusion transformer of Lip Forcing: Wan 2.1's DiT, fed a 65-channel latent and speech, causal over chunks.
+
+One set of weights, two ways to run them:
+
+* `CausalDiT.forward`: a whole clip at once, each frame at its own time t (training; teacher or student by the mask);
+* `CausalDiT.denoise`: one pass over one chunk of a stream, against the K/V ring (inference; what is exported).
+
+Everything that a stream needs only once is split off: `modulation` of the three times, `text_kv` of the prompt.
+Module and parameter names are those of the released checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import StudentConfig
+from .rope import rotate
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q, k, v), each [B, N, H, D] before any rotation -> attention output [B, N, H, D]."""
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the full width; rounded to the input's type before the weight, as the released model does."""
+
+    def __init__(self, dim: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        return y.to(x.dtype) * self.weight
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention over [B, N, H, D] tensors; `mask` [N, M] is True where a query may look."""
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+
+
+class Attention(nn.Module):
+    """Projections of an attention layer, with q and k normalised over the full width."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
+
+    def heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+    def query(self, x: Tensor) -> Tensor:
+        return self.heads(self.norm_q(self.q(x)))
+
+    def key_value(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.heads(self.norm_k(self.k(x))), self.heads(self.v(x))
+
+    def output(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.o(x.flatten(-2)))
+
+
+class Block(nn.Module):
+    """norm1 -> self-attention, norm3 -> cross-attention, norm2 -> feed-forward (the checkpoint's numbering)."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        dim = config.dim
+        self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.self_attn = Attention(dim, config.num_heads)
+        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
+        self.cross_attn = Attention(dim, config.num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.ffn = nn.Sequential(
+            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
+        )
+
+    def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of self-attention, then of the feed-forward, each [B, F, 1, dim], from e [B, F, 6, dim]."""
+        return (self.modulation + e).unsqueeze(3).unbind(2)
+
+    def self_attention_input(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """[B, F, T, dim] -> normalised and modulated tokens [B, F T, dim]."""
+        return cast(Tensor, self.norm1(x) * (1 + scale) + shift).flatten(1, 2)
+
+    def forward(
+        self, x: Tensor, e: Tensor, text_kv: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """x [B, F, T, dim], e [B, F, 6, dim], text K and V [B, rows, H, D] -> [B, F, T, dim]."""
+        frames = x.shape[1]
+        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = self.modulate(e)
+        h = self.self_attention_input(x, shift_sa, scale_sa)
+        y = self.self_attn.output(attend(self.self_attn.query(h), *self.self_attn.key_value(h)))
+        x = x + y.unflatten(1, (frames, -1)) * gate_sa
+        h = self.norm3(x).flatten(1, 2)
+        y = self.cross_attn.output(attention(self.cross_attn.query(h), *text_kv))
+        x = x + y.unflatten(1, (frames, -1))
+        return cast(Tensor, x + self.ffn(self.norm2(x) * (1 + scale_ff) + shift_ff) * gate_ff)
+
+
+class Head(nn.Module):
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        patch = config.patch[0] * config.patch[1] * config.patch[2]
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
+        self.head = nn.Linear(config.dim, patch * config.latent_channels)
+        self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
+
+    def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
+        """x [B, F, T, dim], t_emb [B, F, dim] -> [B, F, T, patch * channels]."""
+        shift, scale = (self.modulation + t_emb.unsqueeze(2)).unsqueeze(3).unbind(2)
+        return cast(Tensor, self.head(self.norm(x) * (1 + scale) + shift))
+
+
+class AudioPack(nn.Module):
+    """Features of the four video frames of a latent frame -> one short vector."""
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4 * config.audio_dim, config.audio_hidden)
+        self.norm_out = nn.LayerNorm(config.audio_hidden)
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """audio [B, 4 F, audio_dim] -> [B, F, audio_hidden]."""
+        return cast(Tensor, self.norm_out(self.proj(audio.unflatten(1, (-1, 4)).flatten(2))))
+
+
+class CausalDiT(nn.Module):
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.patch, config.patch)
+        self.text_embedding = nn.Sequential(
+            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
+        )
+        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.head = Head(config)
+        self.audio_proj = AudioPack(config)
+        self.audio_cond_projs = nn.ModuleList(nn.Linear(config.audio_hidden, dim) for _ in config.audio_layers)
+
+    @property
+    def layers(self) -> list[Block]:
+        return [cast(Block, block) for block in self.blocks]
+
+    def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Times `t` (any shape, in [0, 1]) -> (t_emb [..., dim], modulation [..., 6, dim])."""
+        half = self.config.freq_dim // 2
+        w = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
+        angles = 1000.0 * t.double()[..., None] * w
+        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.patch_embedding.weight.dtype)
+        t_emb = self.time_embedding(features)
+        return t_emb, self.time_projection(t_emb).unflatten(-1, (6, -1))
+
+    def text_kv(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Prompt embedding [B, text_len, text_dim] -> per layer K and V [B, text_len, H, D] of the cross-attention."""
+        context = self.text_embedding(text)
+        return [block.cross_attn.key_value(context) for block in self.layers]
+
+    def embed(self, latent: Tensor, condition: Tensor) -> Tensor:
+        """Latent [B, C, F, h, w] and condition [B, 3 C + 1, F, h, w] -> tokens [B, F, T, dim]."""
+        x = self.patch_embedding(torch.cat([latent, condition], dim=1))
+        return cast(Tensor, x.flatten(3).permute(0, 2, 3, 1))
+
+    def audio(self, features: Tensor) -> dict[int, Tensor]:
+        """Features [B, 4 F, audio_dim] -> what is added to the input of each audio layer, [B, F, 1, dim]."""
+        packed = self.audio_proj(features)
+        layers = zip(self.config.audio_layers, self.audio_cond_projs, strict=True)
+        return {layer: project(packed).unsqueeze(2) for layer, project in layers}
+
+    def unpatchify(self, x: Tensor) -> Tensor:
+        """[B, F, T, ph pw C] -> [B, C, F, h, w]."""
+        batch, frames = x.shape[:2]
+        rows, columns = self.config.grid
+        _, ph, pw = self.config.patch
+        x = x.reshape(batch, frames, rows, columns, ph, pw, -1)
+        return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, rows * ph, columns * pw)
+
+    def _run(
+        self,
+        x: Tensor,
+        e: Tensor,
+        audio: Tensor,
+        text_kv: Sequence[tuple[Tensor, Tensor]],
+        attend: Attend,
+        leave: Callable[[int, Tensor, Tensor], object] | None = None,
+    ) -> Tensor:
+        """All blocks; with `leave`, the last one only hands its (layer, K, V) to it."""
+        added = self.audio(audio)
+        for i, block in enumerate(self.layers):
+            if i in added:
+                x = added[i] + x
+            if leave and i == len(self.blocks) - 1:
+                shift, scale = block.modulate(e)[:2]
+                leave(i, *block.self_attn.key_value(block.self_attention_input(x, shift, scale)))
+            else:
+                x = block(x, e, text_kv[i], lambda q, k, v, i=i: attend(i, q, k, v))
+        return x
+
+    def forward(
+        self,
+        latent: Tensor,
+        condition: Tensor,
+        audio: Tensor,
+        t: Tensor,
+        text_kv: Sequence[tuple[Tensor, Tensor]],
+        attend: Attend,
+    ) -> Tensor:
+        """Velocity [B, C, F, h, w] of a whole clip.
+
+        Args:
+            latent: noisy latents [B, C, F, h, w].
+            condition: [B, 3 C + 1, F, h, w]: reference frame, mask (1 = generate), masked video, reference sequence.
+            audio: [B, 4 F, audio_dim]; the first frame's features stand there four times.
+            t: time of each frame, [B, F].
+            text_kv: `text_kv` of the prompt.
+            attend: self-attention over the clip, e.g. `clip_attention`.
+        """
+        t_emb, e = self.time(t)
+        x = self._run(self.embed(latent, condition), e, audio, text_kv, attend)
+        return self.unpatchify(self.head(x, t_emb))
+
+    def denoise(
+        self,
+        latent: Tensor,
+        condition: Tensor,
+        audio: Tensor,
+        t_emb: Tensor,
+        modulation: Tensor,
+        text_kv: Sequence[tuple[Tensor, Tensor]],
+        attend: Attend,
+    ) -> Tensor:
+        """Velocity [C, F, h, w] of one chunk of a stream; `attend` writes to and reads from its ring.
+
+        Args:
+            latent: [C, F, h, w]. condition: [3 C + 1, F, h, w]. audio: [4 F, audio_dim].
+            t_emb: [dim], and modulation: [6, dim], of the pass (`time`).
+        """
+        frames = latent.shape[1]
+        x = self.embed(latent[None], condition[None])
+        x = self._run(x, modulation.expand(1, frames, -1, -1), audio[None], text_kv, attend)
+        return self.unpatchify(self.head(x, t_emb.expand(1, frames, -1)))[0]
+
+    def context(
+        self,
+        latent: Tensor,
+        condition: Tensor,
+        audio: Tensor,
+        modulation: Tensor,
+        text_kv: Sequence[tuple[Tensor, Tensor]],
+        attend: Attend,
+        leave: Callable[[int, Tensor, Tensor], object],
+    ) -> None:
+        """The pass at t = 0 over a clean chunk, for the K and V it leaves in the ring; ends with `leave` at those of the last layer."""
+        e = modulation.expand(1, latent.shape[1], -1, -1)
+        self._run(self.embed(latent[None], condition[None]), e, audio[None], text_kv, attend, leave)
+
+
+def clip_attention(cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Attend:
+    """Self-attention over a whole clip: rotate q and k by angles [N, 1, D/2], then look where `mask` [N, N] allows."""
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
+
+    return attend

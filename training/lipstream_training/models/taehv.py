@@ -1,0 +1,136 @@
+"""TAEHV, the tiny video autoencoder (MIT, Ollin Boer Bohan): 4 frames <-> 1 latent frame, 8x smaller each way.
+
+Every block that looks back in time looks at its own input one frame ago, so a stream needs that one frame per block as
+memory and nothing else. Both directions take any number of latent frames per call and carry the memories explicitly;
+a clip cut anywhere gives the same frames as the clip in one piece. Module names are those of the released weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .config import TAEHVConfig
+
+TEMPORAL = 4
+SPATIAL = 8
+
+
+def _conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
+    return nn.Conv2d(n_in, n_out, 3, padding=1, stride=stride, bias=bias)
+
+
+class Clamp(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x / 3) * 3
+
+
+class MemBlock(nn.Module):
+    """Residual block that sees the previous frame of its own input beside the present one."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(
+            _conv(2 * channels, channels), nn.ReLU(), _conv(channels, channels), nn.ReLU(), _conv(channels, channels)
+        )
+
+    def forward(self, x: Tensor, previous: Tensor) -> Tensor:
+        return F.relu(self.conv(torch.cat([x, previous], dim=1)) + x)
+
+
+class TPool(nn.Module):
+    """Fold `stride` consecutive frames into one."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels * stride, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv(x.reshape(-1, self.stride * x.shape[1], *x.shape[2:])))
+
+
+class TGrow(nn.Module):
+    """Unfold one frame into `stride` consecutive ones."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, channels * stride, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return cast(Tensor, y.reshape(-1, x.shape[1], *x.shape[2:]))
+
+
+class TAEHV(nn.Module):
+    """Encoder and decoder. Videos are [B, T, 3, H, W] in [0, 1], latents [B, T / 4, C, H / 8, W / 8].
+
+    Memories are lists with one tensor [B, channels, h, w] per MemBlock, in the order of the layers.
+    """
+
+    def __init__(self, config: TAEHVConfig) -> None:
+        super().__init__()
+        self.config = config
+        n = config.encoder_width
+        stages: list[nn.Module] = [_conv(3, n), nn.ReLU()]
+        for stride in (2, 2, 1):
+            stages += [TPool(n, stride), _conv(n, n, stride=2, bias=False), MemBlock(n), MemBlock(n), MemBlock(n)]
+        self.encoder = nn.Sequential(*stages, _conv(n, config.latent_channels))
+        w = config.decoder_widths
+        stages = [Clamp(), _conv(config.latent_channels, w[0]), nn.ReLU()]
+        for (n_in, n_out), stride in zip(pairwise(w), (1, 2, 2), strict=True):
+            stages += [MemBlock(n_in), MemBlock(n_in), MemBlock(n_in), nn.Upsample(scale_factor=2)]
+            stages += [TGrow(n_in, stride), _conv(n_in, n_out, bias=False)]
+        self.decoder = nn.Sequential(*stages, nn.ReLU(), _conv(w[3], 3))
+
+    def encoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
+        """Zero memories of a new stream of frames [batch, _, 3, height, width]."""
+        return self._memory(self.encoder, [(batch, height // s, width // s) for s in (2, 4, 8)])
+
+    def decoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
+        """Zero memories of a new stream that decodes to frames [batch, _, 3, height, width]."""
+        return self._memory(self.decoder, [(batch, height // s, width // s) for s in (8, 4, 2)])
+
+    def _memory(self, half: nn.Sequential, sizes: list[tuple[int, int, int]]) -> list[Tensor]:
+        blocks = [layer for layer in half if isinstance(layer, MemBlock)]
+        parameter = next(self.parameters())
+        return [
+            torch.zeros(b, cast(nn.Conv2d, block.conv[0]).out_channels, h, w, dtype=parameter.dtype, device=parameter.device)
+            for block, (b, h, w) in zip(blocks, [size for size in sizes for _ in range(3)], strict=True)
+        ]
+
+    def encode(self, video: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / 8, W / 8], memories after it)."""
+        return self._run(self.encoder, video, memory)
+
+    def decode(
+        self, latent: Tensor, memory: Sequence[Tensor], *, clamp: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
+        """`latent` [B, n, C, h, w] -> (video [B, 4 n, 3, 8 h, 8 w] in [0, 1], memories after it).
+
+        The first latent of a stream stands for one frame: the caller drops the first 3 frames of the stream.
+        Training switches `clamp` off, since no gradient passes it.
+        """
+        video, after = self._run(self.decoder, latent, memory)
+        return video.clamp(0, 1) if clamp else video, after
+
+    @staticmethod
+    def _run(half: nn.Sequential, x: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        batch = x.shape[0]
+        x = x.flatten(0, 1)
+        after: list[Tensor] = []
+        for layer in half:
+            if isinstance(layer, MemBlock):
+                frames = x.unflatten(0, (batch, -1))
+                past = torch.cat([memory[len(after)][:, None], frames[:, :-1]], dim=1)
+                after.append(frames[:, -1])
+                x = layer(x, past.flatten(0, 1))
+            else:
+                x = layer(x)
+        return x.unflatten(0, (batch, -1)), after
