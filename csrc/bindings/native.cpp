@@ -198,7 +198,7 @@ PYBIND11_MODULE(_native, module) {
   using py::arg;
   module.doc() = "The K/V ring: index arithmetic and CPU kernels.";
 
-  py::class_<RingPosition>(module, "RingPosition", "What one chunk does to the ring.")
+  py::class_<RingPosition>(module, "RingPosition", "What one chunk does to the ring.", py::is_final())
       .def_readonly("chunk", &RingPosition::chunk)
       .def_readonly("slot", &RingPosition::slot)
       .def_readonly("valid", &RingPosition::valid)

@@ -34,7 +34,8 @@ def rope_angles(frame: NDArray[np.int64], grid: tuple[int, int], head_dim: int) 
 def rope(x: Array, frame: NDArray[np.int64], grid: tuple[int, int]) -> Array:
     """`x` [F, T, H, D] with its pairs, read as complex numbers, turned by their angles."""
     pairs = np.ascontiguousarray(x, np.float64).view(np.complex128)
-    return (pairs * np.exp(1j * rope_angles(frame, grid, x.shape[-1]))[:, :, None, :]).view(np.float64)
+    turned: Array = (pairs * np.exp(1j * rope_angles(frame, grid, x.shape[-1]))[:, :, None, :]).view(np.float64)
+    return turned
 
 
 def attention(q: Array, k: Array, v: Array) -> Array:
@@ -42,7 +43,8 @@ def attention(q: Array, k: Array, v: Array) -> Array:
     q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
     scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(q.shape[-1])
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
+    output: Array = np.einsum("hqk,khd->qhd", weights / weights.sum(-1, keepdims=True), v)
+    return output
 
 
 class OriginalCache:

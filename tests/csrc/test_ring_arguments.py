@@ -95,7 +95,7 @@ BAD: list[tuple[str, Arguments, type[Exception], str]] = [
     ("ring_anchor", {"count": 2}, ValueError, "rolling is 6, expected the 2 frames"),
     ("ring_anchor", {"count": -1}, ValueError, "count is -1"),
     ("ring_anchor", {"rolling": -1}, ValueError, "rolling is -1"),
-    ("ring_anchor", {"cos": zeros(7)}, ValueError, "7 temporal pairs, expected 0 to 6"),
+    ("ring_anchor", {"cos": zeros(7), "sin": zeros(7)}, ValueError, "7 temporal pairs, expected 0 to 6"),
     ("ring_anchor", {"sin": zeros(3)}, ValueError, r"sin is of shape \(3\), expected \(2\)"),
     ("ring_anchor", {"sink_base": zeros(SINK, T, H, D, dtype=np.uint16)}, TypeError, "expected one dtype"),
     ("ring_anchor", {"threads": -5}, ValueError, "threads is -5"),

@@ -17,14 +17,15 @@ on_gpu = pytest.mark.skipif(
 )
 without_gpu = pytest.mark.skipif(cuda.device_count() > 0, reason="would give a real GPU made-up addresses")
 
-RING = {"ring_shape": (7, 4, 2, 12), "dtype": "float32"}
+Arguments = dict[str, Any]
+RING: Arguments = {"ring_shape": (7, 4, 2, 12), "dtype": "float32"}
 ADDRESS = 1 << 20
-WRITE = {name: ADDRESS for name in ("k_ring", "v_ring", "k", "v", "cos_t", "sin_t", "cos_s", "sin_s")}
-WRITE |= {"slot": 3, "frames": 3, "temporal_pairs": 2, **RING}
-KEEP = {"k_ring": ADDRESS, "v_ring": ADDRESS, "sink_base": ADDRESS, "slot": 0, "rolling": 6, "first": 0, "count": 1}
-KEEP |= RING
-ANCHOR = {"k_ring": ADDRESS, "sink_base": ADDRESS, "rolling": 6, "count": 1, "cos": ADDRESS, "sin": ADDRESS}
-ANCHOR |= {"temporal_pairs": 2, **RING}
+WRITE = RING | dict.fromkeys(("k_ring", "v_ring", "k", "v", "cos_t", "sin_t", "cos_s", "sin_s"), ADDRESS)
+WRITE |= {"slot": 3, "frames": 3, "temporal_pairs": 2}
+KEEP = RING | dict.fromkeys(("k_ring", "v_ring", "sink_base"), ADDRESS)
+KEEP |= {"slot": 0, "rolling": 6, "first": 0, "count": 1}
+ANCHOR = RING | dict.fromkeys(("k_ring", "sink_base", "cos", "sin"), ADDRESS)
+ANCHOR |= {"rolling": 6, "count": 1, "temporal_pairs": 2}
 
 
 @pytest.mark.parametrize(
@@ -53,14 +54,14 @@ ANCHOR |= {"temporal_pairs": 2, **RING}
         ("ring_anchor", ANCHOR, {"k_ring": 12}, "k_ring is 12, expected a device address, a multiple of 8"),
     ],
 )
-def test_what_is_wrong_is_refused(function: str, given: dict[str, Any], wrong: dict[str, Any], message: str) -> None:
+def test_what_is_wrong_is_refused(function: str, given: Arguments, wrong: Arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(cuda, function)(**{**given, **wrong})
 
 
 @without_gpu
 @pytest.mark.parametrize(("function", "given"), [("ring_write", WRITE), ("ring_keep", KEEP), ("ring_anchor", ANCHOR)])
-def test_without_a_gpu_the_error_is_cudas(function: str, given: dict[str, Any]) -> None:
+def test_without_a_gpu_the_error_is_cudas(function: str, given: Arguments) -> None:
     with pytest.raises(RuntimeError, match=r"^cudaError\w+: "):
         getattr(cuda, function)(**given)
 
@@ -93,21 +94,21 @@ def test_same_bits_as_the_cpu(dtype: torch.dtype, tokens: int, heads: int, head_
     base = torch.zeros((sink, *frame), dtype=dtype)
     angle_t = rng.uniform(0, 6, (3, temporal_pairs))
     angle_s = rng.uniform(0, 6, (tokens, head_dim // 2 - temporal_pairs))
-    tables = [torch.from_numpy(f(angle).astype(np.float32)) for angle in (angle_t, angle_s) for f in (np.cos, np.sin)]
-    turn = [tables[0][2].clone(), tables[1][2].clone()]
+    tables = [f(angle).astype(np.float32) for angle in (angle_t, angle_s) for f in (np.cos, np.sin)]
+    turn = [tables[0][2].copy(), tables[1][2].copy()]
 
     host = [as_numpy(x) for x in (k_ring, v_ring, base, k, v)]
     device = [x.to("cuda", copy=True) for x in (k_ring, v_ring, base, k, v)]
-    device_tables, device_turn = [x.cuda() for x in tables], [x.cuda() for x in turn]
+    device_tables, device_turn = ([torch.from_numpy(x).cuda() for x in part] for part in (tables, turn))
 
     _native.ring_keep(host[0], host[1], host[2], 3, rolling, 0, sink)
-    _native.ring_anchor(host[0], host[2], rolling, sink, turn[0].numpy(), turn[1].numpy())
-    _native.ring_write(host[0], host[1], host[3], host[4], 3, *(x.numpy() for x in tables))
+    _native.ring_anchor(host[0], host[2], rolling, sink, turn[0], turn[1])
+    _native.ring_write(host[0], host[1], host[3], host[4], 3, tables[0], tables[1], tables[2], tables[3])
 
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     at = [x.data_ptr() for x in device]
-    named = {
+    named: Arguments = {
         "ring_shape": (rolling + sink, *frame),
         "dtype": str(dtype).removeprefix("torch."),
         "stream": stream.cuda_stream,

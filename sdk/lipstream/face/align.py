@@ -89,7 +89,7 @@ def crop_matrix(matrix: NDArray[np.float64], size: int) -> NDArray[np.float64]:
     The canvas is squeezed to a square, edges on edges, as an image resize does: pixel centres are half a pixel in.
     """
     scale = np.array([size / CANVAS_WIDTH, size / CANVAS_HEIGHT])
-    result = np.asarray(matrix, np.float64) * scale[:, None]
+    result: NDArray[np.float64] = np.asarray(matrix, np.float64) * scale[:, None]
     result[:, 2] += 0.5 * scale - 0.5
     return result
 

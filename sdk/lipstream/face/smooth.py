@@ -7,7 +7,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-_SPEED_CUTOFF = 1.0  # Hz, low pass of the speed estimate
+_SPEED_CUTOFF = 2.0  # Hz, low pass of the speed estimate
 
 
 class OneEuroFilter:
@@ -22,7 +22,7 @@ class OneEuroFilter:
         gain: how much the cut-off rises, in Hz per unit of speed (units of length per second); higher lags less.
     """
 
-    def __init__(self, rate: float = 25.0, cutoff: float = 1.0, gain: float = 10.0) -> None:
+    def __init__(self, rate: float = 25.0, cutoff: float = 1.0, gain: float = 30.0) -> None:
         self._rate, self._cutoff, self._gain = rate, cutoff, gain
         self.reset()
 

@@ -18,7 +18,9 @@ from lipstream.face.warp import check_frame
 
 Policy = Literal["hold", "bypass", "raise"]
 
-_MIN_PRESENCE = 0.5  # of FaceMesh, below it there is no face
+_MIN_PRESENCE = 0.5  # of FaceMesh, below it a followed face is lost
+_MIN_PRESENCE_NEW = 0.8  # of FaceMesh, below it a detection is no face
+_SURE = 0.7  # score of the detector, below it a face is only second choice
 _CHECK_EVERY = 25  # frames between two looks of the detector at a face that is being followed
 _SEARCH_EVERY = 12  # frames between two searches in tiles while there is no face
 _MIN_OVERLAP = 0.3  # of the face's boxes in neighbouring frames
@@ -137,7 +139,7 @@ class FaceTracker:
         for face in self._candidates(faces):
             rough, _ = self._mesh.landmarks(frame, face)
             landmarks, score = self._mesh.landmarks(frame, Roi.of_landmarks(rough))
-            if score >= _MIN_PRESENCE:
+            if score >= _MIN_PRESENCE_NEW:
                 self._reset_smoothing()
                 return landmarks, score
         return None
@@ -163,7 +165,7 @@ class FaceTracker:
         if self._point is not None:
             x, y = self._point
             return sorted(faces, key=lambda face: _distance(face, x, y))
-        return faces
+        return sorted(faces, key=lambda face: face.score < _SURE)
 
     def _missed(self) -> FaceObservation | None:
         self._misses += 1
@@ -184,9 +186,9 @@ class FaceTracker:
         rows, columns = (max(1, length // _THUMBNAIL) for length in frame.shape[:2])
         thumbnail = frame[::rows, ::columns].astype(np.int16)
         before, self._thumbnail = self._thumbnail, thumbnail
-        if before is None:
-            return False
-        return before.shape != thumbnail.shape or float(np.abs(thumbnail - before).mean()) > _CUT
+        if before is None or before.shape != thumbnail.shape:
+            return before is not None
+        return float(np.abs(thumbnail - before).mean()) > _CUT
 
     def _forget(self) -> None:
         self._last, self._misses = None, 0

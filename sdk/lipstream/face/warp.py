@@ -8,11 +8,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipstream.errors import ConfigError
+
 
 def check_frame(frame: NDArray[np.uint8]) -> None:
     """Raise ConfigError unless `frame` is a picture: uint8 [H, W, 3], not empty."""
-    from lipstream.errors import ConfigError
-
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
         raise ConfigError(
             f"a frame of type {frame.dtype}, shape {frame.shape}", expected="uint8 [height, width, 3], RGB"
@@ -27,7 +27,7 @@ def warp(
     *,
     border: int = cv2.BORDER_REPLICATE,
 ) -> NDArray[np.uint8]:
-    """View of `image` uint8 [H, W, C] through `matrix` float64 [2, 3] (image -> view, pixel centres): [height, width, C].
+    """What `image` uint8 [H, W, C] looks like through `matrix` float64 [2, 3] (image -> view): [height, width, C].
 
     Bilinear where the view magnifies. Where it shrinks, every view pixel is the mean over its footprint: the part of
     the image that matters is first averaged over whole blocks, then sampled several times per view pixel.
@@ -66,10 +66,10 @@ def _block_mean(
     limit = np.array([columns, rows])
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 2 * block, 0, limit - 1)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2 * block, low + 1, limit)
-    part = image[low[1] : high[1], low[0] : high[0]]
+    part: NDArray[np.uint8] = image[low[1] : high[1], low[0] : high[0]]
     pad_x, pad_y = (int(-n % block) for n in high - low)
     if pad_x or pad_y:
-        part = cv2.copyMakeBorder(part, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
+        part = np.asarray(cv2.copyMakeBorder(part, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE), image.dtype)
     small = cv2.resize(part, (part.shape[1] // block, part.shape[0] // block), interpolation=cv2.INTER_AREA)
     linear = matrix[:, :2] * block
     translation = matrix[:, 2] + matrix[:, :2] @ (low + (block - 1) / 2)

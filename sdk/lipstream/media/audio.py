@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 
 import av
@@ -88,7 +87,7 @@ class AudioReader:
                         expected=f"{self.info.rate} Hz, {self.info.channels} channels throughout",
                     )
                 for packed in convert.resample(frame):
-                    block = packed.to_ndarray().reshape(-1, self.info.channels)
+                    block = np.asarray(packed.to_ndarray(), np.float32).reshape(-1, self.info.channels)
                     # Only a last codec frame that straddles the stated end is padding; a header that is wrong by more
                     # must not cost any speech.
                     if length is not None and position < length < position + len(block):
@@ -144,11 +143,11 @@ def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
     return columns.astype(np.float32, copy=False)
 
 
-def check_rate(rate: int) -> int:
+def check_rate(rate: object) -> int:
     """The sample rate as an int, if it is a whole number of Hz in 4000..384000; else AudioFormatError."""
-    if isinstance(rate, bool) or not isinstance(rate, Integral) or not MIN_RATE <= rate <= MAX_RATE:
-        raise AudioFormatError(f"sample rate {rate!r}", expected=f"a whole number of Hz in {MIN_RATE}..{MAX_RATE}")
-    return int(rate)
+    if isinstance(rate, int | np.integer) and MIN_RATE <= rate <= MAX_RATE:
+        return int(rate)
+    raise AudioFormatError(f"sample rate {rate!r}", expected=f"a whole number of Hz in {MIN_RATE}..{MAX_RATE}")
 
 
 def _pick(container: InputContainer, path: Path) -> AudioStream:

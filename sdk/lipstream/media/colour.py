@@ -66,7 +66,7 @@ def to_rgb(
     rgb = reformatter.reformat(
         frame, width=width, height=height, format="rgb24", dst_color_range=ColorRange.JPEG, interpolation=_FLAGS
     )
-    image: NDArray[np.uint8] = rgb.to_ndarray()
+    image = np.asarray(rgb.to_ndarray(), np.uint8)
     return image.copy() if rgb is frame else image  # an R'G'B' frame's pixels stay the decoder's
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger("lipstream")
 
 # FFmpeg draws any text file as ANSI art; for us such a file is not media.
 _TEXT_ART = {"tty", "bin", "adf", "idf", "xbin"}
-# Containers whose header states the length. Elsewhere (MPEG-TS, MP3, raw streams) FFmpeg estimates it from the bit rate.
+# Containers whose header states the length. Elsewhere (MPEG-TS, MP3, raw streams) FFmpeg estimates it.
 _LENGTH_IN_HEADER = ("mov", "matroska", "flac")
 # WAV writers that cannot seek back leave a data size in this range: 0x7ffff000 (SoX) .. 0xffffffff (FFmpeg).
 _WAV_SIZE_UNKNOWN = 0x7FFFF000
@@ -84,7 +84,7 @@ def decode(container: InputContainer, stream: VideoStream | AudioStream, path: P
         if packet is None:
             break
         try:
-            frames = packet.decode()
+            frames: list[Any] = list(packet.decode())
         except av.FFmpegError as error:
             damage = damage or error
             continue
@@ -150,8 +150,9 @@ def _wav_end(path: Path, stream: VideoStream | AudioStream) -> Fraction | None:
             name, length = struct.unpack("<4sI", header)
             if name == b"data":
                 present = size - file.tell()
-                clipped = present < length < _WAV_SIZE_UNKNOWN and stream.duration and stream.time_base and present > 0
-                return stream.duration * stream.time_base * length / present if clipped else None
+                if not 0 < present < length < _WAV_SIZE_UNKNOWN or not stream.duration or not stream.time_base:
+                    return None
+                return Fraction(length, present) * stream.duration * stream.time_base
             file.seek(length + length % 2, os.SEEK_CUR)
     return None
 

@@ -13,7 +13,6 @@ from typing import TypeVar
 import av
 import numpy as np
 from av.container import InputContainer
-from av.format import Flags as FormatFlags
 from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -27,6 +26,7 @@ FPS = 25
 """Frames per second of everything that LipStream reads and generates."""
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
+_TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT: the format allows its clock to be reset
 _MAX_GAP = 10  # seconds; a larger step in a format with clock resets is a reset, as in FFmpeg's dts_delta_threshold
 _T = TypeVar("_T")
 
@@ -144,7 +144,7 @@ def _pick(container: InputContainer, path: Path) -> VideoStream:
         what = "only cover art" if container.streams.video else "no video stream"
         raise NoVideoError(f"{path} holds {what}", fix="give a video or image file as the source of frames")
     stream = max(candidates, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
-    stream.thread_type = "AUTO"  # type: ignore[assignment]  # the setter takes the name, its stub does not say so
+    stream.thread_type = "AUTO"
     return stream
 
 
@@ -153,10 +153,10 @@ def _timed(
 ) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
     """Decoded frames with start, from 0 and never decreasing, and duration in seconds.
 
-    A missing time stamp continues from the frame before. A clock that was reset, by a step back of more than a
-    second, or forward by more than `_MAX_GAP` where the format allows resets, continues likewise.
+    A missing time stamp continues from the frame before. So does a clock that was reset: by a step back of more than
+    a frame, or forward by more than `_MAX_GAP` where the format allows resets.
     """
-    resets = bool(container.format.flags & FormatFlags.ts_discont.value)
+    resets = bool(container.format.flags & _TS_DISCONT)
     offset: Fraction | None = None
     last = following = Fraction(0)
     for frame in decode(container, stream, path):
@@ -166,7 +166,7 @@ def _timed(
             clock = Fraction(frame.pts * frame.time_base)
             if offset is None:
                 offset = -clock
-            if clock + offset < last - 1 or (resets and clock + offset > following + _MAX_GAP):
+            if clock + offset < 2 * last - following or (resets and clock + offset > following + _MAX_GAP):
                 offset = following - clock
             start = max(clock + offset, last)
         duration = frame_duration(frame, stream)

@@ -30,6 +30,12 @@ class StreamResampler:
         AudioFormatError: a rate out of range; from `push`, samples `to_float` refuses or a changed channel count.
     """
 
+    _swr: av.AudioResampler
+    _pending: NDArray[np.float32] | None
+    _channels: int | None
+    _received: int
+    _returned: int
+
     def __init__(self, rate: int, target: int = 16_000, *, mono: bool = True) -> None:
         self.rate, self.target, self.mono = check_rate(rate), check_rate(target), mono
         self._block = max(1, self.rate // _BLOCKS_PER_SECOND)
@@ -63,8 +69,8 @@ class StreamResampler:
 
     def _reset(self) -> None:
         self._swr = av.AudioResampler(format="flt", rate=self.target)
-        self._pending: NDArray[np.float32] | None = None
-        self._channels: int | None = None
+        self._pending = None
+        self._channels = None
         self._received = self._returned = 0
 
     def _convert(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -77,7 +83,7 @@ class StreamResampler:
             packed = np.ascontiguousarray(samples[start : start + self._block]).reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=LAYOUTS[width - 1])
             frame.sample_rate = self.rate
-            pieces += [out.to_ndarray().reshape(-1, width) for out in self._swr.resample(frame)]
+            pieces += [np.asarray(out.to_ndarray(), np.float32).reshape(-1, width) for out in self._swr.resample(frame)]
         self._pending = samples[whole:].copy()
         output = self._shaped(pieces, width)
         self._returned += len(output)

@@ -32,7 +32,7 @@ class FrameSpool:
         self._shape: tuple[int, ...] = ()
         self._frames = 0
         try:
-            self._file = tempfile.TemporaryFile(prefix="lipstream-", dir=self.folder, buffering=0)
+            self._file = tempfile.TemporaryFile(prefix="lipstream-", dir=self.folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise OutputError(
                 f"no temporary file can be made in {self.folder}: {error.strerror}",
@@ -49,7 +49,7 @@ class FrameSpool:
             raise ValueError(f"frame of shape {frame.shape} in a spool of {self._shape}")
         if self._frames % _CHECK_EVERY == 0 and shutil.disk_usage(self.folder).free < _KEEP_FREE:
             raise self._full("less than 256 MiB left")
-        view = memoryview(np.ascontiguousarray(frame)).cast("B")
+        view = np.ascontiguousarray(frame).data.cast("B")
         try:
             self._file.seek(self._frames * frame.nbytes)
             while view:
@@ -63,7 +63,7 @@ class FrameSpool:
         if not 0 <= index < self._frames:
             raise IndexError(f"frame {index} of {self._frames}")
         frame = np.empty(self._shape, np.uint8)
-        view = memoryview(frame).cast("B")
+        view = frame.data.cast("B")
         self._file.seek(index * frame.nbytes)
         while view:
             count = self._file.readinto(view)

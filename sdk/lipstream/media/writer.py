@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import weakref
@@ -11,30 +10,22 @@ from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 
 from lipstream.errors import AudioFormatError, ConfigError, OutputError
-from lipstream.media.audio import LAYOUTS, MAX_CHANNELS, check_rate, to_float
+from lipstream.media.audio import MAX_CHANNELS, check_rate, to_float
+from lipstream.media.audio_track import AudioTrack
 from lipstream.media.colour import Colour, from_rgb
 from lipstream.media.container import PathLike
 from lipstream.media.reader import FPS
-from lipstream.media.resample import StreamResampler
-
-log = logging.getLogger("lipstream")
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's format for each suffix that can be written."""
-
-AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
-"""Hz, ISO/IEC 14496-3 table 1.18."""
-
-_AAC_BITS_PER_CHANNEL = 96_000
-_PCM_BLOCK = 1024
 
 
 class VideoWriter:
@@ -87,7 +78,7 @@ class VideoWriter:
         self.path = Path(path)
         self.width, self.height, self.rate = width, height, Fraction(rate)
         self._frames = 0
-        self._audio: _AudioTrack | None = None
+        self._audio: AudioTrack | None = None
         self._reformatter = VideoReformatter()
         self._pixel_format = "bgr0" if lossless else "yuv420p"
         self._colour = colour or Colour()
@@ -100,15 +91,15 @@ class VideoWriter:
 
         self._partial = _reserve(self.path)
         self._remove = weakref.finalize(self, self._partial.unlink, missing_ok=True)
-        with self._guarded(f"cannot start encoding (crf={crf}, preset={preset!r}, {width}x{height})", ConfigError):
-            kind = FORMATS[self.path.suffix.lower()]
-            faststart = {} if kind == "matroska" else {"movflags": "+faststart"}
-            self._container = av.open(f"file:{self._partial}", "w", format=kind, options=faststart)
+        kind = FORMATS[self.path.suffix.lower()]
+        faststart = {} if kind == "matroska" else {"movflags": "+faststart"}
+        self._container = av.open(f"file:{self._partial}", "w", format=kind, options=faststart)
+        with self._guarded(f"cannot start encoding {width}x{height} with preset {preset!r}", ConfigError):
             options = {} if lossless else {"crf": str(crf), "preset": preset}
             self._video = self._container.add_stream("ffv1" if lossless else "libx264", self.rate, options)
             self._describe(self._video, sample_aspect_ratio)
             if audio_rate is not None:
-                self._audio = _AudioTrack(self._container, audio_rate, audio_channels, lossless)
+                self._audio = AudioTrack(self._container, audio_rate, audio_channels, lossless)
             self._container.start_encoding()
 
     @property
@@ -162,7 +153,7 @@ class VideoWriter:
         if not self._remove.alive:
             return
         # The muxer may want to write once more, to a disk that is full; the file goes either way.
-        with contextlib.suppress(av.FFmpegError, OSError, AttributeError):
+        with contextlib.suppress(av.FFmpegError, OSError):
             self._container.close()
         self._remove()
 
@@ -176,3 +167,69 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+    def _check(self, crf: int, lossless: bool) -> None:
+        suffix = self.path.suffix.lower()
+        if suffix not in FORMATS:
+            raise OutputError(f"{self.path}: unknown suffix {suffix!r}", expected=f"one of {' '.join(FORMATS)}")
+        if lossless and suffix != ".mkv":
+            raise ConfigError(f"lossless=True with suffix {suffix}", expected=".mkv")
+        if self.width < 1 or self.height < 1 or self.rate <= 0:
+            raise ConfigError(f"{self.width}x{self.height} at {self.rate} per second", expected="positive numbers")
+        if not 0 <= crf <= 51:
+            raise ConfigError(f"crf={crf}", expected="0 (best) .. 51")
+
+    def _describe(self, stream: VideoStream, sample_aspect_ratio: Fraction) -> None:
+        stream.width, stream.height = self.stored_size
+        stream.pix_fmt = self._pixel_format
+        context = stream.codec_context
+        context.time_base = 1 / self.rate
+        context.sample_aspect_ratio = sample_aspect_ratio
+        if self._pixel_format == "yuv420p":
+            context.colorspace = self._colour.matrix
+            context.color_range = ColorRange.JPEG if self._colour.full_range else ColorRange.MPEG
+        context.color_primaries = self._colour.primaries
+        context.color_trc = self._colour.transfer
+
+    def _check_open(self) -> None:
+        if not self._remove.alive:
+            raise OutputError(f"{self.path}: the writer is closed", fix="open a new VideoWriter")
+
+    @contextlib.contextmanager
+    def _guarded(self, what: str, kind: type[ConfigError | OutputError] = OutputError) -> Iterator[None]:
+        """Remove the partial file on any exception, and turn FFmpeg's into one of ours."""
+        try:
+            yield
+        except (av.FFmpegError, OSError) as error:
+            self.abort()
+            raise kind(
+                f"{self.path}: {what}: {error.strerror or error}", fix="check the options and the disk"
+            ) from error
+        except BaseException:
+            self.abort()
+            raise
+
+
+def ensure_distinct(path: PathLike, *inputs: PathLike) -> None:
+    """Raise OutputError if `path` is one of the `inputs`, under whatever name: it would be lost before it is read."""
+    for source in inputs:
+        same = Path(path).resolve() == Path(source).resolve()
+        if same or (os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source)):
+            raise OutputError(f"{path} is also the input {source}", fix="write to another file")
+
+
+def _reserve(path: Path) -> Path:
+    """Create an empty hidden file next to `path`, which also proves that the folder can be written to."""
+    if path.is_dir():
+        raise OutputError(f"{path} is a directory", expected="the name of a file")
+    if not path.parent.is_dir():
+        raise OutputError(f"no such folder: {path.parent}", fix=f"mkdir -p {path.parent}")
+    partial = path.absolute().with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.part")
+    try:
+        partial.open("xb").close()
+    except OSError as error:
+        raise OutputError(
+            f"{path.parent} cannot be written to: {error.strerror}",
+            fix="choose another folder, or change its permissions",
+        ) from error
+    return partial

@@ -17,7 +17,7 @@ from lipstream_training.data.head import brow_line, paint_head
 from lipstream_training.data.identity import Identity
 from lipstream_training.data.lips import MouthPainter, MouthShape, lip_geometry
 from lipstream_training.data.scene import paint_scene
-from lipstream_training.data.sheet import Points
+from lipstream_training.data.sheet import Image, Points
 
 _NECK = (0.0, 330.0)  # the head turns about this point, in face units
 CROP_EXTENT = (-330.0, -130.0, 330.0, 690.0)
@@ -72,7 +72,10 @@ def pose_track(frames: int, rng: np.random.Generator, movement: float = 1.0) -> 
         at += rng.uniform(35, 130)
     limits = (40.0, 30.0, 0.1, 0.25, 0.2, 0.13)
     path = np.clip(path, -np.array(limits), limits)
-    return [Pose(x, y, 1 + s, r, yaw, pitch, b) for (x, y, s, r, yaw, pitch), b in zip(path.tolist(), blink.tolist(), strict=True)]
+    return [
+        Pose(x, y, 1 + s, r, yaw, pitch, b)
+        for (x, y, s, r, yaw, pitch), b in zip(path.tolist(), blink.tolist(), strict=True)
+    ]
 
 
 class FacePainter:
@@ -90,10 +93,11 @@ class FacePainter:
         self.person = person
         rng = np.random.default_rng(person.texture_seed)
         self._head = paint_head(person, density, rng)
+        self._sheet, self._blink = _to_bytes(self._head.sheet.rgb), _to_bytes(self._head.closed_eyes)
         self._mouths = MouthPainter(person, self._head)
         scene = paint_scene(person, extent, density, rng)
         self._scene_to_pixels = scene.to_pixels
-        self._scene = np.round(scene.rgb).astype(np.uint8)
+        self._scene = _to_bytes(scene.rgb)
 
     def render(
         self, pose: Pose, mouths: Sequence[MouthShape], to_image: NDArray[np.float64], size: tuple[int, int]
@@ -119,13 +123,12 @@ class FacePainter:
         a = inverse.astype(np.float32)
         map_x = a[0, 0] * column + a[0, 1] * row + a[0, 2] - np.float32(pose.yaw) * depth
         map_y = a[1, 0] * column + a[1, 1] * row + a[1, 2] - np.float32(pose.pitch) * depth
-        base = np.clip(head.sheet.rgb, 0, 255)
+        sheet = self._sheet.copy()
         if pose.blink > 0:
-            base[head.eyes] += (np.clip(head.closed_eyes, 0, 255) - base[head.eyes]) * np.float32(pose.blink)
-        sheet = np.round(base).astype(np.uint8)
+            sheet[head.eyes] = cv2.addWeighted(sheet[head.eyes], 1 - pose.blink, self._blink, pose.blink, 0)
         pictures = []
         for mouth in mouths:
-            sheet[self._mouths.window] = np.clip(np.round(self._mouths.paint(mouth)), 0, 255)
+            sheet[self._mouths.window] = _to_bytes(self._mouths.paint(mouth))
             drawn = cv2.remap(sheet, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
             through = cv2.merge([255 - drawn[..., 3]] * 3)
             full = cv2.add(drawn[..., :3], cv2.multiply(scene, through, scale=1 / 255))
@@ -148,12 +151,16 @@ class FacePainter:
         """The three alignment points, [3, 2]: mean upper edge of each brow (left of the picture first), nose."""
         p = self.person
         wing = p.nose_width + 8
-        nose = [(0, p.nose_y - 57), (0, p.nose_y - 17), (-wing, p.nose_y), (wing, p.nose_y)]
-        brows = [brow_line(p, side) for side in (-1, 1)]
-        return np.stack([self.place(points, pose).mean(0) for points in (brows[0], brows[1], np.array(nose))])
+        nose = np.array([(0, p.nose_y - 51), (0, p.nose_y - 11), (-wing, p.nose_y + 4), (wing, p.nose_y + 4)])
+        # Landmark networks see a brow somewhat further out and lower than its hairs.
+        brows = [brow_line(p, side) + np.array([side * 9, 4]) for side in (-1, 1)]
+        return np.stack([self.place(points, pose).mean(0) for points in (brows[0], brows[1], nose)])
 
     def lip_points(self, pose: Pose, mouth: MouthShape) -> Points:
-        """[6, 2] in face units of the scene: corners (left, right), upper lip outer and inner, lower inner and outer."""
+        """Lips, [6, 2] in face units of the scene.
+
+        Left and right corner, then the middles of the upper lip's outer and inner and the lower's inner and outer edge.
+        """
         g = lip_geometry(self.person, mouth)
         middle = [line[len(line) // 2] for line in (g.upper_outer, g.upper_inner, g.lower_inner, g.lower_outer)]
         return self.place(np.array([g.upper_outer[0], g.upper_outer[-1], *middle]), pose)
@@ -172,10 +179,16 @@ def _compose(outer: Points, inner: Points) -> Points:
     return np.concatenate([outer[:, :2] @ inner[:, :2], (outer[:, :2] @ inner[:, 2] + outer[:, 2])[:, None]], axis=1)
 
 
+def _to_bytes(image: Image) -> NDArray[np.uint8]:
+    return np.asarray(cv2.convertScaleAbs(image), np.uint8)  # rounds and saturates; no colour is negative
+
+
 def _invert(matrix: Points) -> Points:
     return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
 
 
-def _warp(image: NDArray[np.uint8] | NDArray[np.float32], inverse: Points, size: tuple[int, int], border: int) -> NDArray:
+def _warp(
+    image: NDArray[np.uint8] | NDArray[np.float32], inverse: Points, size: tuple[int, int], border: int
+) -> NDArray:
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(cv2.warpAffine(image, inverse, size, flags=flags, borderMode=border))

@@ -109,9 +109,15 @@ def _bump(sheet: Sheet, x: float, y: float, wide: float, high: float, both: bool
 def _relief(p: Identity, sheet: Sheet) -> tuple[Image, Image]:
     """Heights for the shading, and a smoother version (depth) for turning the head."""
     x, y = sheet.x[None], sheet.y[:, None]
-    wide = np.interp(sheet.y, [-120, 50, 215, 330, p.chin_y + 20], [150, 185, 212, 196, 150]).astype(np.float32)[:, None]
+    wide = np.interp(sheet.y, [-120, 50, 215, 330, p.chin_y + 20], [150, 185, 214, 212, 198]).astype(np.float32)[
+        :, None
+    ]
     radius = (x / (wide * p.cheek / 188)) ** 2 + ((y - 170) / np.where(y < 170, 320, 345)) ** 2
-    dome = np.sqrt(np.clip(1 - radius, 0.02, 1)).astype(np.float32) * 165
+    # A sphere-like edge, but with a slope that stays finite.
+    dome = (
+        np.where(radius < 0.94, np.sqrt(np.clip(1 - radius, 0.06, 1)), 0.245 - 2.0 * (radius - 0.94)).astype(np.float32)
+        * 165
+    )
     bridge = ramp(y, 120, p.nose_y) * (1 - ramp(y, p.nose_y + 6, p.nose_y + 26))
     ridge = 9 + 13 * ramp(y, 150, p.nose_y)
     nose = p.nose_height * bridge * np.exp(-0.5 * (x / ridge) ** 2)
@@ -137,7 +143,7 @@ def _shading(p: Identity, relief: Image, density: float) -> Image:
     slope_y = cv2.Sobel(smooth, cv2.CV_32F, 0, 1, scale=density / 8)
     length = np.sqrt(slope_x**2 + slope_y**2 + 1)
     facing = (-slope_x * p.light[0] - slope_y * p.light[1] + p.light[2]) / length
-    half = p.light + (0, 0, 1)
+    half = p.light + np.array([0, 0, 1], np.float32)
     half = half / np.linalg.norm(half)
     glint = np.clip((-slope_x * half[0] - slope_y * half[1] + half[2]) / length, 0, 1) ** 24
     hollow = np.clip((smooth - cv2.GaussianBlur(smooth, (0, 0), 16 * density)) / 22, -1, 0.4)
@@ -189,7 +195,9 @@ def _nose(p: Identity, sheet: Sheet) -> None:
     cast = -np.sign(p.light[0]) * min(1.0, abs(float(p.light[0])) * 2.2) * (1 - p.ambient)
     if abs(cast) > 0.1:  # the nose throws a shadow away from the lamp
         side = np.sign(cast)
-        shadow = curve([(side * 14, 175), (side * 24, y - 25), (side * (wide + 14), y + 8), (side * 12, y + 22)], closed=True)
+        shadow = curve(
+            [(side * 14, 175), (side * 24, y - 25), (side * (wide + 14), y + 8), (side * 12, y + 22)], closed=True
+        )
         sheet.multiply(shadow, np.full(3, 1 - 0.55 * abs(cast)), soft=7)
     under = curve([(-wide * 0.8, y + 14), (0, y + 19), (wide * 0.8, y + 14), (0, y + 34)], closed=True)
     sheet.multiply(under, (0.80, 0.72, 0.70), soft=6)
@@ -211,7 +219,8 @@ def _beard(p: Identity, sheet: Sheet, shade: Image, rng: np.random.Generator) ->
     top = np.interp(sheet.x.__abs__(), [0, 70, 110, 150, 200], [p.mouth_y + 10, p.mouth_y + 6, 330, 262, 170])
     jaw = ramp(y, top[None] - 4, top[None] + 26) * (1 - around_mouth)
     tache = ramp(y, p.nose_y + 26, p.nose_y + 40) * (1 - ramp(y, p.mouth_y - 4, p.mouth_y + 12))
-    tache = tache * (1 - ramp(x, p.mouth_width - 4, p.mouth_width + 16))
+    reach = np.interp(sheet.y, [p.nose_y + 24, p.mouth_y - 4], [16, p.mouth_width])[:, None]
+    tache = tache * (1 - ramp(x, reach - 4, reach + 14))
     hairy = np.maximum(p.beard * jaw, max(p.moustache, 0.75 * p.beard) * tache)
     colour = np.clip(p.hair * grain[..., None] * shade, 0, 255)
     shadowy = 0.45 * p.stubble * np.maximum(jaw, tache) * np.clip(grain, 0.4, 1.6)
@@ -258,7 +267,7 @@ def _open_eyes(p: Identity, sheet: Sheet) -> None:
         eye.polygon(ellipse(x, y, radius, radius), p.iris * 0.55 * (0.4 + 0.6 * p.exposure), 1, 1)
         eye.polygon(ellipse(x, y + 1, radius * 0.78, radius * 0.78), p.iris * (0.4 + 0.6 * p.exposure), 1, 1.5)
         eye.polygon(ellipse(x, y, 6.5, 6.5), (12, 10, 10), 1, 0.8)
-        eye.multiply(stroke(upper + (0, 3), 12), (0.5, 0.48, 0.48), soft=2.5)
+        eye.multiply(stroke(upper - (0, -3), 12), (0.5, 0.48, 0.48), soft=2.5)
         glint = (x + 6 * np.sign(p.light[0] + 1e-3), y - 5)
         eye.polygon(ellipse(*glint, 3, 3), np.full(3, 250) * min(1.0, p.exposure), 0.9, 0.6)
         corner = almond[0]
@@ -296,7 +305,7 @@ def hair_colour(p: Identity, sheet: Sheet, rng: np.random.Generator) -> Image:
     strands = smooth_noise((sheet.height, sheet.width), grain, rng)
     side = 1 + 0.35 * (1 - p.ambient) * np.clip(sheet.x / 200, -1, 1) * float(p.light[0])
     top = 1 + 0.25 * _bump(sheet, 60 * float(p.light[0]), -110, 120, 45)
-    light = (1 + (0.28 if curls else 0.16) * strands) * side[None] * top * (0.35 + 0.6 * p.exposure)
+    light = (1 + (0.2 if curls else 0.11) * strands) * side[None] * top * (0.35 + 0.6 * p.exposure)
     return np.asarray(np.clip(p.hair * light[..., None] * p.tint, 4, 250), np.float32)
 
 
@@ -314,7 +323,7 @@ def _hair(p: Identity, sheet: Sheet, cover: Image, shade: Image, rng: np.random.
         *[(0.62 * edge, -92 - thick), (0, -116 - thick)],
     ]
     inner = [
-        *[(0, temple), (0.5 * p.forehead, temple + 4 + 8 * p.age), (0.84 * p.forehead, temple + 36)],
+        *[(0, temple), (0.5 * p.forehead, temple + 12 - 10 * p.age), (0.84 * p.forehead, temple + 52)],
         *[(p.forehead + 6, 112), (p.cheek - 6, 0.6 * low + 50), (p.cheek - 3, low)],
     ]
     if p.hair_style == 3:  # strands hanging over the side of the face
@@ -328,7 +337,7 @@ def _hair(p: Identity, sheet: Sheet, cover: Image, shade: Image, rng: np.random.
     outline = np.concatenate([curve(right), curve(left), curve(fringe_left[::-1]), curve(fringe_right[::-1])])
     if p.hair_style == 4:
         outline = outline + rng.normal(0, 3.0, outline.shape)
-    shadow, window = sheet.mask(outline + (0, 9), 8)  # hair shades the forehead
+    shadow, window = sheet.mask(outline - (0, -9), 8)  # hair shades the forehead
     sheet.rgb[window] *= 1 - 0.35 * shadow[..., None]
     area, window = sheet.mask(outline, 3.5 if p.hair_style != 5 else 1.5)
     colour = hair_colour(p, sheet, rng)[window]
@@ -349,11 +358,11 @@ def _glasses(p: Identity, sheet: Sheet) -> None:
         inner, inner_window = sheet.mask((rim - (x, y)) * (1 - thickness / 45) + (x, y), 0.6)
         sheet.blend(inner * 0.05, (255, 255, 255), inner_window)
         ring = outer.copy()
-        rows, columns = (
-            slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner_window, window, strict=True)
-        )
+        rows, columns = (slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner_window, window, strict=True))
         ring[rows, columns] -= inner
         sheet.blend(np.clip(ring, 0, 1) * 0.92, frame, window)
         arm = [(x + side * 50, y - 20), (side * (p.cheek + 6), y - 14)]
         sheet.line(curve(arm), thickness, frame, 0.9, 0.6)
-    sheet.line(curve([(-p.eye_x + 48, p.eye_y), (0, p.eye_y - 8), (p.eye_x - 48, p.eye_y)]), thickness, frame, 0.92, 0.6)
+    sheet.line(
+        curve([(-p.eye_x + 48, p.eye_y), (0, p.eye_y - 8), (p.eye_x - 48, p.eye_y)]), thickness, frame, 0.92, 0.6
+    )

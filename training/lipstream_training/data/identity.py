@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 Colour = NDArray[np.float32]
 
-_SKINS = np.array([(247, 218, 200), (238, 197, 170), (221, 172, 140), (192, 140, 105), (150, 102, 72), (104, 68, 48)])
+_SKINS = np.array([(245, 217, 201), (236, 197, 174), (219, 174, 147), (190, 144, 115), (150, 108, 83), (104, 73, 57)])
 _HAIRS = np.array([(22, 18, 17), (38, 27, 22), (62, 42, 30), (96, 66, 42), (150, 112, 66), (190, 160, 110)])
 _IRISES = np.array([(58, 38, 24), (80, 55, 32), (46, 30, 22), (95, 105, 70), (92, 118, 140), (110, 115, 120)])
 
@@ -89,7 +89,7 @@ class Identity:
         age = float(rng.uniform(0, 1))
         if age > 0.65 and rng.random() < 0.6:
             hair = hair * 0.35 + np.array([150, 148, 146]) * rng.uniform(0.5, 0.95)
-        elif rng.random() < 0.06:
+        elif dark < 0.4 and rng.random() < 0.1:
             hair = np.array([120, 52, 28]) * rng.uniform(0.7, 1.2)
         man = rng.random() < 0.5
         natural = skin * (0.78, 0.58, 0.57) + np.array([22, 8, 10]) * (1 - dark)
@@ -105,7 +105,7 @@ class Identity:
         return cls(
             cheek=around(188, 5) * width,
             jaw=around(150 if man else 140, 8) * width,
-            chin_y=around(466 if man else 456, 9),
+            chin_y=around(470 if man else 458, 11),
             chin_width=around(44 if man else 36, 6),
             forehead=around(166, 8) * width,
             brow_y=around(99, 5),
@@ -115,7 +115,7 @@ class Identity:
             eye_x=around(84, 3),
             eye_y=around(166, 4),
             eye_width=around(36, 2.5),
-            eye_height=around(10.5, 2.0),
+            eye_height=around(12.5, 2.2),
             eye_tilt=around(0.02, 0.05),
             nose_y=around(259, 6),
             nose_width=around(49 + 8 * dark, 5),
@@ -134,10 +134,12 @@ class Identity:
             hair=np.clip(hair, 8, 235).astype(np.float32),
             brow=np.clip(_mix(hair * 0.75, np.array([45, 32, 26]), 0.4), 8, 170).astype(np.float32),
             iris=(_IRISES[rng.integers(3 if dark > 0.5 else 6)] * rng.uniform(0.8, 1.2)).astype(np.float32),
-            teeth=(np.array([236, 228, 212]) * rng.uniform(0.8, 1.02) * (1, 1, rng.uniform(0.88, 1))).astype(np.float32),
+            teeth=(np.array([236, 228, 212]) * rng.uniform(0.8, 1.02) * (1, 1, rng.uniform(0.88, 1))).astype(
+                np.float32
+            ),
             blush=float(rng.uniform(0, 0.16)),
             hair_style=int(rng.choice(6, p=[0.1, 0.16, 0.3, 0.26, 0.12, 0.06])),
-            hairline=around(18 if not man else 8 - 22 * age, 14),
+            hairline=around(-4 if not man else 2 - 30 * age, 16),
             parting=float(rng.uniform(-1, 1)),
             cover=rng.uniform(20, 220, 3).astype(np.float32),
             beard=float(rng.uniform(0.4, 1)) if bearded and rng.random() < 0.5 else 0.0,
@@ -147,8 +149,8 @@ class Identity:
             age=age,
             freckles=float(rng.uniform(0.2, 0.8)) if dark < 0.5 and rng.random() < 0.15 else 0.0,
             light=(light / np.linalg.norm(light)).astype(np.float32),
-            ambient=float(rng.uniform(0.35, 0.8)),
-            exposure=float(rng.uniform(0.72, 1.08)),
+            ambient=float(rng.uniform(0.4, 0.85)),
+            exposure=float(rng.uniform(0.75, 1.08)),
             tint=np.array([1 + warm, 1, 1 - warm], np.float32),
             shine=float(rng.uniform(0.0, 0.35)),
             texture_seed=int(rng.integers(2**31)),

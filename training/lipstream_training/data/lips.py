@@ -71,14 +71,18 @@ def lip_geometry(p: Identity, mouth: MouthShape) -> LipGeometry:
         *[(0.62 * half, top - 0.52 * upper + 0.25 * (corner - top)), (half, corner)],
     ]
     outer_bottom = [
-        *[(-half, corner), (-0.66 * half, bottom + 0.50 * lower + 0.3 * (corner - bottom)), (-0.3 * half, bottom + 0.93 * lower)],
+        *[
+            (-half, corner),
+            (-0.66 * half, bottom + 0.50 * lower + 0.3 * (corner - bottom)),
+            (-0.3 * half, bottom + 0.93 * lower),
+        ],
         *[(0, bottom + lower), (0.3 * half, bottom + 0.93 * lower)],
         *[(0.66 * half, bottom + 0.50 * lower + 0.3 * (corner - bottom)), (half, corner)],
     ]
-    lines = [curve(outer_top), upper_inner, lower_inner, curve(outer_bottom)]
-    for line in lines:
+    upper_outer, lower_outer = curve(outer_top), curve(outer_bottom)
+    for line in (upper_outer, upper_inner, lower_inner, lower_outer):
         line[:, 1] += tilt * line[:, 0] / p.mouth_width
-    return LipGeometry(*lines, drop=drop, gap=gap)
+    return LipGeometry(upper_outer, upper_inner, lower_inner, lower_outer, drop, gap)
 
 
 class MouthPainter:
@@ -91,7 +95,9 @@ class MouthPainter:
         rows, columns = self.window
         x, y = sheet.x[columns][None], sheet.y[rows][:, None]
         self._column = np.ascontiguousarray(np.broadcast_to(np.arange(x.size, dtype=np.float32), (y.size, x.size)))
-        self._row = np.ascontiguousarray(np.broadcast_to(np.arange(y.size, dtype=np.float32)[:, None], (y.size, x.size)))
+        self._row = np.ascontiguousarray(
+            np.broadcast_to(np.arange(y.size, dtype=np.float32)[:, None], (y.size, x.size))
+        )
         side = np.clip(1 - (np.abs(x) / 156) ** 4, 0, 1) ** 2
         jaw = ramp(y, person.mouth_y - 22, person.mouth_y + 72) * (1 - ramp(y, 530, 558)) * side
         self._jaw = np.asarray(jaw * sheet.density, np.float32)
@@ -108,7 +114,9 @@ class MouthPainter:
         p, g = self.person, lip_geometry(self.person, mouth)
         stretch = 0.5 * (float(g.upper_outer[-1, 0]) - p.mouth_width)
         map_x, map_y = self._column - stretch * self._pull, self._row - g.drop * self._jaw
-        skin = cv2.remap(self._skin, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        skin: Image = np.asarray(
+            cv2.remap(self._skin, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
+        )
         x0, y0 = self._local
         density = self.head.sheet.density
         local = Sheet((x0, y0, x0 + skin.shape[1] / density, y0 + skin.shape[0] / density), density)
@@ -132,11 +140,13 @@ class MouthPainter:
         width = float(g.lower_outer[-1, 0])
         gloss = p.lip_gloss * 90 * p.exposure
         for u in (-0.22, 0.2):
-            spot, window = sheet.mask(ellipse(u * width, middle + 0.42 * full, 0.2 * width, 0.16 * full), 0.1 * full + 1)
+            spot, window = sheet.mask(
+                ellipse(u * width, middle + 0.42 * full, 0.2 * width, 0.16 * full), 0.1 * full + 1
+            )
             sheet.rgb[window] += spot[..., None] * gloss
         fold = ellipse(0, middle + 0.92 * full, 0.55 * width, 0.14 * full)
         sheet.multiply(fold, (0.86, 0.8, 0.8), soft=3.5)
-        seam = np.concatenate([g.upper_inner - (0, 2.2), g.lower_inner[::-1] + (0, 2.2)])
+        seam = np.concatenate([g.upper_inner - (0, 2.2), g.lower_inner[::-1] - (0, -2.2)])
         sheet.multiply(seam, (0.42, 0.33, 0.33), soft=1.6)
         if g.gap > 2.5:
             self._cavity(sheet, mouth, g)
@@ -148,11 +158,13 @@ class MouthPainter:
         area, window = sheet.mask(aperture, 0.8)
         density = sheet.density
         left, top = sheet.extent[0] + window[1].start / density, sheet.extent[1] + window[0].start / density
-        inside = Sheet((left, top, left + area.shape[1] / density, top + area.shape[0] / density), density, (34, 10, 11))
+        inside = Sheet(
+            (left, top, left + area.shape[1] / density, top + area.shape[0] / density), density, (34, 10, 11)
+        )
         light = 0.35 + 0.6 * p.exposure
         half = float(g.upper_inner[-1, 0])
-        high, low = float(g.upper_inner[8, 1]), float(g.lower_inner[8, 1])
-        tongue_y = low + 10 - (0.42 * g.gap + 4) * mouth.tongue
+        low = float(g.lower_inner[8, 1])
+        tongue_y = low + 10 - (0.42 * g.gap + 4) * (0.35 + 0.65 * mouth.tongue)
         inside.polygon(ellipse(0, tongue_y + 14, 0.62 * half, 18), np.array([150, 66, 66]) * light * 0.85, 0.9, 4)
         bite = min(0.62 * g.gap, 9 + 7 * mouth.teeth)  # upper teeth hang from the upper lip
         teeth = p.teeth * light * p.tint

@@ -4,9 +4,9 @@ It is a rule of thumb of phonetics, not a simulation. A jaw opens with the loudn
 with the first formant ("ah" against "ee", "oo"); lips spread when the second formant is high ("ee") and round when it
 is low ("oo"); an energy dip in the vowel band, as of p, b, m, closes them; a hissing sound shows the teeth.
 
-Level: loudness is measured against a *running level*, the loudest 10 ms of the last 0.3 s, so the shape does not depend
-on the gain; only sound below about -60 dBFS counts as silence. Time: frame f covers the samples [640 f, 640 (f + 1)) and
-depends on the samples from 6080 before its start to 640 (40 ms) after its end, on nothing else.
+Level: loudness is measured against a *running level*, the loudest 10 ms of the last 0.3 s, so the shape does not
+depend on the gain; only sound below about -60 dBFS counts as silence. Time: frame f covers the samples
+[640 f, 640 (f + 1)) and depends on those from `LOOKBACK` before its start to `LOOKAHEAD` (40 ms) after its end.
 """
 
 from __future__ import annotations

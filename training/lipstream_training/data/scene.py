@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from lipstream_training.data.head import hair_colour
 from lipstream_training.data.identity import Identity
@@ -29,15 +30,14 @@ def _background(sheet: Sheet, rng: np.random.Generator) -> None:
     across = np.linspace(0, 1, sheet.width, dtype=np.float32)[None, :, None]
     down = np.linspace(0, 1, sheet.height, dtype=np.float32)[:, None, None]
     corners = rng.uniform(10, 245, (2, 2, 3)) * 0.5 + rng.uniform(10, 245, 3) * 0.5
-    if rng.random() < 0.4:  # greyish
-        corners = corners * 0.25 + corners.mean(-1, keepdims=True) * 0.75
+    corners = _muted(corners, rng)
     a, b = corners[0, 0] * (1 - across) + corners[0, 1] * across, corners[1, 0] * (1 - across) + corners[1, 1] * across
     sheet.rgb = np.asarray(a * (1 - down) + b * down, np.float32)
     soft = float(rng.choice([0, 4, 15, 40]))
     for _ in range(int(rng.integers(0, 14))):
         x, y = rng.uniform(x0, x1), rng.uniform(y0, y1)
         w, h = rng.uniform(15, 260, 2)
-        colour = rng.uniform(0, 255, 3)
+        colour = _muted(rng.uniform(0, 255, 3), rng)
         kind = rng.integers(3)
         if kind == 0:
             sheet.polygon(ellipse(x, y, w / 2, h / 2), colour, rng.uniform(0.3, 1))
@@ -48,7 +48,7 @@ def _background(sheet: Sheet, rng: np.random.Generator) -> None:
                 top = y + i * h / 4
                 sheet.polygon([(x, top), (x + w, top), (x + w, top + h / 9), (x, top + h / 9)], colour, 0.8)
     if soft:
-        sheet.rgb = cv2.GaussianBlur(sheet.rgb, (0, 0), soft * sheet.density)
+        sheet.rgb = np.asarray(cv2.GaussianBlur(sheet.rgb, (0, 0), soft * sheet.density), np.float32)
     grain = smooth_noise((sheet.height, sheet.width), (2, 2), rng) * rng.uniform(0, 4)
     sheet.rgb += grain[..., None]
 
@@ -63,7 +63,14 @@ def _back_hair(p: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
 def _neck(p: Identity, sheet: Sheet) -> None:
     lit, wide = p.shaded_skin, 0.74 * p.jaw
     base = p.chin_y + 150
-    right = [(0, base + 60), (wide + 75, base + 40), (wide + 14, base - 20), (wide, base - 90), (wide + 4, 320), (0, 300)]
+    right = [
+        (0, base + 60),
+        (wide + 75, base + 40),
+        (wide + 14, base - 20),
+        (wide, base - 90),
+        (wide + 4, 320),
+        (0, 300),
+    ]
     outline = curve(mirrored(right), closed=True)
     area, window = sheet.mask(outline, 1.5)
     across = np.clip(sheet.x[window[1]] / wide, -1.4, 1.4)
@@ -79,7 +86,7 @@ def _neck(p: Identity, sheet: Sheet) -> None:
 
 def _clothing(p: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
     base, wide = p.chin_y + 118, 0.74 * p.jaw
-    cloth = rng.uniform(8, 235, 3) * rng.uniform(0.3, 1)
+    cloth = _muted(rng.uniform(8, 235, 3), rng) * rng.uniform(0.3, 1)
     span, bottom = rng.uniform(330, 430), max(sheet.extent[3] + 40, base + 320)
     vee = rng.uniform(10, 120)
     right = [
@@ -88,7 +95,7 @@ def _clothing(p: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
     ]
     outline = mirrored(curve(right[:-1]))
     area, window = sheet.mask(outline, 1.5)
-    folds = 1 + 0.10 * smooth_noise(area.shape, (90 * sheet.density, 26 * sheet.density), rng) if area.size else area
+    folds = 1 + 0.06 * smooth_noise(area.shape, (90 * sheet.density, 26 * sheet.density), rng) if area.size else area
     lit = (p.exposure * folds)[..., None] * p.tint
     if rng.random() < 0.3 and area.size:  # stripes
         lit = lit * np.where(np.sin(sheet.y[window[0]] / rng.uniform(3, 12)) > 0.2, 1.0, 0.72)[:, None, None]
@@ -96,5 +103,16 @@ def _clothing(p: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
     if rng.random() < 0.5:  # collar
         collar = np.clip(cloth * rng.uniform(0.5, 1.5) + rng.uniform(0, 60), 0, 250) * p.exposure
         for side in (-1, 1):
-            points = [(wide + 12, base - 40), (wide + 34, base - 8), (0.5 * wide, base + 62), (4, base + 26 + 0.5 * vee)]
+            points = [
+                (wide + 12, base - 40),
+                (wide + 34, base - 8),
+                (0.5 * wide, base + 62),
+                (4, base + 26 + 0.5 * vee),
+            ]
             sheet.polygon(np.array(points) * (side, 1), collar, 1, 1)
+
+
+def _muted(colour: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Less colour: few things in a picture are as gaudy as random numbers."""
+    share = rng.uniform(0.35, 0.95)
+    return np.asarray(colour * (1 - share) + colour.mean(-1, keepdims=True) * share)

@@ -119,7 +119,8 @@ def curve(points: ArrayLike, closed: bool = False, steps: int = 6) -> Points:
 def mirrored(right: ArrayLike) -> Points:
     """A closed outline from its right half, listed from the midline at the bottom to the midline at the top."""
     half = np.asarray(right, np.float64)
-    return np.concatenate([half, half[::-1] * (-1, 1)])
+    left = half[::-1] * (-1, 1)
+    return np.concatenate([half, left[left[:, 0] != 0]])
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, points: int = 28) -> Points:

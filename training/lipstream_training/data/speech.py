@@ -14,6 +14,8 @@ import numpy as np
 from lipstream.errors import MissingExtraError
 from numpy.typing import NDArray
 
+from lipstream_training.data.sentences import sentence
+
 SAMPLE_RATE = 16_000
 """Samples per second of everything this module returns."""
 
@@ -25,29 +27,6 @@ _TIMBRES = (
     *("klatt", "klatt2", "klatt3", "klatt4", "croak", "whisper", "whisperf", "Annie", "Andy", "Michael", "Denis"),
     *("Lee", "adam", "anika", "linda", "steph", "grandma", "grandpa", "john", "paul", "travis", "belinda", "shelby"),
 )
-
-_NOUNS = """apple baby bird boat book bottle boy bread bridge brother bus camera car chair cheese child city cloud coffee
-colour cup doctor dog door dream evening eye family farm father field fire fish flower food friend game garden girl
-glass hand head heart hill home horse hour house idea island kitchen lake leaf letter light machine map market milk
-minute moment money month moon morning mother mountain mouse movie music name night number ocean office orange page
-paper park party people phone picture piece place plan plate problem puppy queen question rain river road room school
-sea shoe shop sister snow song sound spoon star station stone story street summer sun table teacher team thing thought
-time town train tree uncle valley village voice wall water week window winter woman word work world year""".split()
-_VERBS = """asks begins believes blames borrows bought breaks brings builds buys calls carries catches chooses comes cooks
-covers draws drinks drives eats fails feels finds follows forgets gave gets grows hears helps holds keeps knows learns
-leaves likes listens lives looks loses loves makes means meets misses moves needs opens owes pays picks plays promises
-pulls pushes reads remembers runs saw says sees sells sends shows sings sits sleeps speaks stands stops takes talks
-teaches tells thinks throws tries turns understands uses waits walks wants watches wears wins wishes writes""".split()
-_ADJECTIVES = """able bad beautiful big black blue bright broken brown busy calm cheap clean clever cold cool dark deep dry
-early easy empty famous fast final foolish fresh full funny good great green happy hard heavy high hot huge kind large
-late lazy little long loud low lucky narrow new nice old open perfect poor pretty proud quick quiet rare ready red rich
-round sad sharp short silent slow small smooth soft strange strong sweet tall thick thin tired usual warm weak wet wide
-wild wise wonderful wrong yellow young""".split()
-_LINKS = "and but because so while before after when although if or".split()
-_SMALL = "the a my your his her our their this that every one some".split()
-_PLACES = "in on under over near behind by with without about for to from above below between".split()
-_OPENERS = """well, oh, yes, no, maybe, please, okay, wow, hello, now, then, sometimes, today, tomorrow, perhaps, of course,
-you know, I mean, my goodness, above all,""".split(", ")
 
 
 @dataclass(frozen=True)
@@ -73,12 +52,16 @@ def synthesiser_available() -> bool:
 
 
 def speech(seconds: float, rng: np.random.Generator) -> SpeechClip:
-    """Random sentences by a random voice, exactly `seconds` long.
+    """Random sentences by a random voice, exactly `seconds` long; one time in 25 nobody speaks.
 
     Raises:
         MissingExtraError: the synthesiser is not installed.
     """
-    clean = _utterances(round(seconds * SAMPLE_RATE), rng)
+    samples = round(seconds * SAMPLE_RATE)
+    if rng.random() < 0.04:
+        hush = _noise(samples, rng) * 10 ** (rng.uniform(-75, -30) / 20)
+        return SpeechClip(clean=np.zeros(samples, np.float32), heard=np.clip(hush, -1, 1).astype(np.float32))
+    clean = _utterances(samples, rng)
     return SpeechClip(clean=clean, heard=degrade(clean, rng))
 
 
@@ -100,26 +83,6 @@ def degrade(clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     peak = max(float(np.abs(heard).max(initial=0.0)), 1e-6)
     gain = 10 ** (rng.uniform(-18, 8) / 20)
     return np.clip(heard * min(gain, 0.99 / peak), -1, 1).astype(np.float32)
-
-
-def sentence(rng: np.random.Generator) -> str:
-    """One made-up sentence, mostly grammatical English."""
-
-    def pick(words: list[str]) -> str:
-        return words[rng.integers(len(words))]
-
-    def phrase() -> str:
-        return " ".join([pick(_SMALL), *([pick(_ADJECTIVES)] if rng.random() < 0.5 else []), pick(_NOUNS)])
-
-    def clause() -> str:
-        tail = f" {pick(_PLACES)} {phrase()}" if rng.random() < 0.4 else ""
-        return f"{phrase()} {pick(_VERBS)} {phrase()}{tail}"
-
-    text = pick(_OPENERS) + ", " if rng.random() < 0.25 else ""
-    text += clause()
-    if rng.random() < 0.5:
-        text += f"{',' if rng.random() < 0.5 else ''} {pick(_LINKS)} {clause()}"
-    return text + pick([".", ".", ".", "?", "!"])
 
 
 def _utterances(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -211,7 +174,7 @@ def _spectral(audio: NDArray[np.float64], gain: NDArray[np.float64]) -> NDArray[
 
 
 def _equalise(audio: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """A smooth random frequency response of a few dB (zero phase), half the time with the band of a cheap microphone."""
+    """A smooth random frequency response of a few dB, zero phase, half the time with a cheap microphone's band."""
     hertz = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE)
     knots = np.array([0, 120, 300, 700, 1500, 3000, 5000, 8000])
     gain = 10 ** (np.interp(hertz, knots, rng.normal(0, rng.uniform(0, 5), len(knots))) / 20)

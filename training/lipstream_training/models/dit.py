@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import StudentConfig
-from .rope import rotate
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v), each [B, N, H, D] before any rotation -> attention output [B, N, H, D]."""
@@ -224,7 +223,7 @@ class CausalDiT(nn.Module):
             audio: [B, 4 F, audio_dim]; the first frame's features stand there four times.
             t: time of each frame, [B, F].
             text_kv: `text_kv` of the prompt.
-            attend: self-attention over the clip, e.g. `clip_attention`.
+            attend: self-attention over the clip, `ClipAttention`.
         """
         t_emb, e = self.time(t)
         x = self._run(self.embed(latent, condition), e, audio, text_kv, attend)
@@ -264,12 +263,3 @@ class CausalDiT(nn.Module):
         """The pass at t = 0 over a clean chunk, for the K and V it leaves in the ring; ends with `leave` at those of the last layer."""
         e = modulation.expand(1, latent.shape[1], -1, -1)
         self._run(self.embed(latent[None], condition[None]), e, audio[None], text_kv, attend, leave)
-
-
-def clip_attention(cos: Tensor, sin: Tensor, mask: Tensor | None = None) -> Attend:
-    """Self-attention over a whole clip: rotate q and k by angles [N, 1, D/2], then look where `mask` [N, N] allows."""
-
-    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
-
-    return attend

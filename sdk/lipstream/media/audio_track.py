@@ -1,0 +1,89 @@
+"""The audio track of a file being written: timed by counting samples, exactly as long as the video."""
+
+from __future__ import annotations
+
+import logging
+from fractions import Fraction
+
+import av
+import numpy as np
+from av.container import OutputContainer
+from numpy.typing import NDArray
+
+from lipstream.errors import AudioFormatError
+from lipstream.media.audio import LAYOUTS
+from lipstream.media.resample import StreamResampler
+
+log = logging.getLogger("lipstream")
+
+AAC_RATES = (7350, 8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000)
+"""Hz, ISO/IEC 14496-3 table 1.18."""
+
+_AAC_BITS_PER_CHANNEL = 96_000
+_PCM_BLOCK = 1024
+_WORTH_A_WARNING = Fraction(1, 25)  # seconds cut off
+
+
+class AudioTrack:
+    """AAC or, lossless, float PCM in `container`. Samples wait in memory until the video has come as far.
+
+    Args:
+        container: before its encoding starts.
+        rate: Hz of the samples to come; a rate that AAC lacks is resampled to the next higher one, or 96 kHz.
+        channels: 1..8.
+        lossless: float PCM.
+    """
+
+    def __init__(self, container: OutputContainer, rate: int, channels: int, lossless: bool) -> None:
+        self._container, self._channels = container, channels
+        self._rate = rate if lossless else min((r for r in AAC_RATES if r >= rate), default=AAC_RATES[-1])
+        self._resampler = None if self._rate == rate else StreamResampler(rate, self._rate, mono=False)
+        self._layout = LAYOUTS[channels - 1]
+        self._stream = container.add_stream(
+            "pcm_f32le" if lossless else "aac", rate=self._rate, layout=self._layout, time_base=Fraction(1, self._rate)
+        )
+        if not lossless:
+            self._stream.bit_rate = _AAC_BITS_PER_CHANNEL * channels
+        self._waiting = av.AudioFifo()
+        self._encoded = 0
+
+    def push(self, samples: NDArray[np.float32]) -> None:
+        """Take float32 [n, channels]."""
+        if samples.shape[1] != self._channels:
+            raise AudioFormatError(f"{samples.shape[1]} audio channels", expected=f"{self._channels} as announced")
+        self._queue(self._resampler.push(samples) if self._resampler else samples)
+
+    def encode_until(self, seconds: Fraction) -> None:
+        """Encode what waits, in whole codec frames, as far as the video has come."""
+        size = self._stream.codec_context.frame_size or _PCM_BLOCK
+        while self._waiting.samples >= size and self._encoded + size <= seconds * self._rate:
+            self._encode(size)
+
+    def finish(self, seconds: Fraction) -> None:
+        """Encode the rest, made to end at `seconds` by silence or by cutting."""
+        if self._resampler:
+            self._queue(self._resampler.flush())
+        total = round(seconds * self._rate)
+        missing = total - self._encoded - self._waiting.samples
+        if missing > 0:
+            self._queue(np.zeros((missing, self._channels), np.float32))
+        elif -missing >= _WORTH_A_WARNING * self._rate:
+            log.warning("audio is %.3f s longer than the video; the rest is cut", -missing / self._rate)
+        self.encode_until(seconds)
+        if self._encoded < total:
+            self._encode(total - self._encoded)
+        self._container.mux(self._stream.encode(None))
+
+    def _queue(self, samples: NDArray[np.float32]) -> None:
+        if len(samples):
+            packed = np.ascontiguousarray(samples).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=self._layout)
+            frame.sample_rate = self._rate
+            self._waiting.write(frame)
+
+    def _encode(self, count: int) -> None:
+        frame = self._waiting.read(count)
+        assert frame is not None
+        frame.pts, frame.time_base = self._encoded, Fraction(1, self._rate)
+        self._encoded += count
+        self._container.mux(self._stream.encode(frame))

@@ -1,0 +1,169 @@
+"""Clips to train and to evaluate on: speech, and a drawn person who says it.
+
+A training clip comes already aligned, as the SDK's aligner would deliver it, with a reference of the same person, pose
+and light whose mouth follows other speech: all that distinguishes the two is what the audio explains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lipstream_training.data.camera import Camera
+from lipstream_training.data.faces import FacePainter, pose_track
+from lipstream_training.data.identity import Identity
+from lipstream_training.data.lips import MouthShape
+from lipstream_training.data.mouth import LOOKAHEAD, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
+from lipstream_training.data.sheet import Points
+from lipstream_training.data.speech import SAMPLE_RATE, speech
+
+CANVAS = (420, 560)
+"""Width and height of the alignment canvas."""
+TEMPLATE: Points = np.array([(95.2, 112.0), (324.8, 112.0), (210.0, 224.0)])
+"""Where left brow, right brow and nose belong on the canvas."""
+AUDIO_CONTEXT = 800
+"""Samples of a clip's audio before its first frame and after its last."""
+
+_PAST = 10  # frames of audio that come before a clip, so that its first mouth has a past
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A training sample of n frames at 25 per second.
+
+    Attributes:
+        target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `heard`.
+        reference: uint8 [n, size, size, 3]; the same but for the mouth, which says something else or nothing.
+        heard: float32 [n * 640 + 1600] at 16 kHz; frame f covers the samples from 800 + 640 f on.
+        mouth: the shape of the target's mouth.
+        reference_mouth: the shape of the reference's mouth.
+    """
+
+    target: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    heard: NDArray[np.float32]
+    mouth: MouthTrack
+    reference_mouth: MouthTrack
+
+
+def training_rng(index: int) -> np.random.Generator:
+    """Generator of training clip `index`; its people never occur in evaluation."""
+    return np.random.default_rng([0, index])
+
+
+def evaluation_rng(index: int) -> np.random.Generator:
+    """Generator of evaluation clip `index`; its people never occur in training."""
+    return np.random.default_rng([1, index])
+
+
+def draw_clip(rng: np.random.Generator, frames: int, size: int = 96) -> Clip:
+    """A random person saying random sentences, in aligned crops of `size` pixels.
+
+    Raises:
+        MissingExtraError: no speech synthesiser is installed.
+    """
+    person = Identity.random(rng)
+    samples, past = frames * SAMPLES_PER_FRAME, _PAST * SAMPLES_PER_FRAME
+    said = speech((2 * (past + samples) + LOOKAHEAD + AUDIO_CONTEXT) / SAMPLE_RATE, rng)
+    mouth = mouth_track(said.clean, _PAST + frames)[_PAST:]
+    heard = said.heard[past - AUDIO_CONTEXT : past + samples + AUDIO_CONTEXT]
+    if rng.random() < 0.2:
+        other = closed_mouth(frames)
+    else:
+        other = mouth_track(said.clean[past + samples :], _PAST + frames)[_PAST:]
+
+    painter = FacePainter(person, density=0.0045 * size)
+    poses = pose_track(frames, rng, movement=rng.uniform(0.2, 1.6))
+    camera = Camera.random(rng)
+    wander = _detector_error(frames, rng)
+    target = np.empty((frames, size, size, 3), np.uint8)
+    reference = np.empty_like(target)
+    for f, pose in enumerate(poses):
+        to_crop = crop_matrix(wander[f] @ _square(align(painter.landmarks3(pose))), size)
+        pair = painter.render(pose, [mouth_shape(mouth, f), mouth_shape(other, f)], to_crop, (size, size))
+        target[f], reference[f] = (camera.shoot(picture, rng) for picture in pair)
+    return Clip(target, reference, heard, mouth, other)
+
+
+def draw_video(
+    rng: np.random.Generator, audio: NDArray[np.float32], size: tuple[int, int] = (320, 384), movement: float = 1.0
+) -> tuple[NDArray[np.uint8], MouthTrack, Points]:
+    """A head-and-shoulders video of a random person who says `audio`; the face is 40-50 % of its height.
+
+    Args:
+        audio: float32 [samples], 16 kHz, without noise.
+        size: (height, width).
+        movement: see `pose_track`.
+
+    Returns:
+        frames uint8 [n, height, width, 3] RGB with n = samples // 640, the mouth, and the lips float64 [n, 6, 2] in
+        pixels: left and right corner, then the middles of the upper lip's outer and inner, the lower's inner and outer
+        edge.
+    """
+    person = Identity.random(rng)
+    frames = len(audio) // SAMPLES_PER_FRAME
+    mouth = mouth_track(audio, frames)
+    height, width = size
+    scale = rng.uniform(0.42, 0.47) * height / 430
+    centre = width * rng.uniform(0.47, 0.53), height * 0.5
+    to_image = np.array([[scale, 0, centre[0]], [0, scale, centre[1] - 265 * scale]])
+    left, top = -to_image[:, 2] / scale
+    extent = (left - 5, top - 5, left + width / scale + 5, top + height / scale + 5)
+    painter = FacePainter(person, density=1.8 * scale, extent=extent)
+    camera = Camera.random(rng, harshness=0.3)
+    pictures = np.empty((frames, height, width, 3), np.uint8)
+    lips = np.empty((frames, 6, 2))
+    for f, pose in enumerate(pose_track(frames, rng, movement)):
+        shape = mouth_shape(mouth, f)
+        pictures[f] = camera.shoot(painter.render(pose, [shape], to_image, size)[0], rng)
+        lips[f] = painter.lip_points(pose, shape) @ to_image[:, :2].T + to_image[:, 2]
+    return pictures, mouth, lips
+
+
+def mouth_shape(track: MouthTrack, frame: int) -> MouthShape:
+    """One frame of a track."""
+    t, f = track, frame
+    return MouthShape(float(t.opening[f]), float(t.width[f]), float(t.teeth[f]), float(t.tongue[f]))
+
+
+def align(points: Points) -> Points:
+    """Similarity float64 [2, 3] that takes three landmarks [3, 2] to `TEMPLATE` on the canvas.
+
+    As in LatentSync's aligner the points are scaled by their standard deviation before the rotation is fitted, so the
+    fit is not the least-squares one.
+    """
+    centre, goal = points.mean(0), TEMPLATE.mean(0)
+    scale = (TEMPLATE - goal).std() / (points - centre).std()
+    u, _, vt = np.linalg.svd((points - centre).T @ (TEMPLATE - goal))
+    turn = (u @ np.diag([1.0, np.sign(np.linalg.det(u @ vt))]) @ vt).T * scale
+    return np.concatenate([turn, (goal - turn @ centre)[:, None]], axis=1)
+
+
+def crop_matrix(to_canvas: Points, size: int) -> Points:
+    """`to_canvas` [2, 3] continued to the square crop: the canvas squeezed to size x size, edges on edges."""
+    shrink = size / np.array(CANVAS, np.float64)
+    matrix = to_canvas[:2] * shrink[:, None]
+    matrix[:, 2] += 0.5 * shrink - 0.5
+    return np.asarray(matrix)
+
+
+def _square(matrix: Points) -> Points:
+    return np.concatenate([matrix, [[0.0, 0.0, 1.0]]])
+
+
+def _detector_error(frames: int, rng: np.random.Generator) -> Points:
+    """Small similarities on the canvas, float64 [frames, 3, 3]: what a face detector misses by.
+
+    One error for the clip (1.2 % of the crop) and one that drifts from frame to frame (0.3 %).
+    """
+    drift = rng.normal(0, 1, (frames + 4, 4))
+    drift = np.stack([drift[i : i + frames] for i in range(5)]).sum(0) / 5**0.5
+    x, y, turn, scale = (rng.normal(0, 1, 4) * (5, 6, 0.012, 0.015) + drift * (1.3, 1.6, 0.003, 0.003)).T
+    c, s = (1 + scale) * np.cos(turn), (1 + scale) * np.sin(turn)
+    middle = np.array([CANVAS[0] / 2, CANVAS[1] / 2])
+    errors = np.zeros((frames, 3, 3))
+    errors[:, 0, 0], errors[:, 0, 1], errors[:, 1, 0], errors[:, 1, 1], errors[:, 2, 2] = c, -s, s, c, 1
+    errors[:, :2, 2] = middle - errors[:, :2, :2] @ middle + np.stack([x, y], 1)
+    return errors
