@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME, LogMel
+from torch import Tensor, nn
 
 
 class AudioEncoder(nn.Module):

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
-from lipstream_training.models import TAEHV, CausalDiT, StudentConfig
+from lipstream.errors import ConfigError
+from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, StudentConfig
 from lipstream_training.models.mel import FEATURES, LOOKAHEAD, LOOKBACK, SAMPLE_RATE, SAMPLES_PER_FRAME
+from safetensors.torch import save as safetensors
+from torch import Tensor
 
 from .audio import AudioEncoder
 from .denoiser import RingPass, dynamic_shapes, stream_constants
@@ -50,11 +50,24 @@ class Parts:
 
 def student_config(fields: dict[str, Any]) -> StudentConfig:
     """The config that `dataclasses.asdict` took apart, after a way through JSON."""
-    return StudentConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+    return StudentConfig(**sizes)
 
 
 def geometry(config: StudentConfig) -> Geometry:
-    """The shapes a stream of this student has."""
+    """The shapes a stream of this student has.
+
+    Raises:
+        ConfigError: sizes that do not go together.
+    """
+    try:
+        RingGeometry(config.window, config.sink, config.chunk_frames)
+    except ValueError as error:
+        raise ConfigError(str(error), expected="window = sink + a multiple of chunk_frames") from error
+    if config.num_heads < 1 or config.dim % (2 * config.num_heads):
+        raise ConfigError(f"dim {config.dim} is not a multiple of twice the {config.num_heads} heads")
+    if any(size % patch for size, patch in zip(config.latent_size, config.patch[1:], strict=True)):
+        raise ConfigError(f"latent size {config.latent_size} is not a multiple of the patch {config.patch[1:]}")
     return Geometry(
         fps=25,
         crop_size=(8 * config.latent_size[0], 8 * config.latent_size[1]),
@@ -71,12 +84,37 @@ def geometry(config: StudentConfig) -> Geometry:
     )
 
 
+def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Module]:
+    """The module behind each graph that a bundle of these parts has, by the graph's name."""
+    shape = geometry(config)
+    graphs: dict[str, torch.nn.Module] = {}
+    if parts.student:
+        graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
+        if config.audio_dim == FEATURES:
+            graphs["audio_encoder"] = AudioEncoder(shape.video_frames)
+    if parts.taehv:
+        graphs["video_encoder"] = VideoEncoder(parts.taehv, shape.video_frames, shape.crop_size)
+        graphs["video_decoder"] = VideoDecoder(parts.taehv, shape.chunk_frames, shape.crop_size)
+    return graphs
+
+
 def export_bundle(
-    parts: Parts, config: StudentConfig, path: str | os.PathLike[str], *, progress: Callable[[str], None] = lambda graph: None
+    parts: Parts,
+    config: StudentConfig,
+    path: str | os.PathLike[str],
+    *,
+    progress: Callable[[str], None] = lambda graph: None,
+    check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Write the bundle to folder `path`, atomically, and open it.
 
-    `progress` is called with each graph's name before it is traced.
+    Args:
+        progress: called with each graph's name before it is traced.
+        check: called with the finished bundle before it takes the name `path`; what it raises leaves nothing there.
+
+    Raises:
+        ConfigError: sizes of the student that do not go together.
+        OutputError: the place cannot be written, or holds something that is not a bundle.
     """
     shape = geometry(config)
     parameters = sum(p.numel() for m in (parts.student, parts.taehv) if m for p in m.parameters())
@@ -88,23 +126,16 @@ def export_bundle(
         t_list=config.t_list,
         precision="fp32",
     )
-    graphs: dict[str, torch.nn.Module] = {}
-    if parts.student:
-        graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
-        if config.audio_dim == FEATURES:
-            graphs["audio_encoder"] = AudioEncoder(shape.video_frames)
-    if parts.taehv:
-        graphs["video_encoder"] = VideoEncoder(parts.taehv, shape.video_frames, shape.crop_size)
-        graphs["video_decoder"] = VideoDecoder(parts.taehv, shape.chunk_frames, shape.crop_size)
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)
-            for name, module in graphs.items():
+            for name, module in graph_modules(parts, config).items():
                 progress(name)
                 dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
                 with torch.no_grad():
                     model = to_onnx(module, dynamic=dynamic)
                 save(model, folder / f"{name}.onnx", weights)
         constants = {name: x.contiguous().float() for name, x in parts.constants().items()}
-        save_file(constants, folder / CONSTANTS)
+        (folder / CONSTANTS).write_bytes(safetensors(constants))
+        check(Bundle(folder, replace(manifest, files={file.name: {} for file in folder.iterdir()})))
     return Bundle.load(Path(path))

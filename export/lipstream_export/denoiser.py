@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-
 from lipstream_training.models import CausalDiT, StudentConfig
 from lipstream_training.models.dit import attention
 from lipstream_training.models.rope import axis_pairs, rotate, spatial_angles
+from torch import Tensor, nn
 
 from .ring_function import join_tables, kv_ring_write
 
@@ -29,7 +28,7 @@ class RingAttention:
 
     def leave(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write K and V [1, c T, H, D] of the chunk; returns what is attended, [1, valid T, H, D]."""
-        k, v = (x[0].unflatten(0, (self._frames, -1)) for x in (k, v))
+        k, v = (torch.unflatten(x[0], 0, (self._frames, -1)) for x in (k, v))
         k, v = self._write(layer, k, v)
         return k.flatten(0, 1)[None], v.flatten(0, 1)[None]
 
@@ -46,6 +45,9 @@ class RingPass(nn.Module):
         text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer.
     Outputs: velocity [C, c, h, w] (denoiser only), k_out.i and v_out.i of each layer.
     """
+
+    spatial_cos: Tensor
+    spatial_sin: Tensor
 
     def __init__(self, student: CausalDiT, *, context: bool = False) -> None:
         super().__init__()
@@ -124,7 +126,8 @@ def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
     """
     with torch.no_grad():
         t_emb, modulation = student.time(torch.tensor(student.config.t_list, dtype=torch.float64))
-        constants = {f"time.{i}": x for i, x in enumerate(t_emb)} | {f"modulation.{i}": x for i, x in enumerate(modulation)}
+        constants = {f"time.{i}": x for i, x in enumerate(t_emb)}
+        constants |= {f"modulation.{i}": x for i, x in enumerate(modulation)}
         for i, (k, v) in enumerate(student.text_kv(text[None])):
             constants |= {f"text_k.{i}": k[0], f"text_v.{i}": v[0]}
     return constants

@@ -35,7 +35,10 @@ class GraphModule(Protocol):
 
 
 class WeightFile:
-    """The bundle's shared external-data file. Equal tensors are stored once; float32 that bfloat16 holds exactly is stored as that."""
+    """The bundle's shared external-data file.
+
+    Equal tensors are stored once; float32 that bfloat16 holds exactly is stored as that.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -74,7 +77,7 @@ class WeightFile:
 
 
 def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:
-    """Trace `module` (a `GraphModule`) into an ONNX model, opset 23, with the ring's function in it where it is called."""
+    """Trace `module` (a `GraphModule`) into an ONNX model, opset 23, which holds the ring's function if it calls it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)

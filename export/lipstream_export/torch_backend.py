@@ -1,18 +1,16 @@
-"""The torch backend: the modules behind the graphs, run eagerly. The reference of every parity test, and the baseline."""
+"""The torch backend: the modules behind the graphs, run eagerly. Reference of every parity test, and the baseline."""
 
 from __future__ import annotations
 
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import numpy_helper
-from torch import Tensor
-
 from lipstream.backends.base import Array
 from lipstream.bundle import Bundle
 from lipstream_training.models import TAEHV, CausalDiT, KVRing, StudentConfig, TAEHVConfig
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from onnx import numpy_helper
+from torch import Tensor
 
 from .audio import AudioEncoder
 from .bundle import Parts, student_config
@@ -91,8 +89,11 @@ class TorchStream:
 
         return RingAttention(write, self._cos, self._sin)
 
-    def _tensors(self, *arrays: NDArray[np.float32]) -> list[Tensor]:
-        return [torch.from_numpy(x).to(self._device, self._dtype) for x in arrays]
+    def _tensors(self, latent: Array, condition: Array, audio: Array) -> tuple[Tensor, Tensor, Tensor]:
+        def tensor(x: Array) -> Tensor:
+            return torch.from_numpy(x).to(self._device, self._dtype)
+
+        return tensor(latent), tensor(condition), tensor(audio)
 
 
 def _array(x: Tensor) -> Array:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from lipstream_training.models import TAEHV
+from torch import Tensor, nn
 
 
 class VideoEncoder(nn.Module):
-    """frames [n, 3, H, W] in [0, 1], mask [H, W] (1 = keep), memory.i [2, ...] -> latents [2, C, n / 4, H / 8, W / 8], memories.
+    """Two encodings of a chunk's frames: as they are, and masked.
+
+    frames [n, 3, H, W] in [0, 1], mask [H, W] (1 = keep), memory.i [2, ...] ->
+    latents [2, C, n / 4, H / 8, W / 8], memory_out.i.
 
     The first of the two latents is of the frames as they are, the second of the masked ones, where pixels that are not
     kept are mid-grey (0 in the [-1, 1] convention of the released model).

@@ -20,26 +20,24 @@ class Compositor:
     """Blends generated crops of one mask into frames. Holds no state between frames; usable from many threads.
 
     Args:
-        keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture. A mask
-            that reaches the border of the crop is faded out before it.
-        feather: width in crop pixels of the soft edge, laid inside the masked region; S / 32 by default.
+        keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture.
+        edge: least width of the mask's edge in crop pixels, S / 32 by default. A mask with a steeper edge, or one cut
+            off by the border of the crop, is softened inwards: pixels that it keeps stay kept.
 
     Raises:
         ConfigError: the mask has another shape or range.
     """
 
-    def __init__(self, keep_mask: NDArray[np.float32], *, feather: int | None = None) -> None:
+    def __init__(self, keep_mask: NDArray[np.float32], *, edge: int | None = None) -> None:
         keep = np.asarray(keep_mask, np.float32)
-        if (
-            keep.ndim != 2
-            or keep.shape[0] != keep.shape[1]
-            or keep.size == 0
-            or not (0 <= keep.min() <= keep.max() <= 1)
-        ):
+        square = keep.ndim == 2 and keep.shape[0] == keep.shape[1] and keep.size > 0
+        if not square or not (keep.min() >= 0 and keep.max() <= 1):
             raise ConfigError(f"a keep mask of shape {list(keep.shape)}", expected="float [S, S], values in [0, 1]")
         self.size = keep.shape[0]
-        radius = max(1, self.size // 32) if feather is None else feather
-        self._alpha = _feathered(1 - keep, radius)
+        edge = max(1, self.size // 32 if edge is None else edge)
+        outlined = np.pad(1 - keep, 1)
+        steepest = max(float(np.abs(np.diff(outlined, axis=axis)).max()) for axis in (0, 1))
+        self._alpha = _feathered(1 - keep, edge) if steepest * edge > 1 else 1 - keep
         self._ring = _ring_weight(keep)
         rows, columns = np.nonzero(self._alpha)
         self._extent = None
@@ -83,12 +81,16 @@ class Compositor:
         x0, y0, x1, y1 = region
         to_crop[:, 2] += to_crop[:, :2] @ (x0, y0)  # from here on source pixels count from the region's corner
 
-        picture = np.asarray(generated, np.float32) + self._colour_offset(generated, source_crop)
-        picture = np.clip(picture, 0, 1) * np.float32(255)
-        colour, alpha = _warp_back(picture, self._alpha, to_crop, x1 - x0, y1 - y0)
+        picture, to_picture = _reduced(np.asarray(generated, np.float32), to_crop)
+        offset = self._colour_offset(generated, source_crop)
+        picture = 255 * (picture + cv2.resize(offset, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+        picture = np.clip(picture, 0, 255, out=picture)
+        size = (x1 - x0, y1 - y0)
+        colour = _sample(picture, to_picture, size, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE)
+        alpha = self._alpha_in_source(to_crop, size)
         source = frame[y0:y1, x0:x1].astype(np.float32)
-        blended = source + alpha[..., None] * (colour - source)
-        result[y0:y1, x0:x1] = np.clip(np.rint(blended), 0, 255).astype(np.uint8)
+        change = cv2.multiply(cv2.subtract(colour, source), cv2.merge([alpha, alpha, alpha]))
+        result[y0:y1, x0:x1] = cv2.add(source, change, dtype=cv2.CV_8U)  # rounds and saturates
         return result
 
     def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
@@ -109,17 +111,26 @@ class Compositor:
             return None
         return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
+    def _alpha_in_source(self, to_crop: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float32]:
+        """Opacity of the generated picture in each source pixel; 0 wherever the pixel's centre lies in kept crop."""
+        centre = _sample(self._alpha, to_crop, size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
+        alpha, to_alpha = _reduced(self._alpha, to_crop)
+        if alpha is self._alpha:
+            return centre
+        mean = _sample(alpha, to_alpha, size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
+        return np.where(centre > 0, mean, 0).astype(np.float32)
+
     def _colour_offset(self, generated: NDArray[np.float32], source_crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Smooth [S, S, 3] that added to `generated` gives it the colour of the source around the mask."""
+        """What to add to `generated` so that it has the colour of the source around the mask: a coarse grid over it."""
+        cells = self._ring.shape
         if not self._ring.any():
-            return np.zeros((self.size, self.size, 3), np.float32)
-        cells = self._ring.shape[::-1]
+            return np.zeros((*cells, 3), np.float32)
         wanted = cv2.resize(source_crop, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         offset = wanted - cv2.resize(np.asarray(generated, np.float32), cells, interpolation=cv2.INTER_AREA)
         middle = np.median(offset[self._ring > 0.1], axis=0)
         offset = middle + np.clip(offset - middle, -_OFFSET_SPREAD, _OFFSET_SPREAD)
-        smooth = cv2.GaussianBlur(_pull_push(offset.astype(np.float32), self._ring), (0, 0), _OFFSET_BLUR)
-        return np.asarray(cv2.resize(smooth, (self.size, self.size), interpolation=cv2.INTER_LINEAR), np.float32)
+        filled = _pull_push(offset.astype(np.float32), self._ring)
+        return np.asarray(cv2.GaussianBlur(filled, (0, 0), _OFFSET_BLUR), np.float32)
 
 
 def _feathered(alpha: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
@@ -155,33 +166,25 @@ def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDAr
     return np.asarray(filled + weight[..., None] * (values - filled), np.float32)
 
 
-def _warp_back(
-    picture: NDArray[np.float32], alpha: NDArray[np.float32], to_crop: NDArray[np.float64], width: int, height: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """`picture` [S, S, 3] and `alpha` [S, S] as seen from the source: [height, width, 3] and [height, width].
-
-    Bicubic where the source is the finer one; where it is coarser, the mean over each source pixel.
-    """
-    centre_alpha = _sample(alpha, to_crop, width, height, cv2.INTER_LINEAR)
-    step = np.linalg.norm(to_crop[:, :2], axis=0)  # crop pixels per source pixel, along the source's x and y
-    samples = np.maximum(1, np.ceil(step - 0.25)).astype(int)
-    if samples.max() == 1:
-        return _sample(picture, to_crop, width, height, cv2.INTER_CUBIC), centre_alpha
-    fine = to_crop.copy()
-    fine[:, :2] /= samples
-    fine[:, 2] -= to_crop[:, :2] @ ((samples - 1) / (2 * samples))
-    fine_width, fine_height = width * int(samples[0]), height * int(samples[1])
-    colour = _sample(picture, fine, fine_width, fine_height, cv2.INTER_LINEAR)
-    fine_alpha = _sample(alpha, fine, fine_width, fine_height, cv2.INTER_LINEAR)
-    colour = np.asarray(cv2.resize(colour, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    mean_alpha = np.asarray(cv2.resize(fine_alpha, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    return colour, np.where(centre_alpha > 0, mean_alpha, 0).astype(np.float32)  # a kept centre keeps its pixel
+def _reduced(
+    image: NDArray[np.float32], to_image: NDArray[np.float64]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """`image` averaged down to the resolution of the source where that is coarser, and the matrix source -> it."""
+    height, width = image.shape[:2]
+    zoom = np.linalg.norm(to_image[:, :2], axis=1)  # image pixels per source pixel, along the image's x and y
+    size = np.maximum(1, np.rint((width, height) / np.maximum(zoom, 1))).astype(int)
+    if (size == (width, height)).all():
+        return image, to_image
+    scale = size / (width, height)
+    matrix = to_image * scale[:, None]
+    matrix[:, 2] += 0.5 * scale - 0.5
+    small = cv2.resize(image, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32), matrix
 
 
 def _sample(
-    image: NDArray[np.float32], to_image: NDArray[np.float64], width: int, height: int, interpolation: int
+    image: NDArray[np.float32], to_image: NDArray[np.float64], size: tuple[int, int], interpolation: int, border: int
 ) -> NDArray[np.float32]:
-    # Colour goes on beyond the crop's border, alpha ends there.
-    border = cv2.BORDER_REPLICATE if image.ndim == 3 else cv2.BORDER_CONSTANT
+    """`image` as seen from the source: [height, width, ...] for size (width, height)."""
     flags = interpolation | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(image, to_image, (width, height), flags=flags, borderMode=border), np.float32)
+    return np.asarray(cv2.warpAffine(image, to_image, size, flags=flags, borderMode=border), np.float32)

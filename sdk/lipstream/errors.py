@@ -120,6 +120,18 @@ class BackendError(LipStreamError):
     code, exit_code = "backend", 33
 
 
+class CheckpointError(LipStreamError):
+    """A checkpoint to export is missing, incomplete, or its weights do not fit its sizes."""
+
+    code, exit_code = "checkpoint", 34
+
+
+class ParityError(LipStreamError):
+    """Exported graphs do not compute what the model they were exported from computes."""
+
+    code, exit_code = "parity", 35
+
+
 class BackpressureError(LipStreamError):
     """More audio was pushed than the session may hold; iterate over the frames first."""
 

@@ -1,4 +1,4 @@
-"""Train the narrow TAEHV that the tiny student lives in: crops in, the same crops out, through 16 unit-scale channels."""
+"""Train the narrow TAEHV that the tiny student lives in: crops to 16 unit-scale channels, and back to crops."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """`steps` batches of `batch` snippets of `frames` frames; a part of them with the mouth masked, as the student's are."""
+    """`steps` batches of `batch` snippets of `frames` frames; the mouth is hidden in the share `masked` of them."""
 
     steps: int = 1300
     batch: int = 4
@@ -47,7 +47,8 @@ def train_autoencoder(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = TAEHV(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = TAEHV(config)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     scale = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.02)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4)
     schedule = Cosine(optimizer, recipe.steps)
@@ -82,10 +83,12 @@ def picture_loss(found: Tensor, wanted: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fold_scale(model: TAEHV, scale: nn.BatchNorm2d) -> None:
-    """Put the latents' normalisation into the encoder's last convolution, so that the model gives unit latents by itself."""
+    """Put the latents' normalisation into the encoder's last convolution, so that unit latents come out of it."""
     last = model.encoder[-1]
-    assert isinstance(last, nn.Conv2d) and last.bias is not None
-    assert scale.running_mean is not None and scale.running_var is not None
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    assert scale.running_mean is not None
+    assert scale.running_var is not None
     factor = torch.rsqrt(scale.running_var + scale.eps)
     last.weight.mul_(factor[:, None, None, None])
     last.bias.sub_(scale.running_mean).mul_(factor)

@@ -13,8 +13,8 @@ def main(argv: list[str] | None = None) -> int:
     tiny = commands.add_parser(
         "tiny",
         help="train the tiny student from nothing",
-        description="Draws its own data and trains the tiny student, about an hour on two cores. A stage that is done is "
-        "found again by the next run in the same folder. Then: lipstream export OUT/checkpoint -o BUNDLE",
+        description="Draws its own data and trains the tiny student, about an hour on two cores. A stage that is done "
+        "is found again by the next run in the same folder. Then: lipstream export OUT/checkpoint -o BUNDLE",
     )
     tiny.add_argument("out", type=Path, metavar="OUT", help="folder for the data, the stages and the checkpoint")
     tiny.add_argument("--clips", type=int, help="clips to draw (default 2000)")

@@ -41,7 +41,7 @@ class Latents:
 
 @dataclass(frozen=True)
 class DiffusionRecipe:
-    """`steps` batches of `batch` clips. `outside` weighs the loss where the picture is kept, against 1 inside the mouth.
+    """`steps` batches of `batch` clips. `outside` weighs the loss where the picture is kept, against 1 in the mouth.
 
     `context_noise` roughens the clean chunks that the student looks back at, since in a stream they are its own work.
     """
@@ -53,8 +53,10 @@ class DiffusionRecipe:
     context_noise: float = 0.15
 
 
-def train_teacher(model: CausalDiT, data: Latents, text: Tensor, recipe: DiffusionRecipe, **options: object) -> CausalDiT:
-    """Flow matching, bidirectional: one time per clip, uniform and moved towards noise by 5 as the released teacher's."""
+def train_teacher(
+    model: CausalDiT, data: Latents, text: Tensor, recipe: DiffusionRecipe, **options: object
+) -> CausalDiT:
+    """Flow matching, bidirectional: one time per clip, uniform, moved towards noise by 5 as the released teacher's."""
 
     def times(clips: int, frames: int) -> Tensor:
         return shift_time(torch.rand(clips, 1) * 0.998 + 0.001).expand(clips, frames)
@@ -62,8 +64,10 @@ def train_teacher(model: CausalDiT, data: Latents, text: Tensor, recipe: Diffusi
     return _train(model, data, text, recipe, times, causal=False, **options)  # type: ignore[arg-type]
 
 
-def train_student(model: CausalDiT, data: Latents, text: Tensor, recipe: DiffusionRecipe, **options: object) -> CausalDiT:
-    """Diffusion forcing, causal: each chunk at a time of its own out of the schedule's; half of them clean, as context."""
+def train_student(
+    model: CausalDiT, data: Latents, text: Tensor, recipe: DiffusionRecipe, **options: object
+) -> CausalDiT:
+    """Diffusion forcing, causal: each chunk at a time of its own out of the schedule's; half of them clean."""
     t_list = torch.tensor(model.config.t_list[:-1])
     chunk = model.config.chunk_frames
 
@@ -101,7 +105,10 @@ def _train(
         x = add_noise(target, torch.randn_like(target), time)
         x = torch.where(time == 0, x + recipe.context_noise * torch.randn_like(x), x)
         with torch.autocast("cpu", torch.bfloat16):
-            text_kv = [(k.expand(recipe.batch, -1, -1, -1), v.expand(recipe.batch, -1, -1, -1)) for k, v in model.text_kv(text[None])]
+            text_kv = [
+                (k.expand(recipe.batch, -1, -1, -1), v.expand(recipe.batch, -1, -1, -1))
+                for k, v in model.text_kv(text[None])
+            ]
             velocity = model(x, condition, audio, t, text_kv, attend)
         error = predict_x0(x, velocity.float(), time) - target
         noisy = (time > 0).float()

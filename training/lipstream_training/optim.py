@@ -21,7 +21,7 @@ class Cosine(torch.optim.lr_scheduler.LambdaLR):
 
 
 class Average:
-    """Exponential moving average of a module's parameters; `module` holds it. The decay grows to `decay` with the steps."""
+    """Exponential moving average of a module's parameters, in `module`. The decay grows to `decay` with the steps."""
 
     def __init__(self, module: nn.Module, decay: float = 0.995) -> None:
         self.module = copy.deepcopy(module).eval().requires_grad_(False)

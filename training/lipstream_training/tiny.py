@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -85,7 +86,7 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
 
 
 def _drawn(folder: Path, clips: int, frames: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor]:
-    """Targets and references uint8 [clips, frames, SIZE, SIZE, 3] and features [clips, frames, A], drawn on all cores."""
+    """Targets and references uint8 [clips, frames, SIZE, SIZE, 3], features [clips, frames, A]; drawn on all cores."""
     paths = [folder / f"{name}.npy" for name in ("targets", "references", "audio")]
     if not all(path.exists() for path in paths):
         shape = (clips, frames, SIZE, SIZE, 3)
@@ -99,7 +100,8 @@ def _drawn(folder: Path, clips: int, frames: int) -> tuple[NDArray[np.uint8], ND
                 targets[i], references[i] = target, reference
                 trim = AUDIO_CONTEXT - LOOKBACK
                 audio[i] = mel(torch.from_numpy(heard[trim:-trim])).numpy()
-        for path, array in zip(paths, (targets, references, audio), strict=True):
+        arrays: tuple[NDArray[Any], ...] = (targets, references, audio)
+        for path, array in zip(paths, arrays, strict=True):
             np.save(path, array)
     targets, references, audio = (np.load(path, mmap_mode="r") for path in paths)
     return targets, references, torch.from_numpy(np.array(audio))
@@ -132,7 +134,7 @@ def _latents(
 
 @contextmanager
 def _stage(path: Path, model: torch.nn.Module, name: str, steps: int) -> Iterator[Callable[[float], None] | None]:
-    """A stage's progress callback; afterwards its weights are in `path`. None, and the weights loaded, if they were before."""
+    """A stage's progress callback; its weights then go to `path`. None, and the weights loaded, if they are there."""
     if path.exists():
         model.load_state_dict(load_file(path))
         yield None

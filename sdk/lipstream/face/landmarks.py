@@ -82,7 +82,8 @@ class FaceMesh:
         points, presence = self._net.forward(("conv2d_20", "conv2d_30"))
         points = points.reshape(-1, 3).astype(np.float64)
         inverse = cv2.invertAffineTransform(matrix)
-        flat = (points[:, :2] - 0.5) @ inverse[:, :2].T + inverse[:, 2]
+        # As they are: on mirrored pictures the network's coordinates prove to count from pixel centres.
+        flat = points[:, :2] @ inverse[:, :2].T + inverse[:, 2]
         depth = points[:, 2:] * (roi.side / _SIZE)
         score = 1 / (1 + math.exp(-min(80.0, max(-80.0, float(presence.item())))))
         return np.hstack([flat, depth]).astype(np.float32), score

@@ -20,7 +20,6 @@ Policy = Literal["hold", "bypass", "raise"]
 
 _MIN_PRESENCE = 0.5  # of FaceMesh, below it a followed face is lost
 _MIN_PRESENCE_NEW = 0.8  # of FaceMesh, below it a detection is no face
-_SURE = 0.7  # score of the detector, below it a face is only second choice
 _CHECK_EVERY = 25  # frames between two looks of the detector at a face that is being followed
 _SEARCH_EVERY = 12  # frames between two searches in tiles while there is no face
 _MIN_OVERLAP = 0.3  # of the face's boxes in neighbouring frames
@@ -135,13 +134,16 @@ class FaceTracker:
 
     def _search(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
         """The wanted face, from the detector."""
-        faces = self._detector.detect(frame, closely=self._views(frame), tiles=self._misses % _SEARCH_EVERY == 0)
-        for face in self._candidates(faces):
-            rough, _ = self._mesh.landmarks(frame, face)
-            landmarks, score = self._mesh.landmarks(frame, Roi.of_landmarks(rough))
-            if score >= _MIN_PRESENCE_NEW:
-                self._reset_smoothing()
-                return landmarks, score
+        thorough = self._last is None and self._misses % _SEARCH_EVERY == 0
+        for faces in self._detector.search(frame, self._views(frame)):
+            for face in self._candidates(faces):
+                rough, _ = self._mesh.landmarks(frame, face)
+                landmarks, score = self._mesh.landmarks(frame, Roi.of_landmarks(rough))
+                if score >= _MIN_PRESENCE_NEW:
+                    self._reset_smoothing()
+                    return landmarks, score
+            if not thorough:
+                break
         return None
 
     def _views(self, frame: NDArray[np.uint8]) -> list[tuple[float, float, float]]:
@@ -156,7 +158,7 @@ class FaceTracker:
         return []
 
     def _candidates(self, faces: list[Face]) -> list[Face]:
-        """The faces (largest first) that may be the wanted one, the most likely first."""
+        """The faces that may be the wanted one, the most likely first."""
         if self._last is not None:
             x, y, size = _place(bounding_box(self._last.landmarks))
             reach = size * (1 + self._misses / _REACH_FRAMES)
@@ -165,7 +167,7 @@ class FaceTracker:
         if self._point is not None:
             x, y = self._point
             return sorted(faces, key=lambda face: _distance(face, x, y))
-        return sorted(faces, key=lambda face: face.score < _SURE)
+        return faces
 
     def _missed(self) -> FaceObservation | None:
         self._misses += 1
@@ -188,7 +190,7 @@ class FaceTracker:
         before, self._thumbnail = self._thumbnail, thumbnail
         if before is None or before.shape != thumbnail.shape:
             return before is not None
-        return float(np.abs(thumbnail - before).mean()) > _CUT
+        return bool(np.abs(thumbnail - before).mean() > _CUT)
 
     def _forget(self) -> None:
         self._last, self._misses = None, 0
@@ -213,8 +215,8 @@ def _distance(face: Face, x: float, y: float) -> float:
 def _inside(box: NDArray[np.float32], frame: NDArray[np.uint8]) -> bool:
     """Whether the middle of `box` lies in the frame."""
     x, y, _ = _place(box)
-    return 0 <= x < frame.shape[1] and 0 <= y < frame.shape[0]
+    return bool(0 <= x < frame.shape[1] and 0 <= y < frame.shape[0])
 
 
 def _is_point(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and bool(np.isfinite(np.asarray(value, float)).all())
+    return isinstance(value, tuple) and len(value) == 2 and all(math.isfinite(v) for v in value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -76,24 +77,16 @@ class AudioReader:
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
-            length = _exact_length(container, stream, self.info.rate)
             # To packed float32: exact for 16 and 24 bit, and PyAV cannot lay out eight planes.
             convert = av.AudioResampler(format="flt")
-            position = 0
-            for frame in decode(container, stream, self.path):
+            for frame, stated in _with_stated_length(decode(container, stream, self.path)):
                 if (frame.sample_rate, frame.layout.nb_channels) != (self.info.rate, self.info.channels):
                     raise AudioFormatError(
                         f"{self.path} changes to {frame.sample_rate} Hz, {frame.layout.nb_channels} channels midway",
                         expected=f"{self.info.rate} Hz, {self.info.channels} channels throughout",
                     )
                 for packed in convert.resample(frame):
-                    block = np.asarray(packed.to_ndarray(), np.float32).reshape(-1, self.info.channels)
-                    # Only a last codec frame that straddles the stated end is padding; a header that is wrong by more
-                    # must not cost any speech.
-                    if length is not None and position < length < position + len(block):
-                        block = block[: length - position]
-                    position += packed.samples
-                    yield block
+                    yield np.asarray(packed.to_ndarray(), np.float32).reshape(-1, self.info.channels)[:stated]
 
 
 def read_audio(path: PathLike) -> tuple[NDArray[np.float32], int]:
@@ -157,8 +150,17 @@ def _pick(container: InputContainer, path: Path) -> AudioStream:
     return stream
 
 
-def _exact_length(container: InputContainer, stream: AudioStream, rate: int) -> int | None:
-    """Samples by the track duration of MP4/MOV, whose last AAC frame FFmpeg does not cut; elsewhere None."""
-    if not container.format.name.startswith("mov") or not stream.duration or not stream.time_base:
-        return None
-    return round(stream.duration * stream.time_base * rate)
+def _with_stated_length(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[av.AudioFrame, int]]:
+    """Frames and how many of their samples count: all of them, but for the last one of a file that states less.
+
+    MP4 gives the last packet the duration that is left of the track, and FFmpeg does not cut the codec's padding by it.
+    Only the last: time stamps of phone recordings jitter, and no speech must be lost by that.
+    """
+    held: av.AudioFrame | None = None
+    for frame in frames:
+        if held is not None:
+            yield held, held.samples
+        held = frame
+    if held is not None:
+        exact = held.time_base == Fraction(1, held.sample_rate) and 0 < held.duration < held.samples
+        yield held, held.duration if exact else held.samples

@@ -8,10 +8,10 @@ from fractions import Fraction
 import av
 import numpy as np
 from av.container import OutputContainer
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from lipstream.errors import AudioFormatError
-from lipstream.media.audio import LAYOUTS
+from lipstream.media.audio import LAYOUTS, to_float
 from lipstream.media.resample import StreamResampler
 
 log = logging.getLogger("lipstream")
@@ -47,10 +47,15 @@ class AudioTrack:
         self._waiting = av.AudioFifo()
         self._encoded = 0
 
+    def checked(self, samples: ArrayLike) -> NDArray[np.float32]:
+        """Samples as `push` takes them; AudioFormatError if they are not fit for this track."""
+        pcm = to_float(samples)
+        if pcm.shape[1] != self._channels:
+            raise AudioFormatError(f"{pcm.shape[1]} audio channels", expected=f"{self._channels} as announced")
+        return pcm
+
     def push(self, samples: NDArray[np.float32]) -> None:
         """Take float32 [n, channels]."""
-        if samples.shape[1] != self._channels:
-            raise AudioFormatError(f"{samples.shape[1]} audio channels", expected=f"{self._channels} as announced")
         self._queue(self._resampler.push(samples) if self._resampler else samples)
 
     def encode_until(self, seconds: Fraction) -> None:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, VideoReformatter
 from numpy.typing import NDArray
 
 _BT709, _FCC, _BT470BG, _SMPTE170M, _SMPTE240M, _BT2020_NCL, _BT2020_CL = 1, 4, 5, 6, 7, 9, 10
 _UNSPECIFIED = 2
-# swscale without these flags takes shortcuts that are off by up to three grey levels.
-_FLAGS = int(Interpolation.BILINEAR) | int(Interpolation.ACCURATE_RND) | int(Interpolation.FULL_CHR_H_INT)
+# SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND: without the last two swscale is off by up to three levels.
+_FLAGS = 0x2 | 0x2000 | 0x40000
 
 
 @dataclass(frozen=True)

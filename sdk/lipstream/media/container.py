@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import struct
@@ -19,8 +18,6 @@ from av.video.stream import VideoStream
 from lipstream.errors import MediaOpenError, MediaTruncatedError
 
 PathLike = str | os.PathLike[str]
-
-log = logging.getLogger("lipstream")
 
 # FFmpeg draws any text file as ANSI art; for us such a file is not media.
 _TEXT_ART = {"tty", "bin", "adf", "idf", "xbin"}
@@ -125,7 +122,7 @@ def stream_duration(container: InputContainer, stream: VideoStream | AudioStream
 def _promised_end(container: InputContainer, stream: VideoStream | AudioStream, path: Path) -> Fraction | None:
     """Time, in seconds on the file's clock, at which the header says that the stream ends; None if it does not."""
     if container.format.name == "wav":
-        return _wav_end(path, stream)
+        return _wav_end(path)
     if not container.format.name.startswith(_LENGTH_IN_HEADER):
         return None
     alone = len(container.streams.video) + len(container.streams.audio) == 1
@@ -139,9 +136,9 @@ def _promised_end(container: InputContainer, stream: VideoStream | AudioStream, 
     return duration
 
 
-def _wav_end(path: Path, stream: VideoStream | AudioStream) -> Fraction | None:
+def _wav_end(path: Path) -> Fraction | None:
     """The length by the size of a WAV file's data chunk, which FFmpeg silently clips to the size of the file."""
-    size = path.stat().st_size
+    bytes_per_second = 0
     with path.open("rb") as file:
         if file.read(4) != b"RIFF":
             return None
@@ -149,11 +146,12 @@ def _wav_end(path: Path, stream: VideoStream | AudioStream) -> Fraction | None:
         while len(header := file.read(8)) == 8:
             name, length = struct.unpack("<4sI", header)
             if name == b"data":
-                present = size - file.tell()
-                if not 0 < present < length < _WAV_SIZE_UNKNOWN or not stream.duration or not stream.time_base:
-                    return None
-                return Fraction(length, present) * stream.duration * stream.time_base
-            file.seek(length + length % 2, os.SEEK_CUR)
+                known = bytes_per_second and length < _WAV_SIZE_UNKNOWN
+                return Fraction(length, bytes_per_second) if known else None
+            following = file.tell() + length + length % 2
+            if name == b"fmt ":
+                bytes_per_second = struct.unpack("<8xI", file.read(12).ljust(12, b"\0"))[0]
+            file.seek(following)
     return None
 
 

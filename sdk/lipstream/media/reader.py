@@ -85,7 +85,8 @@ class VideoReader:
             if first is None:
                 raise NoVideoError(f"{self.path}: not one frame in its video stream")
             duration = stream_duration(container, stream)
-            turned = _turns(first)
+            self._matrix = _display_matrix(first)
+            turned = abs(self._matrix[1]) > abs(self._matrix[0])
             ratio = stream.sample_aspect_ratio or Fraction(1)
             self._size = first.width, first.height
             self.info = VideoInfo(
@@ -103,7 +104,7 @@ class VideoReader:
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
             for frame in retime(_timed(container, stream, self.path)):
-                yield _upright(to_rgb(frame, reformatter, self._size), frame)
+                yield _upright(to_rgb(frame, reformatter, self._size), self._matrix)
 
 
 def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> Iterator[_T]:
@@ -175,7 +176,10 @@ def _timed(
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of x' = a x + c y, y' = b x + d y in 16.16 fixed point; the identity where the file has none."""
+    """(a, b, c, d) of x' = a x + c y, y' = b x + d y in 16.16 fixed point; the identity where the file has none.
+
+    To be asked of one frame only: PyAV ties a frame whose side data was read into a cycle, which keeps it in memory.
+    """
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:
         return 1 << 16, 0, 0, 1 << 16
@@ -183,13 +187,8 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-def _turns(frame: av.VideoFrame) -> bool:
-    a, b, _, _ = _display_matrix(frame)
-    return abs(b) > abs(a)
-
-
-def _upright(image: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
-    a, b, c, d = _display_matrix(frame)
+def _upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+    a, b, c, d = matrix
     if abs(b) > abs(a):
         image, a, d = image.transpose(1, 0, 2), c, b
     if a < 0:

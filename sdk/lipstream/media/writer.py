@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 
 from lipstream.errors import AudioFormatError, ConfigError, OutputError
-from lipstream.media.audio import MAX_CHANNELS, check_rate, to_float
+from lipstream.media.audio import MAX_CHANNELS, check_rate
 from lipstream.media.audio_track import AudioTrack
 from lipstream.media.colour import Colour, from_rgb
 from lipstream.media.container import PathLike
@@ -32,8 +32,9 @@ class VideoWriter:
     """Writes frames and audio to one file: .mp4 .m4v .mov .mkv with H.264 (yuv420p) and AAC, index at the front.
 
     Times come from counting frames and samples. The audio track is made as long as the video: silence is added at its
-    end, or what is left over cut (logged as a warning from one frame's length on). Audio ahead of the video waits in
-    memory, so write both in step.
+    end, or what is left over cut (logged as a warning from one frame's length on). Matroska cannot say that the last
+    AAC frame is partly padding: an .mkv may play up to 1024 samples of silence more. Audio ahead of the video waits
+    in memory, so write both in step.
 
     Everything goes to a hidden file in the same folder, which takes the final name when `close` succeeds. After any
     error, `abort`, or leaving a ``with`` block by an exception, nothing is left behind, and an older file of that
@@ -128,7 +129,7 @@ class VideoWriter:
         self._check_open()
         if self._audio is None:
             raise ConfigError("audio for a file opened without", fix="give audio_rate to VideoWriter")
-        checked = to_float(samples)
+        checked = self._audio.checked(samples)
         with self._guarded("cannot write"):
             self._audio.push(checked)
             self._audio.encode_until(self._frames / self.rate)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import itertools
 import os
 from fractions import Fraction
@@ -10,11 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_clips import centres, cut, encoded, noise_frames, number_of, patches, stamped, write_clip, write_sound
-
 from lipstream.errors import MediaOpenError, MediaTruncatedError, NoVideoError
 from lipstream.media import VideoReader
 from lipstream.media.reader import retime
+from media_clips import centres, cut, encoded, noise_frames, number_of, patches, stamped, write_clip, write_sound
 
 
 def shown(starts: list[Fraction], end: Fraction) -> list[int]:
@@ -85,8 +85,7 @@ def test_missing_time_stamps_continue_at_the_frame_rate(tmp_path: Path) -> None:
 
 def test_a_clock_reset_in_a_transport_stream_is_bridged(tmp_path: Path) -> None:
     parts = [
-        write_clip(tmp_path / f"{j}.ts", [stamped(25 * j + k) for k in range(25)], form="mpegts")
-        for j in range(2)
+        write_clip(tmp_path / f"{j}.ts", [stamped(25 * j + k) for k in range(25)], form="mpegts") for j in range(2)
     ]
     joined = tmp_path / "joined.ts"
     joined.write_bytes(b"".join(p.read_bytes() for p in parts))
@@ -323,3 +322,16 @@ def test_sound_longer_than_the_picture_is_no_truncation(tmp_path: Path) -> None:
             tmp_path / f"long{suffix}", [stamped(k) for k in range(25)], audio=np.zeros((48_000 * 4, 1), np.float32)
         )
         assert len(list(VideoReader(path))) == 25
+
+
+def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", [stamped(k) for k in range(200)])
+    frames = iter(VideoReader(path))
+    next(frames)
+    gc.collect()
+    gc.disable()  # a frame that only the cycle collector could free stays visible
+    try:
+        assert sum(1 for _ in itertools.islice(frames, 150)) == 150
+        assert sum(isinstance(o, av.VideoFrame) for o in gc.get_objects()) < 20
+    finally:
+        gc.enable()

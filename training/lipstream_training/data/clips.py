@@ -15,7 +15,7 @@ from lipstream_training.data.camera import Camera
 from lipstream_training.data.faces import FacePainter, pose_track
 from lipstream_training.data.identity import Identity
 from lipstream_training.data.lips import MouthShape
-from lipstream_training.data.mouth import LOOKAHEAD, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
+from lipstream_training.data.mouth import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
 from lipstream_training.data.sheet import Points
 from lipstream_training.data.speech import SAMPLE_RATE, speech
 
@@ -26,7 +26,7 @@ TEMPLATE: Points = np.array([(95.2, 112.0), (324.8, 112.0), (210.0, 224.0)])
 AUDIO_CONTEXT = 800
 """Samples of a clip's audio before its first frame and after its last."""
 
-_PAST = 10  # frames of audio that come before a clip, so that its first mouth has a past
+_PAST = -(-LOOKBACK // SAMPLES_PER_FRAME)  # frames of audio before a clip, so that its first mouth has a past
 
 
 @dataclass(frozen=True)

@@ -115,10 +115,11 @@ class FacePainter:
         double = np.asarray(to_image, np.float64) * 2
         double[:, 2] += 0.5
         scene_map = _compose(self._scene_to_pixels, _invert(double))
-        scene = _warp(self._scene, scene_map, (width, height), cv2.BORDER_REPLICATE)
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        scene = cv2.warpAffine(self._scene, scene_map, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
         head = self._head
         inverse = _compose(head.sheet.to_pixels, _invert(_compose(double, pose.matrix)))
-        depth = _warp(head.depth, inverse, (width, height), cv2.BORDER_CONSTANT) * np.float32(head.sheet.density)
+        depth = cv2.warpAffine(head.depth, inverse, (width, height), flags=flags) * np.float32(head.sheet.density)
         column, row = np.arange(width, dtype=np.float32)[None], np.arange(height, dtype=np.float32)[:, None]
         a = inverse.astype(np.float32)
         map_x = a[0, 0] * column + a[0, 1] * row + a[0, 2] - np.float32(pose.yaw) * depth
@@ -132,7 +133,7 @@ class FacePainter:
             drawn = cv2.remap(sheet, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
             through = cv2.merge([255 - drawn[..., 3]] * 3)
             full = cv2.add(drawn[..., :3], cv2.multiply(scene, through, scale=1 / 255))
-            pictures.append(cv2.resize(full, size[::-1], interpolation=cv2.INTER_AREA))
+            pictures.append(np.asarray(cv2.resize(full, size[::-1], interpolation=cv2.INTER_AREA), np.uint8))
         return pictures
 
     def place(self, points: Points, pose: Pose) -> Points:
@@ -185,10 +186,3 @@ def _to_bytes(image: Image) -> NDArray[np.uint8]:
 
 def _invert(matrix: Points) -> Points:
     return np.asarray(cv2.invertAffineTransform(matrix), np.float64)
-
-
-def _warp(
-    image: NDArray[np.uint8] | NDArray[np.float32], inverse: Points, size: tuple[int, int], border: int
-) -> NDArray:
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(image, inverse, size, flags=flags, borderMode=border))

@@ -105,7 +105,7 @@ class Identity:
         return cls(
             cheek=around(188, 5) * width,
             jaw=around(150 if man else 140, 8) * width,
-            chin_y=around(470 if man else 458, 11),
+            chin_y=around(467 if man else 456, 8),
             chin_width=around(44 if man else 36, 6),
             forehead=around(166, 8) * width,
             brow_y=around(99, 5),
@@ -125,7 +125,7 @@ class Identity:
             upper_lip=around(20 + 8 * dark, 4.5),
             lower_lip=around(29 + 8 * dark, 5),
             bow=float(rng.uniform(0.05, 0.35)),
-            gape=around(66, 6),
+            gape=around(65, 5),
             mouth_curl=around(0, 3.5),
             asymmetry=around(0, 2.0),
             skin=np.clip(skin, 20, 252).astype(np.float32),

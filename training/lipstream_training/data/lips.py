@@ -52,7 +52,7 @@ def lip_geometry(p: Identity, mouth: MouthShape) -> LipGeometry:
     spread, rounded = max(0.0, mouth.width), max(0.0, -mouth.width)
     parted = 9.0 * mouth.teeth * (1 - mouth.opening)
     gap = p.gape * mouth.opening * (1 - 0.22 * spread - 0.18 * rounded) + parted
-    drop, lift = 0.78 * gap, 0.22 * gap
+    drop, lift = 0.76 * gap, 0.24 * gap
     half = p.mouth_width * (1 + 0.15 * spread - 0.34 * rounded) - 0.08 * gap
     fullness = 1 + 0.22 * rounded - 0.14 * spread
     upper, lower = p.upper_lip * fullness * (1 - 0.0025 * gap), p.lower_lip * fullness * (1 - 0.002 * gap)
@@ -113,7 +113,8 @@ class MouthPainter:
         """The window of the head sheet with this mouth, float32 [rows, columns, 4], premultiplied."""
         p, g = self.person, lip_geometry(self.person, mouth)
         stretch = 0.5 * (float(g.upper_outer[-1, 0]) - p.mouth_width)
-        map_x, map_y = self._column - stretch * self._pull, self._row - g.drop * self._jaw
+        map_x = self._column - np.float32(stretch) * self._pull
+        map_y = self._row - np.float32(g.drop) * self._jaw
         skin: Image = np.asarray(
             cv2.remap(self._skin, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE), np.float32
         )

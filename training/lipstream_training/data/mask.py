@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-TOP, BOTTOM, LEFT, RIGHT = 0.47, 0.955, 0.115, 0.885
+TOP, BOTTOM, LEFT, RIGHT = 0.47, 0.96, 0.115, 0.885
 """Extent of the generated region as shares of the crop."""
 
 
@@ -21,8 +21,8 @@ def mouth_mask(size: int) -> NDArray[np.float32]:
     # Half-width per row: rises fast under the cheekbones, stays full beside the mouth, closes round the chin.
     down = (at - TOP) / (BOTTOM - TOP)
     shoulders = np.clip(down / 0.22, 0, 1)
-    bowl = np.clip((down - 0.5) / 0.5, 0, 1)
-    half = np.sqrt(1 - (1 - shoulders) ** 2) * (1 - bowl**2.4) ** (1 / 2.4)
+    bowl = np.clip((down - 0.6) / 0.4, 0, 1)
+    half = np.sqrt(1 - (1 - shoulders) ** 2) * (1 - bowl**3.5) ** (1 / 3.5)
     half = np.where((down < 0) | (down > 1), 0.0, np.where(down < 0.22, 0.45 + 0.55 * half, half))
     return np.asarray(np.abs(x) >= half[:, None], np.float32)
 
@@ -49,5 +49,5 @@ def compositing_mask(size: int, softness: float = 0.02) -> NDArray[np.float32]:
     keep = mouth_mask(size)
     reach = 2 * int(np.ceil(2 * sigma)) + 1
     grown = cv2.dilate(keep, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (reach, reach)))
-    soft = cv2.GaussianBlur(grown, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    soft = np.minimum(cv2.GaussianBlur(grown, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE), 1)
     return np.asarray(np.maximum(soft, keep), np.float32)

@@ -20,14 +20,14 @@ SAMPLES_PER_FRAME = 640
 """16 kHz audio samples per 25 fps video frame."""
 LOOKAHEAD = 640
 """Samples after the end of a frame that its mouth may depend on (anticipation)."""
-LOOKBACK = 6080
+LOOKBACK = 5280
 """Samples before the start of a frame that its mouth may depend on (coarticulation and running level)."""
 
 _HOP = 160  # 10 ms
 _WINDOW = 400  # 25 ms
-_LEVEL_HOPS = 30  # running level: 0.3 s
+_LEVEL_HOPS = 30  # 0.3 s
 _SILENCE_DB = -60.0
-# Hops whose windows end within [start - 640, end + 640] of a frame, relative to its first hop.
+# The hops that a frame averages, counted from the one that starts with it: windows within 40 ms on both sides of it.
 _FIRST_HOP, _LAST_HOP = -4, 5
 
 
@@ -67,25 +67,25 @@ def mouth_track(clean: NDArray[np.float32], frames: int) -> MouthTrack:
         clean: float32 [n], 16 kHz, without noise; sample 0 begins frame 0. Missing samples count as silence.
         frames: number of video frames, 40 ms each.
     """
-    before = LOOKBACK + SAMPLES_PER_FRAME  # a whole number of hops
-    total = before + frames * SAMPLES_PER_FRAME + LOOKAHEAD
-    audio = np.zeros(total)
-    audio[before : before + min(len(clean), total - before)] = clean[: total - before]
-    bands = _band_power(audio)  # row h is the window that ends at sample _HOP * h + _WINDOW
-    first = np.arange(frames) * (SAMPLES_PER_FRAME // _HOP) + before // _HOP
+    audio = np.zeros(LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD)  # LOOKBACK is a whole number of hops
+    here = clean[: len(audio) - LOOKBACK]
+    audio[LOOKBACK : LOOKBACK + len(here)] = here
+    bands = _band_power(audio)
+    first = np.arange(frames) * (SAMPLES_PER_FRAME // _HOP) + LOOKBACK // _HOP
 
-    vowel = 10 * np.log10(bands["vowel"] + 1e-10)
+    vowel, hissing = (10 * np.log10(bands[name] + 1e-10) for name in ("vowel", "hiss"))
     level = np.array([vowel[max(0, h - _LEVEL_HOPS + 1) : h + 1].max() for h in range(len(vowel))])
+    floor = 10 ** (level / 10 - 4)  # 40 dB below the level nothing is heard
     loudness = np.clip(1 + (vowel - level) / 22.0, 0, 1)  # 22 dB below the running level is closed
-    loudness *= _ramp(level, _SILENCE_DB, _SILENCE_DB + 12)
-    openness = _ramp(_ratio_db(bands["first_open"], bands["first_close"]), -13.0, 7.0)
-    spread = _ratio_db(bands["second_front"], bands["second_back"])
-    hiss = _ramp(_ratio_db(bands["hiss"], bands["vowel"]), -4.0, 12.0) * _ramp(
-        10 * np.log10(bands["hiss"] + 1e-10), _SILENCE_DB, _SILENCE_DB + 15
-    )
+    loudness *= _ramp(level, _SILENCE_DB, _SILENCE_DB + 6)
+    openness = _ramp(_ratio_db(bands["first_open"], bands["first_close"], floor), -13.0, 7.0)
+    hiss = _ramp(_ratio_db(bands["hiss"], bands["vowel"], floor), -4.0, 12.0)
+    hiss *= _ramp(hissing, _SILENCE_DB, _SILENCE_DB + 6)
 
-    jaw = loudness**1.3 * (0.18 + 0.9 * openness) * (1 - 0.6 * hiss)
-    side = np.tanh((spread + 11.0) / 9.0) * loudness * (1 - hiss) + 0.35 * hiss
+    side = np.tanh((_ratio_db(bands["second_front"], bands["second_back"], floor) + 8.0) / 9.0)
+    side = np.where(side < 0, side * (1 - 0.8 * openness), side)  # an open vowel is not round
+    side = side * loudness * (1 - hiss) + 0.35 * hiss
+    jaw = loudness**1.3 * (0.18 + 0.9 * openness) * (1 - 0.6 * hiss) * (1 - 0.35 * np.clip(-side, 0, 1))
     opening = np.clip(_per_frame(jaw, first) * 1.25 - 0.05, 0, 1)
     width = np.clip(_per_frame(side, first) * 1.3, -1, 1)
     teeth = np.clip(_per_frame(np.maximum(0.8 * hiss, 0.6 * np.clip(side, 0, 1)), first), 0, 1)
@@ -110,8 +110,10 @@ def _band_power(audio: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     return {name: power[:, (hertz >= low) & (hertz < high)].sum(axis=1) for name, (low, high) in edges.items()}
 
 
-def _ratio_db(above: NDArray[np.float64], below: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(10 * np.log10((above + 1e-9) / (below + 1e-9)))
+def _ratio_db(
+    above: NDArray[np.float64], below: NDArray[np.float64], floor: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    return np.asarray(10 * np.log10((above + floor) / (below + floor)))
 
 
 def _ramp(value: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:

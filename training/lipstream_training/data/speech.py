@@ -109,6 +109,7 @@ def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range:
     """Speak `text`; the same arguments always give the same samples.
 
     The library keeps hidden state from one utterance to the next, so a fresh copy is loaded for each (about 10 ms).
+    For the same reason it must not run in two threads at once; processes are fine.
 
     Args:
         voice: eSpeak NG voice, optionally with a timbre: ``"en-us+f3"``. An unknown one speaks as ``"en-us"``.

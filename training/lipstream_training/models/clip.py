@@ -56,4 +56,4 @@ class ClipAttention:
     def _with_sink(self, x: Tensor) -> Tensor:
         if not self._source:
             return x
-        return torch.cat([x, x.unflatten(1, (self._frames, self._tokens))[:, self._source].flatten(1, 2)], dim=1)
+        return torch.cat([x, torch.unflatten(x, 1, (self._frames, self._tokens))[:, self._source].flatten(1, 2)], dim=1)

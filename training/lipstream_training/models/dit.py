@@ -54,7 +54,7 @@ class Attention(nn.Module):
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
     def heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
+        return torch.unflatten(x, -1, (self.num_heads, -1))
 
     def query(self, x: Tensor) -> Tensor:
         return self.heads(self.norm_q(self.q(x)))
@@ -83,7 +83,7 @@ class Block(nn.Module):
         )
 
     def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of self-attention, then of the feed-forward, each [B, F, 1, dim], from e [B, F, 6, dim]."""
+        """e [B, F, 6, dim] -> shift, scale, gate of self-attention, then of the feed-forward, each [B, F, 1, dim]."""
         return (self.modulation + e).unsqueeze(3).unbind(2)
 
     def self_attention_input(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -98,10 +98,10 @@ class Block(nn.Module):
         shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = self.modulate(e)
         h = self.self_attention_input(x, shift_sa, scale_sa)
         y = self.self_attn.output(attend(self.self_attn.query(h), *self.self_attn.key_value(h)))
-        x = x + y.unflatten(1, (frames, -1)) * gate_sa
+        x = x + torch.unflatten(y, 1, (frames, -1)) * gate_sa
         h = self.norm3(x).flatten(1, 2)
         y = self.cross_attn.output(attention(self.cross_attn.query(h), *text_kv))
-        x = x + y.unflatten(1, (frames, -1))
+        x = x + torch.unflatten(y, 1, (frames, -1))
         return cast(Tensor, x + self.ffn(self.norm2(x) * (1 + scale_ff) + shift_ff) * gate_ff)
 
 
@@ -129,7 +129,7 @@ class AudioPack(nn.Module):
 
     def forward(self, audio: Tensor) -> Tensor:
         """audio [B, 4 F, audio_dim] -> [B, F, audio_hidden]."""
-        return cast(Tensor, self.norm_out(self.proj(audio.unflatten(1, (-1, 4)).flatten(2))))
+        return cast(Tensor, self.norm_out(self.proj(torch.unflatten(audio, 1, (-1, 4)).flatten(2))))
 
 
 class CausalDiT(nn.Module):
@@ -159,7 +159,7 @@ class CausalDiT(nn.Module):
         angles = 1000.0 * t.double()[..., None] * w
         features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.patch_embedding.weight.dtype)
         t_emb = self.time_embedding(features)
-        return t_emb, self.time_projection(t_emb).unflatten(-1, (6, -1))
+        return t_emb, torch.unflatten(self.time_projection(t_emb), -1, (6, -1))
 
     def text_kv(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Prompt embedding [B, text_len, text_dim] -> per layer K and V [B, text_len, H, D] of the cross-attention."""
@@ -260,6 +260,6 @@ class CausalDiT(nn.Module):
         attend: Attend,
         leave: Callable[[int, Tensor, Tensor], object],
     ) -> None:
-        """The pass at t = 0 over a clean chunk, for the K and V it leaves in the ring; ends with `leave` at those of the last layer."""
+        """The pass at t = 0 over a clean chunk, for the K and V it leaves; those of the last layer go to `leave`."""
         e = modulation.expand(1, latent.shape[1], -1, -1)
         self._run(self.embed(latent[None], condition[None]), e, audio[None], text_kv, attend, leave)

@@ -39,7 +39,10 @@ def mel_filters(low: float = 60.0, high: float = 7600.0) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Samples [LOOKBACK + 640 n + LOOKAHEAD] in [-1, 1] -> features [n, FEATURES] of n video frames, about unit scale."""
+    """Samples [LOOKBACK + 640 n + LOOKAHEAD] in [-1, 1] -> features [n, FEATURES] of n frames, near unit scale."""
+
+    basis: Tensor
+    filters: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,7 +55,8 @@ class LogMel(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         spectrum = F.conv1d(samples[None, None], self.basis, stride=HOP)[0]
         real, imaginary = spectrum.chunk(2)
-        mel = torch.log10(self.filters @ (real**2 + imaginary**2) + 1e-8) / 2 + 2.5
+        # One added to the scaled power, not 1e-8 to the power: ONNX Runtime takes so small an addend for none.
+        mel = torch.log10(1e8 * (self.filters @ (real**2 + imaginary**2)) + 1) / 2 - 1.5
         frames = mel.T.reshape(-1, SAMPLES_PER_FRAME // HOP * MELS)
         count = frames.shape[0] - 2 * NEIGHBOURS
         return torch.cat([frames[i : i + count] for i in range(2 * NEIGHBOURS + 1)], dim=1)

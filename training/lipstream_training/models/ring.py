@@ -119,7 +119,7 @@ class KVRing:
         return position
 
     def write(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store rotated K and V [chunk_frames, T, H, D] of the current chunk; returns all that is attended, [valid, T, H, D]."""
+        """Store the chunk's rotated K and V [chunk_frames, T, H, D]; returns what is attended, [valid, T, H, D]."""
         slots = slice(self.position.slot, self.position.slot + k.shape[0])
         self.k[layer][slots] = k
         self.v[layer][slots] = v

@@ -101,7 +101,9 @@ class TAEHV(nn.Module):
         blocks = [layer for layer in half if isinstance(layer, MemBlock)]
         parameter = next(self.parameters())
         return [
-            torch.zeros(b, cast(nn.Conv2d, block.conv[0]).out_channels, h, w, dtype=parameter.dtype, device=parameter.device)
+            torch.zeros(
+                b, cast(nn.Conv2d, block.conv[0]).out_channels, h, w, dtype=parameter.dtype, device=parameter.device
+            )
             for block, (b, h, w) in zip(blocks, [size for size in sizes for _ in range(3)], strict=True)
         ]
 
@@ -109,9 +111,7 @@ class TAEHV(nn.Module):
         """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / 8, W / 8], memories after it)."""
         return self._run(self.encoder, video, memory)
 
-    def decode(
-        self, latent: Tensor, memory: Sequence[Tensor], *, clamp: bool = True
-    ) -> tuple[Tensor, list[Tensor]]:
+    def decode(self, latent: Tensor, memory: Sequence[Tensor], *, clamp: bool = True) -> tuple[Tensor, list[Tensor]]:
         """`latent` [B, n, C, h, w] -> (video [B, 4 n, 3, 8 h, 8 w] in [0, 1], memories after it).
 
         The first latent of a stream stands for one frame: the caller drops the first 3 frames of the stream.
@@ -127,10 +127,10 @@ class TAEHV(nn.Module):
         after: list[Tensor] = []
         for layer in half:
             if isinstance(layer, MemBlock):
-                frames = x.unflatten(0, (batch, -1))
+                frames = torch.unflatten(x, 0, (batch, -1))
                 past = torch.cat([memory[len(after)][:, None], frames[:, :-1]], dim=1)
                 after.append(frames[:, -1])
                 x = layer(x, past.flatten(0, 1))
             else:
                 x = layer(x)
-        return x.unflatten(0, (batch, -1)), after
+        return torch.unflatten(x, 0, (batch, -1)), after

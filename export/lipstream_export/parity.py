@@ -1,0 +1,98 @@
+"""Does ONNX Runtime compute with a bundle what PyTorch computes with the weights the bundle was exported from?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from lipstream.backends.base import Array
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.bundle import Bundle
+from lipstream.errors import ParityError
+from lipstream_training.models import StudentConfig
+
+from .bundle import Parts
+from .torch_backend import TorchBackend
+
+TOLERANCE = {"fp32": 1e-4}
+
+
+def parity_report(parts: Parts, config: StudentConfig, bundle: Bundle, *, seed: int = 0) -> dict[str, Any]:
+    """Run both on the same random inputs, for as many chunks as the ring needs to fill, take the sink in and wrap.
+
+    Both run as streams with all their state, but every call gets inputs of its own, so that errors do not add up.
+    The context pass has no output but the ring: its error is that of the first velocity of the chunk after it.
+
+    Returns:
+        What `<bundle>.parity.json` holds: `graphs` is the worst relative error of each graph's output (norm of the
+        difference over norm of PyTorch's, in float64), `worst` the worst of them, to be at most `tolerance`.
+    """
+    manifest = bundle.manifest
+    geometry, audio = manifest.geometry, manifest.audio
+    c, channels, n = geometry.chunk_frames, geometry.latent_channels, geometry.video_frames
+    chunks = (geometry.window - geometry.sink) // c + -(-geometry.sink // c) + 2
+    streams = TorchBackend.of(parts, config).open_stream(), OnnxRuntimeBackend(bundle).open_stream()
+    errors: dict[str, list[float]] = {}
+    rng = np.random.default_rng(seed)
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape, np.float32)
+
+    def compare(graphs: tuple[str, ...], call: str, *arguments: object) -> None:
+        expected, found = (getattr(stream, call)(*arguments) for stream in streams)
+        for graph in graphs:
+            errors.setdefault(graph, []).append(relative_error(found, expected))
+
+    for chunk in range(chunks):
+        if "audio_encoder.onnx" in manifest.files:
+            samples = 0.1 * normal(audio.lookback + n * audio.samples_per_frame + audio.lookahead)
+            compare(("audio_encoder",), "encode_audio", samples)
+        if "video_encoder.onnx" in manifest.files:
+            frames = rng.random((n, 3, *geometry.crop_size), np.float32)
+            compare(("video_encoder",), "encode_video", frames)
+        if "denoiser.onnx" in manifest.files:
+            condition, features = normal(3 * channels + 1, c, *geometry.latent_size), normal(n, audio.features)
+            for stream in streams:
+                stream.begin_chunk(chunk)
+            for step in range(len(manifest.t_list) - 1):
+                graphs = ("denoiser", "context") if chunk and step == 0 else ("denoiser",)
+                compare(graphs, "denoise", normal(channels, c, *geometry.latent_size), condition, features, step)
+            latent = normal(channels, c, *geometry.latent_size)
+            for stream in streams:
+                stream.context(latent, condition, features)
+        if "video_decoder.onnx" in manifest.files:
+            compare(("video_decoder",), "decode", normal(channels, c, *geometry.latent_size))
+
+    worst_of = {graph: float(np.max(found)) for graph, found in errors.items()}
+    worst, tolerance = float(np.max(list(worst_of.values()))), TOLERANCE[manifest.precision]
+    return {
+        "backends": ["torch", "onnxruntime"],
+        "precision": manifest.precision,
+        "tolerance": tolerance,
+        "passed": worst <= tolerance,
+        "worst": worst,
+        "graphs": worst_of,
+        "chunks": chunks,
+        "seed": seed,
+        "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": onnxruntime.__version__},
+    }
+
+
+def require_parity(report: dict[str, Any]) -> None:
+    """Raise `ParityError`, which names the worst graph, unless the report says that all agree."""
+    if not report["passed"]:
+        graph = max(report["graphs"], key=lambda name: np.nan_to_num(report["graphs"][name], nan=np.inf))
+        raise ParityError(
+            f"ONNX Runtime and PyTorch disagree on graph {graph}: relative error {report['graphs'][graph]:.1e}",
+            expected=f"at most {report['tolerance']:.0e} in {report['precision']}",
+            fix="pip install --upgrade torch onnx onnxscript onnxruntime, and export again",
+        )
+
+
+def relative_error(found: Array, expected: Array) -> float:
+    """Norm of the difference over norm of `expected` (over 1 where that is zero), in float64."""
+    wanted = expected.astype(np.float64)
+    return float(np.linalg.norm(found - wanted) / (np.linalg.norm(wanted) or 1.0))
