@@ -12,7 +12,7 @@ from lipstream.face.warp import check_frame
 
 _OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cells a side
 _OFFSET_REACH = 0.15  # how far from the mask kept pixels count, in crop sides
-_OFFSET_SPREAD = 0.15  # deviations from the median offset beyond this are misplaced edges, not colour
+_OFFSET_SPREAD = 0.12  # offsets farther than this from their median are misplaced edges rather than colour
 _OFFSET_BLUR = 1.5  # standard deviation of the low pass of the offset, in cells
 
 
@@ -39,6 +39,7 @@ class Compositor:
         steepest = max(float(np.abs(np.diff(outlined, axis=axis)).max()) for axis in (0, 1))
         self._alpha = _feathered(1 - keep, edge) if steepest * edge > 1 else 1 - keep
         self._ring = _ring_weight(keep)
+        self._beside = self._ring > 0.1
         rows, columns = np.nonzero(self._alpha)
         self._extent = None
         if rows.size:
@@ -123,13 +124,13 @@ class Compositor:
     def _colour_offset(self, generated: NDArray[np.float32], source_crop: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What to add to `generated` so that it has the colour of the source around the mask: a coarse grid over it."""
         cells = self._ring.shape
-        if not self._ring.any():
+        if not self._beside.any():
             return np.zeros((*cells, 3), np.float32)
         wanted = cv2.resize(source_crop, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         offset = wanted - cv2.resize(np.asarray(generated, np.float32), cells, interpolation=cv2.INTER_AREA)
-        middle = np.median(offset[self._ring > 0.1], axis=0)
-        offset = middle + np.clip(offset - middle, -_OFFSET_SPREAD, _OFFSET_SPREAD)
-        filled = _pull_push(offset.astype(np.float32), self._ring)
+        deviation = offset - np.median(offset[self._beside], axis=0)
+        trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure
+        filled = _pull_push(offset.astype(np.float32), (self._ring * trust).astype(np.float32))
         return np.asarray(cv2.GaussianBlur(filled, (0, 0), _OFFSET_BLUR), np.float32)
 
 
@@ -149,7 +150,7 @@ def _ring_weight(keep: NDArray[np.float32]) -> NDArray[np.float32]:
     cells = min(_OFFSET_CELLS, keep.shape[0])
     kept = cv2.resize(keep, (cells, cells), interpolation=cv2.INTER_AREA) > 0.999
     distance = cv2.distanceTransform(kept.astype(np.uint8), cv2.DIST_L2, 5)
-    return np.asarray(kept * np.exp(-np.square((distance - 1) / (_OFFSET_REACH * cells))), np.float32)
+    return np.asarray(kept * np.exp(-np.square(np.minimum(distance - 1, cells) / (_OFFSET_REACH * cells))), np.float32)
 
 
 def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,8 +24,8 @@ def mouth_mask(size: int, sigma: float = 0.0) -> NDArray[np.float32]:
 
 
 def smooth_picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    noise = np.random.default_rng(seed).random((height // 16 + 2, width // 16 + 2, 3)).astype(np.float32)
-    return np.asarray(40 + 170 * np.clip(cv2.resize(noise, (width, height)), 0, 1), np.uint8)
+    noise = np.random.default_rng(seed).random((height // 32 + 2, width // 32 + 2, 3)).astype(np.float32)
+    return np.asarray(40 + 170 * cv2.GaussianBlur(cv2.resize(noise, (width, height)), (0, 0), 8), np.uint8)
 
 
 def face_at(scale: float, degrees: float, x: float, y: float) -> Array:
@@ -146,7 +146,7 @@ def test_the_edge_is_soft_even_of_a_hard_mask_or_one_cut_off_by_the_crop(cut_off
     frame = np.zeros((800, 800, 3), np.uint8)
     matrix = face_at(scale, 0, 400, 400)
     compositor = Compositor(mask)
-    compositor._ring[:] = 0
+    compositor._beside[:] = False
     result = compositor.composite(frame, np.ones((size, size, 3), np.float32), crop(frame, matrix, size), matrix)
     assert result.max() == 255
     crop_pixels = np.linalg.norm(crop_matrix(matrix, size)[:, :2], axis=1).max()  # crop pixels per source pixel

@@ -1,0 +1,46 @@
+# Both set-up commands are complete on a machine that has Python 3.11 or later and a C++17 compiler.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*/* csrc/*/*/*)
+
+.PHONY: demo test slow lint format golden clean
+
+demo: $(VENV)/.base  ## dub the bundled sample into out/
+	$(BIN)/lipstream demo --out out
+
+test: $(VENV)/.dev  ## every test but the slow ones
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/.dev  ## the slow ones
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+golden: $(VENV)/.dev  ## recorded vectors of the original, in GOLDEN
+	$(BIN)/python tests/golden.py $(GOLDEN)/*.safetensors --backend torch
+	$(BIN)/python tests/golden.py $(GOLDEN)/*.safetensors --backend onnxruntime
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+# The thin runtime: no torch.
+$(VENV)/.base: $(SOURCES) | $(BIN)/python
+	test -e $(VENV)/.dev || $(BIN)/python -m pip install --quiet .
+	touch $@
+
+$(VENV)/.dev: $(SOURCES) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,63 @@
+"""Models with the product's architecture at sizes for tests, with random weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from lipstream_training.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_training.models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig
+from torch import nn
+
+torch.set_num_threads(1)  # at these sizes threads cost more than they give
+
+CONFIG = StudentConfig(
+    dim=24,
+    ffn_dim=40,
+    num_heads=2,
+    num_layers=4,
+    latent_size=(4, 6),
+    latent_channels=4,
+    text_dim=8,
+    text_len=3,
+    audio_dim=12,
+    audio_hidden=6,
+)
+TAEHV_CONFIG = TAEHVConfig(encoder_width=4, decoder_widths=(8, 6, 4, 4), latent_channels=4)
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int = 0) -> None:
+    """Move every parameter, so that none is left at a value (0, 1) that could hide it."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+
+
+def toy_student(config: StudentConfig = CONFIG, seed: int = 0) -> CausalDiT:
+    torch.manual_seed(seed)
+    student = CausalDiT(config).eval().requires_grad_(False)
+    randomise(student, seed)
+    return student
+
+
+def toy_taehv(config: TAEHVConfig = TAEHV_CONFIG, seed: int = 0) -> TAEHV:
+    torch.manual_seed(seed)
+    return TAEHV(config).eval().requires_grad_(False)
+
+
+def toy_text(config: StudentConfig = CONFIG, seed: int = 0) -> torch.Tensor:
+    return torch.randn(config.text_len, config.text_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def toy_checkpoint(config: StudentConfig = CONFIG, seed: int = 0) -> Checkpoint:
+    """All parts of a student, its weights rounded to bfloat16 as a trained one's are; its TAEHV's are not."""
+    student = toy_student(config, seed)
+    round_to_bfloat16(student)
+    height, width = config.latent_size
+    picture, cell = torch.ones(8 * height, 8 * width), torch.ones(height, width)
+    picture[4 * height :, 8:-8] = 0
+    cell[height // 2 :, 1:-1] = 0
+    masks = {"pixel": picture, "latent": cell, "composite": picture * 0.5}
+    taehv = toy_taehv(replace(TAEHV_CONFIG, latent_channels=config.latent_channels), seed)
+    return Checkpoint(student, taehv, toy_text(config, seed), masks, {"name": "toy"})
