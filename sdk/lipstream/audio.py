@@ -5,6 +5,8 @@ Everything is counted in samples, never in wall-clock time, so picture and sound
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -81,10 +83,10 @@ class SegmentAudio:
 
 
 class _Timeline:
-    """Samples by absolute position; a list of pieces, of which the oldest can be forgotten. Silence outside."""
+    """Samples by absolute position; a queue of pieces, of which the oldest can be forgotten. Silence outside."""
 
     def __init__(self) -> None:
-        self._pieces: list[Samples] = []
+        self._pieces: deque[Samples] = deque()
         self._start = self.end = 0
 
     def append(self, samples: Samples) -> None:
@@ -98,6 +100,8 @@ class _Timeline:
         out = np.zeros((end - start, channels), np.float32)
         position = self._start
         for piece in self._pieces:
+            if position >= end:
+                break
             first, last = max(start, position), min(end, position + len(piece))
             if first < last:
                 out[first - start : last - start] = piece[first - position : last - position]
@@ -106,4 +110,4 @@ class _Timeline:
 
     def forget(self, before: int) -> None:
         while self._pieces and self._start + len(self._pieces[0]) <= before:
-            self._start += len(self._pieces.pop(0))
+            self._start += len(self._pieces.popleft())

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import ConfigError, LipStreamError, MissingExtraError
+from .errors import ConfigError, LipStreamError, MissingExtraError, OutputError
 
 INTERRUPTED = 130
 
@@ -19,12 +18,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0, the error's own (see `lipstream.errors`), or 130 for Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        result: dict[str, Any] = args.run(args)
+        result: dict[str, Any] | None = args.run(args)
     except LipStreamError as error:
         return _fail(args, error.code, str(error), error.exit_code)
     except KeyboardInterrupt:
         return _fail(args, "interrupted", "interrupted: nothing was written", INTERRUPTED)
-    if args.json:
+    if args.json and result is not None:
         print(json.dumps(result, indent=2))
     return 0
 
@@ -69,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], short: str, long: str
+    commands: Any, name: str, run: Callable[[argparse.Namespace], dict[str, Any] | None], short: str, long: str
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=short, description=long)
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
@@ -93,8 +92,13 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
+    from .contact_sheet import contact_sheet
     from .engine import LipSyncEngine
+    from .media import ensure_distinct
 
+    if args.sheet:
+        ensure_distinct(args.sheet, args.video, args.audio or args.video, args.output)
+        _writable(Path(args.sheet).parent)
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
@@ -110,8 +114,6 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             progress=progress,
         )
     if args.sheet:
-        from .contact_sheet import contact_sheet
-
         contact_sheet(Path(args.video), result.output, Path(args.sheet))
     report = summary(result)
     if not args.json:
@@ -124,7 +126,7 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
     from .engine import LipSyncEngine
 
     out, sample = Path(args.out), Path(__file__).parent / "sample"
-    out.mkdir(parents=True, exist_ok=True)
+    _writable(out)
     engine = LipSyncEngine.load("tiny", threads=args.threads)
     with _Progress() as progress:
         result = engine.dub(
@@ -150,7 +152,7 @@ def _inspect(args: argparse.Namespace) -> dict[str, Any]:
         m, g = bundle.manifest, bundle.manifest.geometry
         size = sum(file["bytes"] for file in m.files.values())
         print(f"{m.model.get('name', bundle.path.name)}: {m.model.get('description', '')}")
-        print(f"  {m.model['parameters'] / 1e6:.1f} M parameters, {m.precision}, licence {m.model.get('licence', 'unknown')}")
+        print(f"  {m.model.get('parameters', 0) / 1e6:.1f} M parameters, {m.precision}, licence {m.model.get('licence', 'unknown')}")
         print(f"  crops {g.crop_size[1]}x{g.crop_size[0]}, window {g.window} with sink {g.sink}, times {list(m.t_list)}")
         print(f"  {size / 1e6:.1f} MB in {len(m.files)} files, all as the manifest says:")
         for name, file in m.files.items():
@@ -158,22 +160,28 @@ def _inspect(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _export(args: argparse.Namespace) -> dict[str, Any]:
+def _export(args: argparse.Namespace) -> None:
     try:
         from lipstream_export.command import export  # the other rooms need torch
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise MissingExtraError(
             f"lipstream export needs the module {error.name!r}, which is not installed", fix="pip install 'lipstream[export]'"
         ) from error
-    report: dict[str, Any] = export(args.checkpoint, args.output)
-    if not args.json:
-        print(f"{args.output}: worst error against PyTorch {report['worst']:.1e}")
-    return report
+    export(args.checkpoint, args.output, json_output=args.json)  # prints what came of it
+
+
+def _writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be made: {error.strerror}", fix="choose another folder") from error
 
 
 def summary(result: Any) -> dict[str, Any]:
     """A `DubResult` as plain numbers, with the peak memory of this process in MiB."""
     import resource
+
+    from .backends.base import cores
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
@@ -187,7 +195,7 @@ def summary(result: Any) -> dict[str, Any]:
         "real_time_factor": round(result.real_time_factor, 3),
         "first_frame_seconds": round(result.first_frame, 3),
         "peak_memory_mib": round(peak / 2**20, 1),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "stages_seconds": {name: round(seconds, 3) for name, seconds in result.stages.items()},
     }
 

@@ -23,14 +23,15 @@ def contact_sheet(source: Path, result: Path, sheet: Path, *, columns: int = 8, 
     Raises:
         OutputError: the picture cannot be written.
     """
-    total = sum(1 for _ in VideoReader(result))
+    total = _count(result)
     moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
-    sources = _pick(source, [ping_pong(i, _count(source)) for i in moments], width)
+    frames = _count(source)
+    sources = _pick(source, [ping_pong(i, frames) for i in moments], width)
     results = _pick(result, moments, width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
-    ok, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
+    _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
     try:
-        sheet.write_bytes(data.tobytes() if ok else b"")
+        sheet.write_bytes(data.tobytes())
     except OSError as error:
         raise OutputError(f"{sheet} cannot be written: {error.strerror}") from error
 

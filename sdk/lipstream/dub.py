@@ -91,19 +91,20 @@ def dub(
         )
 
     first_frame, writing, done, bypassed = 0.0, 0.0, 0, 0
-    with engine.session(video, length=total + engine.manifest.geometry.video_frames, **options) as session:
-        with VideoWriter(
-            output,
-            source.info.width,
-            source.info.height,
-            audio_rate=rate,
-            audio_channels=reader.info.channels,
-            crf=crf,
-            preset=preset,
-            lossless=lossless,
-            colour=source.info.colour,
-            sample_aspect_ratio=source.info.sample_aspect_ratio,
-        ) as writer:
+    # The writer first: a place that cannot be written shows before anything that takes long.
+    with VideoWriter(
+        output,
+        source.info.width,
+        source.info.height,
+        audio_rate=rate,
+        audio_channels=reader.info.channels,
+        crf=crf,
+        preset=preset,
+        lossless=lossless,
+        colour=source.info.colour,
+        sample_aspect_ratio=source.info.sample_aspect_ratio,
+    ) as writer:
+        with engine.session(video, length=total + engine.manifest.geometry.video_frames, **options) as session:
             for frame in _frames(session, reader):
                 now = time.perf_counter()
                 first_frame = first_frame or now - start
@@ -114,9 +115,9 @@ def dub(
                 bypassed += frame.bypassed
                 if progress:
                     progress(done, total)
-            now = time.perf_counter()
-            writer.close()
-            writing += time.perf_counter() - now
+        now = time.perf_counter()
+        writer.close()
+        writing += time.perf_counter() - now
         stages = session.timings | {"encode": writing}
     seconds = time.perf_counter() - start
     size = source.info.width, source.info.height

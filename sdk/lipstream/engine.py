@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
-from .backends.base import Backend, Stream, load_backend
-from .bundle import Bundle, Manifest
+from .backends.base import GRAPHS, Backend, Stream, load_backend
+from .bundle import REBUILD, Bundle, Manifest
 from .composite import Compositor
 from .dub import DubResult, dub
+from .errors import BundleCorruptError, ConfigError
 from .face.track import Policy
-from .reference import FaceOptions, LiveReference, PreparedReference, Source
+from .reference import FaceOptions, LiveReference, PreparedReference, Reference, Source
 from .session import LipSyncSession
 
 
@@ -54,8 +56,15 @@ class LipSyncEngine:
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
             BackendError: no such backend, or it cannot run the bundle.
+            ConfigError: a negative number of threads.
         """
+        if threads < 0:
+            raise ConfigError(f"threads={threads}", expected="0 for all cores, or a number of threads")
         loaded = Bundle.load(bundle, verify=verify)
+        graphs = {Path(name).stem for name in loaded.manifest.files}
+        missing = [*({*GRAPHS} - graphs), *({"mask.composite", "mask.latent", "mask.pixel"} - {*loaded.constants})]
+        if missing:
+            raise BundleCorruptError(f"{loaded.path} has no {', '.join(sorted(missing))}", fix=REBUILD)
         return cls(loaded, load_backend(backend, loaded, threads=threads))
 
     def open_stream(self) -> Stream:
@@ -87,7 +96,10 @@ class LipSyncEngine:
             FaceNotFoundError: no face in the first half minute of a video.
             MediaOpenError, NoVideoError, MediaTruncatedError, ConfigError: of the video or the options.
         """
+        reference: Reference
         if isinstance(video, PreparedReference):
+            if video.manifest != self.manifest:
+                raise ConfigError("a reference prepared with another bundle", fix="prepare it with this engine")
             reference = video.play()
         else:
             faces = FaceOptions(face_policy, face_at)
@@ -115,7 +127,7 @@ class LipSyncEngine:
         Sessions on it start at once and never touch the file. Raises as `session` does.
         """
         faces = FaceOptions(face_policy, face_at)
-        return PreparedReference(video, self._backend.open_stream(), self.manifest.geometry, faces, seconds=seconds)
+        return PreparedReference(video, self._backend.open_stream(), self.manifest, faces, seconds=seconds)
 
     def dub(
         self,

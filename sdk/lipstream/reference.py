@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.base import Array, Stream
-from .bundle import Geometry
+from .bundle import Geometry, Manifest
 from .errors import ConfigError, FaceNotFoundError
-from .face import FaceDetector, FaceTracker, crop
+from .face import FaceTracker, crop
 from .face.track import Policy
 from .media import FrameLoop, VideoReader, ping_pong
 
@@ -124,21 +124,25 @@ class LiveReference:
         return self._last
 
 
+_FORGOTTEN = 3  # chunks after which no latent depends on how the stream began: the encoder looks back 30 frames
+
+
 class PreparedReference:
     """A reference decoded, tracked and encoded once, as an endless ping-pong; immutable, shared by any sessions.
 
-    The loop's latents are taken from its second lap, when the encoder's memory no longer depends on the beginning.
-    Memory: the decoded frames (3 bytes a pixel) and the latents of two laps.
+    The latents that are played for ever are taken from the second lap or later, when the encoder has forgotten the
+    beginning. Memory: the decoded frames (3 bytes a pixel) and the latents of two laps.
 
     Attributes:
-        frames: number of source frames.
+        manifest: of the bundle that it was encoded with. frames: number of source frames.
     """
 
     def __init__(
-        self, source: Source, stream: Stream, geometry: Geometry, faces: FaceOptions, *, seconds: float = 20.0
+        self, source: Source, stream: Stream, manifest: Manifest, faces: FaceOptions, *, seconds: float = 20.0
     ) -> None:
-        if not seconds > 0:
+        if not 0 < seconds < math.inf:
             raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
+        self.manifest, geometry = manifest, manifest.geometry
         limit = max(1, int(seconds * geometry.fps))
         images = list(itertools.islice(open_source(source), limit))
         live = LiveReference(images, geometry, faces)
@@ -152,8 +156,9 @@ class PreparedReference:
         live.close()
         self.frames = count
         self._lap = math.lcm(max(1, 2 * count - 2), chunk) // chunk
+        self._steady = max(self._lap + 1, _FORGOTTEN)
         self._latents: list[Array] = []
-        for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(2 * self._lap))]:
+        for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(self._steady + self._lap - 1))]:
             crops = [self._at(first + i).crop for i in range(length)]
             self._latents.append(encode(stream, geometry, crops))
 
@@ -166,8 +171,8 @@ class PreparedReference:
 
     def latents(self, chunk: int) -> Array:
         """Latents of chunk 0, 1, 2, ... of the endless loop."""
-        if chunk > 2 * self._lap:
-            chunk = self._lap + 1 + (chunk - 1) % self._lap
+        if chunk >= self._steady:
+            chunk = self._steady + (chunk - self._steady) % self._lap
         return self._latents[chunk]
 
 
@@ -200,9 +205,12 @@ def open_source(source: Source) -> VideoReader | Sequence[Image] | Image:
     """Frames to iterate, any number of times. Raises ConfigError for what is neither a path nor frames."""
     if isinstance(source, str | os.PathLike):
         return VideoReader(Path(source))
-    if isinstance(source, np.ndarray | Sequence) and len(source):
+    if isinstance(source, np.ndarray) and source.ndim == 4 and len(source):
         return source
-    raise ConfigError(f"a reference of type {type(source).__name__}", expected="a path, or uint8 frames [n, H, W, 3]")
+    if isinstance(source, Sequence) and len(source) and all(isinstance(frame, np.ndarray) for frame in source):
+        return source
+    found = f"of shape {list(source.shape)}" if isinstance(source, np.ndarray) else f"of type {type(source).__name__}"
+    raise ConfigError(f"a reference {found}", expected="a path, or one or more frames: uint8 [n, H, W, 3]")
 
 
 def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) -> None:
@@ -211,11 +219,11 @@ def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) 
     Raises:
         FaceNotFoundError: none does.
     """
-    detector = FaceDetector()
     for index, frame in enumerate(frames):
         if index >= limit:
             break
-        if index % every == 0 and detector.detect(frame):
+        # A tracker confirms by its landmarks what the detector alone might only believe.
+        if index % every == 0 and FaceTracker("bypass").track(frame):
             return
     raise FaceNotFoundError(
         f"no face in the first {min(index + 1, limit)} frames",

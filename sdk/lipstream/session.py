@@ -19,7 +19,9 @@ from .backends.base import Array, Stream
 from .bundle import Manifest
 from .composite import Compositor
 from .denoise import assemble_condition, generate_chunk
-from .errors import BackpressureError, SessionClosedError
+from .errors import BackpressureError, ConfigError, SessionClosedError
+from .media import to_float
+from .media.audio import check_rate
 from .reference import Reference
 
 
@@ -67,18 +69,24 @@ class LipSyncSession:
         seed: int = 42,
         max_pending: float = 60.0,
     ) -> None:
+        least = 2 * manifest.geometry.video_frames / manifest.geometry.fps  # a chunk and its look-ahead must fit
+        if not max_pending >= least:
+            raise ConfigError(f"max_pending={max_pending}", expected=f"at least {least:g} seconds, two chunks")
+        if not 0 <= seed < 2**64:
+            raise ConfigError(f"seed={seed}", expected="a whole number from 0 to 2^64 - 1")
         self._manifest, self._stream, self._reference = manifest, stream, reference
         self._compositor, self._latent_mask = compositor, latent_mask
         self._seed, self._max_pending = seed, max_pending
         self._segments: deque[SegmentAudio] = deque()
         self._out: deque[Frame] = deque()
         self._changed = threading.Condition()
-        self._generating = threading.Lock()
+        self._generating = threading.RLock()  # a signal handler may close in the middle
         self._epoch = 0
         self._chunk = self._segment_frame = self._index = self._delivered = 0
         self._first_latent: Array | None = None
         self._unfinished: tuple[Array, Array, Array] | None = None
         self._ending = self._closed = False
+        self._ended_by = ""
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     @property
@@ -106,18 +114,22 @@ class LipSyncSession:
             BackpressureError: more than `max_pending` seconds would wait; nothing was taken.
             SessionClosedError: after `close`.
         """
+        samples, rate = to_float(pcm), check_rate(sample_rate)
+        g = self._manifest.geometry
         with self._changed:
             self._check_open()
+            if not len(samples):
+                return 0
             fresh = not self._segments or self._segments[-1].ended
-            segment = SegmentAudio(self._manifest.audio, self._manifest.geometry.fps, sample_rate) if fresh else self._segments[-1]
-            seconds = self._pending() + len(np.atleast_1d(np.asarray(pcm))) / segment.rate
+            segment = SegmentAudio(self._manifest.audio, g.fps, rate) if fresh else self._segments[-1]
+            seconds = self._pending() + len(samples) / segment.rate
             if seconds > self._max_pending:
                 raise BackpressureError(
                     f"{seconds:.1f} s of audio would be waiting",
                     expected=f"at most {self._max_pending:g} s",
                     fix="take frames from the session between pushes, or open it with a larger max_pending",
                 )
-            taken = segment.push(pcm, sample_rate)
+            taken = segment.push(samples, rate)
             if fresh:
                 self._segments.append(segment)
             self._ending = False
@@ -137,7 +149,7 @@ class LipSyncSession:
         """Forget all audio and all frames that were not taken yet; what is pushed next is spoken next.
 
         A chunk that is being generated is finished and thrown away: the next frame comes at most one chunk later than
-        from idle. The picture may jump by the frames thrown away, fewer than 12.
+        from idle. The picture may jump by the frames thrown away, at most 12.
 
         Returns:
             Seconds of the result that had been taken.
@@ -164,25 +176,31 @@ class LipSyncSession:
         """
         with self._changed:
             self._check_open()
-        while (frame := self._next(wait)) is not None:
-            yield frame
+        while self._available(wait):
+            if (frame := self._take()) is not None:
+                yield frame
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
-        """As ``frames(wait=True)``, generating in a thread."""
-        while (frame := await asyncio.to_thread(self._next, True)) is not None:
-            yield frame
+        """As ``frames(wait=True)``, waiting and generating in a thread. Cancelling loses no frame."""
+        with self._changed:
+            self._check_open()
+        left = threading.Event()
+        try:
+            while await asyncio.to_thread(self._available, True, left):
+                if (frame := self._take()) is not None:
+                    yield frame
+        finally:
+            # The thread outlives a cancelled await: it must not go on waiting.
+            left.set()
+            with self._changed:
+                self._changed.notify_all()
 
     def close(self) -> None:
         """Release the reference and end all iteration. May be called again."""
-        with self._changed:
-            self._closed = True
-            self._epoch += 1
-            self._segments.clear()
-            self._out.clear()
-            self._changed.notify_all()
+        self._end()
         with self._generating:
             self._reference.close()
 
@@ -196,32 +214,47 @@ class LipSyncSession:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise SessionClosedError("the session is closed, or ended by an error", fix="open another one with engine.session(...)")
+            how = f"was ended by {self._ended_by}" if self._ended_by else "is closed"
+            raise SessionClosedError(f"the session {how}", fix="open another one with engine.session(...)")
+
+    def _end(self, by: str = "") -> None:
+        with self._changed:
+            self._closed, self._ended_by = True, self._ended_by or by
+            self._epoch += 1
+            self._segments.clear()
+            self._out.clear()
+            self._changed.notify_all()
 
     def _pending(self) -> float:
         """Seconds of audio that wait to be generated."""
-        fps = self._manifest.geometry.fps
-        return max(0, sum(segment.frames for segment in self._segments) - self._segment_frame) / fps
+        frames = sum(segment.frames for segment in self._segments) - self._segment_frame
+        return frames / self._manifest.geometry.fps
 
-    def _next(self, wait: bool) -> Frame | None:
+    def _available(self, wait: bool, left: threading.Event | None = None) -> bool:
+        """Wait and generate until there is a frame to take; False at the end of the audio, or once `left` is set."""
         while True:
             with self._changed:
-                if self._out:
-                    self._delivered += 1
-                    return self._out.popleft()
-                while not self._ready():
-                    if self._closed or not wait or (self._ending and not self._segments):
-                        return None
+                while not (self._closed or self._out or self._ready()):
+                    if not wait or (left and left.is_set()) or (self._ending and not self._segments):
+                        return False
                     self._changed.wait()
+                if self._closed or self._out:
+                    return not self._closed
             with self._generating:
                 try:
                     self._generate()
-                except BaseException:
+                except BaseException as error:
                     # Half a chunk is done: the stream's state is of no use to anybody any more.
-                    with self._changed:
-                        self._closed = True
-                        self._changed.notify_all()
+                    self._end(by=type(error).__name__)
                     raise
+
+    def _take(self) -> Frame | None:
+        """The next frame; None where an interruption or `close` was faster."""
+        with self._changed:
+            if not self._out:
+                return None
+            self._delivered += 1
+            return self._out.popleft()
 
     def _ready(self) -> bool:
         """Whether the next chunk can be generated; segments that are through are dropped."""
@@ -239,7 +272,7 @@ class LipSyncSession:
         """One chunk: reference, sound, denoising, decoding, compositing; its context pass waits for the next one."""
         g, stream = self._manifest.geometry, self._stream
         with self._changed:
-            if self._closed or not self._ready():
+            if self._closed or self._out or not self._ready():
                 return
             epoch, segment, first = self._epoch, self._segments[0], self._segment_frame
             count = self._chunk_length()
@@ -281,7 +314,7 @@ class LipSyncSession:
                 sound = segment.of_frame(first + i)
                 self._out.append(Frame(image, sound, self._index / g.fps, self._index, source.matrix is None))
                 self._index += 1
-            self._segment_frame = first + count
+            self._segment_frame = first + wanted
             segment.forget(self._segment_frame)
 
     def _noise(self, shape: tuple[int, ...]) -> list[Array]:

@@ -68,7 +68,8 @@ def test_kept_pixels_are_the_source_bit_for_bit(
     matrix, mask = face_at(scale, degrees, x, y), mouth_mask(size, sigma)
     generated = rng.random((size, size, 3)).astype(np.float32)
     result = Compositor(mask).composite(frame, generated, crop(frame, matrix, size), matrix)
-    assert (result.shape, result.dtype) == (frame.shape, np.uint8)
+    assert result.shape == frame.shape
+    assert result.dtype == np.uint8
     np.testing.assert_array_equal(frame, before)
     assert not np.shares_memory(result, frame)
     kept = mask_in_source(mask, matrix, 200, 160) >= 1 - 1e-9
@@ -84,7 +85,7 @@ def test_the_masked_region_shows_the_generated_picture(scale: float, degrees: fl
     generated = np.full((size, size, 3), 100 / 255, np.float32)
     generated[mask == 0] = (0.9, 0.1, 0.1)
     result = Compositor(mask).composite(frame, generated, crop(frame, matrix, size), matrix)
-    core = cv2.dilate(mask, np.ones((15, 15)), borderValue=1)
+    core = np.asarray(cv2.dilate(mask, np.ones((15, 15)), borderValue=1), np.float32)
     wide = 1 - mask_in_source(core, matrix, 200, 160) >= 1
     if 420 / size / scale < 2:  # at least half a source pixel per crop pixel: the core is wider than one of them
         np.testing.assert_allclose(result[wide], np.broadcast_to([229.5, 25.5, 25.5], (wide.sum(), 3)), atol=2)
@@ -96,7 +97,7 @@ def test_a_generated_source_changes_almost_nothing() -> None:
     for size, scale, degrees in ((96, 1.5, 0), (256, 1.5, 20), (256, 2.6, 0), (512, 3.0, -30)):
         matrix = face_at(scale, degrees, 330, 250)
         view = crop(frame, matrix, size)
-        result = Compositor(mouth_mask(size)).composite(frame, view.astype(np.float32) / 255, view, matrix)
+        result = Compositor(mouth_mask(size)).composite(frame, np.asarray(view / 255, np.float32), view, matrix)
         difference = np.abs(result.astype(int) - frame)
         assert difference.max() <= 4
         assert difference.mean() < 0.1
@@ -107,7 +108,7 @@ def test_a_colour_cast_of_the_generated_picture_disappears(cast: tuple[float, fl
     frame = smooth_picture(480, 640, seed=3) // 2 + 64
     matrix = face_at(1.6, 10, 320, 240)
     view = crop(frame, matrix, 128)
-    generated = np.clip(view.astype(np.float32) / 255 + np.float32(cast), 0, 1)
+    generated = np.asarray(np.clip(view / 255 + np.array(cast), 0, 1), np.float32)
     result = Compositor(mouth_mask(128)).composite(frame, generated, view, matrix)
     assert np.abs(result.astype(int) - frame).max() <= 6
     assert np.abs(255 * np.array(cast)).max() > 25, "the cast itself would be plainly visible"

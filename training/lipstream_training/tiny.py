@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -45,8 +46,8 @@ class TinyRecipe:
     latent_frames: int = 9
     seed: int = 0
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
-    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=1000))
-    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=2400, learning_rate=6e-4))
+    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=800))
+    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=2200, learning_rate=6e-4))
 
 
 def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
@@ -109,6 +110,7 @@ def _drawn(folder: Path, clips: int, frames: int) -> tuple[NDArray[np.uint8], ND
 
 def _draw(job: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
     index, frames = job
+    cv2.setNumThreads(1)  # the processes are the threads
     clip = draw_clip(training_rng(index), frames, SIZE)
     return clip.target, clip.reference, clip.heard
 

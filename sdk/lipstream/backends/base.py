@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import entry_points
 from typing import Protocol, cast
 
@@ -12,6 +13,7 @@ from ..bundle import Bundle
 from ..errors import BackendError
 
 Array = NDArray[np.float32]
+GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
 
 
 class Stream(Protocol):
@@ -65,6 +67,12 @@ def load_backend(name: str, bundle: Bundle, *, threads: int = 0) -> Backend:
             fix=f"pip install 'lipstream[{EXTRAS.get(name, name)}]'",
         ) from error
     return cast(Backend, backend(bundle, threads=threads))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    # macOS and Windows have no affinity to ask for.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 EXTRAS = {"torch": "export"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BackendError
 from ..ring import Ring
-from .base import Array
-
-GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
+from .base import GRAPHS, Array, cores
 
 
 class OnnxRuntimeBackend:
@@ -30,7 +27,7 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or cores()
         options.log_severity_level = 3
         self.manifest = bundle.manifest
         self.constants = bundle.constants

@@ -27,7 +27,7 @@ def placed(matrix: NDArray[np.float64], width: int, height: int) -> Picture:
     shrink = 1 / np.sqrt(abs(np.linalg.det(matrix[:, :2])))
     source = portrait()
     if shrink > 1:
-        source = cv2.GaussianBlur(source, (0, 0), 0.4 * shrink)
+        source = np.asarray(cv2.GaussianBlur(source, (0, 0), 0.4 * shrink), np.uint8)
     grey = (128, 128, 128)
     picture = cv2.warpAffine(source, matrix, (width, height), flags=cv2.INTER_LINEAR, borderValue=grey)
     return np.asarray(picture, np.uint8)

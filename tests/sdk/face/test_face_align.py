@@ -93,8 +93,8 @@ def test_points_without_an_answer_are_refused(points: NDArray[np.float64]) -> No
 def test_the_crop_squeezes_the_canvas_edge_to_edge() -> None:
     """As resizing an image of the canvas does: an independent path through two resamplings."""
     rng = np.random.default_rng(0)
-    noise = cv2.GaussianBlur(rng.normal(0, 1, (500, 600, 3)), (0, 0), 6)
-    frame = np.clip(128 + 900 * noise, 0, 255).astype(np.uint8)
+    noise = cv2.GaussianBlur(rng.normal(0, 1, (500, 600, 3)), (0, 0), 9)
+    frame = np.clip(128 + 1300 * noise, 0, 255).astype(np.uint8)
     matrix = Aligner().solve(FACE * 0.8 - (100, 60))
     canvas = cv2.warpAffine(frame, matrix, (CANVAS_WIDTH, CANVAS_HEIGHT), borderMode=cv2.BORDER_REPLICATE)
     for size in (96, 256):

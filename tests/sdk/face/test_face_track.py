@@ -76,9 +76,9 @@ def test_smoothing_calms_a_still_face_and_does_not_lag_behind_a_moving_one() -> 
 def test_hold_repeats_the_last_transform_for_a_while() -> None:
     tracker = FaceTracker("hold", max_hold=4)
     frames = [HIDDEN, SHOWN, SHOWN, *(patched(i) for i in range(6)), SHOWN, patched(0), SHOWN]
-    assert not tracker.found
+    before = tracker.found
     assert states(tracker, frames) == ".FFhhhh..FhF"
-    assert tracker.found
+    assert (before, tracker.found) == (False, True)
     held = FaceTracker("hold")
     seen, repeated = held.track(SHOWN), held.track(patched(0))
     assert seen is not None

@@ -1,0 +1,243 @@
+"""Do the lips of the result say the new speech, and nothing else?
+
+On drawn people: each of them, never seen in training, is drawn saying speech A and dubbed with speech B, new sentences
+of another voice. How far the mouth is open in the result, frame by frame, is correlated (Pearson, at lag 0) with what
+the drawing rule says for B, and for the control with what it says for speech C, which nobody hears. The opening is
+measured in two ways that know nothing of the model:
+
+  lip_gap    the gap between the lips that FaceMesh sees, on the whole frame
+  rest_diff  how much the mouth differs from the same moment drawn with the mouth closed
+
+What either measure reaches on the same person drawn saying B is its ceiling; what it finds in the source, whose mouth
+says A, is the baseline. It passes if by both measures the mean over people is at least 0.8 for B and at most 0.3 for C.
+
+With --video and --audio, on files: FaceMesh's lip gap in the result against the drawing rule's opening for that audio
+and against its loudness, at lags of -3 to 3 frames (positive: the mouth is late); the same for another audio, and for
+the source's own mouth. There is nothing to pass.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from lipstream import LipSyncEngine
+from lipstream.media import StreamResampler, VideoReader, ping_pong, read_audio
+from lipstream.reference import Source
+from lipstream_training.data.clips import draw_video, evaluation_rng
+from lipstream_training.data.mouth import SAMPLES_PER_FRAME, mouth_track
+from lipstream_training.data.speech import SAMPLE_RATE, speech
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .common import main, parser, positive, write
+from .mouths import Frames, Track, correlation, distance_from_rest, lip_gaps, summary
+
+MATCHED, OTHER = 0.8, 0.3
+MEASURES = ("lip_gap", "rest_diff")
+_FIRST_PERSON = 1000  # the first evaluation identities are used up by samples and previews
+_SPEECH = 3  # seeds [3, ...]: training draws from [0, ...], evaluation identities from [1, ...]
+
+Audio = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One person, drawn three times in the same n frames: saying A, saying B, at rest. Frames uint8 [n, H, W, 3].
+
+    Attributes:
+        rest_lips: [n, 6, 2], see `draw_video`. speech: B, float32 at 16 kHz. said: opening by the rule, for each of
+            "A", "B" and "C".
+    """
+
+    source: Frames
+    target: Frames
+    rest: Frames
+    rest_lips: NDArray[np.float64]
+    speech: Audio
+    said: dict[str, NDArray[np.float32]]
+
+    def measured(self, frames: Frames) -> dict[str, Track]:
+        return {"lip_gap": lip_gaps(frames), "rest_diff": distance_from_rest(frames, self.rest, self.rest_lips)}
+
+
+def draw_case(person: int, seconds: float) -> Case:
+    a, b, c = (new_speech(seconds, np.random.default_rng([_SPEECH, person, i])) for i in range(3))
+    frames = len(b) // SAMPLES_PER_FRAME
+
+    def draw(said: Audio) -> tuple[Frames, NDArray[np.float64]]:
+        pictures, _, lips = draw_video(evaluation_rng(_FIRST_PERSON + person), said)
+        return pictures, lips
+
+    rest, rest_lips = draw(np.zeros_like(b))
+    said = {name: mouth_track(audio, frames).opening for name, audio in zip("ABC", (a, b, c), strict=True)}
+    return Case(draw(a)[0], draw(b)[0], rest, rest_lips, b, said)
+
+
+def new_speech(seconds: float, rng: np.random.Generator) -> Audio:
+    """Clean speech of a random voice; draws again if it was nobody's turn to speak."""
+    while not (clean := speech(seconds, rng).clean).any():
+        pass
+    return clean
+
+
+def dub(engine: LipSyncEngine, reference: Source, audio: Audio, rate: int) -> Iterator[NDArray[np.uint8]]:
+    """The frames of `reference` saying `audio`, float32 [n] or [n, channels]."""
+    with engine.session(reference) as session:
+        for start in range(0, len(audio), rate):
+            session.push_audio(audio[start : start + rate], rate)
+            yield from (frame.image for frame in session)
+        session.flush()
+        yield from (frame.image for frame in session)
+
+
+def judge(case: Case, result: Frames) -> dict[str, dict[str, float]]:
+    """All correlations of one person, for each measure."""
+    found, source, ceiling = (case.measured(frames) for frames in (result, case.source, case.target))
+    a, b, c = (case.said[name] for name in "ABC")
+    return {
+        measure: {
+            "matched": correlation(found[measure], b),
+            "matched_best_of_3_lags": max(correlation(found[measure], b, lag) for lag in (-1, 0, 1)),
+            "other_audio": correlation(found[measure], c),
+            "source_speech": correlation(found[measure], a),
+            "source_mouth": correlation(source[measure], b),
+            "ceiling": correlation(ceiling[measure], b),
+        }
+        for measure in MEASURES
+    }
+
+
+def run_drawn(args: argparse.Namespace) -> bool:
+    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+    people: list[dict[str, dict[str, float]]] = []
+    rows: list[NDArray[np.uint8]] = []
+    for person in tqdm(range(args.people), desc="people", unit="person", disable=None):
+        case = draw_case(person, args.seconds)
+        result = np.stack(list(dub(engine, case.source, case.speech, SAMPLE_RATE)))
+        people.append(judge(case, result))
+        if args.sheet and len(rows) < 6:
+            rows.append(sheet_row(case, result))
+    means = {m: {key: summary([one[m][key] for one in people]) for key in people[0][m]} for m in MEASURES}
+    passed = all(
+        means[m]["matched"]["mean"] >= MATCHED and means[m]["other_audio"]["mean"] <= OTHER  # type: ignore[operator]
+        for m in MEASURES
+    )
+    for measure in MEASURES:
+        print(describe(measure, means[measure]))
+    wanted = f"matched >= {MATCHED} and other_audio <= {OTHER}, {args.people} people, {args.seconds:g} s each"
+    print(f"{'PASS' if passed else 'FAIL'} ({wanted})")
+    if args.sheet:
+        save_picture(args.sheet, np.concatenate(rows))
+    criteria = {"matched_at_least": MATCHED, "other_audio_at_most": OTHER}
+    write(args.json, "lip_accuracy", args, {"passed": passed, "criteria": criteria, "means": means, "people": people})
+    return passed
+
+
+def describe(measure: str, means: dict[str, Any]) -> str:
+    parts = [f"{key} {m['mean']:.3f} [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}]" for key, m in means.items()]
+    return f"{measure}: " + ", ".join(parts)
+
+
+def sheet_row(case: Case, result: Frames, columns: int = 8, size: int = 150) -> NDArray[np.uint8]:
+    """One person: the source, the result and the same drawn saying B, at moments from a shut mouth to the widest."""
+    order = np.argsort(case.said["B"], kind="stable")
+    moments = order[np.linspace(0, len(order) - 1, columns).round().astype(int)]
+    strips = []
+    for frames in (case.source, result, case.target):
+        pictures = [_face(frames[i], case.rest_lips[i], size) for i in moments]
+        strips.append(np.concatenate(pictures, axis=1))
+    label = np.full((18, columns * size, 3), 255, np.uint8)
+    for column, i in enumerate(moments):
+        text = f"opening {case.said['B'][i]:.2f}"
+        cv2.putText(label, text, (column * size + 4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.4, (40, 40, 40), 1, cv2.LINE_AA)
+    return np.concatenate([label, *strips])
+
+
+def _face(frame: NDArray[np.uint8], lips: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+    side = 3.2 * float(np.hypot(*(lips[1] - lips[0])))
+    x, y = (lips[0] + lips[1]) / 2 - (side / 2, 0.6 * side)
+    matrix = np.array([[side / size, 0, x], [0, side / size, y]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+
+
+def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(cv2.imencode(path.suffix or ".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes())
+
+
+def run_files(args: argparse.Namespace) -> bool:
+    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+    audio, rate = read_audio(args.audio)
+    voice = at_model_rate(audio, rate)
+    frames = len(audio) * 25 // rate
+    if args.other_audio:
+        other = at_model_rate(*read_audio(args.other_audio))
+    else:
+        other = new_speech(frames / 25, np.random.default_rng([_SPEECH, 0, 2]))
+    dubbed = dub(engine, args.video, audio, rate)
+    gaps = lip_gaps(tqdm(dubbed, total=frames, desc="dub", unit="frame", disable=None))
+    own = lip_gaps(VideoReader(args.video))
+    own = own[[ping_pong(i, len(own)) for i in range(frames)]]
+    tracks = {"rule": rule_opening, "loudness": loudness}
+    mouths = {"result": (gaps, voice), "other_audio": (gaps, other), "source_mouth": (own, voice)}
+    results: dict[str, Any] = {"frames": frames, "frames_without_face": int(np.isnan(gaps).sum())}
+    for name, (gap, sound) in mouths.items():
+        results[name] = {}
+        for track, measure in tracks.items():
+            wanted = measure(sound, frames)
+            lags = {lag: correlation(gap, wanted, lag) for lag in range(-3, 4)}
+            results[name][track] = {str(lag): r for lag, r in lags.items()}
+            print(f"{name:12} {track:8} " + "  ".join(f"{lag:+d}: {r:.3f}" for lag, r in lags.items()))
+    write(args.json, "lip_accuracy_files", args, results)
+    return True
+
+
+def at_model_rate(audio: Audio, rate: int) -> Audio:
+    """Any audio -> mono at 16 kHz."""
+    resampler = StreamResampler(rate, SAMPLE_RATE)
+    return np.concatenate([resampler.push(audio), resampler.flush()])
+
+
+def rule_opening(audio: Audio, frames: int) -> NDArray[np.float32]:
+    return mouth_track(audio, frames).opening
+
+
+def loudness(audio: Audio, frames: int) -> NDArray[np.float32]:
+    """Root mean square of each frame's samples."""
+    whole = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
+    whole[: len(audio)] = audio[: len(whole)]
+    return np.asarray(np.sqrt(np.square(whole.reshape(frames, -1)).mean(axis=1)))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    options = parser("lip_accuracy", __doc__)
+    options.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
+    options.add_argument("--people", type=positive, default=12, help="drawn people (default 12)")
+    options.add_argument("--seconds", type=float, default=6.0, help="of speech for each of them (default 6)")
+    options.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet: source, result, drawn target")
+    options.add_argument("--video", type=Path, help="a real video in place of drawn people; needs --audio")
+    options.add_argument("--audio", type=Path, help="what the face in it is to say")
+    options.add_argument("--other-audio", type=Path, help="the control for --audio (default: synthesised sentences)")
+    return options
+
+
+def run(args: argparse.Namespace) -> bool:
+    return run_files(args) if args.video else run_drawn(args)
+
+
+if __name__ == "__main__":
+    parser_ = build_parser()
+    arguments = parser_.parse_args()
+    if bool(arguments.video) != bool(arguments.audio):
+        parser_.error("--video and --audio go together")
+    if arguments.quick:
+        arguments.people, arguments.seconds = 1, 2.0
+    sys.exit(main(run, arguments))

@@ -1,0 +1,70 @@
+"""How far a mouth is open in a picture, measured two ways that know nothing of the model, and correlations of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from lipstream.face import FaceTracker, lip_gap
+from numpy.typing import NDArray
+
+Frames = NDArray[np.uint8]
+Track = NDArray[np.float64]
+
+_WINDOW = 96  # pixels of the rectified mouth window
+_SPAN = 2.0  # its side over the width of the mouth
+_ABOVE = 0.35  # part of it above the corners of the mouth
+
+
+def lip_gaps(frames: Iterable[NDArray[np.uint8]]) -> Track:
+    """The lip gap that FaceMesh sees in each frame, float64 [n]; NaN where it sees no face."""
+    tracker = FaceTracker("bypass", smooth=False)
+    seen = [tracker.track(frame) for frame in frames]
+    return np.array([np.nan if face is None else lip_gap(face.landmarks) for face in seen])
+
+
+def distance_from_rest(frames: Frames, resting: Frames, lips: NDArray[np.float64]) -> Track:
+    """How much the mouth of each frame differs from the same moment drawn with the mouth at rest, float64 [n].
+
+    The mean absolute difference (0..255) in a window that lies still on the face.
+
+    Args:
+        frames: uint8 [n, H, W, 3].
+        resting: uint8 [n, H, W, 3], the same person, pose and camera, mouth closed.
+        lips: [n, 6, 2] of the resting mouth, as `draw_video` gives them.
+    """
+    pairs = zip(frames, resting, lips, strict=True)
+    return np.array([np.abs(_window(a, points) - _window(b, points)).mean() for a, b, points in pairs])
+
+
+def _window(frame: NDArray[np.uint8], lips: NDArray[np.float64]) -> NDArray[np.float32]:
+    left, right = lips[0], lips[1]
+    across = (right - left) * _SPAN
+    down = np.array([-across[1], across[0]])
+    corner = (left + right) / 2 - across / 2 - down * _ABOVE
+    matrix = np.stack([across / _WINDOW, down / _WINDOW, corner], axis=1)  # window -> frame
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return np.asarray(cv2.warpAffine(frame, matrix, (_WINDOW, _WINDOW), flags=flags), np.float32)
+
+
+def correlation(a: NDArray[np.floating], b: NDArray[np.floating], lag: int = 0) -> float:
+    """Pearson's correlation of ``a[i + lag]`` with ``b[i]``: at a positive lag `a` comes later.
+
+    Frames that are NaN in `a` do not count. NaN when nothing varies, or fewer than half of the frames are left.
+    """
+    n = len(a)
+    x, y = (a[lag:], b[: n - lag]) if lag >= 0 else (a[:lag], b[-lag:])
+    valid = ~np.isnan(x)
+    x, y = x[valid], y[valid]
+    if 2 * len(x) < n or x.std() == 0 or y.std() == 0:
+        return float("nan")
+    return float(np.corrcoef(x, y)[0, 1])
+
+
+def summary(values: Sequence[float], *, draws: int = 10_000) -> dict[str, float | list[float]]:
+    """Mean over people, its 95 % confidence interval (percentile bootstrap), least and greatest."""
+    x = np.asarray(values, np.float64)
+    means = np.random.default_rng(0).choice(x, (draws, x.size)).mean(axis=1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(x.mean()), "ci95": [float(low), float(high)], "min": float(x.min()), "max": float(x.max())}

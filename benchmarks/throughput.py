@@ -1,0 +1,177 @@
+"""How fast the whole job is: a video and a voice in, a dubbed file out.
+
+Each run is `LipSyncEngine.dub` in a fresh process, our backend and PyTorch's in turns: frames per second, seconds to
+the first frame, seconds per stage, the DiT's share of the time, and the process's peak memory. Then the passes alone,
+in one process and on the same inputs: one chunk by our backend, the same chunk by PyTorch (eager, same bundle, same
+number of threads), and so on; their velocities must agree before any time counts. Without --video and --audio the
+sample that ships with LipStream is dubbed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import lipstream
+import numpy as np
+from lipstream import LipSyncEngine
+from lipstream.backends.base import Array, Stream
+from lipstream.errors import ParityError
+from tqdm import tqdm
+
+from .common import in_fresh_process, main, memory_mib, parser, positive, spread, write
+
+OURS, EAGER = "onnxruntime", "torch"
+TOLERANCE = 1e-4
+SAMPLE = Path(lipstream.__file__).parent / "sample"
+_DIT = ("denoise", "context")
+
+
+def dub(bundle: str, backend: str, threads: int, video: Path, audio: Path) -> dict[str, Any]:
+    """One whole job in this process; seconds are wall time, memory is in MiB."""
+    start = time.perf_counter()
+    engine = LipSyncEngine.load(bundle, backend=backend, threads=threads)
+    loaded = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = engine.dub(video, audio, Path(folder) / "out.mp4", preset="veryfast")
+    return {
+        "fps": result.fps,
+        "seconds": result.seconds,
+        "frames": result.frames,
+        "size": [result.width, result.height],
+        "load_seconds": loaded - start,
+        "first_frame_seconds": result.first_frame,
+        "stages_seconds": result.stages,
+        "dit_share": sum(result.stages[name] for name in _DIT) / result.seconds,
+        "peak_memory_mib": memory_mib("VmHWM"),
+    }
+
+
+def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
+    """Milliseconds of each pass on both backends, chunk by chunk in turns, in this process.
+
+    The chunks before the window is full are run but not counted.
+
+    Raises:
+        ParityError: the two do not compute the same.
+    """
+    engines = {name: LipSyncEngine.load(bundle, backend=name, threads=threads) for name in (OURS, EAGER)}
+    streams = {name: engine.open_stream() for name, engine in engines.items()}
+    manifest = engines[OURS].manifest
+    g = manifest.geometry
+    steps = len(manifest.t_list) - 1
+    rng = np.random.default_rng(0)
+
+    def normal(*shape: int) -> Array:
+        return rng.standard_normal(shape, np.float32)
+
+    filling = -(-g.window // g.chunk_frames)
+    worst = 0.0
+    times: dict[str, list[list[float]]] = {name: [] for name in streams}
+    for chunk in range(filling + chunks):
+        latents = [normal(g.latent_channels, g.chunk_frames, *g.latent_size) for _ in range(steps + 1)]
+        condition = normal(3 * g.latent_channels + 1, g.chunk_frames, *g.latent_size)
+        audio = normal(g.video_frames, manifest.audio.features)
+        velocities = {}
+        for name in (OURS, EAGER) if chunk % 2 else (EAGER, OURS):
+            seconds, velocities[name] = one_chunk(streams[name], chunk, latents, condition, audio)
+            if chunk >= filling:
+                times[name].append(seconds)
+        for ours, eager in zip(velocities[OURS], velocities[EAGER], strict=True):
+            worst = max(worst, float(np.linalg.norm(ours - eager) / np.linalg.norm(eager)))
+    if not worst <= TOLERANCE:
+        raise ParityError(f"{OURS} and {EAGER} differ by {worst:.1e}", expected=f"at most {TOLERANCE:.0e}")
+    milliseconds = {name: 1000 * np.array(rows) for name, rows in times.items()}
+    kinds = [*(f"denoise_{i}" for i in range(steps)), "context"]
+    ratios = milliseconds[EAGER].sum(axis=1) / milliseconds[OURS].sum(axis=1)
+    return {
+        "relative_difference": worst,
+        **{
+            f"{name}_ms": {kind: spread(table[:, i]) for i, kind in enumerate(kinds)} | {"chunk": spread(table.sum(axis=1))}
+            for name, table in milliseconds.items()
+        },
+        "ours_times_faster": spread(ratios),
+    }
+
+
+def one_chunk(
+    stream: Stream, chunk: int, latents: list[Array], condition: Array, audio: Array
+) -> tuple[list[float], list[Array]]:
+    """All passes of a chunk, each on a latent of its own: their seconds, and the velocities."""
+    *noisy, clean = latents
+    seconds, velocities = [], []
+    stream.begin_chunk(chunk)
+    for step, latent in enumerate(noisy):
+        start = time.perf_counter()
+        velocities.append(stream.denoise(latent, condition, audio, step))
+        seconds.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    stream.context(clean, condition, audio)
+    seconds.append(time.perf_counter() - start)
+    return seconds, velocities
+
+
+def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Spread of every number over the runs; what is the same in all of them stands there once."""
+    first = runs[0]
+    result: dict[str, Any] = {"frames": first["frames"], "size": first["size"]}
+    for key in ("fps", "seconds", "load_seconds", "first_frame_seconds", "dit_share", "peak_memory_mib"):
+        result[key] = spread([run[key] for run in runs])
+    stages = {name: spread([run["stages_seconds"][name] for run in runs]) for name in first["stages_seconds"]}
+    return result | {"stages_seconds": stages}
+
+
+def run(args: argparse.Namespace) -> bool:
+    runs: dict[str, list[dict[str, Any]]] = {OURS: [], EAGER: []}
+    with tqdm(total=2 * args.runs + 1, desc="runs", unit="run", disable=None) as bar:
+        for _ in range(args.runs):
+            for backend, found in runs.items():
+                bar.set_postfix_str(backend)
+                found.append(in_fresh_process(dub, args.bundle, backend, args.threads, args.video, args.audio))
+                bar.update()
+        bar.set_postfix_str("passes")
+        alone = in_fresh_process(passes, args.bundle, args.threads, args.chunks)
+        bar.update()
+    whole = {backend: summarise(found) for backend, found in runs.items()}
+    ratio = spread([a["fps"] / b["fps"] for a, b in zip(runs[OURS], runs[EAGER], strict=True)])
+    for backend, found in whole.items():
+        print(describe(backend, found))
+    ours, eager = alone[f"{OURS}_ms"]["chunk"]["median"], alone[f"{EAGER}_ms"]["chunk"]["median"]
+    print(f"whole job: {ratio['median']:.2f} times the speed of eager PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})")
+    faster = alone["ours_times_faster"]
+    print(
+        f"passes of a chunk: {ours:.1f} ms against {eager:.1f} ms, {faster['median']:.2f} times the speed "
+        f"({faster['min']:.2f} to {faster['max']:.2f}), velocities differ by {alone['relative_difference']:.1e}"
+    )
+    write(args.json, "throughput", args, {"dub": whole, "dub_times_faster": ratio, "passes": alone})
+    return True
+
+
+def describe(backend: str, found: dict[str, Any]) -> str:
+    fps, (width, height) = found["fps"], found["size"]
+    stages = ", ".join(f"{name} {seconds['median']:.2f}" for name, seconds in found["stages_seconds"].items())
+    return (
+        f"{backend}: {fps['median']:.1f} fps ({fps['min']:.1f} to {fps['max']:.1f}) on {width}x{height}, first frame after "
+        f"{found['first_frame_seconds']['median']:.2f} s, DiT {found['dit_share']['median']:.0%}, "
+        f"peak memory {found['peak_memory_mib']['median']:.0f} MiB\n  seconds: {stages}"
+    )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    options = parser("throughput", __doc__)
+    options.add_argument("--video", type=Path, default=SAMPLE / "face.mp4", help="default: the shipped sample")
+    options.add_argument("--audio", type=Path, default=SAMPLE / "speech.wav", help="default: the shipped sample")
+    options.add_argument("--runs", type=positive, default=5, help="of the whole job on each backend (default 5)")
+    options.add_argument("--chunks", type=positive, default=40, help="counted chunks for the passes alone (default 40)")
+    return options
+
+
+if __name__ == "__main__":
+    arguments = build_parser().parse_args()
+    if arguments.quick:
+        arguments.runs, arguments.chunks = 1, 2
+    sys.exit(main(run, arguments))
