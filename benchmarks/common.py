@@ -25,14 +25,15 @@ _PACKAGES = ("lipstream", "numpy", "onnxruntime", "torch", "opencv-python-headle
 _T = TypeVar("_T")
 
 
-def parser(module: str, description: str) -> argparse.ArgumentParser:
-    """The options that all benchmarks have; `module` is the script's name."""
+def parser(module: str, description: str | None, *, bundle: bool = True) -> argparse.ArgumentParser:
+    """The options that all benchmarks have; `module` is the script's name, `bundle` whether it runs one."""
     options = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    options.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
+    if bundle:
+        options.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
     options.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: all cores)")
     options.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers there")
     options.add_argument("--quick", action="store_true", help="the least that exercises everything; no result to quote")
@@ -104,7 +105,8 @@ def write(path: Path | None, benchmark: str, args: argparse.Namespace, results: 
     if path is None:
         return
     options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "json"}
-    options["bundle"] = Path(options["bundle"]).name
+    if "bundle" in options:
+        options["bundle"] = Path(options["bundle"]).name
     report = {"benchmark": benchmark, "commit": commit(), "machine": machine(), "options": options, "results": results}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")

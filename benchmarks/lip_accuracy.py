@@ -165,7 +165,8 @@ def _face(frame: NDArray[np.uint8], lips: NDArray[np.float64], size: int) -> NDA
     x, y = (lips[0] + lips[1]) / 2 - (side / 2, 0.6 * side)
     matrix = np.array([[side / size, 0, x], [0, side / size, y]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE), np.uint8)
+    picture = cv2.warpAffine(frame, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return np.asarray(picture, np.uint8)
 
 
 def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:

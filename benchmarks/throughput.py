@@ -21,6 +21,7 @@ import numpy as np
 from lipstream import LipSyncEngine
 from lipstream.backends.base import Array, Stream
 from lipstream.errors import ParityError
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .common import in_fresh_process, main, memory_mib, parser, positive, spread, write
@@ -90,12 +91,13 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
     ratios = milliseconds[EAGER].sum(axis=1) / milliseconds[OURS].sum(axis=1)
     return {
         "relative_difference": worst,
-        **{
-            f"{name}_ms": {kind: spread(table[:, i]) for i, kind in enumerate(kinds)} | {"chunk": spread(table.sum(axis=1))}
-            for name, table in milliseconds.items()
-        },
+        **{f"{name}_ms": _table(rows, kinds) for name, rows in milliseconds.items()},
         "ours_times_faster": spread(ratios),
     }
+
+
+def _table(rows: NDArray[np.float64], kinds: list[str]) -> dict[str, dict[str, float]]:
+    return {kind: spread(rows[:, i]) for i, kind in enumerate(kinds)} | {"chunk": spread(rows.sum(axis=1))}
 
 
 def one_chunk(
@@ -138,12 +140,13 @@ def run(args: argparse.Namespace) -> bool:
         bar.update()
     whole = {backend: summarise(found) for backend, found in runs.items()}
     ratio = spread([a["fps"] / b["fps"] for a, b in zip(runs[OURS], runs[EAGER], strict=True)])
-    for backend, found in whole.items():
-        print(describe(backend, found))
+    for backend, summary in whole.items():
+        print(describe(backend, summary))
     ours, eager = alone[f"{OURS}_ms"]["chunk"]["median"], alone[f"{EAGER}_ms"]["chunk"]["median"]
-    print(f"whole job: {ratio['median']:.2f} times the speed of eager PyTorch ({ratio['min']:.2f} to {ratio['max']:.2f})")
     faster = alone["ours_times_faster"]
     print(
+        f"whole job: {ratio['median']:.2f} times the speed of eager PyTorch "
+        f"({ratio['min']:.2f} to {ratio['max']:.2f})\n"
         f"passes of a chunk: {ours:.1f} ms against {eager:.1f} ms, {faster['median']:.2f} times the speed "
         f"({faster['min']:.2f} to {faster['max']:.2f}), velocities differ by {alone['relative_difference']:.1e}"
     )
@@ -155,8 +158,8 @@ def describe(backend: str, found: dict[str, Any]) -> str:
     fps, (width, height) = found["fps"], found["size"]
     stages = ", ".join(f"{name} {seconds['median']:.2f}" for name, seconds in found["stages_seconds"].items())
     return (
-        f"{backend}: {fps['median']:.1f} fps ({fps['min']:.1f} to {fps['max']:.1f}) on {width}x{height}, first frame after "
-        f"{found['first_frame_seconds']['median']:.2f} s, DiT {found['dit_share']['median']:.0%}, "
+        f"{backend}: {fps['median']:.1f} fps ({fps['min']:.1f} to {fps['max']:.1f}) on {width}x{height}, "
+        f"first frame after {found['first_frame_seconds']['median']:.2f} s, DiT {found['dit_share']['median']:.0%}, "
         f"peak memory {found['peak_memory_mib']['median']:.0f} MiB\n  seconds: {stages}"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -17,8 +18,8 @@ from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from .audio import AudioEncoder
-from .denoiser import RingPass, dynamic_shapes, stream_constants
-from .lower import WEIGHTS, WeightFile, save, to_onnx
+from .denoiser import FOLDED, RingPass, dynamic_shapes, stream_constants
+from .lower import PLACES, WEIGHTS, WeightFile, save, to_onnx
 from .video import VideoDecoder, VideoEncoder
 
 
@@ -46,6 +47,12 @@ class Parts:
             assert self.text is not None, "a student needs its prompt embedding"
             constants |= stream_constants(self.student, self.text)
         return constants
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights that the graphs compute with, by the name of their part and their own."""
+        modules = {"student": self.student, "taehv": self.taehv}
+        named = {f"{part}.{name}": x for part, m in modules.items() if m for name, x in m.state_dict().items()}
+        return {name: x for name, x in named.items() if not FOLDED.search(name)}
 
 
 def student_config(fields: dict[str, Any]) -> StudentConfig:
@@ -135,6 +142,8 @@ def export_bundle(
                 with torch.no_grad():
                     model = to_onnx(module, dynamic=dynamic)
                 save(model, folder / f"{name}.onnx", weights)
+            places = {name: weights.place(x) for name, x in parts.weights().items()}
+        (folder / PLACES).write_text(json.dumps(places, indent=1) + "\n")
         constants = {name: x.contiguous().float() for name, x in parts.constants().items()}
         (folder / CONSTANTS).write_bytes(safetensors(constants))
         check(Bundle(folder, replace(manifest, files={file.name: {} for file in folder.iterdir()})))

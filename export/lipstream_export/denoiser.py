@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -117,6 +118,10 @@ class RingPass(nn.Module):
             self.student.context(*chunk, x["modulation"], text_kv, attend, attend.leave)
             return tuple(written)
         return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend), *written
+
+
+FOLDED = re.compile(r"time_embedding|time_projection|text_embedding|blocks\.\d+\.cross_attn\.(k|v|norm_k)\.")
+"""Names of the student's weights that act through `stream_constants` alone, and so are in no graph."""
 
 
 def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:

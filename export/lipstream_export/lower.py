@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import onnx
 import onnx_ir
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from .ring_function import DOMAIN, KVRingWrite
 
 OPSET = 23
 WEIGHTS = "weights.bin"
+PLACES = "weights.json"
 ALIGNMENT = 64
 INLINE_BYTES = 1024
 
@@ -42,7 +45,7 @@ class WeightFile:
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._places: dict[bytes, tuple[int, int]] = {}
+        self._places: dict[bytes, int] = {}
 
     def move(self, model: onnx.ModelProto) -> None:
         """Take the large initializers of `model` out of it and into the file."""
@@ -50,30 +53,63 @@ class WeightFile:
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) < INLINE_BYTES:
                 continue
+            data = tensor.raw_data
             if tensor.data_type == TensorProto.FLOAT:
-                bits = np.frombuffer(tensor.raw_data, np.uint32)
-                if not np.any(bits & 0xFFFF):
-                    tensor.raw_data = (bits >> 16).astype(np.uint16).tobytes()
+                data, exact = _packed(data)
+                if exact:
                     tensor.data_type = TensorProto.BFLOAT16
                     stored = f"{tensor.name}.bfloat16"
                     casts.append(helper.make_node("Cast", [stored], [tensor.name], to=TensorProto.FLOAT))
                     tensor.name = stored
-            self._store(tensor)
+            tensor.ClearField("raw_data")
+            tensor.data_location = TensorProto.EXTERNAL
+            for key, value in {"location": WEIGHTS, "offset": self._store(data), "length": len(data)}.items():
+                tensor.external_data.add(key=key, value=str(value))
         for node in reversed(casts):
             model.graph.node.insert(0, node)
 
-    def _store(self, tensor: TensorProto) -> None:
-        data = tensor.raw_data
+    def place(self, weight: Tensor) -> dict[str, Any]:
+        """Where a weight lies: `offset`, `shape`, `bfloat16` (else float32), `transposed` if it lies there turned.
+
+        It is the place some graph has it at; a weight that is in none (small ones stand in the graphs) is stored now.
+        """
+        array = weight.detach().float().cpu().numpy()
+        data, exact = _packed(array.tobytes())
+        found = {"offset": 0, "shape": list(array.shape), "bfloat16": exact, "transposed": False}
+        if array.ndim == 2 and not self._holds(data):
+            turned, _ = _packed(array.T.tobytes())
+            if self._holds(turned):
+                data, found["transposed"] = turned, True
+        return {**found, "offset": self._store(data)}
+
+    def _holds(self, data: bytes) -> bool:
+        return hashlib.sha256(data).digest() in self._places
+
+    def _store(self, data: bytes) -> int:
         key = hashlib.sha256(data).digest()
         if key not in self._places:
             self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
-            self._places[key] = self._file.tell(), len(data)
+            self._places[key] = self._file.tell()
             self._file.write(data)
-        offset, length = self._places[key]
-        tensor.ClearField("raw_data")
-        tensor.data_location = TensorProto.EXTERNAL
-        for name, value in {"location": WEIGHTS, "offset": offset, "length": length}.items():
-            tensor.external_data.add(key=name, value=str(value))
+        return self._places[key]
+
+
+def _packed(data: bytes) -> tuple[bytes, bool]:
+    """float32 values, and False; or, where bfloat16 holds all of them exactly, those, and True."""
+    bits = np.frombuffer(data, np.uint32)
+    if np.any(bits & 0xFFFF):
+        return data, False
+    return (bits >> 16).astype(np.uint16).tobytes(), True
+
+
+def read_weight(data: NDArray[np.uint8], place: dict[str, Any]) -> Tensor:
+    """The float32 weight that `WeightFile.place` described, out of the file's bytes."""
+    shape = place["shape"][::-1] if place["transposed"] else place["shape"]
+    dtype = np.dtype(np.uint16 if place["bfloat16"] else np.float32)
+    stored = data[place["offset"] :][: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    if place["bfloat16"]:
+        stored = (stored.astype(np.uint32) << 16).view(np.float32)
+    return torch.from_numpy(np.array(stored.T if place["transposed"] else stored))
 
 
 def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:

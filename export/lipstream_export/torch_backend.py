@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
-import onnx
 import torch
 from lipstream.backends.base import Array
-from lipstream.bundle import Bundle
+from lipstream.bundle import REBUILD, Bundle
+from lipstream.errors import BackendError
 from lipstream_training.models import TAEHV, CausalDiT, KVRing, StudentConfig, TAEHVConfig
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
-from onnx import numpy_helper
 from torch import Tensor
 
 from .audio import AudioEncoder
 from .bundle import Parts, student_config
-from .denoiser import RingAttention
+from .denoiser import FOLDED, RingAttention
+from .lower import PLACES, WEIGHTS, read_weight
 from .video import VideoDecoder, VideoEncoder
 
 
@@ -102,26 +104,30 @@ def _array(x: Tensor) -> Array:
 
 
 class TorchBackend:
-    """A bundle as PyTorch modules, rebuilt from the weights of its graphs.
+    """A bundle as PyTorch modules, rebuilt with the weights of its graphs.
 
     Args:
         bundle: an fp32 bundle that `lipstream export` wrote.
         threads: CPU threads (of the whole process), 0 to leave PyTorch's own choice.
+
+    Raises:
+        BackendError: the bundle was written for other backends and holds no weights that PyTorch could read.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         if threads:
             torch.set_num_threads(threads)
+        if PLACES not in bundle.manifest.files:
+            raise BackendError(f"{bundle.path} has no {PLACES}, from which PyTorch gets its weights", fix=REBUILD)
         model = bundle.manifest.model
         config = student_config(model["config"])
         student = taehv = None
         if "denoiser.onnx" in bundle.manifest.files:
             student = CausalDiT(config)
-            _load(student, bundle, "denoiser", "student.")
+            _load(student, bundle, "student")
         if "taehv" in model:
             taehv = TAEHV(TAEHVConfig(**{**model["taehv"], "decoder_widths": tuple(model["taehv"]["decoder_widths"])}))
-            for graph in ("video_encoder", "video_decoder"):
-                _load(taehv, bundle, graph, "taehv.")
+            _load(taehv, bundle, "taehv")
         constants = {name: torch.from_numpy(x) for name, x in bundle.constants.items()}
         self._set(config, student, taehv, constants)
 
@@ -142,13 +148,9 @@ class TorchBackend:
         return TorchStream(self)
 
 
-def _load(module: torch.nn.Module, bundle: Bundle, graph: str, prefix: str) -> None:
-    """Give `module` the weights that stand in `graph` under their own names."""
-    model = onnx.load(str(bundle.file(f"{graph}.onnx")))
-    state = {}
-    for tensor in model.graph.initializer:
-        name = tensor.name.removesuffix(".bfloat16")
-        if name.startswith(prefix):
-            state[name.removeprefix(prefix)] = torch.from_numpy(numpy_helper.to_array(tensor).astype(np.float32))
-    expected = module.state_dict()
-    module.load_state_dict({name: x for name, x in state.items() if name in expected}, strict=False)
+def _load(module: torch.nn.Module, bundle: Bundle, part: str) -> None:
+    """Give `module` its weights; those that act through the constants alone stay as they are."""
+    places = json.loads(bundle.file(PLACES).read_text())
+    data = np.memmap(bundle.file(WEIGHTS), np.uint8, "r")
+    names = [name for name in module.state_dict() if not FOLDED.search(name)]
+    module.load_state_dict({name: read_weight(data, places[f"{part}.{name}"]) for name in names}, strict=False)

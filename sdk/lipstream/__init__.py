@@ -1,9 +1,9 @@
 """LipStream puts new speech on a person's lips in a video, live.
 
-    from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine
 
-    engine = LipSyncEngine.load("tiny")
-    engine.dub("in.mp4", "speech.wav", "out.mp4")
+engine = LipSyncEngine.load("tiny")
+engine.dub("in.mp4", "speech.wav", "out.mp4")
 """
 
 from __future__ import annotations

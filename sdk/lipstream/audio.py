@@ -40,7 +40,9 @@ class SegmentAudio:
         """Append samples; returns how many. Raises AudioFormatError, also for another rate than at first."""
         if check_rate(rate) != self.rate:
             raise AudioFormatError(
-                f"audio at {rate} Hz", expected=f"{self.rate} Hz, as pushed before", fix="flush() before changing the rate"
+                f"audio at {rate} Hz",
+                expected=f"{self.rate} Hz, as pushed before",
+                fix="flush() before changing the rate",
             )
         samples = to_float(pcm)
         heard = self._resampler.push(samples)
@@ -59,7 +61,7 @@ class SegmentAudio:
         return self._pushed.end * self._fps // self.rate
 
     def ready(self, frames: int) -> bool:
-        """Whether the first `frames` frames of the segment can be generated: their sound and its look-ahead are here."""
+        """Whether the segment's first `frames` frames can be generated: their sound and its look-ahead are here."""
         return self.ended or self._heard.end >= frames * self._geometry.samples_per_frame + self._geometry.lookahead
 
     def window(self, first: int, frames: int) -> Samples:

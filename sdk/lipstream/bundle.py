@@ -1,9 +1,9 @@
 """The bundle: a folder with everything an engine needs, its manifest, and the checks made when it is loaded.
 
-    manifest.json          sizes, geometry, schedule, and the SHA-256 of every other file
-    *.onnx                 one graph a file
-    *.bin                  weights that the graphs share
-    constants.safetensors  what is computed once for all streams: modulation, prompt K/V, masks
+manifest.json          sizes, geometry, schedule, and the SHA-256 of every other file
+*.onnx                 one graph a file
+*.bin                  weights that the graphs share
+constants.safetensors  what is computed once for all streams: modulation, prompt K/V, masks
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from .errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, LipStreamInternalError, OutputError
@@ -104,15 +105,30 @@ class Manifest:
             raise BundleVersionError(
                 f"{where} has bundle schema {schema}",
                 expected=f"schema {SCHEMA}, which this LipStream reads",
-                fix="pip install --upgrade lipstream" if schema > SCHEMA else REBUILD,
+                fix="pip install --upgrade lipstream" if isinstance(schema, int) and schema > SCHEMA else REBUILD,
             )
         try:
             geometry, audio = data.pop("geometry"), AudioGeometry(**data.pop("audio"))
-            geometry["crop_size"], geometry["latent_size"] = tuple(geometry["crop_size"]), tuple(geometry["latent_size"])
-            data["t_list"] = tuple(data["t_list"])
-            return cls(geometry=Geometry(**geometry), audio=audio, **data)
-        except (TypeError, KeyError) as error:
+            for name in ("crop_size", "latent_size"):
+                geometry[name] = tuple(geometry[name])
+            data["t_list"] = tuple(map(float, data["t_list"]))
+            manifest = cls(geometry=Geometry(**geometry), audio=audio, **data)
+            manifest.check()
+            return manifest
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise BundleCorruptError(f"{where} lacks or misnames a field: {error}", fix=REBUILD) from error
+
+    def check(self) -> None:
+        """ValueError where a size is no whole number or a file lacks its size or its hash."""
+        g, a = self.geometry, self.audio
+        if not isinstance(self.model, dict):
+            raise ValueError(f"a model of {self.model!r}")
+        for size in [*vars(g).values(), *g.crop_size, *g.latent_size, *vars(a).values()]:
+            if not isinstance(size, int | tuple) or (isinstance(size, int) and size < 0):
+                raise ValueError(f"a size of {size!r}")
+        for name, file in self.files.items():
+            if {"bytes": int, "sha256": str} != {key: type(value) for key, value in file.items()}:
+                raise ValueError(f"the file {name} is {file!r}")
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -147,7 +163,7 @@ class Bundle:
         if not (path / MANIFEST).is_file():
             shipped = SHIPPED / str(source)
             if path.name != str(source) or not (shipped / MANIFEST).is_file():
-                names = ", ".join(sorted(p.name for p in SHIPPED.iterdir() if p.is_dir()))
+                names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{MANIFEST}")))
                 raise BundleNotFoundError(
                     f"no bundle at {path}",
                     expected=f"a folder with {MANIFEST}, or the name of a shipped bundle ({names})",
@@ -177,7 +193,10 @@ class Bundle:
     @cached_property
     def constants(self) -> dict[str, NDArray[np.float32]]:
         """Tensors computed once for all streams, by name."""
-        return load_file(self.path / CONSTANTS)
+        try:
+            return load_file(self.path / CONSTANTS)
+        except (OSError, SafetensorError) as error:
+            raise BundleCorruptError(f"{self.path / CONSTANTS} cannot be read: {error}", fix=REBUILD) from error
 
     def file(self, name: str) -> Path:
         """Path of a file that the manifest names."""
@@ -193,7 +212,7 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
-    """Write a bundle atomically: fill the folder this yields; at the end it gets its manifest and takes the name `path`.
+    """Write a bundle atomically: fill the folder this yields; it gets its manifest and takes the name `path` at last.
 
     An existing bundle of that name is replaced; on an error nothing of the new one remains.
 

@@ -53,14 +53,22 @@ def build_parser() -> argparse.ArgumentParser:
     _engine_options(run)
 
     demo = _command(commands, "demo", _demo, "dub the bundled sample", "Dub the sample that ships with LipStream.")
-    demo.add_argument("-o", "--out", default="out", metavar="DIR", help="folder for demo.mp4, .json and .png (default out)")
+    demo.add_argument(
+        "-o", "--out", default="out", metavar="DIR", help="folder for demo.mp4, .json and .png (default out)"
+    )
     demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
 
     inspect = _command(commands, "inspect", _inspect, "describe a bundle", "Check a bundle and say what is in it.")
-    inspect.add_argument("bundle", metavar="BUNDLE", nargs="?", default="tiny", help="folder or shipped name (default tiny)")
+    inspect.add_argument(
+        "bundle", metavar="BUNDLE", nargs="?", default="tiny", help="folder or shipped name (default tiny)"
+    )
 
     export = _command(
-        commands, "export", _export, "checkpoint to bundle", "Turn a trained checkpoint into a bundle. Needs lipstream[export]."
+        commands,
+        "export",
+        _export,
+        "checkpoint to bundle",
+        "Turn a checkpoint into a bundle. Needs lipstream[export].",
     )
     export.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder that lipstream-train wrote")
     export.add_argument("-o", "--output", required=True, type=Path, metavar="BUNDLE", help="folder to write")
@@ -80,14 +88,14 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
     command.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
-    command.add_argument("--seed", type=int, default=42, help="of the noise; equal seeds give equal videos (default 42)")
+    command.add_argument("--seed", type=int, default=42, help="of the noise; equal seeds, equal videos (default 42)")
     command.add_argument(
         "--face-policy",
         choices=("hold", "bypass", "raise"),
         default="hold",
         help="frames without the face: go on with its last place, leave the frame as it is, or stop with an error",
     )
-    command.add_argument("--face-at", metavar="X,Y", help="pixel near the wanted face of several (default: the largest)")
+    command.add_argument("--face-at", metavar="X,Y", help="pixel near the wanted face (default: the largest)")
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -98,7 +106,8 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
     if args.sheet:
         ensure_distinct(args.sheet, args.video, args.audio or args.video, args.output)
-        _writable(Path(args.sheet).parent)
+        if not Path(args.sheet).parent.is_dir():
+            raise OutputError(f"no such folder: {Path(args.sheet).parent}", fix="make it first")
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
@@ -126,7 +135,10 @@ def _demo(args: argparse.Namespace) -> dict[str, Any]:
     from .engine import LipSyncEngine
 
     out, sample = Path(args.out), Path(__file__).parent / "sample"
-    _writable(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{out} cannot be made: {error.strerror}", fix="choose another folder") from error
     engine = LipSyncEngine.load("tiny", threads=args.threads)
     with _Progress() as progress:
         result = engine.dub(
@@ -152,8 +164,11 @@ def _inspect(args: argparse.Namespace) -> dict[str, Any]:
         m, g = bundle.manifest, bundle.manifest.geometry
         size = sum(file["bytes"] for file in m.files.values())
         print(f"{m.model.get('name', bundle.path.name)}: {m.model.get('description', '')}")
-        print(f"  {m.model.get('parameters', 0) / 1e6:.1f} M parameters, {m.precision}, licence {m.model.get('licence', 'unknown')}")
-        print(f"  crops {g.crop_size[1]}x{g.crop_size[0]}, window {g.window} with sink {g.sink}, times {list(m.t_list)}")
+        millions, licence = m.model.get("parameters", 0) / 1e6, m.model.get("licence", "unknown")
+        print(f"  {millions:.1f} M parameters, {m.precision}, licence {licence}")
+        print(
+            f"  crops {g.crop_size[1]}x{g.crop_size[0]}, window {g.window} with sink {g.sink}, times {list(m.t_list)}"
+        )
         print(f"  {size / 1e6:.1f} MB in {len(m.files)} files, all as the manifest says:")
         for name, file in m.files.items():
             print(f"    {file['bytes']:>10} {file['sha256'][:12]} {name}")
@@ -165,16 +180,10 @@ def _export(args: argparse.Namespace) -> None:
         from lipstream_export.command import export  # the other rooms need torch
     except ImportError as error:
         raise MissingExtraError(
-            f"lipstream export needs the module {error.name!r}, which is not installed", fix="pip install 'lipstream[export]'"
+            f"lipstream export needs the module {error.name!r}, which is not installed",
+            fix="pip install 'lipstream[export]'",
         ) from error
     export(args.checkpoint, args.output, json_output=args.json)  # prints what came of it
-
-
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"{folder} cannot be made: {error.strerror}", fix="choose another folder") from error
 
 
 def summary(result: Any) -> dict[str, Any]:

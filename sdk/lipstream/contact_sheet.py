@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -57,7 +58,9 @@ def _row(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
 def _labels(moments: list[int], width: int) -> NDArray[np.uint8]:
     strip = np.full((22, width * len(moments), 3), _PAPER, np.uint8)
     for i, moment in enumerate(moments):
-        cv2.putText(strip, f"{moment / 25:.2f} s", (i * width + 6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, _INK, 1, cv2.LINE_AA)
+        cv2.putText(
+            strip, f"{moment / 25:.2f} s", (i * width + 6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, _INK, 1, cv2.LINE_AA
+        )
     return strip
 
 
@@ -65,7 +68,7 @@ def _waveform(path: Path, width: int, moments: list[int], total: int, height: in
     """Peaks of the sound over the whole result; a line at each moment shown."""
     samples = np.concatenate([block.mean(axis=1) for block in AudioReader(path)])
     edges = np.linspace(0, len(samples), width + 1).astype(int)
-    peaks = np.array([np.abs(samples[a:b]).max(initial=0) for a, b in zip(edges[:-1], edges[1:], strict=True)])
+    peaks = np.array([np.abs(samples[a:b]).max(initial=0) for a, b in pairwise(edges)])
     peaks = peaks / max(peaks.max(), 1e-6) * (height / 2 - 4)
     strip = np.full((height, width, 3), _PAPER, np.uint8)
     for moment in moments:

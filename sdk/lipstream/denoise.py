@@ -1,4 +1,4 @@
-"""The denoising loop: noise and conditions of one chunk in, its clean latents out, in as many passes as the schedule has."""
+"""The denoising loop: noise and conditions of a chunk in, its clean latents out, in the passes of the schedule."""
 
 from __future__ import annotations
 

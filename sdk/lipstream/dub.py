@@ -57,7 +57,7 @@ def dub(
     output: Path_,
     *,
     crf: int = 18,
-    preset: str = "medium",
+    preset: str = "veryfast",
     lossless: bool = False,
     progress: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -87,7 +87,8 @@ def dub(
     total = samples * fps // rate
     if total < 1:
         raise AudioTooShortError(
-            f"{reader.path} has {samples / rate * 1000:.0f} ms of sound", expected=f"at least {1000 // fps} ms, one video frame"
+            f"{reader.path} has {samples / rate * 1000:.0f} ms of sound",
+            expected=f"at least {1000 // fps} ms, one video frame",
         )
 
     first_frame, writing, done, bypassed = 0.0, 0.0, 0, 0

@@ -139,7 +139,7 @@ class LipSyncEngine:
         face_at: tuple[float, float] | None = None,
         seed: int = 42,
         crf: int = 18,
-        preset: str = "medium",
+        preset: str = "veryfast",
         lossless: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> DubResult:

@@ -198,19 +198,21 @@ def encode(stream: Stream, geometry: Geometry, crops: list[Image]) -> Array:
     """Crops of a chunk -> latents. The stream's first chunk has fewer: its first frame stands for `temporal`."""
     missing = geometry.video_frames - len(crops)
     frames = np.stack([crops[0]] * missing + crops).transpose(0, 3, 1, 2)
-    return stream.encode_video(np.ascontiguousarray(frames, np.float32) / 255)
+    return stream.encode_video(np.ascontiguousarray(frames, np.float32) / np.float32(255))
 
 
 def open_source(source: Source) -> VideoReader | Sequence[Image] | Image:
     """Frames to iterate, any number of times. Raises ConfigError for what is neither a path nor frames."""
     if isinstance(source, str | os.PathLike):
         return VideoReader(Path(source))
-    if isinstance(source, np.ndarray) and source.ndim == 4 and len(source):
-        return source
-    if isinstance(source, Sequence) and len(source) and all(isinstance(frame, np.ndarray) for frame in source):
-        return source
-    found = f"of shape {list(source.shape)}" if isinstance(source, np.ndarray) else f"of type {type(source).__name__}"
-    raise ConfigError(f"a reference {found}", expected="a path, or one or more frames: uint8 [n, H, W, 3]")
+    if isinstance(source, np.ndarray):
+        found, fit = f"of shape {list(source.shape)}", source.ndim == 4
+    else:
+        found = f"of type {type(source).__name__}"
+        fit = isinstance(source, Sequence) and all(isinstance(frame, np.ndarray) for frame in source)
+    if not fit or not len(source):
+        raise ConfigError(f"a reference {found}", expected="a path, or one or more frames: uint8 [n, H, W, 3]")
+    return source
 
 
 def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) -> None:
@@ -231,4 +233,3 @@ def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) 
         expected="a face at least about 40 pixels wide, seen from the front or slightly from the side",
         fix="use a video that shows the speaker's face",
     )
-

@@ -277,6 +277,7 @@ class LipSyncSession:
             epoch, segment, first = self._epoch, self._segments[0], self._segment_frame
             count = self._chunk_length()
             missing = g.video_frames - count
+            wanted = min(count, segment.frames - first)
             heard = segment.window(first - missing, g.video_frames)
         if self._unfinished is not None:
             with self._timed("context"):
@@ -304,13 +305,12 @@ class LipSyncSession:
                 source.image.copy()
                 if source.matrix is None
                 else self._compositor.composite(source.image, picture, source.crop, source.matrix)
-                for source, picture in zip(reference.frames, pictures, strict=True)
+                for source, picture in zip(reference.frames[:wanted], pictures, strict=False)
             ]
         with self._changed:
             if epoch != self._epoch:
                 return
-            wanted = min(count, segment.frames - first)
-            for i, (source, image) in enumerate(zip(reference.frames[:wanted], images[:wanted], strict=True)):
+            for i, (source, image) in enumerate(zip(reference.frames[:wanted], images, strict=True)):
                 sound = segment.of_frame(first + i)
                 self._out.append(Frame(image, sound, self._index / g.fps, self._index, source.matrix is None))
                 self._index += 1

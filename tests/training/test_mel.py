@@ -19,7 +19,9 @@ from scipy.signal import get_window
 
 
 def samples(frames: int) -> torch.Tensor:
-    return 0.2 * torch.randn(LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD, generator=torch.Generator().manual_seed(0))
+    return 0.2 * torch.randn(
+        LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_equals_the_fft() -> None:

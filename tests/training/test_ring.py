@@ -14,7 +14,10 @@ from toys import CONFIG
 
 # (window, sink, chunk frames)
 geometries = st.builds(
-    lambda blocks, sink, chunk: (blocks * chunk + sink, sink, chunk), st.integers(1, 4), st.integers(0, 7), st.integers(1, 4)
+    lambda blocks, sink, chunk: (blocks * chunk + sink, sink, chunk),
+    st.integers(1, 4),
+    st.integers(0, 7),
+    st.integers(1, 4),
 )
 
 
@@ -71,7 +74,7 @@ def test_a_negative_sink_or_an_empty_chunk_is_refused(sink: int, chunk: int) -> 
 
 @pytest.mark.parametrize(("window", "sink"), [(7, 1), (6, 0), (9, 3), (8, 2), (10, 4)])
 def test_ring_hands_out_the_frames_it_was_given(window: int, sink: int) -> None:
-    """Every frame's V is its number, and its K a vector turned to its index: what comes back says where it came from."""
+    """Every frame's V is its number and its K is turned to its index: what comes back says where it came from."""
     config = replace(CONFIG, window=window, sink=sink)
     ring, cache = KVRing(config, dtype=torch.float64), ReleasedCache(window, sink, 3)
     rate = torch.tensor(1.0, dtype=torch.float64)  # of the first temporal pair, radians a frame

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .models import TAEHV, TAEHVConfig
-from .models.taehv import TEMPORAL
+from .models import TAEHV
+from .models.taehv import TEMPORAL, MemBlock
 from .optim import Cosine
 
 Frames = NDArray[np.uint8]
@@ -20,26 +20,66 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class AutoencoderRecipe:
-    """`steps` batches of `batch` snippets of `frames` frames; the mouth is hidden in the share `masked` of them."""
+    """`steps` batches of `batch` snippets, each `frames` frames of a square of `size` pixels anywhere in a clip.
 
-    steps: int = 1300
-    batch: int = 4
-    frames: int = 12
+    Many short snippets beat few long ones: what a step needs is different people. A share `masked` of them has the
+    mouth hidden, as the student's input has; `noise` is added to the latents, since those of a student are not exact.
+    """
+
+    steps: int = 900
+    batch: int = 16
+    frames: int = 8
+    size: int = 64
     learning_rate: float = 2e-3
     masked: float = 0.25
     noise: float = 0.1
 
 
+class LatentScale(nn.Module):
+    """Brings latents [n, C, h, w] to zero mean and unit variance by running statistics.
+
+    Not by those of the batch, as batch normalisation would: a batch has few people, and their mean colour is not to be
+    taken out.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, channels: int, momentum: float = 0.05) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("variance", torch.ones(channels))
+        self._momentum, self._steps = momentum, 0
+
+    @torch.no_grad()
+    def update(self, latent: Tensor) -> None:
+        self._steps += 1
+        weight = max(self._momentum, 1 / self._steps)
+        self.mean.lerp_(latent.mean((0, 2, 3)), weight)
+        self.variance.lerp_(latent.var((0, 2, 3)), weight)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        return (latent - self.mean[:, None, None]) * torch.rsqrt(self.variance + 1e-5)[:, None, None]
+
+    @torch.no_grad()
+    def fold_into(self, convolution: nn.Conv2d) -> None:
+        """Put the scale into the convolution before it, so that the encoder gives unit latents by itself."""
+        assert convolution.bias is not None
+        factor = torch.rsqrt(self.variance + 1e-5)
+        convolution.weight.mul_(factor[:, None, None, None])
+        convolution.bias.sub_(self.mean).mul_(factor)
+
+
 def train_autoencoder(
-    config: TAEHVConfig,
-    clips: list[Frames],
+    model: TAEHV,
+    sources: list[Frames],
     mask: Tensor,
     recipe: AutoencoderRecipe,
     *,
     seed: int,
     progress: Callable[[float], None],
 ) -> TAEHV:
-    """A TAEHV trained on snippets of `clips` (uint8 [N, V, H, W, 3] each), with latents of zero mean and unit variance.
+    """Train `model` on snippets of `sources` (uint8 [N, V, H, W, 3] each); its latents get zero mean and unit variance.
 
     Args:
         mask: pixel mask [H, W], 1 = keep.
@@ -47,19 +87,18 @@ def train_autoencoder(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    model = TAEHV(config)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    scale = nn.BatchNorm2d(config.latent_channels, affine=False, momentum=0.02)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    scale = LatentScale(model.config.latent_channels)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, weight_decay=1e-4)
     schedule = Cosine(optimizer, recipe.steps)
-    size = clips[0].shape[2:4]
+    size = recipe.size, recipe.size
     for _ in range(recipe.steps):
-        video = torch.stack([_snippet(clips, recipe.frames, rng) for _ in range(recipe.batch)])
-        hidden = torch.from_numpy(rng.random(recipe.batch) < recipe.masked)
-        video = torch.where(hidden[:, None, None, None, None], (video - 0.5) * mask + 0.5, video)
+        video = torch.stack([_snippet(sources, mask, recipe, rng) for _ in range(recipe.batch)])
         with torch.autocast("cpu", torch.bfloat16):
             latent, _ = model.encode(video, model.encoder_memory(recipe.batch, *size))
-            latent = scale(latent.flatten(0, 1)).unflatten(0, latent.shape[:2])
+            flat = latent.flatten(0, 1).float()
+            scale.update(flat)
+            latent = scale(flat).unflatten(0, latent.shape[:2])
             latent = latent + recipe.noise * torch.randn_like(latent)
             out, _ = model.decode(latent, model.decoder_memory(recipe.batch, *size), clamp=False)
         loss = picture_loss(out.float(), video)
@@ -69,8 +108,29 @@ def train_autoencoder(
         optimizer.step()
         schedule.step()
         progress(loss.item())
-    fold_scale(model, scale)
+    last = model.encoder[-1]
+    assert isinstance(last, nn.Conv2d)
+    scale.fold_into(last)
     return model.eval()
+
+
+@torch.no_grad()
+def initialise(model: TAEHV) -> None:
+    """Weights that keep the signal's size through twenty layers; residual branches start small, the output mid-grey."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d):
+            rectified = layer.bias is not None
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if rectified else "linear")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    for layer in model.modules():
+        if isinstance(layer, MemBlock):
+            layer.conv[-1].weight.mul_(0.2)
+    last = model.decoder[-1]
+    assert isinstance(last, nn.Conv2d)
+    assert last.bias is not None
+    last.weight.mul_(0.3)
+    last.bias.fill_(0.5)
 
 
 def picture_loss(found: Tensor, wanted: Tensor) -> Tensor:
@@ -79,19 +139,6 @@ def picture_loss(found: Tensor, wanted: Tensor) -> Tensor:
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     coarse = F.avg_pool2d(error.flatten(0, 1), 4).abs().mean()
     return error.abs().mean() + edges + coarse
-
-
-@torch.no_grad()
-def fold_scale(model: TAEHV, scale: nn.BatchNorm2d) -> None:
-    """Put the latents' normalisation into the encoder's last convolution, so that unit latents come out of it."""
-    last = model.encoder[-1]
-    assert isinstance(last, nn.Conv2d)
-    assert last.bias is not None
-    assert scale.running_mean is not None
-    assert scale.running_var is not None
-    factor = torch.rsqrt(scale.running_var + scale.eps)
-    last.weight.mul_(factor[:, None, None, None])
-    last.bias.sub_(scale.running_mean).mul_(factor)
 
 
 @torch.no_grad()
@@ -105,8 +152,13 @@ def encode_clip(model: TAEHV, frames: Frames, mask: Tensor | None = None) -> Ten
     return latent[0].transpose(0, 1).float()
 
 
-def _snippet(clips: list[Frames], frames: int, rng: np.random.Generator) -> Tensor:
-    source = clips[rng.integers(len(clips))]
+def _snippet(sources: list[Frames], mask: Tensor, recipe: AutoencoderRecipe, rng: np.random.Generator) -> Tensor:
+    """Part of a random clip, [frames, 3, size, size] in [0, 1]."""
+    source = sources[rng.integers(len(sources))]
     clip = source[rng.integers(len(source))]
-    start = rng.integers(len(clip) - frames + 1)
-    return torch.from_numpy(clip[start : start + frames]).permute(0, 3, 1, 2) / 255
+    start = rng.integers(len(clip) - recipe.frames + 1)
+    top, left = (int(rng.integers(n - recipe.size + 1)) for n in clip.shape[1:3])
+    rows, columns = slice(top, top + recipe.size), slice(left, left + recipe.size)
+    part = np.array(clip[start : start + recipe.frames, rows, columns])
+    video = torch.from_numpy(part).permute(0, 3, 1, 2) / 255
+    return (video - 0.5) * mask[rows, columns] + 0.5 if rng.random() < recipe.masked else video

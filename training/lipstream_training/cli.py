@@ -7,6 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from lipstream.errors import LipStreamError
+
 VIDEO_TEXT = "Good morning. This is how I spoke before anybody put other words on my lips."
 SPEECH_TEXT = (
     "Hello! My lips are drawn, chunk by chunk, by a small causal diffusion model, in two steps. "
@@ -24,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         "is found again by the next run in the same folder. Then: lipstream export OUT/checkpoint -o BUNDLE",
     )
     tiny.add_argument("out", type=Path, metavar="OUT", help="folder for the data, the stages and the checkpoint")
-    tiny.add_argument("--clips", type=int, help="clips to draw (default 2000)")
+    tiny.add_argument("--clips", type=int, help="clips to draw (default 1400)")
     tiny.set_defaults(run=_tiny)
     sample = commands.add_parser(
         "sample",
@@ -42,6 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"lipstream-train needs {error.name}\n  fix: pip install 'lipstream[training]'", file=sys.stderr)
         return 4
+    except LipStreamError as error:
+        print(f"lipstream-train: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

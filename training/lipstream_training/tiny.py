@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .autoencoder import AutoencoderRecipe, encode_clip, train_autoencoder
+from .autoencoder import AutoencoderRecipe, encode_clip, initialise, train_autoencoder
 from .checkpoint import Checkpoint, round_to_bfloat16
 from .data.clips import AUDIO_CONTEXT, draw_clip, training_rng
 from .data.mask import compositing_mask, latent_mask, mouth_mask
@@ -42,12 +42,15 @@ MODEL = {
 class TinyRecipe:
     """How much of everything; the defaults make the shipped bundle."""
 
-    clips: int = 2000
+    clips: int = 1400
     latent_frames: int = 9
     seed: int = 0
     autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
-    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=800))
-    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=2200, learning_rate=6e-4))
+    detail: AutoencoderRecipe = field(
+        default_factory=lambda: AutoencoderRecipe(steps=2000, batch=10, size=48, learning_rate=1.5e-3)
+    )
+    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=600))
+    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=1800, learning_rate=6e-4))
 
 
 def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
@@ -61,24 +64,25 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
         "composite": torch.from_numpy(compositing_mask(SIZE)),
     }
 
-    taehv = TAEHV(TINY_TAEHV).eval()
-    with _stage(folder / "taehv.safetensors", taehv, "autoencoder", recipe.autoencoder.steps) as run:
-        if run:
-            trained = train_autoencoder(
-                TINY_TAEHV, [targets, references], masks["pixel"], recipe.autoencoder, seed=recipe.seed, progress=run
-            )
-            taehv.load_state_dict(trained.state_dict())
-            round_to_bfloat16(taehv)
+    taehv = TAEHV(TINY_TAEHV)
+    torch.manual_seed(recipe.seed)
+    initialise(taehv)
+    # Few large pictures first, then many small ones.
+    for name, stage in (("autoencoder", recipe.autoencoder), ("detail", recipe.detail)):
+        with _stage(folder / f"{name}.safetensors", taehv, name, stage.steps) as run:
+            if run:
+                train_autoencoder(taehv, [targets, references], masks["pixel"], stage, seed=recipe.seed, progress=run)
+    round_to_bfloat16(taehv)
 
     latents = _latents(folder / "latents.safetensors", taehv, targets, references, audio, masks)
     config = STUDENTS["tiny"]
     text = torch.randn(config.text_len, config.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
     torch.manual_seed(recipe.seed)
     model = CausalDiT(config)
-    for name, train, stage in (("teacher", train_teacher, recipe.teacher), ("student", train_student, recipe.student)):
-        with _stage(folder / f"{name}.safetensors", model, name, stage.steps) as run:
+    for name, train, diffusion in (("teacher", train_teacher, recipe.teacher), ("student", train_student, recipe.student)):
+        with _stage(folder / f"{name}.safetensors", model, name, diffusion.steps) as run:
             if run:
-                model.load_state_dict(train(model, latents, text, stage, seed=recipe.seed, progress=run).state_dict())
+                model.load_state_dict(train(model, latents, text, diffusion, seed=recipe.seed, progress=run).state_dict())
 
     round_to_bfloat16(model)
     checkpoint = Checkpoint(model.eval(), taehv, text, masks, MODEL)

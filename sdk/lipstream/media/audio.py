@@ -108,7 +108,10 @@ def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
     Raises:
         AudioFormatError: another type or shape, NaN or infinity, or floats above 8 in magnitude.
     """
-    samples = np.asarray(pcm)
+    try:
+        samples = np.asarray(pcm)
+    except ValueError as error:
+        raise AudioFormatError(f"audio samples that are no array: {error}", expected="[n] or [n, channels]") from error
     if samples.dtype not in (np.int16, np.float32, np.float64):
         raise AudioFormatError(
             f"audio samples of type {samples.dtype}",

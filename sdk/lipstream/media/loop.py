@@ -97,8 +97,9 @@ class FrameLoop:
         if frame is None:
             index = ping_pong(self._position, self._count or 1)
             frame = self._recall(index)
+        frame = self._checked(frame)
         self._position += 1
-        return index, self._checked(frame)
+        return index, frame
 
     def close(self) -> None:
         """Stop, and delete the temporary file. May be called again."""

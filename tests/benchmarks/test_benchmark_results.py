@@ -1,0 +1,67 @@
+"""What all benchmarks share: result files, fresh processes, memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lipstream.errors import ConfigError
+
+from benchmarks.common import in_fresh_process, main, memory_mib, parser, spread, write
+
+
+def test_a_result_file_says_what_ran_but_not_where(tmp_path: Path) -> None:
+    options = parser("test", "text")
+    options.add_argument("--video", type=Path)
+    path = tmp_path / "new" / "result.json"
+    args = options.parse_args(
+        ["--bundle", str(tmp_path / "toy"), "--video", str(tmp_path / "v.mp4"), "--json", str(path)]
+    )
+    write(path, "test", args, {"a": 1 / 3, "b": [float("nan"), 2], "c": {"d": True, "e": "text"}})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = path.read_text()
+    report = json.loads(text, parse_constant=refuse)
+    assert report["results"] == {"a": 0.333333, "b": [None, 2], "c": {"d": True, "e": "text"}}
+    assert report["options"] == {"bundle": "toy", "video": "v.mp4", "threads": args.threads, "quick": False}
+    assert report["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert str(tmp_path) not in text
+    assert [p.name for p in path.parent.iterdir()] == ["result.json"]
+
+
+def test_spread() -> None:
+    assert spread([3, 1, 2, 10]) == {"median": 2.5, "min": 1, "max": 10, "n": 4}
+
+
+def peak_after(mib: int) -> tuple[int, float]:
+    block = np.ones(mib << 20, np.uint8)
+    return os.getpid() * int(block[0]), memory_mib("VmHWM")
+
+
+def test_the_peak_of_a_fresh_process_is_its_own() -> None:
+    """Neither what this process holds nor what an earlier one held counts."""
+    held = np.ones(300 << 20, np.uint8)
+    (first, high), (second, low) = in_fresh_process(peak_after, 400), in_fresh_process(peak_after, 1)
+    assert len({first, second, os.getpid()}) == 3
+    assert high > low + 350
+    assert low < 290
+    assert held[0] == 1
+
+
+def test_status_is_the_verdict_or_the_errors_own(capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: argparse.Namespace) -> bool:
+        raise ConfigError("wrong", fix="do it right")
+
+    args = argparse.Namespace()
+    assert [main(lambda _: True, args), main(lambda _: False, args), main(broken, args)] == [
+        0,
+        1,
+        ConfigError.exit_code,
+    ]
+    assert "do it right" in capsys.readouterr().err

@@ -1,0 +1,120 @@
+"""The benchmarks of speed: what they compare is the same computation. No time is asserted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lipstream.errors import ConfigError, ParityError
+from toys import CONFIG, toy_student, toy_text
+
+from benchmarks import flatness, passes, ring, throughput
+
+
+@pytest.mark.parametrize(("window", "sink"), [(7, 1), (8, 2), (10, 1), (6, 0)])
+def test_recomputing_the_window_gives_what_the_ring_gives(window: int, sink: int) -> None:
+    student = toy_student(replace(CONFIG, window=window, sink=sink))
+    with torch.inference_mode():
+        for chunk in range((window - sink) // 3):
+            stream = ring.Stream(student, toy_text(), chunk)
+            assert all(ring.relative_error(stream.recompute(step), stream.ring(step)) < 1e-5 for step in (0, 1))
+        # Beyond, the past knew more than the window holds: a window that is cut short must show.
+        late = ring.Stream(student, toy_text(), (window - sink) // 3 + 3)
+        assert 1e-5 < ring.relative_error(late.recompute(0), late.ring(0)) < 0.5
+
+
+def test_a_ring_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = ring.Stream.ring
+    monkeypatch.setattr(ring.Stream, "ring", lambda stream, step: right(stream, step) * np.float32(1.01))
+    with pytest.raises(ParityError):
+        ring.measure(toy_student(), toy_text(), steady=False, repeats=1)
+
+
+def run(module: Any, tmp_path: Path, *options: str) -> dict[str, Any]:
+    """Run a benchmark in this process; its results."""
+    path = tmp_path / "result.json"
+    module.run(module.build_parser().parse_args([*options, "--threads", "1", "--json", str(path)]))
+    results: dict[str, Any] = json.loads(path.read_text())["results"]
+    return results
+
+
+def test_ring(bundle: Path, tmp_path: Path) -> None:
+    found = run(ring, tmp_path, "--quick", "--bundle", str(bundle), "--windows", "10", "--repeats", "2")
+    (case,) = found.values()
+    assert (case["exact"]["latent_frames"], case["steady"]["latent_frames"]) == (9, 10)
+    assert case["exact"]["relative_difference"] < 1e-4
+    assert case["exact"]["pass_ratio"]["n"] == 2
+
+
+def test_throughput(bundle: Path, tmp_path: Path) -> None:
+    """Both backends dub the sample, and their passes agree (else ParityError)."""
+    found = run(throughput, tmp_path, "--bundle", str(bundle), "--runs", "1", "--chunks", "1")
+    assert found["passes"]["relative_difference"] < 1e-4
+    frames = {name: dub["frames"] for name, dub in found["dub"].items()}
+    assert frames["onnxruntime"] == frames["torch"] > 25
+    for dub in found["dub"].values():
+        assert 0 < dub["dit_share"]["median"] < 1
+        assert dub["fps"]["median"] == pytest.approx(dub["frames"] / dub["seconds"]["median"], rel=1e-4)
+        assert dub["peak_memory_mib"]["median"] > 50
+        stages = sum(stage["median"] for stage in dub["stages_seconds"].values())
+        assert stages <= dub["seconds"]["median"]
+
+
+def test_backends_that_differ_are_not_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lipstream.backends.onnxruntime import OnnxRuntimeStream
+
+    right = OnnxRuntimeStream.denoise
+    monkeypatch.setattr(OnnxRuntimeStream, "denoise", lambda *given: right(*given) * np.float32(1.01))
+    with pytest.raises(ParityError):
+        throughput.passes(str(bundle), 1, 1)
+
+
+def test_flatness(bundle: Path, tmp_path: Path) -> None:
+    found = run(flatness, tmp_path, "--bundle", str(bundle), "--seconds", "12")
+    assert found["seconds"] >= 12
+    assert found["chunks"] == pytest.approx(12 / 0.48, abs=2)
+    assert [row["seconds"] for row in found["table"]] == [10]
+
+
+def rows(chunk_ms: float, growth: float) -> dict[str, list[float]]:
+    """Ten minutes of a stream whose chunks end at `chunk_ms` from 50, and which grows by `growth` MiB."""
+    n = 1250
+    return {
+        "at": list(0.48 * np.arange(1, n + 1)),
+        "chunk_ms": list(np.linspace(50, chunk_ms, n)),
+        "rss_mib": list(400 + np.linspace(0, growth, n)),
+        "peak_mib": [400 + growth],
+    }
+
+
+@pytest.mark.parametrize(
+    ("chunk_ms", "growth", "passed"), [(50, 0, True), (52, 3, True), (70, 0, False), (50, 9, False), (30, -9, True)]
+)
+def test_what_counts_as_flat(chunk_ms: float, growth: float, passed: bool) -> None:
+    found = flatness.judge(rows(chunk_ms, growth))
+    assert found["passed"] == passed
+    assert found["slowdown"] == pytest.approx(chunk_ms / 50, rel=0.1)
+    assert found["rss_growth_mib"] == pytest.approx(0.9 * growth, rel=0.1)
+    assert [row["seconds"] for row in found["table"]] == [10, 30, 60, 120, 300, 600]
+
+
+def test_passes_on_a_cpu(tmp_path: Path) -> None:
+    found = run(passes, tmp_path, "--size", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2")
+    assert {name for name in found if name.endswith("_ms")} == {
+        "denoise_0_ms",
+        "denoise_1_ms",
+        "context_ms",
+        "chunk_ms",
+    }
+    assert found["video_fps"] == pytest.approx(12_000 / found["chunk_ms"]["median"], rel=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_passes_without_a_gpu() -> None:
+    with pytest.raises(ConfigError):
+        passes.run(passes.build_parser().parse_args([]))

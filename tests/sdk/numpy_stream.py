@@ -1,0 +1,142 @@
+"""A stream whose "model" is a few lines of numpy: every output hangs on every input, so that any slip shows in pixels.
+
+It makes a session cheap enough to be run hundreds of times, and writes down what the session asks of it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from lipstream.bundle import AudioGeometry, Geometry, Manifest
+from lipstream.composite import Compositor
+from lipstream.reference import ReferenceChunk, SourceFrame, encode
+from lipstream.session import Frame, LipSyncSession
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+
+SIDE = 16
+GEOMETRY = Geometry(
+    fps=25,
+    crop_size=(SIDE, SIDE),
+    latent_size=(2, 2),
+    latent_channels=2,
+    temporal=4,
+    chunk_frames=3,
+    window=7,
+    sink=1,
+    tokens=1,
+    num_heads=1,
+    head_dim=6,
+    num_layers=1,
+)
+AUDIO = AudioGeometry(sample_rate=16_000, samples_per_frame=640, lookback=1000, lookahead=530, features=3)
+MANIFEST = Manifest({"name": "numpy"}, GEOMETRY, AUDIO, (0.999, 0.769, 0.0), "fp32")
+TO_CANVAS = np.array([[420 / SIDE, 0, 0], [0, 560 / SIDE, 0]])
+_WINDOW = AUDIO.lookback + AUDIO.samples_per_frame + AUDIO.lookahead
+_EAR = np.random.default_rng(0).standard_normal((AUDIO.features, _WINDOW))
+
+
+def hashed(x: Any) -> Array:
+    """Values in [0, 1) that a small change of `x` throws far."""
+    return np.asarray(np.modf(1e3 * np.asarray(x, np.float64))[0] % 1, np.float32)
+
+
+class NumpyStream:
+    """See `lipstream.backends.Stream`. Attributes: calls: (name, argument) of each call; heard: all audio windows."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, int]] = []
+        self.heard: list[Array] = []
+        self._seen, self._said, self._decoded = 0.0, 0.0, 0.0
+
+    def encode_audio(self, samples: Array) -> Array:
+        self.calls.append(("audio", 0))
+        self.heard.append(samples.copy())
+        step = AUDIO.samples_per_frame
+        return np.stack([hashed(_EAR @ samples[f * step : f * step + _WINDOW]) for f in range(12)])
+
+    def encode_video(self, frames: Array) -> Array:
+        self.calls.append(("video", 0))
+        mean = frames.reshape(3, 4, -1).mean(axis=(1, 2), dtype=np.float64)
+        self._seen = float(hashed(self._seen + mean.sum()))
+        latents = np.broadcast_to(mean[None, None, :, None, None] + self._seen, (2, 2, 3, 2, 2))
+        return hashed(latents + np.arange(2)[:, None, None, None, None])
+
+    def begin_chunk(self, chunk: int) -> None:
+        self.calls.append(("begin", chunk))
+
+    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
+        self.calls.append(("denoise", step))
+        return latent - hashed(self._mix(latent, condition, audio) + step)
+
+    def context(self, latent: Array, condition: Array, audio: Array) -> None:
+        self.calls.append(("context", 0))
+        self._said = float(hashed(self._said + self._mix(latent, condition, audio).mean()))
+
+    def decode(self, latent: Array) -> Array:
+        self.calls.append(("decode", 0))
+        values = np.repeat(latent[0].mean(axis=(1, 2), dtype=np.float64), 4) + np.arange(12) / 12 + self._decoded
+        self._decoded = float(hashed(values[-1]))
+        return np.broadcast_to(hashed(values)[:, None, None, None], (12, 3, SIDE, SIDE)).copy()
+
+    def _mix(self, latent: Array, condition: Array, audio: Array) -> Array:
+        sound = audio.reshape(3, -1).mean(axis=1, dtype=np.float64)[:, None, None]
+        return np.asarray(latent + condition.mean(axis=0, dtype=np.float64) + sound + self._said, np.float32)
+
+
+class NumberedReference:
+    """Frame i of the reference is a flat picture of grey i modulo 251, its crop is all of it."""
+
+    def __init__(self) -> None:
+        self.given = 0
+        self.closed = False
+
+    def chunk(self, stream: Any, count: int) -> ReferenceChunk:
+        numbers = range(self.given, self.given + count)
+        self.given += count
+        images = [np.full((SIDE, SIDE, 3), i % 251, np.uint8) for i in numbers]
+        frames = [SourceFrame(image, image, TO_CANVAS) for image in images]
+        return ReferenceChunk(frames, encode(stream, GEOMETRY, images))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class OpenSession:
+    """A `LipSyncSession` on the numpy stream, and its parts. Attributes: session, stream, reference."""
+
+    def __init__(self, *, stream: Any = None, reference: Any = None, **options: Any) -> None:
+        self.stream, self.reference = stream or NumpyStream(), reference or NumberedReference()
+        compositor = Compositor(np.zeros((SIDE, SIDE), np.float32))
+        mask = np.zeros(GEOMETRY.latent_size, np.float32)
+        self.session = LipSyncSession(MANIFEST, self.stream, self.reference, compositor, mask, **options)
+
+
+def open_session(**options: Any) -> LipSyncSession:
+    return OpenSession(**options).session
+
+
+def speak(session: LipSyncSession, pcm: NDArray[Any], rate: int = 16_000, cuts: tuple[int, ...] = ()) -> list[Frame]:
+    """All frames of one segment, pushed in the pieces that `cuts` make, taken as soon as they come."""
+    frames = []
+    for piece in np.split(pcm, cuts):
+        session.push_audio(piece, rate)
+        frames += list(session)
+    session.flush()
+    return frames + list(session)
+
+
+def noise(samples: int, channels: int = 0, seed: int = 0) -> Array:
+    """Float32 in [-0.5, 0.5), [samples] or [samples, channels]."""
+    shape = (samples, channels) if channels else (samples,)
+    return np.random.default_rng(seed).random(shape, np.float32) - np.float32(0.5)
+
+
+def assert_same_frames(found: list[Frame], expected: list[Frame]) -> None:
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert (a.index, a.pts, a.bypassed) == (b.index, b.pts, b.bypassed)
+        np.testing.assert_array_equal(a.image, b.image)
+        np.testing.assert_array_equal(a.audio, b.audio)

@@ -1,0 +1,294 @@
+"""A session between threads and tasks: nothing hangs, nothing is lost, nothing comes twice."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from lipstream.errors import BackpressureError, SessionClosedError
+from lipstream.session import Frame, LipSyncSession
+from numpy_stream import NumpyStream, OpenSession, assert_same_frames, noise, open_session, speak
+
+PATIENCE = 30.0
+"""Seconds after which something is said to hang."""
+
+
+@contextmanager
+def running(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
+    """`work` in another thread; yields a function that waits for its result, or raises what it raised."""
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        yield lambda: future.result(PATIENCE)
+
+
+class Gated(NumpyStream):
+    """Stops in every `denoise` call until it is let on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside, self.go_on = threading.Event(), threading.Event()
+
+    def denoise(self, *args: Any) -> Any:
+        self.inside.set()
+        assert self.go_on.wait(PATIENCE)
+        return super().denoise(*args)
+
+    def enter(self) -> None:
+        assert self.inside.wait(PATIENCE)
+
+    def leave(self) -> None:
+        self.inside.clear()
+        self.go_on.set()
+
+
+def push_in_pieces(session: LipSyncSession, pcm: np.ndarray[Any, Any], piece: int = 2000) -> None:
+    for start in range(0, len(pcm), piece):
+        while True:
+            try:
+                session.push_audio(pcm[start : start + piece], 16_000)
+                break
+            except BackpressureError:
+                threading.Event().wait(0.002)
+    session.flush()
+
+
+def test_a_pushing_thread_and_a_waiting_one() -> None:
+    pcm = noise(90 * 640)
+    session = open_session(max_pending=1)
+    with running(lambda: push_in_pieces(session, pcm)) as pushed:
+        frames = list(session.frames(wait=True))
+        pushed()
+    assert_same_frames(frames, speak(open_session(), pcm))
+
+
+def test_sessions_in_threads_of_their_own() -> None:
+    voices = [noise(60 * 640, seed=k) for k in range(4)]
+    expected = [speak(open_session(seed=k), voice) for k, voice in enumerate(voices)]
+    with ThreadPoolExecutor(4) as pool:
+        found = pool.map(lambda k: speak(open_session(seed=k), voices[k], cuts=(999,)), range(4), timeout=PATIENCE)
+        for a, b in zip(found, expected, strict=True):
+            assert_same_frames(a, b)
+
+
+def test_two_threads_that_iterate_share_the_frames() -> None:
+    session = open_session()
+    session.push_audio(noise(80 * 640), 16_000)
+    session.flush()
+    with running(lambda: list(session)) as rest:
+        here = list(session)
+        there = rest()
+    assert sorted(frame.index for frame in here + there) == list(range(80))
+
+
+def test_interrupt_during_generation_throws_the_chunk_away() -> None:
+    stream = Gated()
+    session = OpenSession(stream=stream).session
+    session.push_audio(noise(30 * 640), 16_000)
+    with running(lambda: list(session)) as taken:
+        stream.enter()
+        assert session.interrupt() == 0
+        stream.leave()
+        assert taken() == []
+    follow = noise(5 * 640, seed=3)
+    frames = speak(session, follow)
+    assert [frame.index for frame in frames] == list(range(5))
+    np.testing.assert_array_equal(np.concatenate([frame.audio for frame in frames])[:, 0], follow)
+    assert ("begin", 1) in stream.calls
+
+
+def test_interrupt_and_a_new_push_during_generation() -> None:
+    stream = Gated()
+    session = OpenSession(stream=stream).session
+    session.push_audio(noise(30 * 640), 16_000)
+    follow = noise(20 * 640, seed=3)
+    with running(lambda: list(session.frames(wait=True))) as taken:
+        stream.enter()
+        session.interrupt()
+        session.push_audio(follow, 16_000)
+        session.flush()
+        stream.leave()
+        frames = taken()
+    assert [frame.index for frame in frames] == list(range(20))
+    np.testing.assert_array_equal(np.concatenate([frame.audio for frame in frames])[:, 0], follow)
+
+
+def test_close_wakes_a_waiting_thread() -> None:
+    session = open_session()
+    session.push_audio(noise(640), 16_000)
+    with running(lambda: list(session.frames(wait=True))) as taken:
+        threading.Event().wait(0.05)
+        session.close()
+        assert taken() == []
+
+
+def test_close_during_generation_waits_for_it_and_drops_it() -> None:
+    stream = Gated()
+    opened = OpenSession(stream=stream)
+    opened.session.push_audio(noise(30 * 640), 16_000)
+    with (
+        running(lambda: list(opened.session)) as taken,
+        running(lambda: (stream.enter(), opened.session.close())) as shut,
+    ):
+        stream.enter()
+        while not opened.session._closed:
+            threading.Event().wait(0.002)
+        assert not opened.reference.closed  # the generating thread still reads from it
+        stream.leave()
+        assert taken() == []
+        shut()
+    assert opened.reference.closed
+
+
+def test_close_from_within_generation_as_a_signal_handler_would() -> None:
+    class Closing(NumpyStream):
+        def denoise(self, *args: Any) -> Any:
+            opened.session.close()
+            return super().denoise(*args)
+
+    opened = OpenSession(stream=Closing())
+    opened.session.push_audio(noise(30 * 640), 16_000)
+    with running(lambda: list(opened.session)) as taken:
+        assert taken() == []
+
+
+def test_an_error_wakes_the_other_threads() -> None:
+    class Failing(Gated):
+        def denoise(self, *args: Any) -> Any:
+            super().denoise(*args)
+            raise RuntimeError("half a chunk is done")
+
+    stream = Failing()
+    session = OpenSession(stream=stream).session
+    session.push_audio(noise(30 * 640), 16_000)
+    with running(lambda: list(session)) as first:
+        stream.enter()
+        with running(lambda: list(session.frames(wait=True))) as second:
+            stream.leave()
+            with pytest.raises(RuntimeError, match="half a chunk"):
+                first()
+            try:
+                assert second() == []
+            except SessionClosedError:
+                pass  # it asked for its first frame after the error
+
+
+async def collect(session: LipSyncSession) -> list[Frame]:
+    return [frame async for frame in session]
+
+
+def run(main: Any) -> Any:
+    """`asyncio.run` with patience, also for what it leaves behind: the shutdown of its threads is part of it."""
+    with running(lambda: asyncio.run(asyncio.wait_for(main, PATIENCE))) as result:
+        return result()
+
+
+class TestAsync:
+    def test_one_task_pushes_another_takes(self) -> None:
+        pcm = noise(70 * 640)
+
+        async def main() -> list[Frame]:
+            session = open_session()
+            frames = asyncio.create_task(collect(session))
+            for start in range(0, len(pcm), 3000):
+                session.push_audio(pcm[start : start + 3000], 16_000)
+                await asyncio.sleep(0.001)
+            session.flush()
+            return await frames
+
+        assert_same_frames(run(main()), speak(open_session(), pcm))
+
+    def test_the_loop_is_free_during_generation(self) -> None:
+        stream = Gated()
+
+        async def main() -> list[Frame]:
+            session = OpenSession(stream=stream).session
+            session.push_audio(noise(6400), 16_000)
+            session.flush()
+            frames = asyncio.create_task(collect(session))
+            while not stream.inside.is_set():
+                await asyncio.sleep(0.001)
+            stream.leave()
+            return await frames
+
+        assert len(run(main())) == 10
+
+    def test_cancelled_while_it_waits_leaves_no_thread_waiting(self) -> None:
+        async def main() -> None:
+            task = asyncio.create_task(collect(open_session()))
+            await asyncio.sleep(0.05)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+        run(main())
+
+    def test_a_time_out_loses_no_frame(self) -> None:
+        pcm = noise(40 * 640)
+
+        async def main() -> list[Frame]:
+            session, frames = open_session(), []
+            for start in range(0, len(pcm), 1280):
+                session.push_audio(pcm[start : start + 1280], 16_000)
+                try:
+                    async with asyncio.timeout(0.004):
+                        async for frame in session:
+                            frames.append(frame)
+                except TimeoutError:
+                    pass
+            session.flush()
+            return frames + await collect(session)
+
+        assert_same_frames(run(main()), speak(open_session(), pcm))
+
+    def test_cancelled_during_generation_keeps_the_chunk_for_the_next(self) -> None:
+        stream, pcm = Gated(), noise(30 * 640)
+
+        async def main() -> list[Frame]:
+            session = OpenSession(stream=stream).session
+            session.push_audio(pcm, 16_000)
+            session.flush()
+            task = asyncio.create_task(collect(session))
+            while not stream.inside.is_set():
+                await asyncio.sleep(0.001)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            stream.leave()
+            return await collect(session)
+
+        assert_same_frames(run(main()), speak(open_session(), pcm))
+
+    def test_close_ends_it(self) -> None:
+        async def main() -> list[Frame]:
+            session = open_session()
+            task = asyncio.create_task(collect(session))
+            await asyncio.sleep(0.02)
+            session.close()
+            return await task
+
+        assert run(main()) == []
+
+    def test_a_closed_session_says_so(self) -> None:
+        session = open_session()
+        session.close()
+        with pytest.raises(SessionClosedError):
+            run(collect(session))
+
+    def test_an_error_of_the_generation_arrives(self) -> None:
+        class Failing(NumpyStream):
+            def decode(self, latent: Any) -> Any:
+                raise RuntimeError("in the decoder")
+
+        session = OpenSession(stream=Failing()).session
+        session.push_audio(noise(6400), 16_000)
+        session.flush()
+        with pytest.raises(RuntimeError, match="in the decoder"):
+            run(collect(session))
+        with pytest.raises(SessionClosedError, match="RuntimeError"):
+            run(collect(session))
