@@ -48,6 +48,14 @@ def positive(text: str) -> int:
     return number
 
 
+def duration(text: str) -> float:
+    """An argument that is a number of seconds from 1 on."""
+    seconds = float(text)
+    if not 1 <= seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds from 1 on")
+    return seconds
+
+
 def main(run: Callable[[argparse.Namespace], bool], args: argparse.Namespace) -> int:
     """Exit status of a benchmark: 0 if `run` says that all criteria hold, else 1; an error's own for bad input."""
     try:

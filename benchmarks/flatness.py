@@ -23,7 +23,7 @@ from lipstream.media import read_audio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .common import in_fresh_process, main, memory_mib, parser, spread, write
+from .common import duration, in_fresh_process, main, memory_mib, parser, spread, write
 
 SAMPLE = Path(lipstream.__file__).parent / "sample"
 MARKS = (10, 30, 60, 120, 300, 600, 1800, 3600)  # seconds of sound at which the table has a row
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     options = parser("flatness", __doc__)
-    options.add_argument("--seconds", type=float, default=600.0, help="of sound (default 600)")
+    options.add_argument("--seconds", type=duration, default=600.0, help="of sound (default 600)")
     options.add_argument("--live", action="store_true", help="an unprepared reference")
     options.add_argument("--video", type=Path, default=SAMPLE / "face.mp4", help="default: the shipped sample")
     options.add_argument(

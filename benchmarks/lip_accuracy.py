@@ -1,7 +1,7 @@
 """Do the lips of the result say the new speech, and nothing else?
 
-On drawn people: each of them, never seen in training, is drawn saying speech A and dubbed with speech B, new sentences
-of another voice. How far the mouth is open in the result, frame by frame, is correlated (Pearson, at lag 0) with what
+On drawn people: each of them, never seen in training, is drawn saying speech A and dubbed with speech B: new sentences by
+a random voice. How far the mouth is open in the result, frame by frame, is correlated (Pearson, at lag 0) with what
 the drawing rule says for B, and for the control with what it says for speech C, which nobody hears. The opening is
 measured in two ways that know nothing of the model:
 
@@ -36,7 +36,7 @@ from lipstream_training.data.speech import SAMPLE_RATE, speech
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .common import main, parser, positive, write
+from .common import duration, main, parser, positive, write
 from .mouths import Frames, Track, correlation, distance_from_rest, lip_gaps, summary
 
 MATCHED, OTHER = 0.8, 0.3
@@ -222,7 +222,7 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser("lip_accuracy", __doc__)
     options.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
     options.add_argument("--people", type=positive, default=12, help="drawn people (default 12)")
-    options.add_argument("--seconds", type=float, default=6.0, help="of speech for each of them (default 6)")
+    options.add_argument("--seconds", type=duration, default=6.0, help="of speech for each of them (default 6)")
     options.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet: source, result, drawn target")
     options.add_argument("--video", type=Path, help="a real video in place of drawn people; needs --audio")
     options.add_argument("--audio", type=Path, help="what the face in it is to say")

@@ -61,12 +61,8 @@ def student_config(fields: dict[str, Any]) -> StudentConfig:
     return StudentConfig(**sizes)
 
 
-def geometry(config: StudentConfig) -> Geometry:
-    """The shapes a stream of this student has.
-
-    Raises:
-        ConfigError: sizes that do not go together.
-    """
+def check_sizes(config: StudentConfig) -> None:
+    """Raise `ConfigError` where sizes of the student do not go together."""
     try:
         RingGeometry(config.window, config.sink, config.chunk_frames)
     except ValueError as error:
@@ -75,6 +71,10 @@ def geometry(config: StudentConfig) -> Geometry:
         raise ConfigError(f"dim {config.dim} is not a multiple of twice the {config.num_heads} heads")
     if any(size % patch for size, patch in zip(config.latent_size, config.patch[1:], strict=True)):
         raise ConfigError(f"latent size {config.latent_size} is not a multiple of the patch {config.patch[1:]}")
+
+
+def geometry(config: StudentConfig) -> Geometry:
+    """The shapes a stream of this student has."""
     return Geometry(
         fps=25,
         crop_size=(8 * config.latent_size[0], 8 * config.latent_size[1]),
@@ -92,10 +92,15 @@ def geometry(config: StudentConfig) -> Geometry:
 
 
 def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Module]:
-    """The module behind each graph that a bundle of these parts has, by the graph's name."""
+    """The module behind each graph that a bundle of these parts has, by the graph's name.
+
+    Raises:
+        ConfigError: sizes of the student that do not go together.
+    """
     shape = geometry(config)
     graphs: dict[str, torch.nn.Module] = {}
     if parts.student:
+        check_sizes(config)
         graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
         if config.audio_dim == FEATURES:
             graphs["audio_encoder"] = AudioEncoder(shape.video_frames)
@@ -133,10 +138,11 @@ def export_bundle(
         t_list=config.t_list,
         precision="fp32",
     )
+    graphs = graph_modules(parts, config)
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)
-            for name, module in graph_modules(parts, config).items():
+            for name, module in graphs.items():
                 progress(name)
                 dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
                 with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 from exported import Exported
 from lipstream.bundle import Bundle
 from lipstream.errors import ConfigError, OutputError
-from lipstream_export.bundle import Parts, export_bundle, geometry
+from lipstream_export.bundle import Parts, export_bundle
 from onnx import TensorProto, numpy_helper
 from toys import CONFIG, toy_student, toy_text
 
@@ -204,8 +204,6 @@ def test_manifest(complete: Exported) -> None:
 )
 def test_sizes_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     config = replace(CONFIG, **changes)
-    with pytest.raises(ConfigError, match=message):
-        geometry(config)
     with pytest.raises(ConfigError, match=message):
         export_bundle(Parts(toy_student(), toy_text()), config, tmp_path / "bundle")
     assert not [*tmp_path.iterdir()]

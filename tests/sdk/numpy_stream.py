@@ -44,11 +44,18 @@ def hashed(x: Any) -> Array:
 
 
 class NumpyStream:
-    """See `lipstream.backends.Stream`. Attributes: calls: (name, argument) of each call; heard: all audio windows."""
+    """See `lipstream.backends.Stream`.
+
+    Attributes:
+        calls: (name, argument) of each call.
+        heard: the audio windows encoded.
+        given: (latent, condition, audio) of each denoising pass.
+    """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
         self.heard: list[Array] = []
+        self.given: list[tuple[Array, Array, Array]] = []
         self._seen, self._said, self._decoded = 0.0, 0.0, 0.0
 
     def encode_audio(self, samples: Array) -> Array:
@@ -69,6 +76,7 @@ class NumpyStream:
 
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
         self.calls.append(("denoise", step))
+        self.given.append((latent.copy(), condition.copy(), audio.copy()))
         return latent - hashed(self._mix(latent, condition, audio) + step)
 
     def context(self, latent: Array, condition: Array, audio: Array) -> None:

@@ -8,17 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import av
 import cv2
 import pytest
-from conftest import voice, write_wav
 from lipstream import LipSyncEngine, __version__, errors
 from lipstream.bundle import MANIFEST
 from lipstream.cli import main
+from voice_and_video import voice, write_wav
 
 COMMANDS = ("run", "demo", "inspect", "export")
 
@@ -26,7 +26,7 @@ COMMANDS = ("run", "demo", "inspect", "export")
 @pytest.fixture
 def lipstream(
     engine: LipSyncEngine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """The command in this process: arguments -> (exit status, standard output, standard error).
 
     `run` gets the engine of the tests, unless it is told which bundle, backend or threads to take.
@@ -44,7 +44,7 @@ def lipstream(
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
-    yield run
+    return run
 
 
 def subprocess_of(*args: object, module: bool = True) -> subprocess.CompletedProcess[str]:
@@ -63,7 +63,9 @@ def test_run_writes_the_video_and_says_what_it_did(lipstream: Any, media: Path, 
     assert (status, frames_in(out)) == (0, 15)
     assert "15 frames" in said
     assert "15/15" in bar
-    assert cv2.imread(str(sheet)).shape[1] == 1600
+    picture = cv2.imread(str(sheet))
+    assert picture is not None
+    assert picture.shape[1] == 1600
     assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "sheet.png"}
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from conftest import voice, write_video
 from lipstream.contact_sheet import contact_sheet
 from lipstream.errors import OutputError
 from lipstream.media import ping_pong
 from numpy.typing import NDArray
+from voice_and_video import voice, write_video
 
 Video = NDArray[np.uint8]
 

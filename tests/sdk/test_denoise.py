@@ -36,7 +36,7 @@ class Linear:
 
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
         self.given.append((step, latent.copy()))
-        return np.float32(step + 2) * latent + condition.mean() + audio.mean()
+        return np.asarray((step + 2) * latent + condition.mean() + audio.mean(), np.float32)
 
 
 @pytest.mark.parametrize("times", [(0.999, 0.769, 0.0), (0.9, 0.0), (0.99, 0.8, 0.5, 0.2, 0.0)])
@@ -49,7 +49,7 @@ def test_passes(times: tuple[float, ...]) -> None:
         stream, times, noises, condition, audio, on_velocity=lambda step, velocity: velocities.append(velocity)
     )
     constant = float(condition.mean()) + float(audio.mean())
-    x = noises[0].astype(np.float64)
+    x = clean = noises[0].astype(np.float64)
     for step, t in enumerate(times[:-1]):
         if step:
             x = (1 - t) * clean + t * noises[step]

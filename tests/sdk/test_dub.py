@@ -11,7 +11,6 @@ import av
 import cv2
 import numpy as np
 import pytest
-from conftest import voice, write_video, write_wav
 from lipstream import LipSyncEngine
 from lipstream.bundle import Bundle
 from lipstream.errors import AudioTooShortError, FaceNotFoundError
@@ -19,6 +18,7 @@ from lipstream.face import FaceTracker
 from lipstream.face.align import crop_matrix
 from lipstream.media import ping_pong
 from numpy.typing import NDArray
+from voice_and_video import voice, write_video, write_wav
 
 Video = NDArray[np.uint8]
 
@@ -29,8 +29,8 @@ def decoded(path: Path) -> tuple[Video, NDArray[np.float32]]:
         frames = list(container.decode(video=0))
     with av.open(str(path)) as container:
         blocks = list(container.decode(audio=0))
-    times = [frame.pts * frame.time_base for frame in frames]
-    start = blocks[0].pts * blocks[0].time_base
+    times = [clock(frame) for frame in frames]
+    start = clock(blocks[0])
     video_end = times[-1] + Fraction(1, 25)
     audio_end = start + Fraction(sum(block.samples for block in blocks), blocks[0].sample_rate)
     assert times == [Fraction(i, 25) for i in range(len(times))]
@@ -40,11 +40,16 @@ def decoded(path: Path) -> tuple[Video, NDArray[np.float32]]:
     return np.stack([frame.to_ndarray(format="rgb24") for frame in frames]), samples.reshape(-1, 1)
 
 
-def stated_lengths(path: Path) -> tuple[float, float]:
+def clock(frame: av.VideoFrame | av.AudioFrame) -> Fraction:
+    assert frame.pts is not None
+    assert frame.time_base
+    return frame.pts * frame.time_base
+
+
+def stated_lengths(path: Path) -> tuple[float, ...]:
     with av.open(str(path)) as container:
         video, audio = container.streams.video[0], container.streams.audio[0]
-        assert video.duration and video.time_base and audio.duration and audio.time_base
-        return float(video.duration * video.time_base), float(audio.duration * audio.time_base)
+        return tuple(float((stream.duration or 0) * (stream.time_base or 0)) for stream in (video, audio))
 
 
 @pytest.mark.parametrize(("seconds", "frames"), [(0.04, 1), (0.1, 2), (0.36, 9), (0.84, 21), (0.859, 21), (1.7, 42)])

@@ -10,13 +10,13 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from conftest import voice
 from lipstream import LipSyncEngine, PreparedReference
 from lipstream.errors import BackendError, ConfigError, FaceNotFoundError, MediaOpenError, SessionClosedError
 from lipstream.media import VideoWriter, ping_pong
 from lipstream.session import Frame
 from numpy.typing import NDArray
 from numpy_stream import assert_same_frames, speak
+from voice_and_video import voice
 
 Video = NDArray[np.uint8]
 
@@ -176,12 +176,11 @@ class TestFaces:
     def test_raise_ends_the_session(self, engine: LipSyncEngine, speaker: Video) -> None:
         with engine.session(self.hidden(speaker), face_policy="raise") as session:
             session.push_audio(pcm(31 / 25, 16_000), 16_000)
-            taken = []
+            taken: list[Frame] = []
             with pytest.raises(FaceNotFoundError) as caught:
-                for frame in session:
-                    taken.append(frame.index)
+                taken.extend(session)
             assert caught.value.frame == 12
-            assert taken == list(range(9))
+            assert [frame.index for frame in taken] == list(range(9))
             with pytest.raises(SessionClosedError, match="FaceNotFoundError"):
                 session.push_audio(pcm(1, 16_000), 16_000)
             with pytest.raises(SessionClosedError, match="FaceNotFoundError"):

@@ -47,7 +47,7 @@ def test_attended_keys_and_values_through_a_stream(window: int, sink: int, chunk
                 k_next[:], v_next[:] = (
                     k_now,
                     v_now,
-                )  # what a graph does: the prefix, with the chunk's own slots replaced
+                )  # as a graph does: the prefix, the chunk's slots replaced
                 k_next[slots], v_next[slots] = new[:, layer]
             ring.swap()
             for layer, (keys, values) in enumerate(ring.attended()):

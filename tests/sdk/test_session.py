@@ -13,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.errors import AudioFormatError, BackpressureError, ConfigError, SessionClosedError
 from lipstream.media import StreamResampler
+from lipstream.reference import encode
+from lipstream.session import Frame
 from numpy.typing import NDArray
 from numpy_stream import (
     AUDIO,
+    GEOMETRY,
+    SIDE,
     NumberedReference,
     NumpyStream,
     OpenSession,
@@ -78,8 +82,7 @@ def test_floor_of_seconds_times_25_frames(samples: int, rate: int) -> None:
 
 @pytest.mark.parametrize(
     ("samples", "frames"),
-    [(0, 0), (1, 0), (639, 0), (640, 1), (641, 1), (1600, 2), (9 * 640 - 1, 8), (9 * 640, 9), (9 * 640 + 1, 9)]
-    + [(21 * 640 - 1, 20), (21 * 640, 21), (21 * 640 + 1, 21), (22 * 640, 22)],
+    [(0, 0), (1, 0), (1600, 2), *((n * 640 + d, n - (d < 0)) for n in (1, 9, 10, 21, 22) for d in (-1, 0, 1))],
 )
 def test_lengths_around_a_frame_and_a_chunk(samples: int, frames: int) -> None:
     assert len(speak(open_session(), noise(samples))) == frames
@@ -121,6 +124,27 @@ def test_order_of_the_calls_of_a_stream() -> None:
     order = [call for call in opened.stream.calls if call[0] not in ("audio", "video")]
     expected = [("begin", k) if name == "begin" else (name, n) for k in range(3) for name, n in passes]
     assert order == expected[:-1]  # the last chunk's context pass would serve nobody
+
+
+def test_what_a_pass_is_given() -> None:
+    opened = OpenSession()
+    speak(opened.session, noise(33 * 640))
+    given, twin = opened.stream.given, NumpyStream()
+    for chunk in range(3):
+        features = twin.encode_audio(opened.stream.heard[chunk])
+        if chunk == 0:
+            features[:3] = features[3]  # the stream's first frame stands for a whole latent frame
+        (start, condition, audio), (_, again, same) = given[2 * chunk : 2 * chunk + 2]
+        np.testing.assert_array_equal(audio, features)
+        np.testing.assert_array_equal(same, features)
+        np.testing.assert_array_equal(again, condition)
+        pictures = [np.full((SIDE, SIDE, 3), max(0, 12 * chunk - 3 + i), np.uint8) for i in range(12)]
+        sequence, masked = encode(twin, GEOMETRY, pictures)
+        np.testing.assert_array_equal(condition[3:], np.concatenate([masked, sequence]))
+        np.testing.assert_array_equal(condition[:2], np.repeat(given[0][1][5:, :1], 3, axis=1))
+        assert start.shape == (2, 3, 2, 2)
+    starts = [latent.tobytes() for latent, _, _ in given[::2]]
+    assert len({*starts}) == 3  # noise is fresh in every chunk
 
 
 def test_equal_seeds_give_equal_frames_and_others_do_not() -> None:
@@ -420,7 +444,8 @@ class TestClosing:
         opened = OpenSession(stream=Failing())
         session = opened.session
         session.push_audio(noise(50 * 640), 16_000)
-        frames, other = [], iter(session)
+        frames: list[Frame] = []
+        other = iter(session)
         next(other)
         with pytest.raises(error):
             frames += session
@@ -453,8 +478,8 @@ class Forgetful(NumpyStream):
 
     def encode_audio(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         features = super().encode_audio(samples)
-        self.calls.clear()
-        self.heard.clear()
+        for record in (self.calls, self.heard, self.given):
+            record.clear()
         return features
 
 

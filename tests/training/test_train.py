@@ -11,13 +11,20 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lipstream_training.autoencoder import AutoencoderRecipe, LatentScale, encode_clip, picture_loss, train_autoencoder
+from lipstream_training.autoencoder import (
+    AutoencoderRecipe,
+    LatentScale,
+    encode_clip,
+    initialise,
+    picture_loss,
+    train_autoencoder,
+)
 from lipstream_training.checkpoint import Checkpoint, round_to_bfloat16
 from lipstream_training.diffusion import DiffusionRecipe, Latents, train_student, train_teacher
 from lipstream_training.models import CausalDiT
 from lipstream_training.optim import Average, Cosine
 from torch import Tensor, nn
-from toys import CONFIG, TAEHV_CONFIG, toy_checkpoint, toy_student, toy_taehv, toy_text
+from toys import CONFIG, toy_checkpoint, toy_student, toy_taehv, toy_text
 
 
 class Train(Protocol):
@@ -85,7 +92,9 @@ def test_the_autoencoder_learns() -> None:
     videos = [video.astype(np.uint8) for video in clips()]
     losses: list[float] = []
     recipe = AutoencoderRecipe(steps=25, batch=2, frames=8, size=16, learning_rate=1e-2)
-    model = train_autoencoder(TAEHV_CONFIG, videos, torch.ones(16, 24), recipe, seed=0, progress=losses.append)
+    model = toy_taehv().requires_grad_(True)
+    initialise(model)
+    model = train_autoencoder(model, videos, torch.ones(16, 24), recipe, seed=0, progress=losses.append)
     assert len(losses) == 25
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
     assert not model.training
@@ -159,13 +168,13 @@ def test_schedule_warms_up_and_comes_down() -> None:
 
 def test_average_follows_the_weights() -> None:
     module = nn.Linear(1, 1, bias=False)
-    module.weight.data.fill_(0)
+    nn.init.zeros_(module.weight)
     average = Average(module, decay=0.5)
     module.weight.data.fill_(1)
     values = []
     for _ in range(30):
         average.update(module)
-        values.append(average.module.weight.item())
+        values.append(average.module.get_parameter("weight").item())
     assert values[0] == pytest.approx(10 / 11)
     assert np.all(np.diff(values) >= 0)
     assert values[-1] == pytest.approx(1, abs=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .models import TAEHV
-from .models.taehv import TEMPORAL, MemBlock
+from .models.taehv import SPATIAL, TEMPORAL, MemBlock
 from .optim import Cosine
 
 Frames = NDArray[np.uint8]
@@ -111,6 +111,74 @@ def train_autoencoder(
     last = model.encoder[-1]
     assert isinstance(last, nn.Conv2d)
     scale.fold_into(last)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class DecoderRecipe:
+    """`steps` batches of `batch` pieces of `frames` latent frames and `size` latent pixels square, most on the mouth.
+
+    The encoder rests, so that the students' latents stay what they are; the decoder learns to show what is in them
+    where it will be seen, which is nowhere but inside the mask.
+    """
+
+    steps: int = 1300
+    batch: int = 12
+    frames: int = 3
+    size: int = 6
+    learning_rate: float = 1.5e-3
+    elsewhere: float = 0.2
+    noise: float = 0.1
+
+
+def train_decoder(
+    model: TAEHV,
+    clips: Frames,
+    latents: Tensor,
+    latent_mask: Tensor,
+    recipe: DecoderRecipe,
+    *,
+    seed: int,
+    progress: Callable[[float], None],
+) -> TAEHV:
+    """Train the decoder of `model` on `latents` [N, C, F, h, w] of `clips` uint8 [N, 4 F - 3, 8 h, 8 w, 3].
+
+    `latent_mask` [h, w] is 1 where the picture is kept; `progress` is called with the loss after each step.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(model.decoder.parameters(), recipe.learning_rate, weight_decay=1e-4)
+    schedule = Cosine(optimizer, recipe.steps)
+    n, pixels = recipe.size, SPATIAL * recipe.size
+    wanted = np.argwhere(latent_mask.numpy() < 0.5)
+    height, width = latent_mask.shape
+    for _ in range(recipe.steps):
+        pieces, pictures = [], []
+        for _ in range(recipe.batch):
+            clip, first = rng.integers(len(latents)), 1 + rng.integers(latents.shape[2] - recipe.frames)
+            middle = (
+                wanted[rng.integers(len(wanted))] if rng.random() > recipe.elsewhere else rng.integers(height, size=2)
+            )
+            top, left = (
+                int(np.clip(at - n // 2, 0, side - n)) for at, side in zip(middle, (height, width), strict=True)
+            )
+            pieces.append(latents[clip, :, first : first + recipe.frames, top : top + n, left : left + n])
+            frames = clips[clip, TEMPORAL * first - 3 : TEMPORAL * (first + recipe.frames) - 3]
+            y, x = SPATIAL * top, SPATIAL * left
+            pictures.append(torch.from_numpy(np.array(frames[:, y : y + pixels, x : x + pixels])))
+        latent = torch.stack(pieces).float().transpose(1, 2)
+        video = torch.stack(pictures).permute(0, 1, 4, 2, 3) / 255
+        with torch.autocast("cpu", torch.bfloat16):
+            noisy = latent + recipe.noise * torch.randn_like(latent)
+            out, _ = model.decode(noisy, model.decoder_memory(recipe.batch, pixels, pixels), clamp=False)
+        loss = picture_loss(out.float(), video)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.decoder.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress(loss.item())
     return model.eval()
 
 

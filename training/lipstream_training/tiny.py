@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from .autoencoder import AutoencoderRecipe, encode_clip, initialise, train_autoencoder
+from .autoencoder import AutoencoderRecipe, DecoderRecipe, encode_clip, initialise, train_autoencoder, train_decoder
 from .checkpoint import Checkpoint, round_to_bfloat16
 from .data.clips import AUDIO_CONTEXT, draw_clip, training_rng
 from .data.mask import compositing_mask, latent_mask, mouth_mask
@@ -49,8 +49,9 @@ class TinyRecipe:
     detail: AutoencoderRecipe = field(
         default_factory=lambda: AutoencoderRecipe(steps=2000, batch=10, size=48, learning_rate=1.5e-3)
     )
-    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=600))
-    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=1800, learning_rate=6e-4))
+    decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
+    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=450))
+    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=1100, learning_rate=6e-4))
 
 
 def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
@@ -79,11 +80,22 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
     text = torch.randn(config.text_len, config.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
     torch.manual_seed(recipe.seed)
     model = CausalDiT(config)
-    for name, train, diffusion in (("teacher", train_teacher, recipe.teacher), ("student", train_student, recipe.student)):
+    for name, train, diffusion in (
+        ("teacher", train_teacher, recipe.teacher),
+        ("student", train_student, recipe.student),
+    ):
         with _stage(folder / f"{name}.safetensors", model, name, diffusion.steps) as run:
             if run:
-                model.load_state_dict(train(model, latents, text, diffusion, seed=recipe.seed, progress=run).state_dict())
+                model.load_state_dict(
+                    train(model, latents, text, diffusion, seed=recipe.seed, progress=run).state_dict()
+                )
 
+    with _stage(folder / "decoder.safetensors", taehv, "decoder", recipe.decoder.steps) as run:
+        if run:
+            train_decoder(
+                taehv, targets, latents.target, masks["latent"], recipe.decoder, seed=recipe.seed, progress=run
+            )
+    round_to_bfloat16(taehv)
     round_to_bfloat16(model)
     checkpoint = Checkpoint(model.eval(), taehv, text, masks, MODEL)
     checkpoint.save(folder / "checkpoint")
