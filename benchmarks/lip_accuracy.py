@@ -1,7 +1,7 @@
 """Do the lips of the result say the new speech, and nothing else?
 
-On drawn people: each of them, never seen in training, is drawn saying speech A and dubbed with speech B: new sentences by
-a random voice. How far the mouth is open in the result, frame by frame, is correlated (Pearson, at lag 0) with what
+On drawn people: each of them, never seen in training, is drawn saying speech A and dubbed with speech B: new sentences
+by a random voice. How far the mouth is open in the result, frame by frame, is correlated (Pearson, at lag 0) with what
 the drawing rule says for B, and for the control with what it says for speech C, which nobody hears. The opening is
 measured in two ways that know nothing of the model:
 

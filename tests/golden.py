@@ -20,15 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors import safe_open
-
 from lipstream.backends.base import Stream
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.denoise import assemble_condition, generate_chunk
 from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_training.models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig
+from numpy.typing import NDArray
+from safetensors import safe_open
 
 Array = NDArray[np.float32]
 TOLERANCE = 1e-4
@@ -144,13 +143,18 @@ def taehv(golden: Golden, backend: str) -> float:
 
 def _video_parts(model: TAEHV, height: int, width: int) -> tuple[Parts, StudentConfig]:
     config = StudentConfig(
-        dim=8, ffn_dim=8, num_heads=1, num_layers=1, latent_size=(height, width), latent_channels=model.config.latent_channels
+        dim=8,
+        ffn_dim=8,
+        num_heads=1,
+        num_layers=1,
+        latent_size=(height, width),
+        latent_channels=model.config.latent_channels,
     )
     return Parts(taehv=model, masks={"pixel": torch.ones(8 * height, 8 * width)}), config
 
 
 def _chunks(x: Array, length: int) -> list[Array]:
-    """`x` cut into pieces of `length`; the last filled up with zeros, which a causal model's earlier output cannot see."""
+    """`x` cut into pieces of `length`; the last is filled up with zeros, which earlier output cannot see."""
     missing = -len(x) % length
     x = np.concatenate([x, np.zeros((missing, *x.shape[1:]), np.float32)])
     return np.split(x, len(x) // length)
@@ -164,7 +168,13 @@ def check(path: Path, backend: str) -> dict[str, Any]:
     golden = Golden(path)
     kind = golden.config["kind"]
     if kind not in KINDS:
-        return {"name": path.stem, "kind": kind, "rel": None, "passed": False, "note": f"unknown kind; known: {', '.join(KINDS)}"}
+        return {
+            "name": path.stem,
+            "kind": kind,
+            "rel": None,
+            "passed": False,
+            "note": f"unknown kind; known: {', '.join(KINDS)}",
+        }
     with torch.no_grad():
         error = KINDS[kind](golden, backend)
     left = ", ".join(golden.outputs)
@@ -185,7 +195,9 @@ def main(argv: list[str] | None = None) -> int:
         if not args.json:
             rel = "none" if result["rel"] is None else f"{result['rel']:.2e}"
             verdict = "PASS" if result["passed"] else "FAIL"
-            print(f"{result['name']} {result['kind']} rel={rel} {verdict} {result.get('note', '')}".rstrip(), flush=True)
+            print(
+                f"{result['name']} {result['kind']} rel={rel} {verdict} {result.get('note', '')}".rstrip(), flush=True
+            )
     if args.json:
         print(json.dumps(results, indent=2))
     return 0 if all(result["passed"] for result in results) else 1

@@ -97,10 +97,11 @@ def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Mod
     Raises:
         ConfigError: sizes of the student that do not go together.
     """
+    if parts.student:
+        check_sizes(config)
     shape = geometry(config)
     graphs: dict[str, torch.nn.Module] = {}
     if parts.student:
-        check_sizes(config)
         graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
         if config.audio_dim == FEATURES:
             graphs["audio_encoder"] = AudioEncoder(shape.video_frames)
@@ -128,6 +129,7 @@ def export_bundle(
         ConfigError: sizes of the student that do not go together.
         OutputError: the place cannot be written, or holds something that is not a bundle.
     """
+    graphs = graph_modules(parts, config)
     shape = geometry(config)
     parameters = sum(p.numel() for m in (parts.student, parts.taehv) if m for p in m.parameters())
     sizes = {"config": asdict(config)} | ({"taehv": asdict(parts.taehv.config)} if parts.taehv else {})
@@ -138,7 +140,6 @@ def export_bundle(
         t_list=config.t_list,
         precision="fp32",
     )
-    graphs = graph_modules(parts, config)
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)

@@ -193,7 +193,9 @@ def initialise(model: TAEHV) -> None:
                 nn.init.zeros_(layer.bias)
     for layer in model.modules():
         if isinstance(layer, MemBlock):
-            layer.conv[-1].weight.mul_(0.2)
+            branch_end = layer.conv[-1]
+            assert isinstance(branch_end, nn.Conv2d)
+            branch_end.weight.mul_(0.2)
     last = model.decoder[-1]
     assert isinstance(last, nn.Conv2d)
     assert last.bias is not None

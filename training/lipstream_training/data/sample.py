@@ -20,7 +20,7 @@ def draw_sample(
     speech_text: str,
     size: tuple[int, int] = (320, 384),
 ) -> tuple[Path, Path]:
-    """Write `folder`/face.mp4, an unseen person who says `video_text`, and `folder`/speech.wav, a voice saying `speech_text`.
+    """Write `folder`/face.mp4, an unseen person saying `video_text`, and `folder`/speech.wav, saying `speech_text`.
 
     Args:
         person: which of the evaluation identities. size: (height, width) in pixels.
