@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from lipstream.bundle import MANIFEST, Bundle, sha256
 from lipstream.errors import LipStreamError
 from numpy.typing import ArrayLike
 
@@ -108,14 +109,18 @@ def machine() -> dict[str, Any]:
 def write(path: Path | None, benchmark: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
     """Write a result file, if a path was asked for: the numbers, the options that led to them, commit and machine.
 
-    Paths among the options are reduced to their names.
+    Paths among the options are reduced to their names; the bundle is named by the SHA-256 of its manifest, too, which
+    holds that of every other file.
     """
     if path is None:
         return
     options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "json"}
+    report: dict[str, Any] = {"benchmark": benchmark, "commit": commit(), "machine": machine(), "options": options}
     if "bundle" in options:
-        options["bundle"] = Path(options["bundle"]).name
-    report = {"benchmark": benchmark, "commit": commit(), "machine": machine(), "options": options, "results": results}
+        folder = Bundle.load(options["bundle"], verify=False).path
+        options["bundle"] = folder.name
+        report["bundle_manifest_sha256"] = sha256(folder / MANIFEST)
+    report["results"] = results
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(_rounded(report), indent=2) + "\n")

@@ -2,7 +2,8 @@
 
 manifest.json          sizes, geometry, schedule, and the SHA-256 of every other file
 *.onnx                 one graph a file
-*.bin                  weights that the graphs share
+weights.bin            weights that the graphs share
+weights.json           where in it each weight stands
 constants.safetensors  what is computed once for all streams: modulation, prompt K/V, masks
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,13 +15,11 @@ from lipstream.errors import ConfigError
 from benchmarks.common import in_fresh_process, main, memory_mib, parser, spread, write
 
 
-def test_a_result_file_says_what_ran_but_not_where(tmp_path: Path) -> None:
+def test_a_result_file_says_what_ran_but_not_where(bundle: Path, tmp_path: Path) -> None:
     options = parser("test", "text")
     options.add_argument("--video", type=Path)
     path = tmp_path / "new" / "result.json"
-    args = options.parse_args(
-        ["--bundle", str(tmp_path / "toy"), "--video", str(tmp_path / "v.mp4"), "--json", str(path)]
-    )
+    args = options.parse_args(["--bundle", str(bundle), "--video", str(tmp_path / "v.mp4"), "--json", str(path)])
     write(path, "test", args, {"a": 1 / 3, "b": [float("nan"), 2], "c": {"d": True, "e": "text"}})
 
     def refuse(constant: str) -> None:
@@ -31,7 +30,9 @@ def test_a_result_file_says_what_ran_but_not_where(tmp_path: Path) -> None:
     assert report["results"] == {"a": 0.333333, "b": [None, 2], "c": {"d": True, "e": "text"}}
     assert report["options"] == {"bundle": "toy", "video": "v.mp4", "threads": args.threads, "quick": False}
     assert report["machine"]["cores"] == len(os.sched_getaffinity(0))
+    assert report["bundle_manifest_sha256"] == hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
     assert str(tmp_path) not in text
+    assert str(bundle.parent) not in text
     assert [p.name for p in path.parent.iterdir()] == ["result.json"]
 
 

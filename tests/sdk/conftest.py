@@ -11,20 +11,18 @@ from lipstream import LipSyncEngine, PreparedReference
 from lipstream.bundle import SHIPPED
 from lipstream_training.data.clips import draw_video
 from numpy.typing import NDArray
-from untrained import untrained_bundle
 from voice_and_video import voice, write_video, write_wav
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped bundle; before one is trained, one of the same sizes and graphs with random weights."""
-    shipped = SHIPPED / "tiny"
-    return shipped if shipped.is_dir() else untrained_bundle(tmp_path_factory.mktemp("untrained") / "tiny")
+def tiny() -> Path:
+    """Folder of the shipped bundle."""
+    return SHIPPED / "tiny"
 
 
 @pytest.fixture(scope="session")
-def engine(tiny: Path) -> LipSyncEngine:
-    return LipSyncEngine.load(tiny, threads=1)
+def engine() -> LipSyncEngine:
+    return LipSyncEngine.load("tiny")
 
 
 @pytest.fixture(scope="session")

@@ -32,6 +32,8 @@ FILES = (
     "video_decoder.onnx",
     "video_encoder.onnx",
     "weights.bin",
+    "weights.json",
+    "weights.json",
 )
 
 

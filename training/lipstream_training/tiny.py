@@ -104,7 +104,7 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
 
 def _drawn(folder: Path, clips: int, frames: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor]:
     """Targets and references uint8 [clips, frames, SIZE, SIZE, 3], features [clips, frames, A]; drawn on all cores."""
-    paths = [folder / f"{name}.npy" for name in ("targets", "references", "audio")]
+    paths = [folder / f"{name}-{clips}x{frames}.npy" for name in ("targets", "references", "audio")]
     if not all(path.exists() for path in paths):
         shape = (clips, frames, SIZE, SIZE, 3)
         targets, references = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
@@ -119,7 +119,9 @@ def _drawn(folder: Path, clips: int, frames: int) -> tuple[NDArray[np.uint8], ND
                 audio[i] = mel(torch.from_numpy(heard[trim:-trim])).numpy()
         arrays: tuple[NDArray[Any], ...] = (targets, references, audio)
         for path, array in zip(paths, arrays, strict=True):
-            np.save(path, array)
+            partial = path.with_suffix(".partial.npy")
+            np.save(partial, array)
+            partial.replace(path)
     targets, references, audio = (np.load(path, mmap_mode="r") for path in paths)
     return targets, references, torch.from_numpy(np.array(audio))
 
@@ -145,7 +147,9 @@ def _latents(
             encoded["target"].append(encode_clip(taehv, target).half())
             encoded["masked"].append(encode_clip(taehv, reference, masks["pixel"]).half())
             encoded["reference"].append(encode_clip(taehv, reference).half())
-        save_file({name: torch.stack(x) for name, x in encoded.items()}, path)
+        partial = path.with_suffix(".partial")
+        save_file({name: torch.stack(x) for name, x in encoded.items()}, partial)
+        partial.replace(path)
     audio = torch.cat([audio[:, :1].expand(-1, 3, -1), audio], dim=1)
     return Latents(**load_file(path), audio=audio, mask=masks["latent"])
 
@@ -167,4 +171,6 @@ def _stage(path: Path, model: torch.nn.Module, name: str, steps: int) -> Iterato
             bar.update()
 
         yield progress
-    save_file({key: x.contiguous() for key, x in model.state_dict().items()}, path)
+    partial = path.with_suffix(".partial")
+    save_file({key: x.contiguous() for key, x in model.state_dict().items()}, partial)
+    partial.replace(path)
