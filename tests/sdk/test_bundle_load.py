@@ -33,7 +33,6 @@ FILES = (
     "video_encoder.onnx",
     "weights.bin",
     "weights.json",
-    "weights.json",
 )
 
 
