@@ -53,6 +53,12 @@ def test_streaming_equals_offline_on_a_live_reference(engine: LipSyncEngine, spe
         assert_same_frames(speak(split, samples, 24_000, (1, 5000, 5001, 20_000)), speak(whole, samples, 24_000))
 
 
+def test_all_cores_give_the_same_bits_every_time(prepared: PreparedReference) -> None:
+    engine, samples = LipSyncEngine.load("tiny"), pcm(0.9, 16_000)
+    with engine.session(prepared) as one, engine.session(prepared) as other:
+        assert_same_frames(speak(other, samples, cuts=(5000, 9000)), speak(one, samples))
+
+
 def test_two_sessions_in_turn_and_two_in_threads(engine: LipSyncEngine, prepared: PreparedReference) -> None:
     voices = [pcm(0.9, 16_000, seed=k) for k in range(2)]
 
