@@ -19,7 +19,7 @@ from typing import Any
 import lipstream
 import numpy as np
 from lipstream import LipSyncEngine
-from lipstream.media import read_audio
+from lipstream.media import FPS, read_audio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -43,14 +43,14 @@ def stream(bundle: str, threads: int, video: Path, audio: Path, seconds: float, 
     reference = video if live else engine.prepare(video)
     voice, rate = read_audio(audio)
     chunk = engine.manifest.geometry.video_frames
-    size = chunk * rate // engine.manifest.geometry.fps
+    size = chunk * rate // FPS
     rows: dict[str, list[float]] = {"at": [], "chunk_ms": [], "rss_mib": []}
     frames = pushed = 0
     with (
         engine.session(reference) as session,
         tqdm(total=round(seconds), desc="stream", unit="s", disable=None) as bar,
     ):
-        while frames < seconds * engine.manifest.geometry.fps:
+        while frames < seconds * FPS:
             session.push_audio(_looped(voice, pushed, size), rate)
             pushed += size
             start = time.perf_counter()
@@ -58,7 +58,7 @@ def stream(bundle: str, threads: int, video: Path, audio: Path, seconds: float, 
             elapsed = time.perf_counter() - start
             if made:
                 frames += made
-                rows["at"].append(frames / engine.manifest.geometry.fps)
+                rows["at"].append(frames / FPS)
                 rows["chunk_ms"].append(1000 * elapsed * chunk / made)
                 rows["rss_mib"].append(memory_mib())
                 bar.update(min(round(seconds), int(rows["at"][-1])) - bar.n)

@@ -36,7 +36,7 @@ class Passes:
             channels, c = config.latent_channels, config.chunk_frames
             self._latent = torch.randn(channels, c, *config.latent_size)
             self._condition = torch.randn(config.in_channels - channels, c, *config.latent_size)
-            self._audio = torch.randn(4 * c, config.audio_dim)
+            self._audio = torch.randn(config.temporal * c, config.audio_dim)
             self._text_kv = self._student.text_kv(torch.randn(1, config.text_len, config.text_dim))
             self._times, self._modulations = self._student.time(torch.tensor(config.t_list, dtype=torch.float64))
         self._ring = KVRing(config, dtype=dtype, device=str(device))
@@ -92,7 +92,7 @@ def measure(config: StudentConfig, device: torch.device, dtype: torch.dtype, rep
     table = torch.tensor(rows, dtype=torch.float64)
     names = [*(f"denoise_{step}" for step in steps[:-1]), "context"]
     chunk = spread(table.sum(1).numpy())
-    frames = 4 * config.chunk_frames
+    frames = config.temporal * config.chunk_frames
     result: dict[str, Any] = {f"{name}_ms": spread(table[:, i].numpy()) for i, name in enumerate(names)}
     result |= {"chunk_ms": chunk, "video_fps": 1000 * frames / chunk["median"]}
     if device.type == "cuda":

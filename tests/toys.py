@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 from lipstream_training.checkpoint import Checkpoint, round_to_bfloat16
-from lipstream_training.models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig
+from lipstream_training.models import TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig
+from lipstream_training.models.speech import WIDTHS
 from torch import nn
 
 torch.set_num_threads(1)  # at these sizes threads cost more than they give
@@ -20,7 +21,7 @@ CONFIG = StudentConfig(
     latent_channels=4,
     text_dim=8,
     text_len=3,
-    audio_dim=12,
+    audio_dim=WIDTHS[-1],
     audio_hidden=6,
 )
 TAEHV_CONFIG = TAEHVConfig(encoder_width=4, decoder_widths=(8, 6, 4, 4), latent_channels=4)
@@ -46,6 +47,11 @@ def toy_taehv(config: TAEHVConfig = TAEHV_CONFIG, seed: int = 0) -> TAEHV:
     return TAEHV(config).eval().requires_grad_(False)
 
 
+def toy_speech(seed: int = 0) -> SpeechEncoder:
+    torch.manual_seed(seed)
+    return SpeechEncoder().eval().requires_grad_(False)
+
+
 def toy_text(config: StudentConfig = CONFIG, seed: int = 0) -> torch.Tensor:
     return torch.randn(config.text_len, config.text_dim, generator=torch.Generator().manual_seed(seed))
 
@@ -55,9 +61,9 @@ def toy_checkpoint(config: StudentConfig = CONFIG, seed: int = 0) -> Checkpoint:
     student = toy_student(config, seed)
     round_to_bfloat16(student)
     height, width = config.latent_size
-    picture, cell = torch.ones(8 * height, 8 * width), torch.ones(height, width)
-    picture[4 * height :, 8:-8] = 0
+    picture, cell = torch.ones(config.crop_size), torch.ones(height, width)
+    picture[config.crop_size[0] // 2 :, config.spatial : -config.spatial] = 0
     cell[height // 2 :, 1:-1] = 0
     masks = {"pixel": picture, "latent": cell, "composite": picture * 0.5}
     taehv = toy_taehv(replace(TAEHV_CONFIG, latent_channels=config.latent_channels), seed)
-    return Checkpoint(student, taehv, toy_text(config, seed), masks, {"name": "toy"})
+    return Checkpoint(student, taehv, toy_speech(seed), toy_text(config, seed), masks, {"name": "toy"})

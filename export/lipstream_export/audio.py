@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import torch
-from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME, LogMel
+from lipstream_training.models import SpeechEncoder
+from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME
 from torch import Tensor, nn
 
 
@@ -13,14 +14,13 @@ class AudioEncoder(nn.Module):
     input_names = ("samples",)
     output_names = ("features",)
 
-    def __init__(self, frames: int) -> None:
+    def __init__(self, speech: SpeechEncoder, frames: int) -> None:
         super().__init__()
-        self.mel = LogMel()
-        self.frames = frames
+        self.speech, self.frames = speech, frames
 
     def example(self) -> tuple[Tensor, ...]:
         return (torch.zeros(LOOKBACK + self.frames * SAMPLES_PER_FRAME + LOOKAHEAD),)
 
     def forward(self, samples: Tensor) -> Tensor:
-        features: Tensor = self.mel(samples)
+        features: Tensor = self.speech(samples)
         return features

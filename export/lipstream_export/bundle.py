@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
 from lipstream.errors import ConfigError
-from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, StudentConfig
-from lipstream_training.models.mel import FEATURES, LOOKAHEAD, LOOKBACK, SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig
+from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLE_RATE, SAMPLES_PER_FRAME
 from safetensors.torch import save as safetensors
 from torch import Tensor
 
@@ -29,7 +29,7 @@ class Parts:
 
     Attributes:
         student: the causal DiT; text: its prompt embedding [text_len, text_dim].
-        taehv: the video autoencoder.
+        taehv: the video autoencoder. speech: what turns sound into the student's audio features.
         masks: float32 `pixel` [H, W] (1 = keep), `latent` [h, w] (1 = keep), `composite` [H, W] in [0, 1].
         model: name, description, licence: goes into the manifest.
     """
@@ -37,6 +37,7 @@ class Parts:
     student: CausalDiT | None = None
     text: Tensor | None = None
     taehv: TAEHV | None = None
+    speech: SpeechEncoder | None = None
     masks: dict[str, Tensor] | None = None
     model: dict[str, Any] | None = None
 
@@ -50,7 +51,7 @@ class Parts:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the graphs compute with, by the name of their part and their own."""
-        modules = {"student": self.student, "taehv": self.taehv}
+        modules = {"student": self.student, "taehv": self.taehv, "speech": self.speech}
         named = {f"{part}.{name}": x for part, m in modules.items() if m for name, x in m.state_dict().items()}
         return {name: x for name, x in named.items() if not FOLDED.search(name)}
 
@@ -69,6 +70,8 @@ def check_sizes(config: StudentConfig) -> None:
         raise ConfigError(str(error), expected="window = sink + a multiple of chunk_frames") from error
     if config.num_heads < 1 or config.dim % (2 * config.num_heads):
         raise ConfigError(f"dim {config.dim} is not a multiple of twice the {config.num_heads} heads")
+    if config.sequence not in ("reference", "masked"):
+        raise ConfigError(f"sequence {config.sequence!r}", expected="'reference' or 'masked'")
     if any(size % patch for size, patch in zip(config.latent_size, config.patch[1:], strict=True)):
         raise ConfigError(f"latent size {config.latent_size} is not a multiple of the patch {config.patch[1:]}")
 
@@ -76,11 +79,13 @@ def check_sizes(config: StudentConfig) -> None:
 def geometry(config: StudentConfig) -> Geometry:
     """The shapes a stream of this student has."""
     return Geometry(
-        fps=25,
-        crop_size=(8 * config.latent_size[0], 8 * config.latent_size[1]),
+        crop_size=config.crop_size,
+        crop_box=config.crop_box,
         latent_size=config.latent_size,
         latent_channels=config.latent_channels,
-        temporal=4,
+        spatial=config.spatial,
+        temporal=config.temporal,
+        sequence=config.sequence,
         chunk_frames=config.chunk_frames,
         window=config.window,
         sink=config.sink,
@@ -103,8 +108,8 @@ def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Mod
     graphs: dict[str, torch.nn.Module] = {}
     if parts.student:
         graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
-        if config.audio_dim == FEATURES:
-            graphs["audio_encoder"] = AudioEncoder(shape.video_frames)
+    if parts.speech:
+        graphs["audio_encoder"] = AudioEncoder(parts.speech, shape.video_frames)
     if parts.taehv:
         graphs["video_encoder"] = VideoEncoder(parts.taehv, shape.video_frames, shape.crop_size)
         graphs["video_decoder"] = VideoDecoder(parts.taehv, shape.chunk_frames, shape.crop_size)
@@ -131,7 +136,7 @@ def export_bundle(
     """
     graphs = graph_modules(parts, config)
     shape = geometry(config)
-    parameters = sum(p.numel() for m in (parts.student, parts.taehv) if m for p in m.parameters())
+    parameters = sum(p.numel() for m in (parts.student, parts.taehv, parts.speech) if m for p in m.parameters())
     sizes = {"config": asdict(config)} | ({"taehv": asdict(parts.taehv.config)} if parts.taehv else {})
     manifest = Manifest(
         model={**(parts.model or {}), "parameters": parameters, **sizes},

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 import textwrap
 from pathlib import Path
 from typing import Any
 
 from lipstream.bundle import Bundle
 from lipstream.errors import CheckpointError, OutputError
+from lipstream.partial import write_file
 from lipstream_training.checkpoint import DESCRIPTION, Checkpoint
+from lipstream_training.models.speech import WIDTHS
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
@@ -36,7 +37,7 @@ def export(checkpoint: Path, out: Path, *, json_output: bool = False) -> dict[st
     """
     source = load_checkpoint(checkpoint)
     config = source.student.config
-    parts = Parts(source.student, source.text, source.taehv, source.masks, source.model)
+    parts = Parts(source.student, source.text, source.taehv, source.speech, source.masks, source.model)
     report: dict[str, Any] = {}
     with tqdm(total=len(graph_modules(parts, config)) + 1, desc="export", unit="graph", disable=None) as bar:
 
@@ -79,12 +80,7 @@ def summary(result: dict[str, Any]) -> str:
 def write_report(bundle: Path, report: dict[str, Any]) -> Path:
     """Write `report` to `<bundle>.parity.json`, atomically; returns its path."""
     path = bundle.with_name(f"{bundle.name}.parity.json")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(report, indent=2) + "\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_file(path, (json.dumps(report, indent=2) + "\n").encode())
     return path
 
 
@@ -109,15 +105,25 @@ def load_checkpoint(folder: Path) -> Checkpoint:
             f"{folder}: the student has {config.latent_channels} latent channels, the TAEHV {taehv.latent_channels}",
             expected="models that were trained together",
         )
-    height, width = config.latent_size
-    wanted = {"text": (config.text_len, config.text_dim), "mask.latent": (height, width)}
-    wanted |= {f"mask.{name}": (8 * height, 8 * width) for name in ("pixel", "composite")}
+    if config.spatial != taehv.spatial:
+        raise CheckpointError(
+            f"{folder}: the student's latents are {config.spatial} times smaller, the TAEHV's {taehv.spatial}",
+            expected="models that were trained together",
+        )
+    if config.audio_dim != WIDTHS[-1]:
+        raise CheckpointError(
+            f"{folder}: the student hears {config.audio_dim} features, its speech encoder gives {WIDTHS[-1]}",
+            expected="models that were trained together",
+        )
+    wanted = {"text": (config.text_len, config.text_dim), "mask.latent": config.latent_size}
+    wanted |= {f"mask.{name}": config.crop_size for name in ("pixel", "composite")}
     extras = {"text": checkpoint.text, **{f"mask.{name}": mask for name, mask in checkpoint.masks.items()}}
     for name, shape in wanted.items():
         found = tuple(extras[name].shape) if name in extras else "missing"
         if found != shape:
             raise CheckpointError(f"{name} of {folder} is {found}", expected=str(shape), fix=RETRAIN)
-    tensors: dict[str, Tensor] = {**checkpoint.student.state_dict(), **checkpoint.taehv.state_dict(), **extras}
+    parts = checkpoint.student, checkpoint.taehv, checkpoint.speech
+    tensors: dict[str, Tensor] = {name: x for part in parts for name, x in part.state_dict().items()} | extras
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise CheckpointError(f"{name} of {folder} holds values that are not finite", fix=RETRAIN)

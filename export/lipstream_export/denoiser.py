@@ -79,7 +79,7 @@ class RingPass(nn.Module):
         shapes = {
             "latent": (c.latent_channels, c.chunk_frames, *c.latent_size),
             "condition": (c.in_channels - c.latent_channels, c.chunk_frames, *c.latent_size),
-            "audio": (4 * c.chunk_frames, c.audio_dim),
+            "audio": (c.temporal * c.chunk_frames, c.audio_dim),
             "time": (c.dim,),
             "modulation": (6, c.dim),
             "rope_cos": (c.chunk_frames, axis_pairs(c.head_dim)[0]),

@@ -9,7 +9,7 @@ import torch
 from lipstream.backends.base import Array
 from lipstream.bundle import REBUILD, Bundle
 from lipstream.errors import BackendError
-from lipstream_training.models import TAEHV, CausalDiT, KVRing, StudentConfig, TAEHVConfig
+from lipstream_training.models import TAEHV, CausalDiT, KVRing, SpeechEncoder, StudentConfig, TAEHVConfig
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 
@@ -26,9 +26,10 @@ class TorchStream:
     def __init__(self, backend: TorchBackend) -> None:
         self._config = config = backend.config
         self._student, self._constants = backend.student, backend.constants
-        size = 8 * config.latent_size[0], 8 * config.latent_size[1]
-        frames = 4 * config.chunk_frames
-        self._audio = AudioEncoder(frames)
+        size = config.crop_size
+        frames = config.temporal * config.chunk_frames
+        if backend.speech:
+            self._audio = AudioEncoder(backend.speech, frames)
         if self._student:
             weight = self._student.patch_embedding.weight
             self._dtype, self._device = weight.dtype, weight.device
@@ -128,21 +129,31 @@ class TorchBackend:
         if "taehv" in model:
             taehv = TAEHV(TAEHVConfig(**{**model["taehv"], "decoder_widths": tuple(model["taehv"]["decoder_widths"])}))
             _load(taehv, bundle, "taehv")
+        speech = None
+        if "audio_encoder.onnx" in bundle.manifest.files:
+            speech = SpeechEncoder()
+            _load(speech, bundle, "speech")
         constants = {name: torch.from_numpy(x) for name, x in bundle.constants.items()}
-        self._set(config, student, taehv, constants)
+        self._set(config, student, taehv, speech, constants)
 
     @classmethod
     def of(cls, parts: Parts, config: StudentConfig) -> TorchBackend:
         """The backend of models that are in memory already."""
         backend = cls.__new__(cls)
-        backend._set(config, parts.student, parts.taehv, parts.constants())
+        backend._set(config, parts.student, parts.taehv, parts.speech, parts.constants())
         return backend
 
     def _set(
-        self, config: StudentConfig, student: CausalDiT | None, taehv: TAEHV | None, constants: dict[str, Tensor]
+        self,
+        config: StudentConfig,
+        student: CausalDiT | None,
+        taehv: TAEHV | None,
+        speech: SpeechEncoder | None,
+        constants: dict[str, Tensor],
     ) -> None:
         self.config, self.constants = config, constants
         self.student, self.taehv = student and student.eval(), taehv and taehv.eval()
+        self.speech = speech and speech.eval()
 
     def open_stream(self) -> TorchStream:
         return TorchStream(self)

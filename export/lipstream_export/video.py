@@ -11,7 +11,7 @@ class VideoEncoder(nn.Module):
     """Two encodings of a chunk's frames: as they are, and masked.
 
     frames [n, 3, H, W] in [0, 1], mask [H, W] (1 = keep), memory.i [2, ...] ->
-    latents [2, C, n / 4, H / 8, W / 8], memory_out.i.
+    latents [2, C, n / 4, H / s, W / s], memory_out.i.
 
     The first of the two latents is of the frames as they are, the second of the masked ones, where pixels that are not
     kept are mid-grey (0 in the [-1, 1] convention of the released model).
@@ -20,14 +20,9 @@ class VideoEncoder(nn.Module):
     def __init__(self, taehv: TAEHV, frames: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.taehv, self.frames, self.size = taehv, frames, size
-
-    @property
-    def input_names(self) -> list[str]:
-        return ["frames", "mask", *(f"memory.{i}" for i in range(9))]
-
-    @property
-    def output_names(self) -> list[str]:
-        return ["latents", *(f"memory_out.{i}" for i in range(9))]
+        memories = range(len(taehv.encoder_memory(2, *size)))
+        self.input_names = ["frames", "mask", *(f"memory.{i}" for i in memories)]
+        self.output_names = ["latents", *(f"memory_out.{i}" for i in memories)]
 
     def example(self) -> tuple[Tensor, ...]:
         frames = torch.zeros(self.frames, 3, *self.size)
@@ -40,24 +35,19 @@ class VideoEncoder(nn.Module):
 
 
 class VideoDecoder(nn.Module):
-    """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, 8 h, 8 w] in [0, 1], memories."""
+    """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, s h, s w] in [0, 1], memories."""
 
     def __init__(self, taehv: TAEHV, latent_frames: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.taehv, self.latent_frames, self.size = taehv, latent_frames, size
-
-    @property
-    def input_names(self) -> list[str]:
-        return ["latent", *(f"memory.{i}" for i in range(9))]
-
-    @property
-    def output_names(self) -> list[str]:
-        return ["frames", *(f"memory_out.{i}" for i in range(9))]
+        memories = range(len(taehv.decoder_memory(1, *size)))
+        self.input_names = ["latent", *(f"memory.{i}" for i in memories)]
+        self.output_names = ["frames", *(f"memory_out.{i}" for i in memories)]
 
     def example(self) -> tuple[Tensor, ...]:
         height, width = self.size
-        channels = self.taehv.config.latent_channels
-        latent = torch.zeros(channels, self.latent_frames, height // 8, width // 8)
+        channels, spatial = self.taehv.config.latent_channels, self.taehv.config.spatial
+        latent = torch.zeros(channels, self.latent_frames, height // spatial, width // spatial)
         return latent, *self.taehv.decoder_memory(1, height, width)
 
     def forward(self, latent: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:

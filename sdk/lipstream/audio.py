@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .bundle import AudioGeometry
 from .errors import AudioFormatError
-from .media import StreamResampler, to_float
+from .media import FPS, StreamResampler, to_float
 from .media.audio import check_rate
 
 Samples = NDArray[np.float32]
@@ -21,15 +21,15 @@ Samples = NDArray[np.float32]
 class SegmentAudio:
     """Audio of one segment of a session, pushed in any pieces.
 
-    Frame f of the segment covers the pushed samples ``[f * rate // fps, (f + 1) * rate // fps)``. Whatever lies before
+    Frame f of the segment covers the pushed samples ``[f * rate // 25, (f + 1) * rate // 25)``. Whatever lies before
     the frames still to come is forgotten.
 
     Attributes:
         rate: of the pushed audio, Hz. ended: no more will come.
     """
 
-    def __init__(self, geometry: AudioGeometry, fps: int, rate: int) -> None:
-        self._geometry, self._fps = geometry, fps
+    def __init__(self, geometry: AudioGeometry, rate: int) -> None:
+        self._geometry = geometry
         self.rate = check_rate(rate)
         self.ended = False
         self._resampler = StreamResampler(self.rate, geometry.sample_rate)
@@ -57,8 +57,12 @@ class SegmentAudio:
 
     @property
     def frames(self) -> int:
-        """Whole video frames that the audio pushed so far covers: ``floor(seconds * fps)``."""
-        return self._pushed.end * self._fps // self.rate
+        """Video frames of the audio pushed so far: the whole ones, and once it has ended a last one for what is left.
+
+        What the last one lacks is silence, so that no sample is lost.
+        """
+        beyond = self.rate - 1 if self.ended else 0
+        return (self._pushed.end * FPS + beyond) // self.rate
 
     def ready(self, frames: int) -> bool:
         """Whether the segment's first `frames` frames can be generated: their sound and its look-ahead are here."""
@@ -75,12 +79,12 @@ class SegmentAudio:
 
     def of_frame(self, frame: int) -> Samples:
         """The pushed samples [n, channels] that belong to one video frame."""
-        return self._pushed.read(frame * self.rate // self._fps, (frame + 1) * self.rate // self._fps)
+        return self._pushed.read(frame * self.rate // FPS, (frame + 1) * self.rate // FPS)
 
     def forget(self, frame: int) -> None:
         """Drop what only frames before `frame` need."""
         g = self._geometry
-        self._pushed.forget(frame * self.rate // self._fps)
+        self._pushed.forget(frame * self.rate // FPS)
         self._heard.forget(frame * g.samples_per_frame - g.lookback)
 
 

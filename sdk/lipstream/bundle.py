@@ -12,26 +12,31 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from .bundle_check import check_constants, check_graph, check_manifest, plain
 from .errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, LipStreamInternalError, OutputError
+from .onnx_header import read_header
+from .partial import Partial
+from .replace_folder import replace_folder
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 SHIPPED = Path(__file__).parent / "bundles"
+BESIDE = ("README.md", "LICENSE", "NOTICE")
+"""Files that may lie in a bundle without being listed in its manifest, as hidden ones may."""
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -50,18 +55,22 @@ class Geometry:
     """Shapes of a stream.
 
     Attributes:
-        fps: video frames a second.
         crop_size, latent_size: (height, width) of the aligned crop, and of a latent frame.
-        latent_channels: C. temporal: video frames of a latent frame (the stream's first stands for one).
+        crop_box: (left, top, right, bottom) of the crop on the 420 x 560 alignment canvas.
+        latent_channels: C. spatial: pixels of a latent's pixel. temporal: video frames of a latent frame (the
+            stream's first stands for one).
+        sequence: what the last C channels of the condition hold: "reference", the video as it is, or "masked".
         chunk_frames: latent frames of a chunk. window, sink: latent frames attended; the first of the stream kept.
         tokens, num_heads, head_dim, num_layers: of the DiT.
     """
 
-    fps: int
     crop_size: tuple[int, int]
+    crop_box: tuple[float, float, float, float]
     latent_size: tuple[int, int]
     latent_channels: int
+    spatial: int
     temporal: int
+    sequence: str
     chunk_frames: int
     window: int
     sink: int
@@ -72,8 +81,13 @@ class Geometry:
 
     @property
     def video_frames(self) -> int:
-        """Video frames of a chunk (the first chunk yields ``temporal - 1`` fewer)."""
+        """Video frames of a chunk."""
         return self.temporal * self.chunk_frames
+
+    @property
+    def first_frames(self) -> int:
+        """Video frames that a stream's first chunk yields: its first latent frame stands for one."""
+        return self.video_frames - self.temporal + 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,7 @@ class Manifest:
         try:
             data = json.loads(text)
             schema = data["schema"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleCorruptError(f"{where} is not a manifest: {error}", fix=REBUILD) from error
         if schema != SCHEMA:
             raise BundleVersionError(
@@ -110,26 +124,14 @@ class Manifest:
             )
         try:
             geometry, audio = data.pop("geometry"), AudioGeometry(**data.pop("audio"))
-            for name in ("crop_size", "latent_size"):
+            for name in ("crop_size", "latent_size", "crop_box"):
                 geometry[name] = tuple(geometry[name])
-            data["t_list"] = tuple(map(float, data["t_list"]))
+            data["t_list"] = tuple(data["t_list"])
             manifest = cls(geometry=Geometry(**geometry), audio=audio, **data)
-            manifest.check()
+            check_manifest(manifest)
             return manifest
-        except (TypeError, KeyError, ValueError, AttributeError) as error:
-            raise BundleCorruptError(f"{where} lacks or misnames a field: {error}", fix=REBUILD) from error
-
-    def check(self) -> None:
-        """ValueError where a size is no whole number or a file lacks its size or its hash."""
-        g, a = self.geometry, self.audio
-        if not isinstance(self.model, dict):
-            raise ValueError(f"a model of {self.model!r}")
-        for size in [*vars(g).values(), *g.crop_size, *g.latent_size, *vars(a).values()]:
-            if not isinstance(size, int | tuple) or (isinstance(size, int) and size < 0):
-                raise ValueError(f"a size of {size!r}")
-        for name, file in self.files.items():
-            if {"bytes": int, "sha256": str} != {key: type(value) for key, value in file.items()}:
-                raise ValueError(f"the file {name} is {file!r}")
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+            raise BundleCorruptError(f"{where}: {error}", fix=REBUILD) from error
 
     def dump(self) -> str:
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -160,28 +162,46 @@ class Bundle:
             BundleVersionError: written in another version of the format.
             BundleCorruptError: a file is missing or differs from what the manifest says.
         """
+        path = cls.find(source)
+        return reading(path, lambda text: cls.parse(path, text, verify=verify))
+
+    @staticmethod
+    def find(source: str | os.PathLike[str]) -> Path:
+        """The folder of a bundle, given by path or by a shipped name. Raises BundleNotFoundError."""
         path = Path(source)
-        if not (path / MANIFEST).is_file():
-            shipped = SHIPPED / str(source)
-            if path.name != str(source) or not (shipped / MANIFEST).is_file():
-                names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{MANIFEST}")))
-                raise BundleNotFoundError(
-                    f"no bundle at {path}",
-                    expected=f"a folder with {MANIFEST}, or the name of a shipped bundle ({names})",
-                    fix="lipstream export --help",
-                )
-            path = shipped
         try:
-            text = (path / MANIFEST).read_text()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleCorruptError(f"{path / MANIFEST} cannot be read: {error}", fix=REBUILD) from error
+            if (path / MANIFEST).is_file():
+                return path
+        except (OSError, ValueError) as error:  # too long a name, or a null byte in it
+            raise BundleNotFoundError(f"no bundle at {str(path)[:200]!r}: {error}", fix="check the path") from error
+        shipped = SHIPPED / str(source)
+        if path.name == str(source) and (shipped / MANIFEST).is_file():
+            return shipped
+        names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{MANIFEST}")))
+        raise BundleNotFoundError(
+            f"no bundle at {path}",
+            expected=f"a folder with {MANIFEST}, or the name of a shipped bundle ({names})",
+            fix="lipstream export --help",
+        )
+
+    @classmethod
+    def parse(cls, path: Path, text: str, *, verify: bool) -> Bundle:
+        """The bundle in folder `path` whose manifest reads `text`, checked. Raises as `load`."""
         bundle = cls(path, Manifest.parse(text, path / MANIFEST))
         bundle.check(hashes=verify)
         return bundle
 
     def check(self, *, hashes: bool) -> None:
-        """Compare the files with the manifest: sizes, and with `hashes` their SHA-256 too."""
-        for name, expected in self.manifest.files.items():
+        """Compare the files with the manifest and with each other.
+
+        Names and sizes, with `hashes` their SHA-256 too; that nothing else lies in the folder and no graph names a
+        file outside the manifest; that graphs and constants have the shapes that the manifest's sizes ask for.
+
+        Raises:
+            BundleCorruptError: what was found and what was expected.
+        """
+        listed = self.manifest.files
+        for name, expected in listed.items():
             path = self.path / name
             if not path.is_file():
                 raise BundleCorruptError(f"{path} is missing", expected="every file of the manifest", fix=REBUILD)
@@ -190,13 +210,31 @@ class Bundle:
                 found["sha256"] = sha256(path)
             if any(expected[key] != value for key, value in found.items()):
                 raise BundleCorruptError(f"{path} has {found}", expected=f"{expected} (manifest)", fix=REBUILD)
+        if extra := unlisted(self.path, self.manifest):
+            raise BundleCorruptError(
+                f"{self.path} holds {', '.join(extra[:5])}", expected="the files of its manifest alone", fix=REBUILD
+            )
+        try:
+            for name in listed:
+                if name.endswith(".onnx"):
+                    try:
+                        header = read_header(self.path / name)
+                    except ValueError as error:
+                        raise ValueError(f"{name} is no ONNX graph: {error}") from error
+                    if foreign := header.external - {*listed}:
+                        raise ValueError(f"{name} has weights in {sorted(foreign)}, which the manifest does not list")
+                    check_graph(self.manifest, name.removesuffix(".onnx"), header)
+            if CONSTANTS in listed:
+                check_constants(self.manifest, self.constants)
+        except (ValueError, OSError, RecursionError) as error:
+            raise BundleCorruptError(f"{self.path}: {error}", fix=REBUILD) from error
 
     @cached_property
     def constants(self) -> dict[str, NDArray[np.float32]]:
         """Tensors computed once for all streams, by name."""
         try:
             return load_file(self.path / CONSTANTS)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise BundleCorruptError(f"{self.path / CONSTANTS} cannot be read: {error}", fix=REBUILD) from error
 
     def file(self, name: str) -> Path:
@@ -211,35 +249,98 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def unlisted(path: Path, manifest: Manifest) -> list[str]:
+    """What lies in the folder beside the manifest and its files; hidden files and those of `BESIDE` do not count."""
+    known = {MANIFEST, *manifest.files, *BESIDE}
+    return sorted(name for name in os.listdir(path) if name not in known and not name.startswith("."))
+
+
+_ATTEMPTS = 50
+
+
+def reading(path: Path, read: Callable[[str], _T]) -> _T:
+    """What `read` makes of one whole bundle at `path`, though others may replace it meanwhile.
+
+    `read` gets the manifest's text; where that has changed by the time it is done or fails, it is called again. Since
+    a manifest holds the hashes of all files, an unchanged one means that the files were its own.
+
+    Raises:
+        BundleCorruptError: the manifest cannot be read, or the bundle is replaced all the time. And what `read` raises.
+    """
+    for _ in range(_ATTEMPTS):
+        text = _manifest(path)
+        try:
+            result = read(text)
+        except Exception:
+            if _manifest(path) == text:
+                raise
+            continue
+        if _manifest(path) == text:
+            return result
+    raise BundleCorruptError(f"{path} is replaced faster than it can be read", fix="stop what writes to it")
+
+
+def _manifest(path: Path) -> str:
+    try:
+        return (path / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleCorruptError(f"{path / MANIFEST} cannot be read: {error}", fix=REBUILD) from error
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
     """Write a bundle atomically: fill the folder this yields; it gets its manifest and takes the name `path` at last.
 
-    An existing bundle of that name is replaced; on an error nothing of the new one remains.
+    A bundle of that name is replaced in one step; on an error nothing of the new one remains. Folders that a killed
+    writer left beside it are removed.
 
     Raises:
-        OutputError: the place cannot be written, or holds something that is not a bundle.
+        OutputError: the place cannot be written, or holds something that is not a bundle of ours and nothing else.
     """
     target = Path(path)
-    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        raise OutputError(f"{target} exists and is not a bundle", fix="choose another folder")
+    _require_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        partial = Partial(target, folder=True)
     except OSError as error:
         raise OutputError(f"{target.parent} cannot be written: {error.strerror}") from error
     try:
-        yield temporary
-        files = {
-            str(file.relative_to(temporary)): {"bytes": file.stat().st_size, "sha256": sha256(file)}
-            for file in sorted(temporary.rglob("*"))
-            if file.is_file()
-        }
-        complete = Manifest(**{**vars(manifest), "files": files})
-        (temporary / MANIFEST).write_text(complete.dump())
-        temporary.chmod(0o755)
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
+        folder = partial.path
+        yield folder
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+        if odd := [name for name in files if not plain(name)]:
+            raise LipStreamInternalError(f"{odd} are no names for files of a bundle")
+        (folder / MANIFEST).write_text(Manifest(**{**vars(manifest), "files": files}).dump())
+        _require_replaceable(target)
+        try:
+            replace_folder(folder, target)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        partial.remove()
+
+
+def _require_replaceable(target: Path) -> None:
+    """Raise OutputError unless `target` is free, an empty folder, or a bundle with nothing else in it."""
+    if not target.exists() and not target.is_symlink():
+        return
+    refused = OutputError(
+        f"{target} exists and is not a bundle", expected="no such folder, or a bundle", fix="choose another folder"
+    )
+    if target.is_symlink() or not target.is_dir():
+        raise refused
+    try:
+        names = os.listdir(target)
+        if not names:
+            return
+        manifest = Manifest.parse((target / MANIFEST).read_text(encoding="utf-8"), target / MANIFEST)
+    except BundleVersionError as error:
+        raise OutputError(
+            f"{target} holds a bundle of another version", fix="delete it, or choose another folder"
+        ) from error
+    except (OSError, UnicodeDecodeError, BundleCorruptError) as error:
+        raise refused from error
+    if others := sorted({*names} - {MANIFEST, *manifest.files}):
+        raise OutputError(
+            f"{target} holds {', '.join(others[:5])} beside a bundle", fix="move that away, or choose another folder"
+        )

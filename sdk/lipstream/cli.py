@@ -4,41 +4,105 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from .errors import ConfigError, LipStreamError, MissingExtraError, OutputError
 
-INTERRUPTED = 130
+USAGE, BUG, SIGNALLED = 2, 70, 128
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one subcommand; returns the exit status: 0, the error's own (see `lipstream.errors`), or 130 for Ctrl-C."""
-    args = build_parser().parse_args(argv)
+    """Run one subcommand; returns the exit status.
+
+    0; the error's own (see `lipstream.errors`); 2 for wrong usage; 70 for a bug; 128 + n when signal n ended it
+    (Ctrl-C: 130). With --json each of these prints JSON.
+    """
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    report = _Report("--json" in arguments)
     try:
-        result: dict[str, Any] | None = args.run(args)
+        with _signals_raise():
+            args = build_parser().parse_args(arguments)
+            result: dict[str, Any] | None = args.run(args, report)
     except LipStreamError as error:
-        return _fail(args, error.code, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _fail(args, "interrupted", "interrupted: nothing was written", INTERRUPTED)
+        return report.fail(error.code, str(error), error.exit_code)
+    except _UsageError as error:
+        return report.fail("usage", str(error), USAGE)
+    except _Signalled as signalled:
+        name = "interrupted" if signalled.number == signal.SIGINT else "terminated"
+        return report.fail(name, f"{name}: {report.state()}", SIGNALLED + signalled.number)
+    except MemoryError:
+        return report.fail("memory", f"there is not enough memory; {report.state()}", BUG)
+    except Exception as error:
+        traceback.print_exc()
+        return report.fail("internal", f"a bug in LipStream, please report it: {type(error).__name__}: {error}", BUG)
     if args.json and result is not None:
         print(json.dumps(result, indent=2))
     return 0
 
 
-def _fail(args: argparse.Namespace, code: str, message: str, status: int) -> int:
-    print(f"lipstream: {message}", file=sys.stderr)
-    if args.json:
-        print(json.dumps({"error": {"code": code, "message": message, "exit_status": status}}))
-    return status
+class _Report:
+    """How a command that failed says so. Attributes: written: what it has finished so far."""
+
+    def __init__(self, json_output: bool) -> None:
+        self._json = json_output
+        self.written: list[Path] = []
+
+    def state(self) -> str:
+        return f"{', '.join(map(str, self.written))} is complete" if self.written else "nothing was written"
+
+    def fail(self, code: str, message: str, status: int) -> int:
+        print(f"lipstream: {message}", file=sys.stderr)
+        if self._json:
+            print(json.dumps({"error": {"code": code, "message": message, "exit_status": status}}))
+        return status
+
+
+class _UsageError(Exception):
+    """The command line cannot be understood."""
+
+
+class _Signalled(BaseException):
+    """Somebody wants the process to end. Passes every handler of errors, so that all is cleaned up on the way."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGINT, SIGTERM and SIGHUP raise `_Signalled` in the main thread."""
+
+    def handle(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Signalled(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    try:
+        before = {number: signal.signal(number, handle) for number in numbers}
+    except ValueError:  # not the main thread: signals are not ours
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise _UsageError(f"{message}\n  fix: {self.prog} --help")
 
 
 def build_parser() -> argparse.ArgumentParser:
     from . import __version__
 
-    parser = argparse.ArgumentParser(prog="lipstream", description="Put new speech on a person's lips in a video.")
+    parser = _Parser(prog="lipstream", description="Put new speech on a person's lips in a video.")
     parser.add_argument("--version", action="version", version=f"lipstream {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -49,6 +113,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--crf", type=int, default=18, help="quality of the H.264 file, 0 (best) to 51 (default 18)")
     run.add_argument("--preset", default="veryfast", help="x264 preset, ultrafast to veryslow (default veryfast)")
     run.add_argument("--lossless", action="store_true", help="FFV1 in .mkv: untouched pixels stay equal to the bit")
+    run.add_argument("--strict", action="store_true", help="an error where there would be warnings about the result")
     run.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of the result")
     _engine_options(run)
 
@@ -56,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "-o", "--out", default="out", metavar="DIR", help="folder for demo.mp4, .json and .png (default out)"
     )
-    demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    demo.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as pay)")
 
     inspect = _command(commands, "inspect", _inspect, "describe a bundle", "Check a bundle and say what is in it.")
     inspect.add_argument(
@@ -76,7 +141,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], dict[str, Any] | None], short: str, long: str
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace, _Report], dict[str, Any] | None],
+    short: str,
+    long: str,
 ) -> argparse.ArgumentParser:
     command: argparse.ArgumentParser = commands.add_parser(name, help=short, description=long)
     command.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
@@ -87,7 +156,7 @@ def _command(
 def _engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
     command.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
-    command.add_argument("--threads", type=int, default=0, help="CPU threads (default: all cores)")
+    command.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as pay)")
     command.add_argument("--seed", type=int, default=42, help="of the noise; equal seeds, equal videos (default 42)")
     command.add_argument(
         "--face-policy",
@@ -99,15 +168,11 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
-def _run(args: argparse.Namespace) -> dict[str, Any]:
-    from .contact_sheet import contact_sheet
+def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
     from .engine import LipSyncEngine
-    from .media import ensure_distinct
 
     if args.sheet:
-        ensure_distinct(args.sheet, args.video, args.audio or args.video, args.output)
-        if not Path(args.sheet).parent.is_dir():
-            raise OutputError(f"no such folder: {Path(args.sheet).parent}", fix="make it first")
+        _check_sheet(args)
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
@@ -120,40 +185,65 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             crf=args.crf,
             preset=args.preset,
             lossless=args.lossless,
+            strict=args.strict,
             progress=progress,
         )
+    report.written.append(result.output)
     if args.sheet:
+        from .contact_sheet import contact_sheet
+
         contact_sheet(Path(args.video), result.output, Path(args.sheet))
-    report = summary(result)
-    if not args.json:
-        print(describe(report))
-    return report
+    return _say(args, summary(result))
 
 
-def _demo(args: argparse.Namespace) -> dict[str, Any]:
+def _check_sheet(args: argparse.Namespace) -> None:
+    """Before the dub, which takes longer."""
+    from .media import ensure_distinct
+
+    sheet = Path(args.sheet)
+    ensure_distinct(sheet, args.video, args.audio or args.video, args.output)
+    if sheet.is_dir():
+        raise OutputError(f"{sheet} is a directory", expected="the name of a PNG file")
+    if not sheet.parent.is_dir():
+        raise OutputError(f"no such folder: {sheet.parent}", fix="make it first")
+
+
+def _demo(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
     from .contact_sheet import contact_sheet
     from .engine import LipSyncEngine
+    from .partial import write_file
 
     out, sample = Path(args.out), Path(__file__).parent / "sample"
+    numbers = out / "demo.json"
     try:
         out.mkdir(parents=True, exist_ok=True)
+        write_file(numbers, b"{}\n")
     except OSError as error:
-        raise OutputError(f"{out} cannot be made: {error.strerror}", fix="choose another folder") from error
+        raise OutputError(f"{numbers} cannot be written: {error.strerror}", fix="choose another folder") from error
     engine = LipSyncEngine.load("tiny", threads=args.threads)
     with _Progress() as progress:
         result = engine.dub(
             sample / "face.mp4", sample / "speech.wav", out / "demo.mp4", preset="veryfast", progress=progress
         )
+    report.written.append(result.output)
     contact_sheet(sample / "face.mp4", result.output, out / "demo.png")
-    report = summary(result)
-    (out / "demo.json").write_text(json.dumps(report, indent=2) + "\n")
+    found = _say(args, summary(result))
+    write_file(numbers, (json.dumps(found, indent=2) + "\n").encode())
     if not args.json:
-        print(describe(report))
-        print(f"{out / 'demo.png'}: source above, result below; {out / 'demo.json'}: these numbers")
-    return report
+        print(f"{out / 'demo.png'}: source above, result below; {numbers}: these numbers")
+    return found
 
 
-def _inspect(args: argparse.Namespace) -> dict[str, Any]:
+def _say(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    """Print what came of a dub, for people; warnings go to standard error in any case."""
+    for warning in found["warnings"]:
+        print(f"lipstream: warning: {warning}", file=sys.stderr)
+    if not args.json:
+        print(describe(found))
+    return found
+
+
+def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
     from dataclasses import asdict
 
     from .bundle import Bundle
@@ -175,9 +265,9 @@ def _inspect(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def _export(args: argparse.Namespace) -> None:
+def _export(args: argparse.Namespace, _: _Report) -> None:
     try:
-        from lipstream_export.command import export  # the other rooms need torch
+        from lipstream_export.command import export  # needs torch
     except ImportError as error:
         raise MissingExtraError(
             f"lipstream export needs the module {error.name!r}, which is not installed",
@@ -187,35 +277,49 @@ def _export(args: argparse.Namespace) -> None:
 
 
 def summary(result: Any) -> dict[str, Any]:
-    """A `DubResult` as plain numbers, with the peak memory of this process in MiB."""
-    import resource
-
+    """A `DubResult` as plain numbers, with the peak memory of this process in MiB (None where it cannot be asked)."""
     from .backends.base import cores
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = _peak_memory()
     return {
         "output": str(result.output),
         "frames": result.frames,
         "bypassed": result.bypassed,
+        "first_face": result.first_face,
+        "damaged": result.damaged,
+        "warnings": list(result.warnings),
         "width": result.width,
         "height": result.height,
         "seconds": round(result.seconds, 3),
         "fps": round(result.fps, 2),
         "real_time_factor": round(result.real_time_factor, 3),
         "first_frame_seconds": round(result.first_frame, 3),
-        "peak_memory_mib": round(peak / 2**20, 1),
+        "peak_memory_mib": peak and round(peak / 2**20, 1),
         "cores": cores(),
         "stages_seconds": {name: round(seconds, 3) for name, seconds in result.stages.items()},
     }
+
+
+def _peak_memory() -> int | None:
+    """Bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def describe(report: dict[str, Any]) -> str:
     text = (
         f"{report['output']}: {report['frames']} frames in {report['seconds']:.1f} s = {report['fps']:.1f} fps on "
         f"{report['cores']} cores, real-time factor {report['real_time_factor']:.2f}\n"
-        f"  first frame after {report['first_frame_seconds']:.2f} s, peak memory {report['peak_memory_mib']:.0f} MiB"
+        f"  first frame after {report['first_frame_seconds']:.2f} s"
     )
-    if report["bypassed"]:
+    if report["peak_memory_mib"]:
+        text += f", peak memory {report['peak_memory_mib']:.0f} MiB"
+    if report["first_face"]:
+        text += f"\n  the first face comes with frame {report['first_face']}; the frames before it are as in the source"
+    if report["bypassed"] > report["first_face"]:
         text += f"\n  {report['bypassed']} frames show no face and are as in the source"
     return text
 
@@ -250,7 +354,3 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

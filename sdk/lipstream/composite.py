@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.errors import ConfigError, LipStreamInternalError
-from lipstream.face.align import crop_matrix
-from lipstream.face.warp import check_frame
+from lipstream.face.align import WHOLE_CANVAS, Box, crop_matrix
+from lipstream.picture import check_picture
 
 _OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cells a side
 _OFFSET_REACH = 0.15  # how far from the mask kept pixels count, in crop sides
@@ -23,17 +23,18 @@ class Compositor:
         keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture.
         edge: least width of the mask's edge in crop pixels, S / 32 by default. A mask with a steeper edge, or one cut
             off by the border of the crop, is softened inwards: pixels that it keeps stay kept.
+        box: what the crop shows of the alignment canvas.
 
     Raises:
         ConfigError: the mask has another shape or range.
     """
 
-    def __init__(self, keep_mask: NDArray[np.float32], *, edge: int | None = None) -> None:
+    def __init__(self, keep_mask: NDArray[np.float32], *, edge: int | None = None, box: Box = WHOLE_CANVAS) -> None:
         keep = np.asarray(keep_mask, np.float32)
         square = keep.ndim == 2 and keep.shape[0] == keep.shape[1] and keep.size > 0
         if not square or not (keep.min() >= 0 and keep.max() <= 1):
             raise ConfigError(f"a keep mask of shape {list(keep.shape)}", expected="float [S, S], values in [0, 1]")
-        self.size = keep.shape[0]
+        self.size, self._box = keep.shape[0], box
         edge = max(1, self.size // 32 if edge is None else edge)
         outlined = np.pad(1 - keep, 1)
         steepest = max(float(np.abs(np.diff(outlined, axis=axis)).max()) for axis in (0, 1))
@@ -68,14 +69,14 @@ class Compositor:
             ConfigError: `frame` is not uint8 [H, W, 3].
             LipStreamInternalError: crops of another size than the mask's, or generated values that are not finite.
         """
-        check_frame(frame)
+        check_picture(frame)
         expected = (self.size, self.size, 3)
         if generated.shape != expected or source_crop.shape != expected:
             raise LipStreamInternalError(f"crops of shape {generated.shape} and {source_crop.shape}, not {expected}")
         if not np.isfinite(generated).all():
             raise LipStreamInternalError("the generated picture is not finite")
         result = frame.copy()
-        to_crop = crop_matrix(matrix, self.size)
+        to_crop = crop_matrix(matrix, self.size, self._box)
         region = self._region(to_crop, frame.shape[1], frame.shape[0])
         if region is None:
             return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from .errors import OutputError
 from .media import AudioReader, VideoReader, ping_pong
+from .partial import write_file
 
 _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
 
@@ -24,26 +26,27 @@ def contact_sheet(source: Path, result: Path, sheet: Path, *, columns: int = 8, 
     Raises:
         OutputError: the picture cannot be written.
     """
-    total = _count(result)
-    moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
-    frames = _count(source)
-    sources = _pick(source, [ping_pong(i, frames) for i in moments], width)
-    results = _pick(result, moments, width)
+    total, results = _pick(result, lambda total: _moments(total, columns), width)
+    moments = _moments(total, columns)
+    _, sources = _pick(source, lambda frames: [ping_pong(i, frames) for i in moments], width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
     _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
     try:
-        sheet.write_bytes(data.tobytes())
+        write_file(sheet, data.tobytes())
     except OSError as error:
         raise OutputError(f"{sheet} cannot be written: {error.strerror}") from error
 
 
-def _count(path: Path) -> int:
-    return sum(1 for _ in VideoReader(path))
+def _moments(total: int, columns: int) -> list[int]:
+    """Frames in the middle of `columns` equal parts."""
+    return [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
 
 
-def _pick(path: Path, wanted: list[int], width: int) -> list[NDArray[np.uint8]]:
-    found = {i: frame for i, frame in enumerate(VideoReader(path)) if i in wanted}
-    return [_fit(found[i], width) for i in wanted]
+def _pick(path: Path, choose: Callable[[int], list[int]], width: int) -> tuple[int, list[NDArray[np.uint8]]]:
+    """Number of frames of a video, and small pictures of those that `choose` takes of so many; decoded once."""
+    small = [cv2.imencode(".png", _fit(frame, width))[1] for frame in VideoReader(path)]
+    chosen = [cv2.imdecode(small[i], cv2.IMREAD_COLOR) for i in choose(len(small))]
+    return len(small), [np.asarray(picture, np.uint8) for picture in chosen]
 
 
 def _fit(frame: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

@@ -7,16 +7,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from .errors import AudioTooShortError
-from .media import AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
-from .session import LipSyncSession
+import numpy as np
+from numpy.typing import NDArray
+
+from .errors import AudioTooShortError, ConfigError, QualityError
+from .face.track import Policy
+from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
+from .session import Frame, LipSyncSession
 
 if TYPE_CHECKING:
     from .engine import LipSyncEngine
 
 Path_ = str | os.PathLike[str]
+MANY = 0.1
+"""Share of bypassed frames from which on a result says so."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,10 @@ class DubResult:
     """What a dub made, and how long it took.
 
     Attributes:
-        output: the file. frames: written, floor(audio seconds * 25). bypassed: of these, untouched for want of a face.
+        output: the file. frames: written, floor(audio seconds * 25).
+        bypassed: of these, untouched for want of a face. first_face: the first frame with a face; frames before it are
+            untouched. damaged: frames at which the source's file is damaged.
+        warnings: what a viewer may notice, in words.
         width, height: pixels of the source.
         seconds: wall time of the whole job, from opening the files to the finished one.
         first_frame: seconds from there to the first frame.
@@ -34,6 +43,9 @@ class DubResult:
     output: Path
     frames: int
     bypassed: int
+    first_face: int
+    damaged: int
+    warnings: tuple[str, ...]
     width: int
     height: int
     seconds: float
@@ -47,7 +59,7 @@ class DubResult:
     @property
     def real_time_factor(self) -> float:
         """Seconds of work for a second of video: below 1 is faster than real time."""
-        return self.seconds * 25 / self.frames
+        return self.seconds * FPS / self.frames
 
 
 def dub(
@@ -56,11 +68,14 @@ def dub(
     audio: Path_ | None,
     output: Path_,
     *,
+    face_policy: Policy = "hold",
+    face_at: tuple[float, float] | None = None,
+    seed: int = 42,
     crf: int = 18,
     preset: str = "veryfast",
     lossless: bool = False,
+    strict: bool = False,
     progress: Callable[[int, int], None] | None = None,
-    **options: Any,
 ) -> DubResult:
     """Make the face in `video` speak `audio`; the result has as many frames as the audio has whole 1/25 seconds.
 
@@ -68,66 +83,130 @@ def dub(
     anything goes wrong, Ctrl-C included.
 
     Args:
-        audio: any file with sound; None for the video's own.
+        audio: any file with sound; None for the video's own, at the time at which it starts in the video.
         output: .mp4, .mov, .m4v or .mkv. crf, preset, lossless: see `lipstream.media.VideoWriter`.
+        face_policy, face_at, seed: see `LipSyncEngine.session`.
+        strict: an error where there would be warnings, and no file.
         progress: called with (frames done, frames in all).
-        options: of `LipSyncEngine.session`.
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
+        QualityError: with `strict`, many frames are bypassed, or some are damaged.
         NoAudioError, AudioFormatError, OutputError, and what `LipSyncEngine.session` raises.
     """
     start = time.perf_counter()
-    reader = AudioReader(video if audio is None else audio)
-    ensure_distinct(output, video, reader.path)
+    for path in (video, audio, output):
+        if path is not None and not isinstance(path, str | os.PathLike):
+            raise ConfigError(f"a path of type {type(path).__name__}", expected="str or os.PathLike")
+    sound = AudioReader(video if audio is None else audio)
+    ensure_distinct(output, video, sound.path)
     source = VideoReader(video)
-    rate, fps = reader.info.rate, engine.manifest.geometry.fps
+    rate = sound.info.rate
+    late = round((sound.info.start_time - source.info.start_time) * rate) if audio is None else 0
     # Counted, and checked, by reading it once: headers are wrong too often to promise a length by them.
-    samples = sum(len(to_float(block)) for block in reader)
-    total = samples * fps // rate
+    samples = late + sum(len(to_float(block)) for block in sound)
+    total = samples * FPS // rate
     if total < 1:
         raise AudioTooShortError(
-            f"{reader.path} has {samples / rate * 1000:.0f} ms of sound",
-            expected=f"at least {1000 // fps} ms, one video frame",
+            f"{sound.path} has {max(samples, 0) / rate * 1000:.0f} ms of sound",
+            expected=f"at least {1000 // FPS} ms, one video frame",
         )
 
-    first_frame, writing, done, bypassed = 0.0, 0.0, 0, 0
+    tally = _Tally()
     # The writer first: a place that cannot be written shows before anything that takes long.
     with VideoWriter(
         output,
         source.info.width,
         source.info.height,
         audio_rate=rate,
-        audio_channels=reader.info.channels,
+        audio_channels=sound.info.channels,
         crf=crf,
         preset=preset,
         lossless=lossless,
         colour=source.info.colour,
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
-        with engine.session(video, length=total + engine.manifest.geometry.video_frames, **options) as session:
-            for frame in _frames(session, reader):
+        options = {"face_policy": face_policy, "face_at": face_at, "seed": seed}
+        with engine.session(video, length=total + engine.manifest.geometry.video_frames, **options) as session:  # type: ignore[arg-type]
+            for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
                 now = time.perf_counter()
-                first_frame = first_frame or now - start
+                tally.first_frame = tally.first_frame or now - start
                 writer.write(frame.image)
                 writer.write_audio(frame.audio)
-                writing += time.perf_counter() - now
-                done += 1
-                bypassed += frame.bypassed
+                tally.writing += time.perf_counter() - now
+                tally.count(frame)
                 if progress:
-                    progress(done, total)
+                    progress(tally.frames, total)
+        warnings = tally.warnings()
+        if strict and warnings:
+            raise QualityError(
+                f"{video}: {'; '.join(warnings)}",
+                expected="a face in nearly every frame of an undamaged file",
+                fix="use a better source, or leave out --strict",
+            )
         now = time.perf_counter()
         writer.close()
-        writing += time.perf_counter() - now
-        stages = session.timings | {"encode": writing}
-    seconds = time.perf_counter() - start
-    size = source.info.width, source.info.height
-    return DubResult(Path(output), done, bypassed, *size, seconds, first_frame, stages)
+        tally.writing += time.perf_counter() - now
+        stages = session.timings | {"encode": tally.writing}
+    return DubResult(
+        output=Path(output),
+        frames=tally.frames,
+        bypassed=tally.bypassed,
+        first_face=tally.first_face,
+        damaged=tally.damaged,
+        warnings=tuple(warnings),
+        width=source.info.width,
+        height=source.info.height,
+        seconds=time.perf_counter() - start,
+        first_frame=tally.first_frame,
+        stages=stages,
+    )
 
 
-def _frames(session: LipSyncSession, audio: AudioReader) -> Iterator[Any]:
-    for block in audio:
-        session.push_audio(block, audio.info.rate)
-        yield from session
+@dataclass
+class _Tally:
+    """What is counted on the way."""
+
+    frames: int = 0
+    bypassed: int = 0
+    first_face: int = 0
+    damaged: int = 0
+    first_frame: float = 0.0
+    writing: float = 0.0
+
+    def count(self, frame: Frame) -> None:
+        self.frames += 1
+        self.bypassed += frame.bypassed
+        self.damaged += frame.damaged
+        if self.bypassed == self.frames:
+            self.first_face = self.frames
+
+    def warnings(self) -> list[str]:
+        found = []
+        if self.bypassed > MANY * self.frames:
+            found.append(f"{self.bypassed} of {self.frames} frames show no face and are as in the source")
+        if self.damaged:
+            found.append(f"the file is damaged at {self.damaged} of {self.frames} frames")
+        return found
+
+
+def _shifted(sound: AudioReader, late: int, samples: int) -> Iterator[NDArray[np.float32]]:
+    """The blocks of `sound` after `late` samples of silence (negative: without its first ones), `samples` in all."""
+    if late > 0:
+        yield np.zeros((min(late, samples), sound.info.channels), np.float32)
+    skip, left = max(-late, 0), samples - max(late, 0)
+    for block in sound:
+        piece = block[skip : skip + max(left, 0)]
+        skip = max(skip - len(block), 0)
+        left -= len(piece)
+        yield piece
+
+
+def _frames(session: LipSyncSession, blocks: Iterator[NDArray[np.float32]], rate: int) -> Iterator[Frame]:
+    for block in blocks:
+        # In pieces, since a block may be longer than a session holds.
+        for start in range(0, len(block), rate):
+            session.push_audio(block[start : start + rate], rate)
+            yield from session
     session.flush()
     yield from session

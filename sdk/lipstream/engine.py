@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .backends.base import GRAPHS, Backend, Stream, load_backend
-from .bundle import REBUILD, Bundle, Manifest
+from .backends.base import GRAPHS, Backend, Stream, cores, load_backend
+from .bundle import REBUILD, Bundle, Manifest, reading
 from .composite import Compositor
-from .dub import DubResult, dub
-from .errors import BundleCorruptError, ConfigError
+from .errors import BundleCorruptError, ConfigError, ForkError
 from .face.track import Policy
-from .reference import FaceOptions, LiveReference, PreparedReference, Reference, Source
+from .media import limit_threads
+from .reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
 from .session import LipSyncSession
+
+if TYPE_CHECKING:
+    from .dub import DubResult
+
+MOST_THREADS = 1024
 
 
 class LipSyncEngine:
@@ -26,6 +33,8 @@ class LipSyncEngine:
                 show(frame.image, frame.audio)
         engine.dub("in.mp4", "speech.wav", "out.mp4")
 
+    Load the engine in the process that uses it: it does not survive a fork.
+
     Attributes:
         manifest: what the bundle says of itself.
     """
@@ -33,8 +42,12 @@ class LipSyncEngine:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.manifest: Manifest = bundle.manifest
         self._backend = backend
-        self._compositor = Compositor(bundle.constants["mask.composite"])
+        self._compositor = Compositor(bundle.constants["mask.composite"], box=bundle.manifest.geometry.crop_box)
         self._latent_mask = bundle.constants["mask.latent"]
+        self._process = os.getpid()
+        # For the chunks of sessions that are iterated on an event loop; its threads start when they are needed.
+        self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="lipstream")
+        weakref.finalize(self, self._pool.shutdown, wait=False)
 
     @classmethod
     def load(
@@ -50,66 +63,88 @@ class LipSyncEngine:
         Args:
             bundle: its folder, or the name of a shipped one ("tiny").
             backend: "onnxruntime", or another that is installed ("torch").
-            threads: CPU threads for the graphs, 0 for all cores.
+            threads: CPU threads, 0 for the default: as many as pay for one chunk, at most the cores of this process.
+                A number given here also limits, for the whole process, decoding, encoding and OpenCV.
             verify: compare every file with the manifest's SHA-256 first.
 
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
             BackendError: no such backend, or it cannot run the bundle.
-            ConfigError: a negative number of threads.
+            ConfigError: a number of threads that cannot be.
         """
-        if threads < 0:
-            raise ConfigError(f"threads={threads}", expected="0 for all cores, or a number of threads")
-        loaded = Bundle.load(bundle, verify=verify)
-        graphs = {Path(name).stem for name in loaded.manifest.files}
-        missing = [*({*GRAPHS} - graphs), *({"mask.composite", "mask.latent", "mask.pixel"} - {*loaded.constants})]
-        if missing:
-            raise BundleCorruptError(f"{loaded.path} has no {', '.join(sorted(missing))}", fix=REBUILD)
-        return cls(loaded, load_backend(backend, loaded, threads=threads))
+        if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
+            raise ConfigError(f"threads={threads!r}", expected=f"0 for the default, or 1 to {MOST_THREADS} threads")
+        path = Bundle.find(bundle)
+
+        def load(text: str) -> LipSyncEngine:
+            loaded = Bundle.parse(path, text, verify=verify)
+            graphs = {Path(name).stem for name in loaded.manifest.files}
+            missing = [*({*GRAPHS} - graphs), *({"mask.composite", "mask.latent", "mask.pixel"} - {*loaded.constants})]
+            if missing:
+                raise BundleCorruptError(f"{loaded.path} has no {', '.join(sorted(missing))}", fix=REBUILD)
+            return cls(loaded, load_backend(backend, loaded, threads=threads))
+
+        if threads:
+            limit_threads(threads)
+        return reading(path, load)
 
     def open_stream(self) -> Stream:
         """A bare stream on the backend: the graphs with their state, without reference, clock or compositing."""
+        self._check_process()
         return self._backend.open_stream()
 
     def session(
         self,
         video: Source | PreparedReference,
         *,
-        face_policy: Policy = "hold",
+        face_policy: Policy | None = None,
         face_at: tuple[float, float] | None = None,
         seed: int = 42,
         max_pending: float = 60.0,
         length: int | None = None,
+        loop_bytes: int = LOOP_BYTES,
     ) -> LipSyncSession:
         """Open a session that speaks through the face in `video`.
 
         Args:
             video: path of a video or picture, frames (uint8 [H, W, 3] RGB, 25 a second), or a prepared reference.
                 It is played forwards and backwards for as long as there is audio.
-            face_policy: for frames without the face: "hold" its last place, "bypass" the frame, or "raise".
+            face_policy: for frames without the face: "hold" its last place (the default), "bypass" the frame, or
+                "raise". Frames before the first face are bypassed. Of a prepared reference, what it was prepared with.
             face_at: (x, y) in pixels near the wanted face of several; None for the largest.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of audio that may wait in the session.
             length: frames that will be asked for, if known: a long video is then not kept for looping.
+            loop_bytes: of temporary disk that a looped video's frames may take; a longer video is turned round there.
 
         Raises:
             FaceNotFoundError: no face in the first half minute of a video.
             MediaOpenError, NoVideoError, MediaTruncatedError, ConfigError: of the video or the options.
         """
+        self._check_process()
         reference: Reference
         if isinstance(video, PreparedReference):
             if video.manifest != self.manifest:
                 raise ConfigError("a reference prepared with another bundle", fix="prepare it with this engine")
+            given = FaceOptions(face_policy or video.faces.policy, video.faces.at if face_at is None else face_at)
+            if given != video.faces:
+                raise ConfigError(
+                    f"{given} for a reference prepared with {video.faces}",
+                    fix="give face_policy and face_at to prepare()",
+                )
             reference = video.play()
         else:
-            faces = FaceOptions(face_policy, face_at)
-            reference = LiveReference(video, self.manifest.geometry, faces, length=length)
+            if length is not None and (not isinstance(length, int) or length < 1):
+                raise ConfigError(f"length={length!r}", expected="a number of frames, at least 1, or None")
+            faces = FaceOptions(face_policy or "hold", face_at)
+            reference = LiveReference(video, self.manifest.geometry, faces, length=length, loop_bytes=loop_bytes)
         return LipSyncSession(
             self.manifest,
             self._backend.open_stream(),
             reference,
             self._compositor,
             self._latent_mask,
+            self._pool,
             seed=seed,
             max_pending=max_pending,
         )
@@ -121,39 +156,30 @@ class LipSyncEngine:
         seconds: float = 20.0,
         face_policy: Policy = "hold",
         face_at: tuple[float, float] | None = None,
+        loop_bytes: int = LOOP_BYTES,
     ) -> PreparedReference:
         """Decode, track and encode the first `seconds` of `video` once, to be looped by any number of sessions.
 
-        Sessions on it start at once and never touch the file. Raises as `session` does.
+        Sessions on it start at once and never touch the file. Its frames take at most `loop_bytes` of temporary disk;
+        a video that needs more is cut. Raises as `session` does.
         """
+        self._check_process()
         faces = FaceOptions(face_policy, face_at)
-        return PreparedReference(video, self._backend.open_stream(), self.manifest, faces, seconds=seconds)
+        stream = self._backend.open_stream()
+        return PreparedReference(video, stream, self.manifest, faces, seconds=seconds, max_bytes=loop_bytes)
 
     def dub(
         self,
         video: str | os.PathLike[str],
         audio: str | os.PathLike[str] | None,
         output: str | os.PathLike[str],
-        *,
-        face_policy: Policy = "hold",
-        face_at: tuple[float, float] | None = None,
-        seed: int = 42,
-        crf: int = 18,
-        preset: str = "veryfast",
-        lossless: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
     ) -> DubResult:
-        """The whole job on files: `video` speaks `audio`, written to `output`. See `lipstream.dub.dub`."""
-        return dub(
-            self,
-            video,
-            audio,
-            output,
-            face_policy=face_policy,
-            face_at=face_at,
-            seed=seed,
-            crf=crf,
-            preset=preset,
-            lossless=lossless,
-            progress=progress,
-        )
+        """The whole job on files: `video` speaks `audio`, written to `output`. Options as `lipstream.dub.dub` has."""
+        from .dub import dub  # a client of the engine
+
+        return dub(self, video, audio, output, **options)
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkError.found_in("the engine")

@@ -96,6 +96,12 @@ class FaceNotFoundError(LipStreamError):
         self.frame = frame
 
 
+class QualityError(LipStreamError):
+    """Too many frames were damaged, or shown untouched for want of a face, and `strict` was asked for."""
+
+    code, exit_code = "quality", 21
+
+
 class BundleNotFoundError(LipStreamError):
     """No bundle at that path or of that name."""
 
@@ -126,6 +132,20 @@ class CheckpointError(LipStreamError):
     code, exit_code = "checkpoint", 34
 
 
+class ForkError(LipStreamError):
+    """An engine, or a session, is used in another process than the one that made it."""
+
+    code, exit_code = "forked", 36
+
+    @classmethod
+    def found_in(cls, what: str) -> ForkError:
+        return cls(
+            f"{what} was made before this process was forked",
+            expected="an engine that is loaded in the process that uses it: its threads did not survive the fork",
+            fix="load the engine after the fork (gunicorn: in post_fork, without --preload; multiprocessing: 'spawn')",
+        )
+
+
 class ParityError(LipStreamError):
     """Exported graphs do not compute what the model they were exported from computes."""
 
@@ -139,7 +159,7 @@ class BackpressureError(LipStreamError):
 
 
 class SessionClosedError(LipStreamError):
-    """The session was closed, or its audio was already ended by `flush()`."""
+    """The session was closed, or an error has ended it."""
 
     code, exit_code = "session_closed", 41
 

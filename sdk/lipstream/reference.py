@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,15 @@ from .bundle import Geometry, Manifest
 from .errors import ConfigError, FaceNotFoundError
 from .face import FaceTracker, crop
 from .face.track import Policy
-from .media import FrameLoop, VideoReader, ping_pong
+from .media import FPS, FrameLoop, FrameSpool, VideoReader, ping_pong
+from .picture import check_picture
 
 Image = NDArray[np.uint8]
 Source = str | os.PathLike[str] | Sequence[Image] | Image
 """A video file, or frames: a sequence of uint8 [H, W, 3] RGB, or one array [n, H, W, 3], at 25 a second."""
+
+LOOP_BYTES = 2 << 30
+"""Disk that the frames of one looped reference may take by default: 14 s of 1080p, 31 s of 720p."""
 
 
 @dataclass(frozen=True)
@@ -49,28 +54,28 @@ class SourceFrame:
 
     Attributes:
         image: uint8 [H, W, 3] RGB.
-        crop: uint8 [S, S, 3], the aligned face.
+        crop: uint8 [S, S, 3], the aligned face; the last one seen where there is none.
         matrix: float64 [2, 3], frame pixels -> alignment canvas; None where the frame is to be shown untouched.
+        damaged: the file is damaged here, and its decoder has patched the picture up.
     """
 
     image: Image
     crop: Image
     matrix: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
-class ReferenceChunk:
-    """Frames of one chunk, and their latents [2, C, c, h, w]: as they are, and with the mouth masked."""
-
-    frames: list[SourceFrame]
-    latents: Array
+    damaged: bool = False
 
 
 class Reference(Protocol):
-    """Gives the chunks of one session, in order, without end (or until the length it was opened for)."""
+    """Frames of one session by their place in its picture, 0, 1, 2, ... without end, and their latents."""
 
-    def chunk(self, stream: Stream, count: int) -> ReferenceChunk:
-        """The next `count` frames; `stream` carries the video encoder's state."""
+    def frames(self, first: int, count: int) -> list[SourceFrame]:
+        """Frames ``[first, first + count)``. `first` never lies more than a chunk before the last frame given."""
+
+    def latents(self, stream: Stream, first: int, frames: list[SourceFrame]) -> Array:
+        """Latents [2, C, c, h, w] of a chunk whose frames start at `first`: as they are, and with the mouth masked.
+
+        `stream` carries the video encoder's state.
+        """
 
     def close(self) -> None: ...
 
@@ -79,31 +84,44 @@ class LiveReference:
     """Decodes, tracks and encodes as it goes. Memory does not grow with the length.
 
     Args:
-        source: see `Source`. length: frames that will be asked for, None if unknown; a source that is longer need not
-            be kept for looping then.
+        source: see `Source`.
+        length: frames that will be asked for, None if unknown. What need not be shown again is not kept; without a
+            length, a longer source is played back and forth up to where its frames take `loop_bytes` on disk.
 
     Raises:
         FaceNotFoundError: no face in the first half minute.
         ConfigError, MediaOpenError, NoVideoError, MediaTruncatedError: of the source.
     """
 
-    def __init__(self, source: Source, geometry: Geometry, faces: FaceOptions, *, length: int | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        geometry: Geometry,
+        faces: FaceOptions,
+        *,
+        length: int | None = None,
+        loop_bytes: int = LOOP_BYTES,
+    ) -> None:
         self._frames = open_source(source)
         require_face(self._frames)
-        self._loop = FrameLoop(self._frames, length)
+        self._loop = FrameLoop(self._frames, length, max_bytes=loop_bytes)
         self._geometry = geometry
         self._tracker = FaceTracker(faces.policy, faces.at)
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        self._last: SourceFrame | None = None
+        self._recent: deque[SourceFrame] = deque(maxlen=geometry.video_frames)
+        self._given = 0
 
-    def frames(self, count: int) -> list[SourceFrame]:
-        """The next `count` frames; beyond the length the reference was opened for, the last one again."""
-        return [self._next() for _ in range(count)]
+    def frames(self, first: int, count: int) -> list[SourceFrame]:
+        """See `Reference`; beyond the length the reference was opened for, the last frame again."""
+        while self._given < first + count:
+            self._recent.append(self._next())
+            self._given += 1
+        oldest = self._given - len(self._recent)
+        return [self._recent[i - oldest] for i in range(first, first + count)]
 
-    def chunk(self, stream: Stream, count: int) -> ReferenceChunk:
-        frames = self.frames(count)
-        return ReferenceChunk(frames, encode(stream, self._geometry, [frame.crop for frame in frames]))
+    def latents(self, stream: Stream, first: int, frames: list[SourceFrame]) -> Array:
+        return encode(stream, self._geometry, [frame.crop for frame in frames])
 
     def close(self) -> None:
         self._loop.close()
@@ -111,17 +129,19 @@ class LiveReference:
     def _next(self) -> SourceFrame:
         step = next(self._loop, None)
         if step is None:
-            assert self._last is not None
-            return self._last
+            return self._recent[-1]
         index, image = step
-        if index not in self._matrices:
+        if index in self._matrices:
+            matrix = self._matrices[index]
+        else:
             seen = self._tracker.track(image)
-            self._matrices[index] = None if seen is None else seen.matrix
-        matrix = self._matrices[index]
+            matrix = None if seen is None else seen.matrix
+            if self._loop.comes_back(index):
+                self._matrices[index] = matrix
         if matrix is not None:
-            self._crop = crop(image, matrix, self._geometry.crop_size[0])
-        self._last = SourceFrame(image, self._crop, matrix)
-        return self._last
+            self._crop = crop(image, matrix, self._geometry.crop_size[0], self._geometry.crop_box)
+        damaged = isinstance(self._frames, VideoReader) and self._frames.damaged(index)
+        return SourceFrame(image, self._crop, matrix, damaged)
 
 
 _FORGOTTEN = 3  # chunks after which no latent depends on how the stream began: the encoder looks back 30 frames
@@ -130,68 +150,121 @@ _FORGOTTEN = 3  # chunks after which no latent depends on how the stream began: 
 class PreparedReference:
     """A reference decoded, tracked and encoded once, as an endless ping-pong; immutable, shared by any sessions.
 
-    The latents that are played for ever are taken from the second lap or later, when the encoder has forgotten the
-    beginning. Memory: the decoded frames (3 bytes a pixel) and the latents of two laps.
+    It begins with the first frame that shows a face. The latents that are played for ever are taken from the second lap
+    or later, when the encoder has forgotten the beginning. Frames lie in a temporary file that is gone with the object;
+    memory holds their transforms and the latents of two laps.
+
+    Args:
+        seconds: of the source, at most; as much of it as fits into `max_bytes` on disk.
 
     Attributes:
-        manifest: of the bundle that it was encoded with. frames: number of source frames.
+        manifest: of the bundle that it was encoded with. faces: how it was tracked. frames: number of source frames.
+        skipped: frames before the first face, left out.
     """
 
     def __init__(
-        self, source: Source, stream: Stream, manifest: Manifest, faces: FaceOptions, *, seconds: float = 20.0
+        self,
+        source: Source,
+        stream: Stream,
+        manifest: Manifest,
+        faces: FaceOptions,
+        *,
+        seconds: float = 20.0,
+        max_bytes: int = LOOP_BYTES,
     ) -> None:
         if not 0 < seconds < math.inf:
             raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
-        self.manifest, geometry = manifest, manifest.geometry
-        limit = max(1, int(seconds * geometry.fps))
-        images = list(itertools.islice(open_source(source), limit))
-        live = LiveReference(images, geometry, faces)
-        chunk = geometry.video_frames
-        lead = chunk - geometry.temporal + 1
-        count = len(images)
+        self.manifest, self.faces = manifest, faces
+        self._geometry = geometry = manifest.geometry
+        opened = open_source(source)
+        require_face(opened)
+        tracker = FaceTracker(faces.policy, faces.at)
+        self._spool = FrameSpool()
+        self._matrices: list[NDArray[np.float64] | None] = []
+        self._size: tuple[int, ...] | None = None
+        self.skipped = 0
+        for image in itertools.islice(opened, max(1, int(seconds * FPS))):
+            check_picture(image, self._size, f"frame {len(self._matrices) + self.skipped}")
+            self._size = image.shape
+            seen = tracker.track(image)
+            if seen is None and not self._matrices:
+                self.skipped += 1
+                continue
+            if self._matrices and (len(self._matrices) + 1) * image.nbytes > max_bytes:
+                break
+            self._spool.append(image)
+            self._matrices.append(None if seen is None else seen.matrix)
+        if not self._matrices:
+            raise no_face(self.skipped)
+        self._crop_of = _last_seen(self._matrices)
+        chunk, lead = geometry.video_frames, geometry.first_frames
+        count = len(self._matrices)
         # A lap must be whole chunks: turning round a few frames before the end makes it so.
         if count > chunk // 2:
             count -= (count - 1) % (chunk // 2)
-        self._sources = live.frames(count)
-        live.close()
         self.frames = count
         self._lap = math.lcm(max(1, 2 * count - 2), chunk) // chunk
         self._steady = max(self._lap + 1, _FORGOTTEN)
         self._latents: list[Array] = []
         for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(self._steady + self._lap - 1))]:
-            crops = [self._at(first + i).crop for i in range(length)]
+            crops = [self.at(first + i).crop for i in range(length)]
             self._latents.append(encode(stream, geometry, crops))
 
-    def _at(self, frame: int) -> SourceFrame:
-        return self._sources[ping_pong(frame, self.frames)]
+    def at(self, place: int) -> SourceFrame:
+        """Frame `place` = 0, 1, 2, ... of the endless loop."""
+        index = ping_pong(place, self.frames)
+        image = self._spool.read(index)
+        seen = self._crop_of[index]
+        shown = image if seen == index else self._spool.read(seen)
+        matrix = self._matrices[seen]
+        assert matrix is not None
+        face = crop(shown, matrix, self._geometry.crop_size[0], self._geometry.crop_box)
+        return SourceFrame(image, face, self._matrices[index])
 
     def play(self) -> PreparedPlayback:
         """A playback for one session, from the start."""
         return PreparedPlayback(self)
 
-    def latents(self, chunk: int) -> Array:
-        """Latents of chunk 0, 1, 2, ... of the endless loop."""
-        if chunk >= self._steady:
-            chunk = self._steady + (chunk - self._steady) % self._lap
-        return self._latents[chunk]
+    def latents(self, first: int) -> Array | None:
+        """Latents of the chunk that starts at frame `first` of the loop; None where no chunk of the loop starts."""
+        chunk, lead = self._geometry.video_frames, self._geometry.first_frames
+        number, odd = (0, 0) if first == 0 else divmod(first - lead + chunk, chunk)
+        if odd or (first and first < lead):
+            return None
+        if number >= self._steady:
+            number = self._steady + (number - self._steady) % self._lap
+        return self._latents[number]
 
 
 class PreparedPlayback:
-    """One session's place in a `PreparedReference`; see `Reference`."""
+    """One session's way through a `PreparedReference`; see `Reference`.
+
+    A chunk that does not start where one of the loop does, as after a `flush` in the middle of one, is encoded anew.
+    """
 
     def __init__(self, prepared: PreparedReference) -> None:
         self._prepared = prepared
-        self._chunk = self._frame = 0
 
-    def chunk(self, stream: Stream, count: int) -> ReferenceChunk:
-        frames = [self._prepared._at(self._frame + i) for i in range(count)]
-        latents = self._prepared.latents(self._chunk)
-        self._chunk += 1
-        self._frame += count
-        return ReferenceChunk(frames, latents)
+    def frames(self, first: int, count: int) -> list[SourceFrame]:
+        return [self._prepared.at(first + i) for i in range(count)]
+
+    def latents(self, stream: Stream, first: int, frames: list[SourceFrame]) -> Array:
+        known = self._prepared.latents(first)
+        if known is not None:
+            return known
+        return encode(stream, self._prepared.manifest.geometry, [frame.crop for frame in frames])
 
     def close(self) -> None:
         """Nothing to release: the prepared reference outlives its sessions."""
+
+
+def _last_seen(matrices: Sequence[object]) -> list[int]:
+    """For each frame the last one up to it that has a matrix; the first has one."""
+    seen, last = [], 0
+    for index, matrix in enumerate(matrices):
+        last = index if matrix is not None else last
+        seen.append(last)
+    return seen
 
 
 def encode(stream: Stream, geometry: Geometry, crops: list[Image]) -> Array:
@@ -227,8 +300,12 @@ def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) 
         # A tracker confirms by its landmarks what the detector alone might only believe.
         if index % every == 0 and FaceTracker("bypass").track(frame):
             return
-    raise FaceNotFoundError(
-        f"no face in the first {min(index + 1, limit)} frames",
+    raise no_face(min(index + 1, limit))
+
+
+def no_face(frames: int) -> FaceNotFoundError:
+    return FaceNotFoundError(
+        f"no face in the first {frames} frames",
         frame=0,
         expected="a face at least about 40 pixels wide, seen from the front or slightly from the side",
         fix="use a video that shows the speaker's face",

@@ -58,7 +58,7 @@ class Ring:
             if p.keep_count:
                 _native.ring_keep(k, v, sink_k, p.keep_slot, rolling, p.keep_first, p.keep_count)
             if p.anchored:
-                _native.ring_anchor(k, sink_k, rolling, p.anchored, cos, sin)
+                _native.ring_anchor(k, sink_k, rolling, p.anchored, cos, sin, threads=1)  # a copy: more do not pay
 
     def attended(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Per layer the attended prefix of K and V; contiguous views."""

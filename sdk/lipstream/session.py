@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,15 +21,15 @@ from .backends.base import Array, Stream
 from .bundle import Manifest
 from .composite import Compositor
 from .denoise import assemble_condition, generate_chunk
-from .errors import BackpressureError, ConfigError, SessionClosedError
-from .media import to_float
+from .errors import BackpressureError, ConfigError, ForkError, SessionClosedError
+from .media import FPS, to_float
 from .media.audio import check_rate
-from .reference import Reference
+from .reference import Reference, SourceFrame
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
-    """One frame of the result.
+    """One frame of the result. Two frames are equal only if they are the same object.
 
     Attributes:
         image: uint8 [H, W, 3] RGB, of the reference's size.
@@ -35,6 +37,9 @@ class Frame:
         pts: seconds since the session's first frame, index / 25.
         index: 0, 1, 2, ... over the whole session.
         bypassed: True if the frame is the reference's, untouched, for want of a face.
+        damaged: True if the reference's file is damaged at this frame.
+        segment: number of the segment that the frame belongs to, from 0: `flush` and `interrupt` end one.
+        end_of_segment: True for the last frame of a flushed segment.
     """
 
     image: NDArray[np.uint8]
@@ -42,18 +47,22 @@ class Frame:
     pts: float
     index: int
     bypassed: bool
+    damaged: bool = False
+    segment: int = 0
+    end_of_segment: bool = False
 
 
 class LipSyncSession:
-    """Made by `LipSyncEngine.session`; use it in a ``with`` block.
+    """Made by `LipSyncEngine.session`; use it in a ``with`` block. One stream of frames, which only `close` ends.
 
     Audio is pushed in pieces of any size. Iterating gives every frame that the audio so far suffices for and then
     ends, so a caller that pushes and iterates in turn never waits; ``frames(wait=True)`` and ``async for`` wait for
-    more audio instead, until `flush`. A frame depends on sound up to `lookahead` seconds after it, and frames come in
-    chunks of 12 (the session's first: 9). Audio is what makes time pass: push silence to keep an idle face moving.
+    more audio instead, until `close`. A frame depends on sound up to `lookahead` seconds after it, and frames come in
+    chunks. Audio is what makes time pass: push silence to keep an idle face moving.
 
-    `flush` ends a segment: its last chunk is filled up with silence and its output cut to floor(seconds * 25) frames.
-    The next push begins another segment of the same stream.
+    A segment is what is spoken between two calls of `flush`. `flush` ends it: its last frame is filled up with silence
+    and says `end_of_segment`, so a segment has ceil(seconds * 25) frames. The picture goes on where it was. The next
+    push begins the next segment. docs/session.md has the whole life of a session as a table.
 
     Pushing, flushing, interrupting and closing are safe from other threads than the iterating one.
     """
@@ -65,27 +74,30 @@ class LipSyncSession:
         reference: Reference,
         compositor: Compositor,
         latent_mask: Array,
+        pool: Executor,
         *,
         seed: int = 42,
         max_pending: float = 60.0,
     ) -> None:
-        least = 2 * manifest.geometry.video_frames / manifest.geometry.fps  # a chunk and its look-ahead must fit
-        if not max_pending >= least:
-            raise ConfigError(f"max_pending={max_pending}", expected=f"at least {least:g} seconds, two chunks")
-        if not 0 <= seed < 2**64:
-            raise ConfigError(f"seed={seed}", expected="a whole number from 0 to 2^64 - 1")
+        least = 2 * manifest.geometry.video_frames / FPS  # a chunk and its look-ahead must fit
+        if not isinstance(max_pending, int | float) or not max_pending >= least:
+            raise ConfigError(f"max_pending={max_pending!r}", expected=f"at least {least:g} seconds, two chunks")
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+            raise ConfigError(f"seed={seed!r}", expected="a whole number from 0 to 2^64 - 1")
         self._manifest, self._stream, self._reference = manifest, stream, reference
-        self._compositor, self._latent_mask = compositor, latent_mask
-        self._seed, self._max_pending = seed, max_pending
+        self._compositor, self._latent_mask, self._pool = compositor, latent_mask, pool
+        self._seed, self._max_pending = int(seed), max_pending
         self._segments: deque[SegmentAudio] = deque()
         self._out: deque[Frame] = deque()
         self._changed = threading.Condition()
+        self._wakers: set[Callable[[], None]] = set()
         self._generating = threading.RLock()  # a signal handler may close in the middle
+        self._process = os.getpid()
         self._epoch = 0
-        self._chunk = self._segment_frame = self._index = self._delivered = 0
+        self._chunk = self._segment = self._segment_frame = self._index = self._delivered = self._picture = 0
         self._first_latent: Array | None = None
         self._unfinished: tuple[Array, Array, Array] | None = None
-        self._ending = self._closed = False
+        self._closed = self._released = False
         self._ended_by = ""
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -115,13 +127,13 @@ class LipSyncSession:
             SessionClosedError: after `close`.
         """
         samples, rate = to_float(pcm), check_rate(sample_rate)
-        g = self._manifest.geometry
+        self._check_process()
         with self._changed:
             self._check_open()
             if not len(samples):
                 return 0
             fresh = not self._segments or self._segments[-1].ended
-            segment = SegmentAudio(self._manifest.audio, g.fps, rate) if fresh else self._segments[-1]
+            segment = SegmentAudio(self._manifest.audio, rate) if fresh else self._segments[-1]
             seconds = self._pending() + len(samples) / segment.rate
             if seconds > self._max_pending:
                 raise BackpressureError(
@@ -132,77 +144,107 @@ class LipSyncSession:
             taken = segment.push(samples, rate)
             if fresh:
                 self._segments.append(segment)
-            self._ending = False
-            self._changed.notify_all()
+            self._notify()
             return taken
 
     def flush(self) -> None:
-        """End the segment: everything pushed so far is spoken out, the last chunk filled up with silence and cut."""
+        """End the segment: everything pushed so far is spoken out, to the last sample. Nothing pushed, nothing ends."""
+        self._check_process()
         with self._changed:
             self._check_open()
             if self._segments:
                 self._segments[-1].end()
-            self._ending = True
-            self._changed.notify_all()
+            self._notify()
 
     def interrupt(self) -> float:
         """Forget all audio and all frames that were not taken yet; what is pushed next is spoken next.
 
         A chunk that is being generated is finished and thrown away: the next frame comes at most one chunk later than
-        from idle. The picture may jump by the frames thrown away, at most 12.
+        from idle. The picture goes on after the last frame that was taken.
 
         Returns:
             Seconds of the result that had been taken.
         """
+        self._check_process()
         with self._changed:
             self._check_open()
             self._epoch += 1
+            self._segment += len(self._segments)
             self._segments.clear()
+            self._picture -= len(self._out)
             self._out.clear()
             self._segment_frame = 0
             self._index = self._delivered
-            self._changed.notify_all()
-            return self._delivered / self._manifest.geometry.fps
+            self._notify()
+            return self._delivered / FPS
 
     def frames(self, *, wait: bool = False) -> Iterator[Frame]:
         """Frames, as far as the audio goes.
 
         Args:
-            wait: at the end of the audio wait for more; ends when a flushed segment has been delivered, or on `close`.
+            wait: at the end of the audio wait for more, until `close`.
 
         Raises:
             SessionClosedError: the session is closed (when asked for the first frame).
             FaceNotFoundError: policy "raise". MediaTruncatedError, OutputError: the reference ended badly.
         """
+        self._check_process()
         with self._changed:
             self._check_open()
-        while self._available(wait):
-            if (frame := self._take()) is not None:
+        while True:
+            with self._changed:
+                while wait and not (self._closed or self._out or self._ready()):
+                    self._changed.wait()
+                frame, ready = self._take(), self._ready()
+            if frame is not None:
                 yield frame
+            elif not ready or not self._work():
+                return
 
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
-        """As ``frames(wait=True)``, waiting and generating in a thread. Cancelling loses no frame."""
+        """As ``frames(wait=True)``: waits on the event loop, generates in a thread. Cancelling loses no frame."""
+        self._check_process()
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+
+        def wake() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(changed.set)
+
         with self._changed:
             self._check_open()
-        left = threading.Event()
+            self._wakers.add(wake)
         try:
-            while await asyncio.to_thread(self._available, True, left):
-                if (frame := self._take()) is not None:
+            while True:
+                changed.clear()
+                with self._changed:
+                    if self._closed:
+                        return
+                    frame, ready = self._take(), self._ready()
+                if frame is not None:
                     yield frame
+                elif ready:
+                    if not await loop.run_in_executor(self._pool, self._work):
+                        return
+                else:
+                    await changed.wait()
         finally:
-            # The thread outlives a cancelled await: it must not go on waiting.
-            left.set()
             with self._changed:
-                self._changed.notify_all()
+                self._wakers.discard(wake)
 
     def close(self) -> None:
-        """Release the reference and end all iteration. May be called again."""
+        """Release the reference and end all iteration. May be called again.
+
+        Does not wait for a chunk that another thread is generating: that thread releases the reference when it is done.
+        """
         self._end()
-        with self._generating:
-            self._reference.close()
+        if os.getpid() == self._process and self._generating.acquire(blocking=False):
+            try:
+                self._release()
+            finally:
+                self._generating.release()
 
     def __enter__(self) -> LipSyncSession:
         return self
@@ -211,6 +253,10 @@ class LipSyncSession:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_process(self) -> None:
+        if os.getpid() != self._process:
+            raise ForkError.found_in("the session")
 
     def _check_open(self) -> None:
         if self._closed:
@@ -223,99 +269,140 @@ class LipSyncSession:
             self._epoch += 1
             self._segments.clear()
             self._out.clear()
-            self._changed.notify_all()
+            self._notify()
+
+    def _release(self) -> None:
+        """Close the reference, once; under `_generating`."""
+        if not self._released:
+            self._released = True
+            self._reference.close()
+
+    def _notify(self) -> None:
+        """Wake whoever waits for a change; under `_changed`."""
+        self._changed.notify_all()
+        for wake in self._wakers:
+            wake()
 
     def _pending(self) -> float:
         """Seconds of audio that wait to be generated."""
-        frames = sum(segment.frames for segment in self._segments) - self._segment_frame
-        return frames / self._manifest.geometry.fps
-
-    def _available(self, wait: bool, left: threading.Event | None = None) -> bool:
-        """Wait and generate until there is a frame to take; False at the end of the audio, or once `left` is set."""
-        while True:
-            with self._changed:
-                while not (self._closed or self._out or self._ready()):
-                    if not wait or (left and left.is_set()) or (self._ending and not self._segments):
-                        return False
-                    self._changed.wait()
-                if self._closed or self._out:
-                    return not self._closed
-            with self._generating:
-                try:
-                    self._generate()
-                except BaseException as error:
-                    # Half a chunk is done: the stream's state is of no use to anybody any more.
-                    self._end(by=type(error).__name__)
-                    raise
+        return (sum(segment.frames for segment in self._segments) - self._segment_frame) / FPS
 
     def _take(self) -> Frame | None:
-        """The next frame; None where an interruption or `close` was faster."""
-        with self._changed:
-            if not self._out:
-                return None
-            self._delivered += 1
-            return self._out.popleft()
+        """The next frame that is there; under `_changed`."""
+        if not self._out:
+            return None
+        self._delivered += 1
+        return self._out.popleft()
+
+    def _work(self) -> bool:
+        """Generate the next chunk, if no other thread has by then; False once the session is closed."""
+        with self._generating:
+            try:
+                self._generate()
+            except BaseException as error:
+                # Half a chunk is done: the stream's state cannot be used any more.
+                self._end(by=type(error).__name__)
+                raise
+            finally:
+                if self._closed:
+                    self._release()
+        return not self._closed
 
     def _ready(self) -> bool:
-        """Whether the next chunk can be generated; segments that are through are dropped."""
+        """Whether the next chunk can be generated; segments that are through are dropped. Under `_changed`."""
         while self._segments and self._segments[0].ended and self._segment_frame >= self._segments[0].frames:
             self._segments.popleft()
+            self._segment += 1
             self._segment_frame = 0
         return bool(self._segments) and self._segments[0].ready(self._segment_frame + self._chunk_length())
 
     def _chunk_length(self) -> int:
         """Video frames of the next chunk."""
         g = self._manifest.geometry
-        return g.video_frames - (0 if self._chunk else g.temporal - 1)
+        return g.video_frames if self._chunk else g.first_frames
 
     def _generate(self) -> None:
-        """One chunk: reference, sound, denoising, decoding, compositing; its context pass waits for the next one."""
-        g, stream = self._manifest.geometry, self._stream
+        """The next chunk, if the audio suffices for it: its frames go to `_out`."""
         with self._changed:
             if self._closed or self._out or not self._ready():
                 return
-            epoch, segment, first = self._epoch, self._segments[0], self._segment_frame
+            epoch, segment, first, picture = self._epoch, self._segments[0], self._segment_frame, self._picture
             count = self._chunk_length()
-            missing = g.video_frames - count
-            wanted = min(count, segment.frames - first)
-            heard = segment.window(first - missing, g.video_frames)
+            missing = self._manifest.geometry.video_frames - count
+            heard = segment.window(first - missing, self._manifest.geometry.video_frames)
+        self._finish_context()
+        with self._timed("reference"):
+            sources = self._reference.frames(picture, count)
+        faceless = next((i for i, source in enumerate(sources) if source.matrix is not None), count)
+        if self._chunk == 0 and faceless:
+            # The stream's first frame is its identity for good: wait for one with a face.
+            sources = sources[:faceless]
+            images = [source.image.copy() for source in sources]
+        else:
+            pictures = self._speak(picture, sources, heard)
+            with self._timed("composite"):
+                images = [self._show(*pair) for pair in zip(sources, pictures, strict=True)]
+        with self._changed:
+            if epoch == self._epoch:
+                self._put(segment, first, sources, images)
+
+    def _finish_context(self) -> None:
+        """The context pass of the chunk before, which waits until its frames are out."""
         if self._unfinished is not None:
             with self._timed("context"):
-                stream.context(*self._unfinished)
+                self._stream.context(*self._unfinished)
                 self._unfinished = None
+
+    def _speak(self, picture: int, sources: list[SourceFrame], heard: Array) -> Array:
+        """Crops float32 [count, S, S, 3] in [0, 1] of one chunk: encoded, heard, denoised, decoded."""
+        g, stream, missing = self._manifest.geometry, self._stream, self._manifest.geometry.video_frames - len(sources)
         with self._timed("reference"):
-            reference = self._reference.chunk(stream, count)
+            plain, masked = self._reference.latents(stream, picture, sources)
         with self._timed("audio"):
             features = stream.encode_audio(heard)
-            features[:missing] = features[missing]  # the stream's first frame stands for four
+            features[:missing] = features[missing]  # the stream's first frame stands for several
         with self._timed("denoise"):
-            sequence, masked = reference.latents
             if self._first_latent is None:
-                self._first_latent = sequence[:, :1].copy()
+                self._first_latent = plain[:, :1].copy()
+            sequence = masked if g.sequence == "masked" else plain
             condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
             stream.begin_chunk(self._chunk)
-            noises = self._noise(masked.shape)
-            latent = generate_chunk(stream, self._manifest.t_list, noises, condition, features)
+            latent = generate_chunk(stream, self._manifest.t_list, self._noise(masked.shape), condition, features)
         with self._timed("decode"):
-            pictures = stream.decode(latent)[missing:].transpose(0, 2, 3, 1)
+            pictures: Array = stream.decode(latent)[missing:].transpose(0, 2, 3, 1)
         self._unfinished = latent, condition, features
         self._chunk += 1
-        with self._timed("composite"):
-            images = [
-                source.image.copy()
-                if source.matrix is None
-                else self._compositor.composite(source.image, picture, source.crop, source.matrix)
-                for source, picture in zip(reference.frames[:wanted], pictures, strict=False)
-            ]
-        with self._changed:
-            if epoch != self._epoch:
-                return
-            for i, (source, image) in enumerate(zip(reference.frames[:wanted], images, strict=True)):
-                sound = segment.of_frame(first + i)
-                self._out.append(Frame(image, sound, self._index / g.fps, self._index, source.matrix is None))
-                self._index += 1
-            self._segment_frame = first + wanted
-            segment.forget(self._segment_frame)
+        return pictures
+
+    def _show(self, source: SourceFrame, picture: Array) -> NDArray[np.uint8]:
+        if source.matrix is None:
+            return source.image.copy()
+        return self._compositor.composite(source.image, picture, source.crop, source.matrix)
+
+    def _put(
+        self, segment: SegmentAudio, first: int, sources: list[SourceFrame], images: list[NDArray[np.uint8]]
+    ) -> None:
+        """Hand out what the segment has sound for; under `_changed`."""
+        wanted = min(len(images), segment.frames - first)
+        for i, (source, image) in enumerate(zip(sources[:wanted], images[:wanted], strict=True)):
+            last = segment.ended and first + i + 1 == segment.frames
+            self._out.append(
+                Frame(
+                    image=image,
+                    audio=segment.of_frame(first + i),
+                    pts=self._index / FPS,
+                    index=self._index,
+                    bypassed=source.matrix is None,
+                    damaged=source.damaged,
+                    segment=self._segment,
+                    end_of_segment=last,
+                )
+            )
+            self._index += 1
+        self._picture += wanted
+        self._segment_frame = first + wanted
+        segment.forget(self._segment_frame)
+        self._notify()
 
     def _noise(self, shape: tuple[int, ...]) -> list[Array]:
         """Unit noise for each pass of the current chunk: a function of the seed and the chunk alone."""

@@ -16,11 +16,12 @@ sys.path.insert(0, str(ROOT))
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete bundle at toy sizes, random weights: crops of 32 x 32."""
     from lipstream_export.bundle import Parts, export_bundle
-    from lipstream_training.models.mel import FEATURES
     from toys import CONFIG, toy_checkpoint
 
-    checkpoint = toy_checkpoint(replace(CONFIG, latent_size=(4, 4), audio_dim=FEATURES))
-    parts = Parts(checkpoint.student, checkpoint.text, checkpoint.taehv, checkpoint.masks, checkpoint.model)
+    checkpoint = toy_checkpoint(replace(CONFIG, latent_size=(4, 4)))
+    parts = Parts(
+        checkpoint.student, checkpoint.text, checkpoint.taehv, checkpoint.speech, checkpoint.masks, checkpoint.model
+    )
     path = tmp_path_factory.mktemp("benchmarks") / "toy"
     export_bundle(parts, checkpoint.student.config, path)
     return path

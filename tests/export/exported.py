@@ -8,7 +8,6 @@ from pathlib import Path
 from lipstream.bundle import Bundle
 from lipstream_export.bundle import Parts, export_bundle
 from lipstream_training.models import StudentConfig
-from lipstream_training.models.mel import FEATURES
 from toys import CONFIG, toy_checkpoint, toy_student, toy_text
 
 
@@ -21,8 +20,10 @@ class Exported:
 
 def export_complete(path: Path) -> Exported:
     """All graphs, the released window."""
-    checkpoint = toy_checkpoint(replace(CONFIG, audio_dim=FEATURES))
-    parts = Parts(checkpoint.student, checkpoint.text, checkpoint.taehv, checkpoint.masks, checkpoint.model)
+    checkpoint = toy_checkpoint(CONFIG)
+    parts = Parts(
+        checkpoint.student, checkpoint.text, checkpoint.taehv, checkpoint.speech, checkpoint.masks, checkpoint.model
+    )
     return Exported(parts, checkpoint.student.config, export_bundle(parts, checkpoint.student.config, path))
 
 

@@ -187,7 +187,7 @@ def test_manifest(complete: Exported) -> None:
     manifest, c = complete.bundle.manifest, complete.config
     assert (manifest.geometry.window, manifest.geometry.sink, manifest.geometry.tokens) == (c.window, c.sink, c.tokens)
     assert manifest.t_list == c.t_list
-    modules = (complete.parts.student, complete.parts.taehv)
+    modules = (complete.parts.student, complete.parts.taehv, complete.parts.speech)
     assert manifest.model["parameters"] == sum(p.numel() for m in modules if m for p in m.parameters())
     assert Bundle.load(complete.bundle.path).manifest == manifest
 

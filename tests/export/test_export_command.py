@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def test_exports_the_same_bytes_each_time_and_reports(
 ) -> None:
     first = export(checkpoint, tmp_path / "first", json_output=True)
     assert json.loads(capsys.readouterr().out) == first
-    assert first["graphs"] == ["video_encoder", "denoiser", "video_decoder", "context"]
+    assert first["graphs"] == ["audio_encoder", "video_encoder", "denoiser", "video_decoder", "context"]
     assert first["bytes"] == sum(file["bytes"] for file in Bundle.load(tmp_path / "first").manifest.files.values())
     report = json.loads((tmp_path / "first.parity.json").read_text())
     assert report == first["parity"]
@@ -135,8 +136,17 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 def test_models_of_other_latents_are_refused(tmp_path: Path) -> None:
     ours, other = toy_checkpoint(SMALL), toy_checkpoint(replace(SMALL, latent_channels=5))
-    Checkpoint(ours.student, other.taehv, ours.text, ours.masks, {}).save(tmp_path)
+    Checkpoint(ours.student, other.taehv, ours.speech, ours.text, ours.masks, {}).save(tmp_path)
     with pytest.raises(CheckpointError, match="4 latent channels, the TAEHV 5"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"spatial": 4}, "4 times smaller, the TAEHV's 8"), ({"audio_dim": 12}, "hears 12")]
+)
+def test_parts_that_were_not_trained_together_are_refused(tmp_path: Path, change: Any, complaint: str) -> None:
+    toy_checkpoint(replace(SMALL, **change)).save(tmp_path)
+    with pytest.raises(CheckpointError, match=complaint):
         load_checkpoint(tmp_path)
 
 

@@ -5,12 +5,14 @@ It makes a session cheap enough to be run hundreds of times, and writes down wha
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
 from lipstream.composite import Compositor
-from lipstream.reference import ReferenceChunk, SourceFrame, encode
+from lipstream.reference import SourceFrame, encode
 from lipstream.session import Frame, LipSyncSession
 from numpy.typing import NDArray
 
@@ -18,11 +20,13 @@ Array = NDArray[np.float32]
 
 SIDE = 16
 GEOMETRY = Geometry(
-    fps=25,
     crop_size=(SIDE, SIDE),
+    crop_box=(0.0, 0.0, 420.0, 560.0),
     latent_size=(2, 2),
     latent_channels=2,
+    spatial=8,
     temporal=4,
+    sequence="reference",
     chunk_frames=3,
     window=7,
     sink=1,
@@ -95,21 +99,31 @@ class NumpyStream:
 
 
 class NumberedReference:
-    """Frame i of the reference is a flat picture of grey i modulo 251, its crop is all of it."""
+    """Frame i of the reference is a flat picture of grey i modulo 251, its crop is all of it.
 
-    def __init__(self) -> None:
-        self.given = 0
+    The first `faceless` frames show no face. Attributes: asked: (first, count) of each call of `frames`.
+    """
+
+    def __init__(self, faceless: int = 0) -> None:
+        self.faceless = faceless
+        self.asked: deque[tuple[int, int]] = deque(maxlen=4)
         self.closed = False
 
-    def chunk(self, stream: Any, count: int) -> ReferenceChunk:
-        numbers = range(self.given, self.given + count)
-        self.given += count
+    def frames(self, first: int, count: int) -> list[SourceFrame]:
+        self.asked.append((first, count))
+        numbers = range(first, first + count)
         images = [np.full((SIDE, SIDE, 3), i % 251, np.uint8) for i in numbers]
-        frames = [SourceFrame(image, image, TO_CANVAS) for image in images]
-        return ReferenceChunk(frames, encode(stream, GEOMETRY, images))
+        matrices = [None if i < self.faceless else TO_CANVAS for i in numbers]
+        return [SourceFrame(image, image, matrix) for image, matrix in zip(images, matrices, strict=True)]
+
+    def latents(self, stream: Any, first: int, frames: list[SourceFrame]) -> Array:
+        return encode(stream, GEOMETRY, [frame.crop for frame in frames])
 
     def close(self) -> None:
         self.closed = True
+
+
+POOL = ThreadPoolExecutor(2)
 
 
 class OpenSession:
@@ -119,7 +133,7 @@ class OpenSession:
         self.stream, self.reference = stream or NumpyStream(), reference or NumberedReference()
         compositor = Compositor(np.zeros((SIDE, SIDE), np.float32))
         mask = np.zeros(GEOMETRY.latent_size, np.float32)
-        self.session = LipSyncSession(MANIFEST, self.stream, self.reference, compositor, mask, **options)
+        self.session = LipSyncSession(MANIFEST, self.stream, self.reference, compositor, mask, POOL, **options)
 
 
 def open_session(**options: Any) -> LipSyncSession:
@@ -145,6 +159,7 @@ def noise(samples: int, channels: int = 0, seed: int = 0) -> Array:
 def assert_same_frames(found: list[Frame], expected: list[Frame]) -> None:
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
-        assert (a.index, a.pts, a.bypassed) == (b.index, b.pts, b.bypassed)
+        assert (a.index, a.pts, a.bypassed, a.damaged) == (b.index, b.pts, b.bypassed, b.damaged)
+        assert (a.segment, a.end_of_segment) == (b.segment, b.end_of_segment)
         np.testing.assert_array_equal(a.image, b.image)
         np.testing.assert_array_equal(a.audio, b.audio)

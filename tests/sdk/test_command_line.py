@@ -48,7 +48,7 @@ def lipstream(
 
 
 def subprocess_of(*args: object, module: bool = True) -> subprocess.CompletedProcess[str]:
-    start = [sys.executable, "-m", "lipstream.cli"] if module else [str(Path(sys.executable).parent / "lipstream")]
+    start = [sys.executable, "-m", "lipstream"] if module else [str(Path(sys.executable).parent / "lipstream")]
     return subprocess.run([*start, *map(str, args)], capture_output=True, text=True, timeout=120, check=False)
 
 
@@ -216,9 +216,10 @@ def test_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_wrong_command_line_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
     for args in ([], ["fly"], ["run"], ["run", "a.mp4"], ["run", "a.mp4", "-o", "b.mp4", "--crf", "good"]):
-        with pytest.raises(SystemExit) as caught:
-            main(args)
-        assert caught.value.code == 2
+        assert main(args) == 2
+        assert "--help" in capsys.readouterr().err
+        assert main([*args, "--json"]) == 2
+        assert json.loads(capsys.readouterr().out)["error"]["code"] == "usage"
     with pytest.raises(SystemExit) as caught:
         main(["--version"])
     assert caught.value.code == 0
@@ -229,7 +230,7 @@ def test_as_a_module_and_as_a_command(tmp_path: Path, tiny: Path) -> None:
     for module in (True, False):
         done = subprocess_of("inspect", tiny, "--json", module=module)
         assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout)["schema"] == 1
+        assert json.loads(done.stdout)["schema"] == 2
         done = subprocess_of("run", tmp_path / "none.mp4", "-o", tmp_path / "out.mp4", "--bundle", tiny, module=module)
         assert done.returncode == errors.MediaOpenError.exit_code
         assert done.stdout == ""

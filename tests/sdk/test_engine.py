@@ -41,10 +41,12 @@ def test_streaming_equals_offline(
     with engine.session(prepared) as whole, engine.session(prepared) as split:
         expected = speak(whole, samples, rate)
         assert_same_frames(speak(split, samples, rate, cuts), expected)
-    assert len(expected) == 23
+    assert len(expected) == 24
+    assert expected[-1].end_of_segment
     sound = np.concatenate([frame.audio for frame in expected])
     scale = 32768 if kind == "int16" else 1
-    np.testing.assert_array_equal(sound * scale, samples.reshape(len(samples), -1)[: len(sound)])
+    np.testing.assert_array_equal(sound[: len(samples)] * scale, samples.reshape(len(samples), -1))
+    assert not sound[len(samples) :].any()
 
 
 def test_streaming_equals_offline_on_a_live_reference(engine: LipSyncEngine, speaker: Video) -> None:
@@ -120,14 +122,39 @@ class TestPrepared:
     ) -> None:
         reference = engine.prepare(speaker[:count])
         with engine.session(speaker[: reference.frames]) as live:
+            first = 0
             for chunk in range(9):
-                expected = live._reference.chunk(live._stream, 12 if chunk else 9)
-                np.testing.assert_array_equal(reference.latents(chunk), expected.latents)
+                frames = live._reference.frames(first, 12 if chunk else 9)
+                expected = live._reference.latents(live._stream, first, frames)
+                np.testing.assert_array_equal(reference.latents(first), expected)
+                first += len(frames)
+
+    def test_a_chunk_that_starts_elsewhere_is_encoded_anew(self, engine: LipSyncEngine, speaker: Video) -> None:
+        """After a flush in the middle of a chunk the picture goes on where it was, as on a live reference."""
+        prepared = engine.prepare(speaker)
+        assert prepared.latents(5) is None
+        with engine.session(prepared) as a, engine.session(speaker) as b:
+            for seconds in (0.52, 0.7):
+                assert_same_frames(speak(a, pcm(seconds, 16_000)), speak(b, pcm(seconds, 16_000)))
+
+    def test_begins_with_the_first_face(self, engine: LipSyncEngine, speaker: Video) -> None:
+        black = np.zeros((7, *speaker.shape[1:]), np.uint8)
+        prepared = engine.prepare(np.concatenate([black, speaker]))
+        assert prepared.skipped == 7
+        np.testing.assert_array_equal(prepared.at(0).image, speaker[0])
+
+    def test_takes_no_more_disk_than_it_may(self, engine: LipSyncEngine, speaker: Video) -> None:
+        assert engine.prepare(speaker, loop_bytes=14 * speaker[0].nbytes).frames == 13
+
+    def test_its_face_options_are_its_own(self, engine: LipSyncEngine, prepared: PreparedReference) -> None:
+        engine.session(prepared, face_policy="hold").close()
+        with pytest.raises(ConfigError, match="prepare"):
+            engine.session(prepared, face_policy="raise")
+        with pytest.raises(ConfigError, match="prepare"):
+            engine.session(prepared, face_at=(10.0, 10.0))
 
     def test_images_go_back_and_forth(self, prepared: PreparedReference, speaker: Video) -> None:
-        playback = prepared.play()
-        stream: Any = None  # the latents are there already
-        shown = [f.image for n in (9, 12, 12, 12, 12, 12) for f in playback.chunk(stream, n).frames]
+        shown = [frame.image for frame in prepared.play().frames(0, 69)]
         for i, image in enumerate(shown):
             np.testing.assert_array_equal(image, speaker[30 - abs(i % 60 - 30)])
 

@@ -11,10 +11,14 @@ from lipstream.bundle import Geometry
 from lipstream.ring import Ring, temporal_angles
 from lipstream_training.models import STUDENTS, KVRing
 from lipstream_training.models import rope as training_rope
+from numpy_stream import GEOMETRY
 
 
 def geometry(window: int, sink: int, chunk: int) -> Geometry:
-    return Geometry(25, (16, 16), (2, 2), 2, 4, chunk, window, sink, tokens=5, num_heads=2, head_dim=16, num_layers=3)
+    return replace(GEOMETRY, chunk_frames=chunk, window=window, sink=sink, **SIZES)
+
+
+SIZES = {"tokens": 5, "num_heads": 2, "head_dim": 16, "num_layers": 3}
 
 
 @pytest.mark.parametrize(

@@ -61,28 +61,30 @@ def test_audio_sample_by_sample() -> None:
 
 @pytest.mark.parametrize("rate", [*RATES, 4001, 11_025, 96_000])
 @pytest.mark.parametrize("channels", [0, 1, 2, 8])
-def test_sound_of_the_frames_is_the_pushed_sound_cut_to_whole_frames(rate: int, channels: int) -> None:
+def test_sound_of_the_frames_is_the_pushed_sound_and_silence_up_to_the_last_frame(rate: int, channels: int) -> None:
     pcm = noise(int(1.03 * rate), channels)
     frames = speak(open_session(), pcm, rate)
     expected = pcm.reshape(len(pcm), -1)
     sound = np.concatenate([frame.audio for frame in frames])
-    assert len(frames) == 25
-    np.testing.assert_array_equal(sound, expected[: len(sound)])
-    assert len(sound) == 25 * rate // 25
+    assert len(frames) == 26
+    assert len(sound) == 26 * rate // 25
+    np.testing.assert_array_equal(sound[: len(pcm)], expected)
+    assert not sound[len(pcm) :].any()
 
 
 @settings(max_examples=40)
 @given(samples=st.integers(1, 40_000), rate=st.sampled_from([*RATES, 4001]))
-def test_floor_of_seconds_times_25_frames(samples: int, rate: int) -> None:
+def test_no_sample_is_without_a_frame(samples: int, rate: int) -> None:
     frames = speak(open_session(), noise(samples), rate)
-    assert len(frames) == samples * 25 // rate
+    assert len(frames) == -(-samples * 25 // rate)
+    assert [frame.end_of_segment for frame in frames] == [False] * (len(frames) - 1) + [True]
     assert [frame.index for frame in frames] == list(range(len(frames)))
     assert [frame.pts for frame in frames] == [i / 25 for i in range(len(frames))]
 
 
 @pytest.mark.parametrize(
     ("samples", "frames"),
-    [(0, 0), (1, 0), (1600, 2), *((n * 640 + d, n - (d < 0)) for n in (1, 9, 10, 21, 22) for d in (-1, 0, 1))],
+    [(0, 0), (1, 1), (1600, 3), *((n * 640 + d, n + (d > 0)) for n in (1, 9, 10, 21, 22) for d in (-1, 0, 1))],
 )
 def test_lengths_around_a_frame_and_a_chunk(samples: int, frames: int) -> None:
     assert len(speak(open_session(), noise(samples))) == frames
@@ -187,8 +189,8 @@ class TestSegments:
     def test_a_second_segment_continues_index_time_and_picture(self) -> None:
         opened = OpenSession()
         frames = speak(opened.session, noise(15 * 640 + 17)) + speak(opened.session, noise(30 * 640, seed=1))
-        assert [frame.index for frame in frames] == list(range(45))
-        assert [frame.pts for frame in frames] == [i / 25 for i in range(45)]
+        assert [frame.index for frame in frames] == list(range(46))
+        assert [frame.pts for frame in frames] == [i / 25 for i in range(46)]
         assert [n for name, n in opened.stream.calls if name == "begin"] == [0, 1, 2, 3, 4]
 
     def test_each_segment_is_padded_with_silence_and_knows_nothing_of_the_sound_before(self) -> None:
@@ -223,8 +225,9 @@ class TestSegments:
         session.push_audio(noise(48_000), 48_000)
         session.flush()
         frames += list(session)
-        assert len(frames) == 10 + 25
-        assert [len(frame.audio) for frame in frames] == [640] * 10 + [1920] * 25
+        assert len(frames) == 11 + 25
+        assert [len(frame.audio) for frame in frames] == [640] * 11 + [1920] * 25
+        assert [frame.segment for frame in frames] == [0] * 11 + [1] * 25
 
     def test_the_number_of_channels_may_change_after_flush_only(self) -> None:
         session = open_session()
@@ -234,7 +237,7 @@ class TestSegments:
         session.flush()
         session.push_audio(noise(7000, 2), 16_000)
         session.flush()
-        assert [frame.audio.shape[1] for frame in session] == [1] * 10 + [2] * 10
+        assert [frame.audio.shape[1] for frame in session] == [1] * 11 + [2] * 11
 
     def test_flush_without_audio_and_twice_is_harmless(self) -> None:
         session = open_session()
@@ -243,7 +246,7 @@ class TestSegments:
         assert len(speak(session, noise(6400))) == 10
         session.flush()
         session.flush()
-        assert list(session.frames(wait=True)) == []
+        assert list(session) == []
         assert [frame.index for frame in speak(session, noise(640))] == [10]
 
     def test_an_empty_push_changes_nothing(self) -> None:
@@ -251,13 +254,39 @@ class TestSegments:
         assert session.push_audio(np.zeros((0, 2), np.int16), 8000) == 0
         frames = speak(session, noise(6400, 1))
         session.push_audio([], 48_000)
-        assert list(session.frames(wait=True)) == []
+        assert list(session) == []
         assert_same_frames(frames, speak(open_session(), noise(6400, 1)))
 
-    def test_a_segment_shorter_than_a_frame_gives_none_and_hides_nothing(self) -> None:
-        session = open_session()
-        assert speak(session, noise(100)) == []
-        assert [frame.index for frame in speak(session, noise(1280))] == [0, 1]
+    def test_a_segment_shorter_than_a_frame_has_one(self) -> None:
+        session, short = open_session(), noise(100)
+        (frame,) = speak(session, short)
+        np.testing.assert_array_equal(frame.audio[:, 0], np.pad(short, (0, 540)))
+        assert (frame.index, frame.segment, frame.end_of_segment) == (0, 0, True)
+        assert [frame.index for frame in speak(session, noise(1280))] == [1, 2]
+
+    @pytest.mark.parametrize("samples", [640, 5 * 640, 9 * 640, 13 * 640 + 5, 21 * 640])
+    def test_the_picture_goes_on_where_it_was(self, samples: int) -> None:
+        """Whatever was left of a segment's last chunk is shown by the next one."""
+        opened = OpenSession()
+        frames = speak(opened.session, noise(samples))
+        shown = len(frames)
+        opened.reference.asked.clear()
+        speak(opened.session, noise(30 * 640, seed=1))
+        assert opened.reference.asked[0][0] == shown
+
+    def test_frames_before_the_first_face_are_shown_untouched_and_never_seen_by_the_model(self) -> None:
+        """The stream's first latent, its identity for good, is that of the first frame with a face."""
+        for faceless in (1, 8, 9, 20):
+            opened = OpenSession(reference=NumberedReference(faceless))
+            frames = speak(opened.session, noise(45 * 640))
+            assert [frame.bypassed for frame in frames] == [i < faceless for i in range(45)]
+            assert all((frame.image == i).all() for i, frame in enumerate(frames[:faceless]))
+            assert [len(f.audio) for f in frames] == [640] * 45
+            twin = NumpyStream()
+            first = [np.full((SIDE, SIDE, 3), faceless + max(0, i - 3), np.uint8) for i in range(12)]
+            plain, _ = encode(twin, GEOMETRY, first)
+            condition = opened.stream.given[0][1]
+            np.testing.assert_array_equal(condition[:2], np.repeat(plain[:, :1], 3, axis=1))
 
 
 class TestInterrupt:
@@ -273,16 +302,17 @@ class TestInterrupt:
         assert [frame.index for frame in taken + frames] == list(range(26))
         np.testing.assert_array_equal(np.concatenate([frame.audio for frame in frames])[:, 0], follow)
 
-    def test_at_most_a_chunk_of_the_picture_is_lost(self) -> None:
+    def test_the_picture_goes_on_after_the_last_frame_that_was_taken(self) -> None:
         opened = OpenSession()
         opened.session.push_audio(noise(50 * 640), 16_000)
         iterator = iter(opened.session)
         for _ in range(10):  # one frame of the second chunk
             next(iterator)
         opened.session.interrupt()
-        assert opened.reference.given == 21
-        speak(opened.session, noise(640))
-        assert opened.reference.given == 33
+        opened.reference.asked.clear()
+        (frame,) = speak(opened.session, noise(640))
+        assert [*opened.reference.asked] == [(10, 12)]
+        assert (frame.index, frame.segment, frame.end_of_segment) == (10, 1, True)
 
     def test_from_idle_nothing_happens(self) -> None:
         session = open_session()

@@ -58,11 +58,21 @@ def push_in_pieces(session: LipSyncSession, pcm: np.ndarray[Any, Any], piece: in
     session.flush()
 
 
+def until_end(session: LipSyncSession) -> list[Frame]:
+    """The frames up to the end of the segment, waiting for them."""
+    frames: list[Frame] = []
+    for frame in session.frames(wait=True):
+        frames.append(frame)
+        if frame.end_of_segment:
+            return frames
+    return frames
+
+
 def test_a_pushing_thread_and_a_waiting_one() -> None:
     pcm = noise(90 * 640)
     session = open_session(max_pending=1)
     with running(lambda: push_in_pieces(session, pcm)) as pushed:
-        frames = list(session.frames(wait=True))
+        frames = until_end(session)
         pushed()
     assert_same_frames(frames, speak(open_session(), pcm))
 
@@ -107,7 +117,7 @@ def test_interrupt_and_a_new_push_during_generation() -> None:
     session = OpenSession(stream=stream).session
     session.push_audio(noise(30 * 640), 16_000)
     follow = noise(20 * 640, seed=3)
-    with running(lambda: list(session.frames(wait=True))) as taken:
+    with running(lambda: until_end(session)) as taken:
         stream.enter()
         session.interrupt()
         session.push_audio(follow, 16_000)
@@ -205,7 +215,13 @@ def test_an_error_wakes_the_other_threads() -> None:
 
 
 async def collect(session: LipSyncSession) -> list[Frame]:
-    return [frame async for frame in session]
+    """The frames up to the end of the segment, or of the session."""
+    frames: list[Frame] = []
+    async for frame in session:
+        frames.append(frame)
+        if frame.end_of_segment:
+            break
+    return frames
 
 
 def run(main: Any) -> Any:
@@ -243,6 +259,50 @@ class TestAsync:
             return await frames
 
         assert len(run(main())) == 10
+
+    def test_one_iteration_outlives_flush_and_interrupt(self) -> None:
+        async def main() -> list[Frame]:
+            session = open_session()
+
+            async def all_frames() -> list[Frame]:
+                return [frame async for frame in session]
+
+            frames = asyncio.create_task(all_frames())
+            for pcm in (noise(6400), noise(640 * 30), noise(100)):
+                session.push_audio(pcm, 16_000)
+                session.flush()
+                await asyncio.sleep(0.05)
+            session.push_audio(noise(640), 16_000)
+            session.interrupt()
+            session.push_audio(noise(640), 16_000)
+            session.flush()
+            await asyncio.sleep(0.05)
+            assert not frames.done()
+            session.close()
+            return await frames
+
+        frames = run(main())
+        assert [frame.index for frame in frames] == list(range(10 + 30 + 1 + 1))
+        assert [frame.segment for frame in frames if frame.end_of_segment] == [0, 1, 2, 4]
+
+    def test_idle_sessions_hold_no_thread(self) -> None:
+        """However many wait, another one gets its frames, and the loop's own pool is free."""
+
+        async def main() -> None:
+            idle = [asyncio.create_task(collect(open_session())) for _ in range(200)]
+            await asyncio.sleep(0.02)
+            before = threading.active_count()
+            session = open_session()
+            session.push_audio(noise(6400), 16_000)
+            session.flush()
+            assert len(await collect(session)) == 10
+            assert await asyncio.to_thread(lambda: 5) == 5
+            assert threading.active_count() <= before + 3
+            for task in idle:
+                task.cancel()
+            await asyncio.gather(*idle, return_exceptions=True)
+
+        run(main())
 
     def test_cancelled_while_it_waits_leaves_no_thread_waiting(self) -> None:
         async def main() -> None:

@@ -1,7 +1,7 @@
 """A trained student on disk: what `lipstream export` takes.
 
-A folder: `checkpoint.json` (sizes and a description), `student.safetensors`, `taehv.safetensors`, and
-`extras.safetensors` with the prompt embedding `text` and the masks `mask.pixel`, `mask.latent`, `mask.composite`.
+A folder: `checkpoint.json` (sizes and a description), `student.safetensors`, `taehv.safetensors`, `speech.safetensors`
+and `extras.safetensors` with the prompt embedding `text` and the masks `mask.pixel`, `mask.latent`, `mask.composite`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig
+from .models import TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig
 
 DESCRIPTION = "checkpoint.json"
 
@@ -32,6 +32,7 @@ class Checkpoint:
 
     student: CausalDiT
     taehv: TAEHV
+    speech: SpeechEncoder
     text: Tensor
     masks: dict[str, Tensor]
     model: dict[str, Any]
@@ -41,6 +42,7 @@ class Checkpoint:
         extras = {"text": self.text} | {f"mask.{name}": mask for name, mask in self.masks.items()}
         save_file(_contiguous(self.student.state_dict()), folder / "student.safetensors")
         save_file(_contiguous(self.taehv.state_dict()), folder / "taehv.safetensors")
+        save_file(_contiguous(self.speech.state_dict()), folder / "speech.safetensors")
         save_file(_contiguous(extras), folder / "extras.safetensors")
         sizes = {"student": asdict(self.student.config), "taehv": asdict(self.taehv.config), "model": self.model}
         (folder / DESCRIPTION).write_text(json.dumps(sizes, indent=2) + "\n")
@@ -57,9 +59,11 @@ class Checkpoint:
         student.load_state_dict(load_file(folder / "student.safetensors"))
         taehv = TAEHV(TAEHVConfig(**_tuples(sizes["taehv"])))
         taehv.load_state_dict(load_file(folder / "taehv.safetensors"))
+        speech = SpeechEncoder()
+        speech.load_state_dict(load_file(folder / "speech.safetensors"))
         extras = load_file(folder / "extras.safetensors")
         masks = {name.removeprefix("mask."): x for name, x in extras.items() if name.startswith("mask.")}
-        return cls(student.eval(), taehv.eval(), extras["text"], masks, sizes["model"])
+        return cls(student.eval(), taehv.eval(), speech.eval(), extras["text"], masks, sizes["model"])
 
 
 @torch.no_grad()

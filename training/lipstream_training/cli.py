@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
         "is found again by the next run in the same folder. Then: lipstream export OUT/checkpoint -o BUNDLE",
     )
     tiny.add_argument("out", type=Path, metavar="OUT", help="folder for the data, the stages and the checkpoint")
-    tiny.add_argument("--clips", type=int, help="clips to draw (default 1400)")
+    tiny.add_argument("--clips", type=int, help="clips to draw (default 2400)")
     tiny.set_defaults(run=_tiny)
     sample = commands.add_parser(
         "sample",

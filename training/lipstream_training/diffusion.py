@@ -1,16 +1,18 @@
-"""Train the DiT on latents: the bidirectional teacher by flow matching, the causal student by diffusion forcing."""
+"""Train the causal student on latents, in one stage: diffusion forcing, then on its own work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .models import CausalDiT, ClipAttention
-from .models.schedule import add_noise, predict_x0, shift_time
-from .optim import Average, Cosine
+from .models.schedule import add_noise, predict_x0
+from .optim import Average, Descent, Resume
 
 
 @dataclass(frozen=True)
@@ -19,105 +21,218 @@ class Latents:
 
     Attributes:
         target: what is to be generated, [N, C, F, h, w].
-        masked, reference: the driving video with the mouth hidden, and as it is: the same head saying something else.
+        first: the first frame of the video that the clip is from, with whatever mouth it has, [N, C, 1, h, w].
+        masked: the driving video with the mouth hidden, [N, C, F, h, w].
+        sequence: what goes into the last channels of the condition, [N, C, F, h, w].
         audio: features of the wanted speech, [N, 4 F, A]; those of the first frame four times.
+        mouth: the shape of the wanted mouth, [N, 4 F, 4].
         mask: latent mask [h, w], 1 = keep.
     """
 
     target: Tensor
+    first: Tensor
     masked: Tensor
-    reference: Tensor
+    sequence: Tensor
     audio: Tensor
+    mouth: Tensor
     mask: Tensor
 
-    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Target, condition [B, 3 C + 1, F, h, w] and audio of the clips `rows`."""
-        target, reference = self.target[rows].float(), self.reference[rows].float()
+    def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Target, condition [B, 3 C + 1, F, h, w], audio and mouth of the clips `rows`."""
+        target = self.target[rows].float()
         mask = (1 - self.mask).expand(len(rows), 1, target.shape[2], *self.mask.shape)
-        first = reference[:, :, :1].expand_as(reference)
-        condition = torch.cat([first, mask, self.masked[rows].float(), reference], dim=1)
-        return target, condition, self.audio[rows].float()
+        first = self.first[rows].float().expand_as(target)
+        condition = torch.cat([first, mask, self.masked[rows].float(), self.sequence[rows].float()], dim=1)
+        return target, condition, self.audio[rows].float(), self.mouth[rows].float()
 
 
 @dataclass(frozen=True)
-class DiffusionRecipe:
-    """`steps` batches of `batch` clips. `outside` weighs the loss where the picture is kept, against 1 in the mouth.
+class StudentRecipe:
+    """`steps` batches of `batch` clips.
 
-    `context_noise` roughens the clean chunks that the student looks back at, since in a stream they are its own work.
+    Attributes:
+        outside: weight of the loss where the picture is kept, against 1 in the mouth region; lips: where lips move.
+        own_work: last share of the steps in which the second pass and the context start from the student's own work.
+        context_noise: clean chunks are roughened up to this level, since in a stream they are the student's own work.
+        audio_noise: on the audio features.
+        probe: weight of the loss of `MouthProbe`.
+        edges: weight of the loss on differences between neighbouring latents, which a blur does not meet.
     """
 
     steps: int
     batch: int = 8
     learning_rate: float = 1e-3
     outside: float = 0.1
-    context_noise: float = 0.15
+    lips: float = 2.0
+    own_work: float = 0.3
+    context_noise: float = 0.3
+    audio_noise: float = 0.05
+    probe: float = 1.0
+    edges: float = 0.5
 
 
-def train_teacher(
-    model: CausalDiT, data: Latents, text: Tensor, recipe: DiffusionRecipe, **options: object
-) -> CausalDiT:
-    """Flow matching, bidirectional: one time per clip, uniform, moved towards noise by 5 as the released teacher's."""
+@torch.no_grad()
+def start_as_identity(model: CausalDiT, level: float = 8.0, constants: int = 32) -> None:
+    """Make the untrained `model` predict the first frame (the first channels of the condition) as clean latent.
 
-    def times(clips: int, frames: int) -> Tensor:
-        return shift_time(torch.rand(clips, 1) * 0.998 + 0.001).expand(clips, frames)
+    At t near 1 the velocity that leads there is the noisy latent minus that frame. As many channels as a patch has
+    numbers carry that difference from the embedding to the head; `constants` channels of plus and minus `level` keep
+    the norm before the head from rescaling it. Time and prompt start with little say, sound in the other channels.
+    """
+    config = model.config
+    c, patch = config.latent_channels, config.patch
+    carried = c * patch[1] * patch[2]
+    assert carried + constants <= config.dim, "the student is too narrow to start as an identity"
+    embedding, head = model.patch_embedding, model.head.head
+    assert embedding.bias is not None
+    embedding.weight[: carried + constants] = 0
+    embedding.bias[: carried + constants] = 0
+    for y in range(patch[1]):
+        for x in range(patch[2]):
+            for channel in range(c):
+                token = (y * patch[2] + x) * c + channel
+                embedding.weight[token, channel, 0, y, x] = 1
+                embedding.weight[token, c + channel, 0, y, x] = -1
+    embedding.bias[carried : carried + constants : 2] = level
+    embedding.bias[carried + 1 : carried + constants : 2] = -level
+    variance = (constants * level**2 + carried * 3.0) / config.dim  # 3: of the difference, about
+    head.weight.zero_()
+    head.bias.zero_()
+    head.weight[range(carried), range(carried)] = variance**0.5
+    model.head.modulation.zero_()
+    for layer in (model.time_embedding[-1], *(block.cross_attn.o for block in model.layers)):
+        for parameter in layer.parameters():
+            parameter.mul_(0.05)
+    for layer in model.audio_cond_projs:
+        for parameter in layer.parameters():
+            parameter[: carried + constants] = 0
 
-    return _train(model, data, text, recipe, times, causal=False, **options)  # type: ignore[arg-type]
+
+class MouthProbe(nn.Module):
+    """Auxiliary loss: a linear layer reads the mouth's shape from the mean token after one of the blocks.
+
+    Without it the student finds out late that the sound says how the mouth looks; with it, within a hundred steps.
+    It is no part of the student.
+    """
+
+    def __init__(self, model: CausalDiT, block: int = 5) -> None:
+        super().__init__()
+        block = min(block, len(model.blocks) - 1)
+        self.read = nn.Linear(model.config.dim, 4 * 4)
+        self._seen: Tensor | None = None
+        model.blocks[block].register_forward_hook(self._look)
+
+    def _look(self, block: nn.Module, inputs: object, output: Tensor) -> None:
+        self._seen = output
+
+    def forward(self, mouth: Tensor) -> Tensor:
+        """Mean squared error of what the last forward pass shows of `mouth` [B, 4 F, 4]."""
+        assert self._seen is not None, "the student has not run"
+        found = torch.unflatten(self.read(self._seen.float().mean(2)), 2, (4, 4)).flatten(1, 2)
+        self._seen = None
+        return F.mse_loss(found, mouth)
 
 
 def train_student(
-    model: CausalDiT, data: Latents, text: Tensor, recipe: DiffusionRecipe, **options: object
-) -> CausalDiT:
-    """Diffusion forcing, causal: each chunk at a time of its own out of the schedule's; half of them clean."""
-    t_list = torch.tensor(model.config.t_list[:-1])
-    chunk = model.config.chunk_frames
-
-    def times(clips: int, frames: int) -> Tensor:
-        t = t_list[torch.randint(len(t_list), (clips, frames // chunk))]
-        return (t * (torch.rand(t.shape) < 0.5)).repeat_interleave(chunk, dim=1)
-
-    return _train(model, data, text, recipe, times, causal=True, **options)  # type: ignore[arg-type]
-
-
-def _train(
     model: CausalDiT,
     data: Latents,
     text: Tensor,
-    recipe: DiffusionRecipe,
-    times: Callable[[int, int], Tensor],
+    recipe: StudentRecipe,
     *,
-    causal: bool,
     seed: int,
     progress: Callable[[float], None],
+    partial: Path | None = None,
 ) -> CausalDiT:
-    """The common loop: loss 0.5 (x0_pred - x0)^2. Returns the moving average of the weights."""
+    """Train `model`; returns the moving average of its weights.
+
+    The loss on the noisy chunks is that of x0_pred - x0: squares alone would answer every doubt with the mean of what
+    may be, which is a blur; half of it is the absolute error, and the error of differences between neighbours.
+    A clip is cut into a clean beginning of 0 or more chunks and noisy chunks, each at one of the schedule's times.
+
+    Args:
+        progress: called with the loss after each step, also of those that a run before this one has done.
+        partial: file for the state of an unfinished run, from which the next one goes on.
+    """
     torch.manual_seed(seed)
-    frames = data.target.shape[2]
-    attend = ClipAttention(model.config, frames, causal=causal)
+    config = model.config
+    frames, chunk = data.target.shape[2], config.chunk_frames
+    attend = ClipAttention(config, frames, causal=True, dtype=torch.bfloat16)
+    times = torch.tensor(config.t_list[:-1])
     weight = torch.where(data.mask > 0.5, recipe.outside, 1.0)
+    weight = weight * torch.where(lip_region(config.latent_size), recipe.lips, 1.0)
     weight = weight / weight.mean()
+    probe = MouthProbe(model)
     average = Average(model)
-    optimizer = torch.optim.AdamW(model.parameters(), recipe.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
-    schedule = Cosine(optimizer, recipe.steps)
-    for _ in range(recipe.steps):
-        target, condition, audio = data.batch(torch.randint(len(data.target), (recipe.batch,)))
-        t = times(recipe.batch, frames)
-        time = t[:, None, :, None, None]
-        x = add_noise(target, torch.randn_like(target), time)
-        x = torch.where(time == 0, x + recipe.context_noise * torch.randn_like(x), x)
+    descent = Descent([model, probe], recipe.steps, recipe.learning_rate)
+    resume = Resume(partial, [model, probe, average], descent)
+
+    def run(x: Tensor, condition: Tensor, audio: Tensor, t: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            text_kv = [
-                (k.expand(recipe.batch, -1, -1, -1), v.expand(recipe.batch, -1, -1, -1))
-                for k, v in model.text_kv(text[None])
-            ]
-            velocity = model(x, condition, audio, t, text_kv, attend)
-        error = predict_x0(x, velocity.float(), time) - target
-        noisy = (time > 0).float()
-        loss = 0.5 * (weight * noisy * error.square()).sum() / (noisy.sum() * target[0, :, 0].numel()).clamp_min(1)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        average.update(model)
+            kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])]
+            velocity = model(x, condition, audio, t, kv, attend)
+        return predict_x0(x, velocity.float(), t[:, None, :, None, None])
+
+    for step in resume.steps(recipe.steps, progress):
+        target, condition, audio, mouth = data.batch(torch.randint(len(data.target), (recipe.batch,)))
+        audio = audio + recipe.audio_noise * torch.randn_like(audio)
+        chunks = frames // chunk
+        clean = torch.arange(chunks) < torch.randint(-1, chunks, (recipe.batch, 1))
+        chosen = times[torch.randint(len(times), (recipe.batch, chunks))]
+        t = (chosen * ~clean).repeat_interleave(chunk, dim=1)
+        time = t[:, None, :, None, None]
+        known = target
+        if step >= (1 - recipe.own_work) * recipe.steps:
+            with torch.no_grad():
+                known = run(torch.randn_like(target), condition, audio, torch.full_like(t, config.t_list[0]))
+        # The first pass starts from noise alone, later ones from what the pass before made of it.
+        start = torch.where(time == config.t_list[0], target, known)
+        x = add_noise(start, torch.randn_like(target), time)
+        rough = recipe.context_noise * torch.rand(recipe.batch, 1, 1, 1, 1)
+        x = torch.where(time == 0, x + rough * torch.randn_like(x), x)
+        error = run(x, condition, audio, t) - target
+        noisy = (time > 0).float() * weight
+        across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
+        edges = 0.5 * (mean(across, noisy[..., 1:]) + mean(down, noisy[..., 1:, :]))
+        loss = 0.25 * mean(error.square(), noisy) + 0.5 * mean(error.abs(), noisy) + recipe.edges * edges
         progress(loss.item())
+        descent.step(loss + recipe.probe * probe(mouth))
+        average.update(model)
     return average.module  # type: ignore[return-value]
+
+
+def mean(x: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of `x`; `weight` broadcasts against it. 0 where nothing has weight."""
+    weight = weight.expand_as(x)
+    return (weight * x).sum() / weight.sum().clamp_min(1)
+
+
+def lip_region(size: tuple[int, int]) -> Tensor:
+    """Where lips move in a latent frame, bool [h, w]: the middle, 8 of 16 high and 10 of 16 wide."""
+    rows, columns = (torch.arange(n) / n for n in size)
+    return ((rows >= 0.25) & (rows < 0.75))[:, None] & ((columns >= 0.1875) & (columns < 0.8125))
+
+
+@torch.no_grad()
+def roll_out(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
+    """What `model` generates for the clips `rows`, with all passes and its own work as context, [B, C, F, h, w]."""
+    generator = torch.Generator().manual_seed(seed)
+    config = model.config
+    _, condition, audio, _ = data.batch(rows)
+    frames, chunk = condition.shape[2], config.chunk_frames
+    made = torch.zeros(len(rows), config.latent_channels, frames, *config.latent_size)
+    for end in range(chunk, frames + 1, chunk):
+        attend = ClipAttention(config, end, causal=True, dtype=torch.bfloat16)
+        now = slice(end - chunk, end)
+        for step, t in enumerate(config.t_list[:-1]):
+            noise = torch.randn(made[:, :, now].shape, generator=generator)
+            x = made[:, :, :end].clone()
+            x[:, :, now] = noise if step == 0 else add_noise(made[:, :, now], noise, t)
+            time = torch.zeros(len(rows), end)
+            time[:, now] = t
+            with torch.autocast("cpu", torch.bfloat16):
+                kv = [
+                    (k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])
+                ]
+                velocity = model(x, condition[:, :, :end], audio[:, : 4 * end], time, kv, attend).float()
+            made[:, :, now] = predict_x0(x[:, :, now], velocity[:, :, now], t)
+    return made

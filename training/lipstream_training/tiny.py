@@ -1,6 +1,7 @@
-"""The tiny student from nothing: draw people, train the autoencoder, the teacher, and the causal student from it.
+"""The tiny student from nothing: draw people, fit the codec, train the ear, the student and the decoder.
 
-Four stages, each left in the output folder when it is done and found there by the next run.
+Each stage is left in the output folder when it is done and found there by the next run; the longest, the student, goes
+on where a run before was cut off.
 """
 
 from __future__ import annotations
@@ -18,19 +19,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from .autoencoder import AutoencoderRecipe, DecoderRecipe, encode_clip, initialise, train_autoencoder, train_decoder
 from .checkpoint import Checkpoint, round_to_bfloat16
-from .data.clips import AUDIO_CONTEXT, draw_clip, training_rng
+from .codec import DecoderRecipe, encode_clip, fit_codec, train_decoder
+from .data.clips import PAST, draw_clip, training_rng
 from .data.mask import compositing_mask, latent_mask, mouth_mask
-from .diffusion import DiffusionRecipe, Latents, train_student, train_teacher
-from .models import STUDENTS, TAEHV, CausalDiT
+from .data.mouth import SAMPLES_PER_FRAME
+from .diffusion import Latents, StudentRecipe, roll_out, start_as_identity, train_student
+from .hearing import HearingRecipe, speak, train_hearing
+from .models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
 from .models.config import TINY_TAEHV
-from .models.mel import LOOKBACK, LogMel
+from .models.mel import LOOKAHEAD, LOOKBACK
 
-SIZE = 8 * STUDENTS["tiny"].latent_size[0]
+CONFIG = STUDENTS["tiny"]
+SIZE = CONFIG.crop_size[0]
 MODEL = {
     "name": "tiny",
     "licence": "Apache-2.0",
@@ -42,120 +46,150 @@ MODEL = {
 class TinyRecipe:
     """How much of everything; the defaults make the shipped bundle."""
 
-    clips: int = 1400
+    clips: int = 2400
     latent_frames: int = 9
+    rollouts: int = 320
     seed: int = 0
-    autoencoder: AutoencoderRecipe = field(default_factory=AutoencoderRecipe)
-    detail: AutoencoderRecipe = field(
-        default_factory=lambda: AutoencoderRecipe(steps=2000, batch=10, size=48, learning_rate=1.5e-3)
-    )
+    hearing: HearingRecipe = field(default_factory=HearingRecipe)
+    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=2400))
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
-    teacher: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=450))
-    student: DiffusionRecipe = field(default_factory=lambda: DiffusionRecipe(steps=1100, learning_rate=6e-4))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Drawn clips: `target` and `reference` uint8 [N, V, S, S, 3], `identity` uint8 [N, S, S, 3], `heard` float32
+    [N, samples] as `SpeechEncoder` takes them, `mouth` float32 [N, V, 4]."""
+
+    target: NDArray[np.uint8]
+    reference: NDArray[np.uint8]
+    identity: NDArray[np.uint8]
+    heard: NDArray[np.float32]
+    mouth: NDArray[np.float32]
 
 
 def train_tiny(folder: Path, recipe: TinyRecipe) -> Checkpoint:
     """Run all stages; the finished student is left in `folder`/checkpoint and returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    frames = 4 * recipe.latent_frames - 3
-    targets, references, audio = _drawn(folder, recipe.clips, frames)
+    drawn = _drawn(folder, recipe)
     masks = {
         "pixel": torch.from_numpy(mouth_mask(SIZE)),
-        "latent": torch.from_numpy(latent_mask(SIZE)),
+        "latent": torch.from_numpy(latent_mask(SIZE, CONFIG.spatial)),
         "composite": torch.from_numpy(compositing_mask(SIZE)),
     }
 
-    taehv = TAEHV(TINY_TAEHV)
-    torch.manual_seed(recipe.seed)
-    initialise(taehv)
-    # Few large pictures first, then many small ones.
-    for name, stage in (("autoencoder", recipe.autoencoder), ("detail", recipe.detail)):
-        with _stage(folder / f"{name}.safetensors", taehv, name, stage.steps) as run:
-            if run:
-                train_autoencoder(taehv, [targets, references], masks["pixel"], stage, seed=recipe.seed, progress=run)
-    round_to_bfloat16(taehv)
+    speech = SpeechEncoder()
+    with _stage(folder / "hearing.safetensors", speech, "hearing", recipe.hearing.steps) as run:
+        if run:
+            heard, mouth = _voices(recipe.hearing)
+            train_hearing(speech, heard, mouth, recipe.hearing, seed=recipe.seed, progress=run)
+    round_to_bfloat16(speech)
 
-    latents = _latents(folder / "latents.safetensors", taehv, targets, references, audio, masks)
-    config = STUDENTS["tiny"]
-    text = torch.randn(config.text_len, config.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
     torch.manual_seed(recipe.seed)
-    model = CausalDiT(config)
-    for name, train, diffusion in (
-        ("teacher", train_teacher, recipe.teacher),
-        ("student", train_student, recipe.student),
-    ):
-        with _stage(folder / f"{name}.safetensors", model, name, diffusion.steps) as run:
-            if run:
-                model.load_state_dict(
-                    train(model, latents, text, diffusion, seed=recipe.seed, progress=run).state_dict()
-                )
+    taehv = TAEHV(TINY_TAEHV)
+    fit_codec(taehv, drawn.target, masks["pixel"], seed=recipe.seed)
+    round_to_bfloat16(taehv)
+    data = _latents(folder / "latents.safetensors", taehv, speech, drawn, masks)
+
+    text = torch.randn(CONFIG.text_len, CONFIG.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
+    torch.manual_seed(recipe.seed)
+    model = CausalDiT(CONFIG)
+    start_as_identity(model)
+    with _stage(folder / "student.safetensors", model, "student", recipe.student.steps) as run:
+        if run:
+            partial = folder / "student.partial.pt"
+            trained = train_student(model, data, text, recipe.student, seed=recipe.seed, progress=run, partial=partial)
+            model.load_state_dict(trained.state_dict())
+    round_to_bfloat16(model)
 
     with _stage(folder / "decoder.safetensors", taehv, "decoder", recipe.decoder.steps) as run:
         if run:
+            rows = torch.arange(min(recipe.rollouts, len(data.target)))
+            batches = tqdm(torch.split(rows, 16), "rollouts", unit="batch")
+            rollouts = torch.cat([roll_out(model, data, text, batch, seed=int(batch[0])) for batch in batches])
             train_decoder(
-                taehv, targets, latents.target, masks["latent"], recipe.decoder, seed=recipe.seed, progress=run
+                taehv, drawn.target, data.target[rows], rollouts, recipe.decoder, seed=recipe.seed, progress=run
             )
     round_to_bfloat16(taehv)
-    round_to_bfloat16(model)
-    checkpoint = Checkpoint(model.eval(), taehv, text, masks, MODEL)
+    checkpoint = Checkpoint(model.eval(), taehv, speech, text, masks, MODEL)
     checkpoint.save(folder / "checkpoint")
     return checkpoint
 
 
-def _drawn(folder: Path, clips: int, frames: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], Tensor]:
-    """Targets and references uint8 [clips, frames, SIZE, SIZE, 3], features [clips, frames, A]; drawn on all cores."""
-    paths = [folder / f"{name}-{clips}x{frames}.npy" for name in ("targets", "references", "audio")]
-    if not all(path.exists() for path in paths):
-        shape = (clips, frames, SIZE, SIZE, 3)
-        targets, references = np.empty(shape, np.uint8), np.empty(shape, np.uint8)
-        audio = np.empty((clips, frames, STUDENTS["tiny"].audio_dim), np.float32)
-        mel = LogMel()
-        jobs = [(index, frames) for index in range(clips)]
+def _drawn(folder: Path, recipe: TinyRecipe) -> Drawn:
+    """The clips, drawn on all cores."""
+    clips, frames = recipe.clips, CONFIG.temporal * (recipe.latent_frames - 1) + 1
+    shapes: dict[str, tuple[tuple[int, ...], type]] = {
+        "target": ((frames, SIZE, SIZE, 3), np.uint8),
+        "reference": ((frames, SIZE, SIZE, 3), np.uint8),
+        "identity": ((SIZE, SIZE, 3), np.uint8),
+        "heard": ((LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD,), np.float32),
+        "mouth": ((frames, 4), np.float32),
+    }
+    paths = {name: folder / f"{name}-{clips}x{frames}.npy" for name in shapes}
+    if not all(path.exists() for path in paths.values()):
+        arrays: dict[str, NDArray[Any]] = {name: np.empty((clips, *s), dtype) for name, (s, dtype) in shapes.items()}
         with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-            drawn = pool.imap(_draw, jobs, chunksize=8)
-            for i, (target, reference, heard) in enumerate(tqdm(drawn, "drawing", clips, unit="clip")):
-                targets[i], references[i] = target, reference
-                trim = AUDIO_CONTEXT - LOOKBACK
-                audio[i] = mel(torch.from_numpy(heard[trim:-trim])).numpy()
-        arrays: tuple[NDArray[Any], ...] = (targets, references, audio)
-        for path, array in zip(paths, arrays, strict=True):
+            drawn = pool.imap(_draw, [(index, frames) for index in range(clips)], chunksize=8)
+            for i, clip in enumerate(tqdm(drawn, "drawing", clips, unit="clip")):
+                for name, array in clip.items():
+                    arrays[name][i] = array
+        for name, path in paths.items():
             partial = path.with_suffix(".partial.npy")
-            np.save(partial, array)
+            np.save(partial, arrays[name])
             partial.replace(path)
-    targets, references, audio = (np.load(path, mmap_mode="r") for path in paths)
-    return targets, references, torch.from_numpy(np.array(audio))
+    return Drawn(**{name: np.load(path, mmap_mode="r") for name, path in paths.items()})
 
 
-def _draw(job: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.float32]]:
+def _draw(job: tuple[int, int]) -> dict[str, NDArray[Any]]:
     index, frames = job
     cv2.setNumThreads(1)  # the processes are the threads
-    clip = draw_clip(training_rng(index), frames, SIZE)
-    return clip.target, clip.reference, clip.heard
+    clip = draw_clip(training_rng(index), frames, SIZE, CONFIG.crop_box)
+    first = PAST * SAMPLES_PER_FRAME
+    return {
+        "target": clip.target,
+        "reference": clip.reference,
+        "identity": clip.identity,
+        "heard": clip.heard[first - LOOKBACK : first + frames * SAMPLES_PER_FRAME + LOOKAHEAD],
+        "mouth": clip.mouth.stacked(),
+    }
 
 
-def _latents(
-    path: Path,
-    taehv: TAEHV,
-    targets: NDArray[np.uint8],
-    references: NDArray[np.uint8],
-    audio: Tensor,
-    masks: dict[str, Tensor],
-) -> Latents:
+def _voices(recipe: HearingRecipe) -> tuple[Tensor, Tensor]:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        jobs = [(index, recipe.seconds) for index in range(recipe.voices)]
+        spoken = list(tqdm(pool.imap(_speak, jobs, chunksize=8), "speaking", recipe.voices, unit="voice"))
+    heard, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*spoken, strict=True))
+    return heard, mouth
+
+
+def _speak(job: tuple[int, float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    return speak(*job)
+
+
+def _latents(path: Path, taehv: TAEHV, speech: SpeechEncoder, drawn: Drawn, masks: dict[str, Tensor]) -> Latents:
     if not path.exists():
-        encoded: dict[str, list[Tensor]] = {"target": [], "masked": [], "reference": []}
-        for target, reference in tqdm(zip(targets, references, strict=True), "encoding", len(targets), unit="clip"):
+        encoded: dict[str, list[Tensor]] = {"target": [], "masked": [], "first": []}
+        clips = zip(drawn.target, drawn.reference, drawn.identity, strict=True)
+        for target, reference, identity in tqdm(clips, "encoding", len(drawn.target), unit="clip"):
             encoded["target"].append(encode_clip(taehv, target).half())
             encoded["masked"].append(encode_clip(taehv, reference, masks["pixel"]).half())
-            encoded["reference"].append(encode_clip(taehv, reference).half())
+            encoded["first"].append(encode_clip(taehv, identity[None]).half())
+        tensors = {name: torch.stack(x) for name, x in encoded.items()}
+        with torch.inference_mode():
+            tensors["audio"] = torch.cat(
+                [speech(torch.from_numpy(np.array(part))) for part in np.array_split(drawn.heard, 32)]
+            )
         partial = path.with_suffix(".partial")
-        save_file({name: torch.stack(x) for name, x in encoded.items()}, partial)
+        save_file(tensors, partial)
         partial.replace(path)
-    audio = torch.cat([audio[:, :1].expand(-1, 3, -1), audio], dim=1)
-    return Latents(**load_file(path), audio=audio, mask=masks["latent"])
+    tensors = load_file(path)
+    mouth = torch.from_numpy(np.array(drawn.mouth))
+    audio, mouth = (torch.cat([x[:, :1].expand(-1, 3, -1), x], dim=1) for x in (tensors.pop("audio"), mouth))
+    return Latents(**tensors, sequence=tensors["masked"], audio=audio, mouth=mouth, mask=masks["latent"])
 
 
 @contextmanager
-def _stage(path: Path, model: torch.nn.Module, name: str, steps: int) -> Iterator[Callable[[float], None] | None]:
+def _stage(path: Path, model: nn.Module, name: str, steps: int) -> Iterator[Callable[[float], None] | None]:
     """A stage's progress callback; its weights then go to `path`. None, and the weights loaded, if they are there."""
     if path.exists():
         model.load_state_dict(load_file(path))

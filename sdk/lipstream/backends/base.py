@@ -19,7 +19,7 @@ GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decode
 class Stream(Protocol):
     """All state of one stream on one backend: the K/V ring and the memories of the video encoder and decoder.
 
-    Sizes: n = 4 * chunk_frames video frames, c = chunk_frames latent frames, C latent channels, A audio features.
+    Sizes: c = chunk_frames latent frames, n = temporal * c video frames, C latent channels, A audio features.
     Arrays are float32; a returned array belongs to the caller. Not thread-safe: one stream, one caller.
     """
 
@@ -64,7 +64,9 @@ def load_backend(name: str, bundle: Bundle, *, threads: int = 0) -> Backend:
     except ImportError as error:
         raise BackendError(
             f"backend {name!r} needs the module {error.name!r}, which is not installed",
-            fix=f"pip install 'lipstream[{EXTRAS.get(name, name)}]'",
+            fix=f"pip install 'lipstream[{EXTRAS[name]}]'"
+            if name in EXTRAS
+            else "pip install --force-reinstall lipstream",
         ) from error
     return cast(Backend, backend(bundle, threads=threads))
 
@@ -75,4 +77,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def default_threads(bundle: Bundle) -> int:
+    """CPU threads that pay for one chunk of `bundle`, at most the cores of this process.
+
+    Measured (benchmarks/threads.py): small graphs lose more by waiting for each other than they gain.
+    """
+    return 1 if bundle.manifest.model.get("parameters", 0) < SMALL else cores()
+
+
+SMALL = 20e6
+"""Parameters below which a second thread does not pay."""
 EXTRAS = {"torch": "export"}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BackendError
 from ..ring import Ring
-from .base import GRAPHS, Array, cores
+from .base import GRAPHS, Array, default_threads
 
 
 class OnnxRuntimeBackend:
@@ -27,7 +27,9 @@ class OnnxRuntimeBackend:
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or cores()
+        options.intra_op_num_threads = threads or default_threads(bundle)
+        # Threads that wait for work sleep: a spinning one takes a core from whatever else the product does.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self.manifest = bundle.manifest
         self.constants = bundle.constants
@@ -39,9 +41,11 @@ class OnnxRuntimeBackend:
                 path = str(bundle.file(f"{name}.onnx"))
                 self.graphs[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+                memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
                 raise BackendError(
                     f"graph {name} of {bundle.path} does not load: {error}",
-                    fix="pip install --upgrade onnxruntime, or export the bundle again",
+                    expected="memory for its weights" if memory else "",
+                    fix="free memory" if memory else "pip install --upgrade onnxruntime, or export the bundle again",
                 ) from error
 
     def open_stream(self) -> OnnxRuntimeStream:

@@ -83,24 +83,33 @@ class Aligner:
         return np.column_stack([linear, translation])
 
 
-def crop_matrix(matrix: NDArray[np.float64], size: int) -> NDArray[np.float64]:
+Box = tuple[float, float, float, float]
+"""A rectangle of the canvas: left, top, right, bottom."""
+WHOLE_CANVAS: Box = (0.0, 0.0, CANVAS_WIDTH, CANVAS_HEIGHT)
+
+
+def crop_matrix(matrix: NDArray[np.float64], size: int, box: Box = WHOLE_CANVAS) -> NDArray[np.float64]:
     """`matrix` [2, 3] (source -> canvas) continued to the square crop of `size` pixels (source -> crop).
 
-    The canvas is squeezed to a square, edges on edges, as an image resize does: pixel centres are half a pixel in.
+    `box` of the canvas is squeezed to a square, edges on edges, as an image resize does: pixel centres are half a pixel
+    in.
     """
-    scale = np.array([size / CANVAS_WIDTH, size / CANVAS_HEIGHT])
+    left, top, right, bottom = box
+    scale = np.array([size / (right - left), size / (bottom - top)])
     result: NDArray[np.float64] = np.asarray(matrix, np.float64) * scale[:, None]
-    result[:, 2] += 0.5 * scale - 0.5
+    result[:, 2] += (0.5 - np.array([left, top])) * scale - 0.5
     return result
 
 
-def crop(frame: NDArray[np.uint8], matrix: NDArray[np.float64], size: int) -> NDArray[np.uint8]:
+def crop(
+    frame: NDArray[np.uint8], matrix: NDArray[np.float64], size: int, box: Box = WHOLE_CANVAS
+) -> NDArray[np.uint8]:
     """The aligned face, uint8 [size, size, 3], in a single resampling of `frame` uint8 [H, W, 3].
 
     Bilinear where the crop magnifies, averaged over whole pixels where it shrinks. Beyond the frame its border is
     repeated.
     """
-    return warp(frame, crop_matrix(matrix, size), size, size)
+    return warp(frame, crop_matrix(matrix, size, box), size, size)
 
 
 def _normalised(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]:

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lipstream.face.models import load_net
-from lipstream.face.warp import check_frame, warp
+from lipstream.face.warp import warp
+from lipstream.picture import check_picture
 
 #: Order of `Face.keypoints`; left and right are those of the picture.
 KEYPOINTS = ("left eye", "right eye", "nose tip", "mouth", "left ear", "right ear")
@@ -131,7 +132,7 @@ class FaceDetector:
 
         In 4K the first look takes about 20 ms, each further one 50 to 150 ms; take no more of them than needed.
         """
-        check_frame(frame)
+        check_picture(frame)
         height, width = frame.shape[:2]
         side = float(max(height, width))
         whole = _View((width - side) / 2, (height - side) / 2, side)

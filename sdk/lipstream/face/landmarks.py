@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from lipstream.face.detector import Face
 from lipstream.face.models import load_net
-from lipstream.face.warp import check_frame, warp
+from lipstream.face.warp import warp
+from lipstream.picture import check_picture
 
 _SIZE = 192
 _MARGIN = 1.5  # side of the square over that of the face's box; what the network was trained with
@@ -74,7 +75,7 @@ class FaceMesh:
         Raises:
             ConfigError: `frame` is not uint8 [H, W, 3].
         """
-        check_frame(frame)
+        check_picture(frame)
         roi = where if isinstance(where, Roi) else Roi.of_face(where)
         matrix = roi.matrix()
         image = warp(frame, matrix, _SIZE, _SIZE)

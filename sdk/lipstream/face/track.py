@@ -14,7 +14,7 @@ from lipstream.face.align import Aligner, alignment_points
 from lipstream.face.detector import Face, FaceDetector, overlap
 from lipstream.face.landmarks import FaceMesh, Roi, bounding_box
 from lipstream.face.smooth import OneEuroFilter
-from lipstream.face.warp import check_frame
+from lipstream.picture import check_picture
 
 Policy = Literal["hold", "bypass", "raise"]
 
@@ -104,7 +104,7 @@ class FaceTracker:
             ConfigError: the frame is not uint8 [H, W, 3].
             FaceNotFoundError: policy "raise", and no face in this frame.
         """
-        check_frame(frame)
+        check_picture(frame)
         self._index += 1
         if self._is_cut(frame):
             self._forget()
@@ -219,4 +219,8 @@ def _inside(box: NDArray[np.float32], frame: NDArray[np.uint8]) -> bool:
 
 
 def _is_point(value: object) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(math.isfinite(v) for v in value)
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    )

@@ -8,16 +8,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.errors import ConfigError
-
-
-def check_frame(frame: NDArray[np.uint8]) -> None:
-    """Raise ConfigError unless `frame` is a picture: uint8 [H, W, 3], not empty."""
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or frame.size == 0:
-        raise ConfigError(
-            f"a frame of type {frame.dtype}, shape {frame.shape}", expected="uint8 [height, width, 3], RGB"
-        )
-
 
 def warp(
     image: NDArray[np.uint8],

@@ -7,6 +7,8 @@ from lipstream.media.colour import Colour
 from lipstream.media.loop import FrameLoop, ping_pong
 from lipstream.media.reader import FPS, VideoInfo, VideoReader
 from lipstream.media.resample import StreamResampler
+from lipstream.media.spool import FrameSpool
+from lipstream.media.threads import limit_threads
 from lipstream.media.writer import VideoWriter, ensure_distinct
 
 __all__ = [
@@ -15,11 +17,13 @@ __all__ = [
     "AudioReader",
     "Colour",
     "FrameLoop",
+    "FrameSpool",
     "StreamResampler",
     "VideoInfo",
     "VideoReader",
     "VideoWriter",
     "ensure_distinct",
+    "limit_threads",
     "ping_pong",
     "read_audio",
     "to_float",

@@ -66,6 +66,13 @@ class AudioReader:
             first = next(decode(container, stream, self.path), None)
             if first is None:
                 raise NoAudioError(f"{self.path}: not one sample in its audio stream")
+            if first.layout.nb_channels > MAX_CHANNELS:
+                raise AudioFormatError(
+                    f"{self.path} has {first.layout.nb_channels} audio channels",
+                    expected=f"1..{MAX_CHANNELS}",
+                    fix="mix it down first: ffmpeg -i IN -ac 2 OUT",
+                )
+            check_rate(first.sample_rate)
             duration = stream_duration(container, stream)
             self.info = AudioInfo(
                 rate=first.sample_rate,

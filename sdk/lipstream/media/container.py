@@ -19,8 +19,39 @@ from lipstream.errors import MediaOpenError, MediaTruncatedError
 
 PathLike = str | os.PathLike[str]
 
-# FFmpeg draws any text file as ANSI art; for us such a file is not media.
-_TEXT_ART = {"tty", "bin", "adf", "idf", "xbin"}
+FORMATS = (
+    # video with sound
+    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "mpegts", "mpeg", "flv", "asf", "ogg"),
+    *("mxf", "nut", "ivf", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "yuv4mpegpipe", "dv", "gif", "apng", "obu"),
+    # sound
+    *("wav", "mp3", "flac", "aac", "ac3", "eac3", "aiff", "au", "caf", "w64", "amr", "amrnb", "amrwb", "ape", "wv"),
+    *("tta", "tak", "opus"),
+    # pictures, one a file
+    *("image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "jpegxl_pipe", "jpegxl_anim"),
+    *("ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "dpx_pipe", "exr_pipe", "qoi_pipe", "gif_pipe", "jpegls_pipe"),
+    *(
+        "j2k_pipe",
+        "sgi_pipe",
+        "sunrast_pipe",
+        "pcx_pipe",
+        "psd_pipe",
+        "dds_pipe",
+        "hdr_pipe",
+        "pgmyuv_pipe",
+        "phm_pipe",
+    ),
+)
+"""FFmpeg's demuxers that are let in: those that read one file and nothing that it names. Playlists (HLS, DASH, concat,
+IMF) and scripts (Vapoursynth, AviSynth) name other files, text formats make art of any text."""
+_OPTIONS = {
+    "protocol_whitelist": "file",
+    "format_whitelist": ",".join(FORMATS),
+    # References from one QuickTime file to another stay closed.
+    "enable_drefs": "0",
+    "use_absolute_path": "0",
+    # "%03d" in the name of a picture means just that.
+    "pattern_type": "none",
+}
 # Containers whose header states the length. Elsewhere (MPEG-TS, MP3, raw streams) FFmpeg estimates it.
 _LENGTH_IN_HEADER = ("mov", "matroska", "flac")
 # WAV writers that cannot seek back leave a data size in this range: 0x7ffff000 (SoX) .. 0xffffffff (FFmpeg).
@@ -34,25 +65,23 @@ def open_input(path: PathLike) -> InputContainer:
         MediaOpenError: the path is missing, not a regular file, unreadable, or not media.
     """
     path = Path(path)
-    if not path.exists():
-        raise MediaOpenError(f"no such file: {path}", fix="check the path")
-    if not path.is_file():
-        kind = "a directory" if path.is_dir() else "not a regular file"
-        raise MediaOpenError(f"{path} is {kind}", expected="a video, audio or image file")
     try:
-        # "file:" keeps a colon in a name from being read as a protocol, and the whitelist keeps playlists local.
-        container = av.open(
-            f"file:{path.absolute()}", options={"protocol_whitelist": "file"}, metadata_errors="replace"
-        )
+        if not path.exists():
+            raise MediaOpenError(f"no such file: {path}", fix="check the path")
+        if not path.is_file():
+            kind = "a directory" if path.is_dir() else "not a regular file"
+            raise MediaOpenError(f"{path} is {kind}", expected="a video, audio or image file")
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long a name, a null byte
+        raise MediaOpenError(f"{str(path)[:200]!r} cannot be opened: {error}", fix="check the path") from error
+    try:
+        # "file:" keeps a colon in a name from being read as a protocol.
+        container = av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
         raise MediaOpenError(
             f"{path} cannot be read as media: {_reason(error)}",
             expected="a video, audio or image file that FFmpeg can decode",
             fix="check that the file is complete and that its suffix tells the truth",
         ) from error
-    if container.format.name in _TEXT_ART:
-        container.close()
-        raise MediaOpenError(f"{path} is a text file", expected="a video, audio or image file")
     return container
 
 

@@ -13,6 +13,7 @@ from lipstream.errors import ConfigError, NoVideoError
 from lipstream.media.container import PathLike
 from lipstream.media.reader import VideoReader
 from lipstream.media.spool import FrameSpool
+from lipstream.picture import check_picture
 
 _SLACK = 25  # frames a header may be wrong by before the source must be decoded twice
 
@@ -43,6 +44,7 @@ class FrameLoop:
     Args:
         source: a `VideoReader`, another iterable of frames, or frames in memory (a sequence, or an array [n, H, W, 3]).
         length: number of frames to yield; None for no end.
+        max_bytes: without a `length`, the source is turned round where its frames take as much on disk.
         spool_dir: folder of the temporary file; the system's by default.
 
     Raises:
@@ -57,9 +59,13 @@ class FrameLoop:
         source: Iterable[NDArray[np.uint8]] | NDArray[np.uint8],
         length: int | None = None,
         *,
+        max_bytes: int | None = None,
         spool_dir: PathLike | None = None,
     ) -> None:
+        if (length is not None and length < 1) or (max_bytes is not None and max_bytes < 1):
+            raise ConfigError(f"a loop of length {length}, max_bytes {max_bytes}", expected="None, or at least 1")
         self.length = length
+        self._max_bytes = max_bytes if length is None else None
         self._source = source
         self._in_memory = isinstance(source, Sequence | np.ndarray)
         self._count: int | None = _at_least_one(len(source)) if isinstance(source, Sequence | np.ndarray) else None
@@ -88,7 +94,7 @@ class FrameLoop:
             raise StopIteration
         index, frame = self._position, None
         if self._count is None:
-            frame = next(self._first_pass, None)
+            frame = None if self._is_full() else next(self._first_pass, None)
             if frame is None:
                 self._count = _at_least_one(self._position)
                 self._recover(self._count)
@@ -100,6 +106,19 @@ class FrameLoop:
         frame = self._checked(frame)
         self._position += 1
         return index, frame
+
+    def comes_back(self, index: int) -> bool:
+        """Whether source frame `index`, which was just given, may be given again."""
+        return self.length is None or self._in_memory or index >= self._first_kept
+
+    def _is_full(self) -> bool:
+        """Whether the frames on disk have reached `max_bytes`; the first frame is always kept."""
+        if self._max_bytes is None or self._spool is None or not self._position:
+            return False
+        if (self._position + 1) * int(np.prod(self._shape)) <= self._max_bytes:
+            return False
+        self._first_pass = iter(())
+        return True
 
     def close(self) -> None:
         """Stop, and delete the temporary file. May be called again."""
@@ -142,16 +161,8 @@ class FrameLoop:
                 self._keep(frame)
 
     def _checked(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        self._shape = self._shape or np.shape(frame)
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-            raise ConfigError(
-                f"frame {self._position} is {getattr(frame, 'dtype', type(frame).__name__)} {list(np.shape(frame))}",
-                expected="uint8 [height, width, 3] R'G'B', 0..255",
-            )
-        if frame.shape != self._shape:
-            raise ConfigError(
-                f"frame {self._position} is {list(frame.shape)}", expected=f"{list(self._shape)} as the first"
-            )
+        check_picture(frame, self._shape or None, f"frame {self._position}")
+        self._shape = frame.shape
         return frame
 
 

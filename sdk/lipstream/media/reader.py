@@ -18,12 +18,16 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from lipstream.errors import NoVideoError
+from lipstream.errors import MediaOpenError, NoVideoError
 from lipstream.media.colour import Colour, to_rgb
 from lipstream.media.container import PathLike, decode, frame_duration, open_input, stream_duration
+from lipstream.media.threads import codec_threads
 
 FPS = 25
 """Frames per second of everything that LipStream reads and generates."""
+
+MAX_PIXELS = 8192 * 8192
+"""Pixels of the largest picture that is decoded; it takes 192 MiB."""
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
 _TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT: the format allows its clock to be reset
@@ -72,13 +76,14 @@ class VideoReader:
         path: a regular file.
 
     Raises:
-        MediaOpenError: missing, a directory, unreadable, or not media.
+        MediaOpenError: missing, a directory, unreadable, not media, or larger than `MAX_PIXELS`.
         NoVideoError: no video stream (cover art is none), or not one frame in it.
         MediaTruncatedError: the file breaks, or ends before its header says; also raised during iteration.
     """
 
     def __init__(self, path: PathLike) -> None:
         self.path = Path(path)
+        self._damaged: set[int] = set()
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
             first = next(decode(container, stream, self.path), None)
@@ -103,8 +108,14 @@ class VideoReader:
         reformatter = VideoReformatter()
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
-            for frame in retime(_timed(container, stream, self.path)):
+            for index, frame in enumerate(retime(_timed(container, stream, self.path))):
+                if frame.is_corrupt:
+                    self._damaged.add(index)
                 yield _upright(to_rgb(frame, reformatter, self._size), self._matrix)
+
+    def damaged(self, index: int) -> bool:
+        """Whether the file is damaged at frame `index`, so far as iteration has come."""
+        return index in self._damaged
 
 
 def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> Iterator[_T]:
@@ -145,7 +156,14 @@ def _pick(container: InputContainer, path: Path) -> VideoStream:
         what = "only cover art" if container.streams.video else "no video stream"
         raise NoVideoError(f"{path} holds {what}", fix="give a video or image file as the source of frames")
     stream = max(candidates, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    if stream.width * stream.height > MAX_PIXELS:
+        raise MediaOpenError(
+            f"{path} shows {stream.width} x {stream.height} pixels",
+            expected=f"at most {MAX_PIXELS >> 20} Mi pixels",
+            fix="scale it down first",
+        )
     stream.thread_type = "AUTO"
+    stream.codec_context.thread_count = codec_threads()
     return stream
 
 

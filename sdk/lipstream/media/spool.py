@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ _CHECK_EVERY = 64  # frames
 class FrameSpool:
     """A temporary file of uint8 frames of one shape. Plain reads and writes keep one frame in memory at a time.
 
-    The file has no name (on Windows: is deleted on close), so it is gone with the object or the process.
+    The file has no name (on Windows: is deleted on close), so it is gone with the object or the process. Reading is
+    safe from several threads.
 
     Args:
         folder: where to put it; the system's folder for temporary files by default.
@@ -31,6 +33,7 @@ class FrameSpool:
         self.folder = folder or Path(tempfile.gettempdir())
         self._shape: tuple[int, ...] = ()
         self._frames = 0
+        self._one = threading.Lock()
         try:
             self._file = tempfile.TemporaryFile(prefix="lipstream-", dir=self.folder, buffering=0)  # noqa: SIM115
         except OSError as error:
@@ -64,12 +67,13 @@ class FrameSpool:
             raise IndexError(f"frame {index} of {self._frames}")
         frame = np.empty(self._shape, np.uint8)
         view = frame.data.cast("B")
-        self._file.seek(index * frame.nbytes)
-        while view:
-            count = self._file.readinto(view)
-            if not count:
-                raise self._full("the temporary file was cut short")
-            view = view[count:]
+        with self._one:
+            self._file.seek(index * frame.nbytes)
+            while view:
+                count = self._file.readinto(view)
+                if not count:
+                    raise self._full("the temporary file was cut short")
+                view = view[count:]
         return frame
 
     def close(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import weakref
 from collections.abc import Iterator
 from fractions import Fraction
@@ -23,9 +22,16 @@ from lipstream.media.audio_track import AudioTrack
 from lipstream.media.colour import Colour, from_rgb
 from lipstream.media.container import PathLike
 from lipstream.media.reader import FPS
+from lipstream.media.threads import codec_threads
+from lipstream.partial import Partial
+from lipstream.picture import check_picture
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's format for each suffix that can be written."""
+
+
+MAX_SIDE = 16384
+"""Pixels of the longest side that x264 takes."""
 
 
 class VideoWriter:
@@ -91,10 +97,10 @@ class VideoWriter:
                 raise AudioFormatError(f"{audio_channels} audio channels", expected=f"1..{MAX_CHANNELS}")
 
         self._partial = _reserve(self.path)
-        self._remove = weakref.finalize(self, self._partial.unlink, missing_ok=True)
+        self._remove = weakref.finalize(self, self._partial.remove)
         kind = FORMATS[self.path.suffix.lower()]
         faststart = {} if kind == "matroska" else {"movflags": "+faststart"}
-        self._container = av.open(f"file:{self._partial}", "w", format=kind, options=faststart)
+        self._container = av.open(f"file:{self._partial.path}", "w", format=kind, options=faststart)
         with self._guarded(f"cannot start encoding {width}x{height} with preset {preset!r}", ConfigError):
             options = {} if lossless else {"crf": str(crf), "preset": preset}
             self._video = self._container.add_stream("ffv1" if lossless else "libx264", self.rate, options)
@@ -111,9 +117,7 @@ class VideoWriter:
     def write(self, frame: NDArray[np.uint8]) -> None:
         """Append one frame, uint8 [height, width, 3] R'G'B'."""
         self._check_open()
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.shape != (self.height, self.width, 3):
-            found = f"{getattr(frame, 'dtype', type(frame).__name__)} {list(np.shape(frame))}"
-            raise ConfigError(f"frame is {found}", expected=f"uint8 {[self.height, self.width, 3]}")
+        check_picture(frame, (self.height, self.width, 3))
         with self._guarded("cannot write"):
             if any(self._padding):
                 frame = np.pad(frame, (*((0, n) for n in self._padding), (0, 0)), mode="edge")
@@ -146,8 +150,9 @@ class VideoWriter:
                 self._audio.finish(self._frames / self.rate)
             self._container.mux(self._video.encode(None))
             self._container.close()
-            self._partial.replace(self.path)
+            self._partial.path.replace(self.path)
             self._remove.detach()
+            self._partial.release()
 
     def abort(self) -> None:
         """Give up: remove what was written so far. May be called again, and does nothing after `close`."""
@@ -177,13 +182,20 @@ class VideoWriter:
             raise ConfigError(f"lossless=True with suffix {suffix}", expected=".mkv")
         if self.width < 1 or self.height < 1 or self.rate <= 0:
             raise ConfigError(f"{self.width}x{self.height} at {self.rate} per second", expected="positive numbers")
-        if not 0 <= crf <= 51:
-            raise ConfigError(f"crf={crf}", expected="0 (best) .. 51")
+        if not lossless and max(self.width, self.height) > MAX_SIDE:
+            raise ConfigError(
+                f"{self.width}x{self.height} pixels",
+                expected=f"sides of at most {MAX_SIDE}, as H.264 has",
+                fix="scale it",
+            )
+        if not isinstance(crf, int) or not 0 <= crf <= 51:
+            raise ConfigError(f"crf={crf!r}", expected="0 (best) .. 51")
 
     def _describe(self, stream: VideoStream, sample_aspect_ratio: Fraction) -> None:
         stream.width, stream.height = self.stored_size
         stream.pix_fmt = self._pixel_format
         context = stream.codec_context
+        context.thread_count = codec_threads()
         context.time_base = 1 / self.rate
         context.sample_aspect_ratio = sample_aspect_ratio
         if self._pixel_format == "yuv420p":
@@ -214,23 +226,25 @@ class VideoWriter:
 def ensure_distinct(path: PathLike, *inputs: PathLike) -> None:
     """Raise OutputError if `path` is one of the `inputs`, under whatever name: it would be lost before it is read."""
     for source in inputs:
-        same = Path(path).resolve() == Path(source).resolve()
-        if same or (os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source)):
+        try:
+            same = Path(path).resolve() == Path(source).resolve()
+            same = same or (os.path.exists(path) and os.path.exists(source) and os.path.samefile(path, source))
+        except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a null byte
+            raise OutputError(f"{path} cannot be compared with {source}: {error}", fix="check both paths") from error
+        if same:
             raise OutputError(f"{path} is also the input {source}", fix="write to another file")
 
 
-def _reserve(path: Path) -> Path:
-    """Create an empty hidden file next to `path`, which also proves that the folder can be written to."""
-    if path.is_dir():
-        raise OutputError(f"{path} is a directory", expected="the name of a file")
-    if not path.parent.is_dir():
-        raise OutputError(f"no such folder: {path.parent}", fix=f"mkdir -p {path.parent}")
-    partial = path.absolute().with_name(f".{path.stem[:100]}.{secrets.token_hex(4)}.part")
+def _reserve(path: Path) -> Partial:
+    """An empty hidden file next to `path`, which also proves that the folder can be written to."""
     try:
-        partial.open("xb").close()
-    except OSError as error:
+        if path.is_dir():
+            raise OutputError(f"{path} is a directory", expected="the name of a file")
+        if not path.parent.is_dir():
+            raise OutputError(f"no such folder: {path.parent}", fix=f"mkdir -p {path.parent}")
+        return Partial(path)
+    except (OSError, ValueError) as error:
         raise OutputError(
-            f"{path.parent} cannot be written to: {error.strerror}",
+            f"{path.parent} cannot be written to: {getattr(error, 'strerror', None) or error}",
             fix="choose another folder, or change its permissions",
         ) from error
-    return partial

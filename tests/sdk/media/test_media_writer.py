@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.errors import AudioFormatError, ConfigError, OutputError
 from lipstream.media import AudioReader, Colour, VideoReader, VideoWriter, ensure_distinct, read_audio
+from lipstream.partial import Partial
 from media_clips import centres, number_of, patches, stamped, write_clip
 from test_media_audio import chirp, lag
 
@@ -256,8 +257,9 @@ def test_an_unwritable_folder() -> None:
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    partial = tmp_path / "full.part"
-    partial.symlink_to("/dev/full")
+    partial = Partial(tmp_path / "out.mkv")
+    partial.path.unlink()
+    partial.path.symlink_to("/dev/full")
     monkeypatch.setattr("lipstream.media.writer._reserve", lambda path: partial)
     rng = np.random.default_rng(0)
     with pytest.raises(OutputError), VideoWriter(tmp_path / "out.mkv", 320, 240, lossless=True) as writer:  # noqa: PT012

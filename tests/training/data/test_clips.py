@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from lipstream.face.align import TEMPLATE, Aligner
+from lipstream_training.data.camera import Recording
 from lipstream_training.data.clips import align, crop_matrix, draw_clip, draw_video, evaluation_rng, training_rng
 from lipstream_training.data.faces import FacePainter, pose_track
 from lipstream_training.data.identity import Identity
@@ -21,11 +22,13 @@ def test_shapes_and_repeatability() -> None:
     clip, again = (draw_clip(training_rng(7), frames=4, size=64) for _ in range(2))
     assert clip.target.shape == clip.reference.shape == (4, 64, 64, 3)
     assert clip.target.dtype == clip.reference.dtype == np.uint8
-    assert clip.heard.shape == (4 * 640 + 1600,)
+    assert clip.identity.shape == (64, 64, 3)
+    assert clip.heard.shape == ((10 + 4) * 640 + 800,)
     assert clip.heard.dtype == np.float32
     assert len(clip.mouth) == len(clip.reference_mouth) == 4
     assert np.array_equal(clip.target, again.target)
     assert np.array_equal(clip.reference, again.reference)
+    assert np.array_equal(clip.identity, again.identity)
     assert np.array_equal(clip.heard, again.heard)
 
 
@@ -37,15 +40,38 @@ def test_training_and_evaluation_never_share_a_clip() -> None:
 
 @needs_voice
 def test_reference_is_the_target_but_for_the_mouth() -> None:
-    """Outside the mask the two differ by independent noise, so their difference has no bias there."""
-    keep = mouth_mask(96) == 1
+    """Outside the mask the two differ by noise and by the codec, so their difference has next to no bias there."""
+    keep = mouth_mask(64) == 1
     inside = []
-    for index in range(4):
+    for index in range(6):
         clip = draw_clip(training_rng(index), frames=6)
         difference = clip.target.astype(np.float64) - clip.reference
-        assert np.abs(difference[:, keep].mean(axis=(1, 2))).max() < 0.3
+        assert np.abs(difference[:, keep].mean(axis=(1, 2))).max() < 1.5
         inside.append(np.abs(difference[:, ~keep].mean(0)).mean())
     assert max(inside) > 2
+
+
+@needs_voice
+def test_a_box_of_the_canvas_is_cut_out_of_the_whole() -> None:
+    """The same clip seen through the whole canvas and through a box: the box's middle is where it says."""
+    points = np.array([[1.2, 0.1, 3.0], [-0.1, 1.2, 5.0]])
+    box = (58.0, 248.0, 362.0, 552.0)
+    matrix = crop_matrix(points, 64, box)
+    for corner, wanted in (((58.0, 248.0), -0.5), ((362.0, 552.0), 63.5)):
+        source = np.linalg.solve(points[:, :2], np.array(corner) - 0.5 - points[:, 2])
+        np.testing.assert_allclose(matrix[:, :2] @ source + matrix[:, 2], wanted, atol=1e-9)
+
+
+@pytest.mark.parametrize("recording", [Recording(crf=38), Recording(interlaced=True), Recording()])
+def test_what_a_recording_does_to_a_clip(recording: Recording) -> None:
+    rng = np.random.default_rng(0)
+    clip = [rng.integers(0, 256, (64, 64, 3), np.uint8) for _ in range(5)]
+    found = recording.record(clip)
+    assert found.shape == (5, 64, 64, 3)
+    changed = (found != np.stack(clip)).any(axis=(1, 2, 3))
+    assert changed.tolist() == {38: [True] * 5, 0: [False, *[recording.interlaced] * 4]}[recording.crf]
+    if recording.interlaced:
+        assert (found[1:, ::2] == np.stack(clip)[1:, ::2]).all()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -65,3 +68,50 @@ class Camera:
             encoded = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, self.quality])[1]
             return np.asarray(cv2.imdecode(encoded, cv2.IMREAD_COLOR), np.uint8)
         return np.asarray(image, np.uint8)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What happens to a clip on its way from the camera to the file.
+
+    Attributes:
+        crf: of H.264, 0 for none: from the high thirties on little is left but blocks.
+        interlaced: each frame is two fields, half a frame apart, shown as one.
+    """
+
+    crf: int = 0
+    interlaced: bool = False
+
+    @classmethod
+    def random(cls, rng: np.random.Generator) -> Recording:
+        """Half of all clips are compressed; one in 25 is interlaced."""
+        crf = int(rng.integers(18, 40))
+        return cls(crf if rng.random() < 0.5 else 0, bool(rng.random() < 0.04))
+
+    def milder(self) -> Recording:
+        """The same with a better codec."""
+        return replace(self, crf=self.crf and max(self.crf - 10, 16))
+
+    def record(self, frames: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+        """`frames`, each uint8 [h, w, 3] with even sides, as read back from the file: uint8 [n, h, w, 3]."""
+        clip = np.stack(frames)
+        if self.interlaced:
+            woven = clip.copy()
+            woven[1:, 1::2] = ((clip[1:, 1::2].astype(np.uint16) + clip[:-1, 1::2]) // 2).astype(np.uint8)
+            clip = woven
+        return _h264(clip, self.crf) if self.crf else clip
+
+
+def _h264(clip: NDArray[np.uint8], crf: int) -> NDArray[np.uint8]:
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("libx264", 25, options={"crf": str(crf), "preset": "ultrafast", "threads": "1"})
+        stream.height, stream.width = clip.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        for picture in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    file.seek(0)
+    with av.open(file, "r") as source:
+        frames = [frame.to_ndarray(format="rgb24") for frame in source.decode(video=0)]
+    return np.asarray(frames, np.uint8)

@@ -6,16 +6,17 @@ and light whose mouth follows other speech: all that distinguishes the two is wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream_training.data.camera import Camera
-from lipstream_training.data.faces import FacePainter, pose_track
+from lipstream_training.data.camera import Camera, Recording
+from lipstream_training.data.faces import FacePainter, Pose, pose_track
 from lipstream_training.data.identity import Identity
 from lipstream_training.data.lips import MouthShape
-from lipstream_training.data.mouth import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
+from lipstream_training.data.microphone import Microphone
+from lipstream_training.data.mouth import LOOKAHEAD, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
 from lipstream_training.data.sheet import Points
 from lipstream_training.data.speech import SAMPLE_RATE, speech
 
@@ -23,10 +24,11 @@ CANVAS = (420, 560)
 """Width and height of the alignment canvas."""
 TEMPLATE: Points = np.array([(95.2, 112.0), (324.8, 112.0), (210.0, 224.0)])
 """Where left brow, right brow and nose belong on the canvas."""
-AUDIO_CONTEXT = 800
-"""Samples of a clip's audio before its first frame and after its last."""
-
-_PAST = -(-LOOKBACK // SAMPLES_PER_FRAME)  # frames of audio before a clip, so that its first mouth has a past
+CANVAS_BOX = (0.0, 0.0, 420.0, 560.0)
+PAST = 10
+"""Frames of audio before a clip, so that its first mouth has a past."""
+AUDIO_AFTER = 800
+"""Samples of a clip's audio after its last frame."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,15 @@ class Clip:
     Attributes:
         target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `heard`.
         reference: uint8 [n, size, size, 3]; the same but for the mouth, which says something else or nothing.
-        heard: float32 [n * 640 + 1600] at 16 kHz; frame f covers the samples from 800 + 640 f on.
+        identity: uint8 [size, size, 3]; the person at another moment, in another pose, saying something else.
+        heard: float32 [(10 + n) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
         mouth: the shape of the target's mouth.
         reference_mouth: the shape of the reference's mouth.
     """
 
     target: NDArray[np.uint8]
     reference: NDArray[np.uint8]
+    identity: NDArray[np.uint8]
     heard: NDArray[np.float32]
     mouth: MouthTrack
     reference_mouth: MouthTrack
@@ -58,33 +62,51 @@ def evaluation_rng(index: int) -> np.random.Generator:
     return np.random.default_rng([1, index])
 
 
-def draw_clip(rng: np.random.Generator, frames: int, size: int = 96) -> Clip:
-    """A random person saying random sentences, in aligned crops of `size` pixels.
+def draw_clip(
+    rng: np.random.Generator,
+    frames: int,
+    size: int = 64,
+    box: tuple[float, float, float, float] = (58.0, 248.0, 362.0, 552.0),
+) -> Clip:
+    """A random person saying random sentences, in aligned crops of `size` pixels of the canvas rectangle `box`.
 
     Raises:
         MissingExtraError: no speech synthesiser is installed.
     """
     person = Identity.random(rng)
-    samples, past = frames * SAMPLES_PER_FRAME, _PAST * SAMPLES_PER_FRAME
-    said = speech((2 * (past + samples) + LOOKAHEAD + AUDIO_CONTEXT) / SAMPLE_RATE, rng)
-    mouth = mouth_track(said.clean, _PAST + frames)[_PAST:]
-    heard = said.heard[past - AUDIO_CONTEXT : past + samples + AUDIO_CONTEXT]
-    if rng.random() < 0.2:
-        other = closed_mouth(frames)
-    else:
-        other = mouth_track(said.clean[past + samples :], _PAST + frames)[_PAST:]
+    if rng.random() < 0.12:  # little light
+        person = replace(person, exposure=person.exposure * rng.uniform(0.3, 0.8))
+    samples, past = frames * SAMPLES_PER_FRAME, PAST * SAMPLES_PER_FRAME
+    said = speech((2 * (past + samples) + LOOKAHEAD + AUDIO_AFTER) / SAMPLE_RATE, rng)
+    mouth = mouth_track(said.clean, PAST + frames)[PAST:]
+    heard = said.heard[: past + samples + AUDIO_AFTER]
+    elsewhere = mouth_track(said.clean[past + samples :], PAST + frames)[PAST:]
+    other = closed_mouth(frames) if rng.random() < 0.2 else elsewhere
 
-    painter = FacePainter(person, density=0.0045 * size)
-    poses = pose_track(frames, rng, movement=rng.uniform(0.2, 1.6))
-    camera = Camera.random(rng)
-    wander = _detector_error(frames, rng)
-    target = np.empty((frames, size, size, 3), np.uint8)
-    reference = np.empty_like(target)
-    for f, pose in enumerate(poses):
-        to_crop = crop_matrix(wander[f] @ _square(align(painter.landmarks3(pose))), size)
-        pair = painter.render(pose, [mouth_shape(mouth, f), mouth_shape(other, f)], to_crop, (size, size))
-        target[f], reference[f] = (camera.shoot(picture, rng) for picture in pair)
-    return Clip(target, reference, heard, mouth, other)
+    painter = FacePainter(person, density=0.0045 * size * 486 / (box[2] - box[0]))
+    # A track long enough to hold a moment that is not like the clip.
+    track = pose_track(12 * frames, rng, movement=rng.uniform(0.2, 1.6), turn=0.3 if rng.random() < 0.3 else 0.09)
+    poses = track[:frames]
+    camera, recording = Camera.random(rng, harshness=rng.uniform(0.3, 1.6)), Recording.random(rng)
+    microphone = Microphone.random(rng) if rng.random() < 0.06 else None
+    wander = _detector_error(frames + 1, rng)
+
+    def draw(moment: int, pose: Pose, mouths: list[MouthShape]) -> list[NDArray[np.uint8]]:
+        to_crop = crop_matrix(wander[moment] @ _square(align(painter.landmarks3(pose))), size, box)
+        pictures = painter.render(pose, mouths, to_crop, (size, size))
+        return [microphone.hold(picture, moment) for picture in pictures] if microphone else pictures
+
+    pairs = [draw(f, pose, [mouth_shape(mouth, f), mouth_shape(other, f)]) for f, pose in enumerate(poses)]
+    # Of a long video, the first frame is seldom like the present one.
+    pose = track[0] if rng.random() < 0.35 else track[int(rng.integers(frames, len(track)))]
+    identity = draw(frames, pose, [mouth_shape(elsewhere, int(rng.integers(frames)))])
+    # The target suffers less: a mouth cleaner than its surroundings is better than blocks drawn anew.
+    recordings = (recording.milder(), recording, recording)
+    target, reference, still = (
+        recorded.record([camera.shoot(picture, rng) for picture in pictures])
+        for recorded, pictures in zip(recordings, (*zip(*pairs, strict=True), identity), strict=True)
+    )
+    return Clip(target, reference, still[0], heard, mouth, other)
 
 
 def draw_video(
@@ -141,11 +163,12 @@ def align(points: Points) -> Points:
     return np.concatenate([turn, (goal - turn @ centre)[:, None]], axis=1)
 
 
-def crop_matrix(to_canvas: Points, size: int) -> Points:
-    """`to_canvas` [2, 3] continued to the square crop: the canvas squeezed to size x size, edges on edges."""
-    shrink = size / np.array(CANVAS, np.float64)
+def crop_matrix(to_canvas: Points, size: int, box: tuple[float, float, float, float] = CANVAS_BOX) -> Points:
+    """`to_canvas` [2, 3] continued to the square crop: `box` of the canvas squeezed to size x size, edges on edges."""
+    left, top, right, bottom = box
+    shrink = size / np.array([right - left, bottom - top])
     matrix = to_canvas[:2] * shrink[:, None]
-    matrix[:, 2] += 0.5 * shrink - 0.5
+    matrix[:, 2] += (0.5 - np.array([left, top])) * shrink - 0.5
     return np.asarray(matrix)
 
 
@@ -156,11 +179,11 @@ def _square(matrix: Points) -> Points:
 def _detector_error(frames: int, rng: np.random.Generator) -> Points:
     """Small similarities on the canvas, float64 [frames, 3, 3]: what a face detector misses by.
 
-    One error for the clip (1.2 % of the crop) and one that drifts from frame to frame (0.3 %).
+    One error for the clip (2 % of the crop) and one that drifts from frame to frame (0.4 %).
     """
     drift = rng.normal(0, 1, (frames + 4, 4))
     drift = np.stack([drift[i : i + frames] for i in range(5)]).sum(0) / 5**0.5
-    x, y, turn, scale = (rng.normal(0, 1, 4) * (5, 6, 0.012, 0.015) + drift * (1.3, 1.6, 0.003, 0.003)).T
+    x, y, turn, scale = (rng.normal(0, 1, 4) * (5, 6, 0.02, 0.02) + drift * (1.3, 1.6, 0.003, 0.003)).T
     c, s = (1 + scale) * np.cos(turn), (1 + scale) * np.sin(turn)
     middle = np.array([CANVAS[0] / 2, CANVAS[1] / 2])
     errors = np.zeros((frames, 3, 3))

@@ -53,14 +53,15 @@ class Pose:
         return np.concatenate([turn, (pivot - turn @ pivot + (self.x, self.y))[:, None]], axis=1)
 
 
-def pose_track(frames: int, rng: np.random.Generator, movement: float = 1.0) -> list[Pose]:
+def pose_track(frames: int, rng: np.random.Generator, movement: float = 1.0, turn: float = 0.09) -> list[Pose]:
     """A head that is never quite still: slow random movement about a random resting pose, and blinks.
 
     Args:
         frames: at 25 per second.
         movement: 0 still, 1 a calm speaker, 2 a lively one.
+        turn: standard deviation in radians of how far the resting head is turned to a side.
     """
-    rest = rng.normal(0, 1, 6) * (14, 10, 0.02, 0.07, 0.09, 0.06)
+    rest = rng.normal(0, 1, 6) * (14, 10, 0.02, 0.07, turn, 0.06)
     swing = np.array([9, 6, 0.015, 0.03, 0.06, 0.035]) * movement
     knots = max(2, frames // int(rng.integers(9, 22)) + 2)
     slow = rng.normal(0, 1, (knots, 6))
@@ -70,7 +71,7 @@ def pose_track(frames: int, rng: np.random.Generator, movement: float = 1.0) -> 
     while at < frames:
         blink = np.maximum(blink, np.clip(1.6 - np.abs(np.arange(frames) - at) / 1.6, 0, 1))
         at += rng.uniform(35, 130)
-    limits = (40.0, 30.0, 0.1, 0.25, 0.2, 0.13)
+    limits = (40.0, 30.0, 0.1, 0.25, max(0.2, 1.7 * turn), 0.13)
     path = np.clip(path, -np.array(limits), limits)
     return [
         Pose(x, y, 1 + s, r, yaw, pitch, b)

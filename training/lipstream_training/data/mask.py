@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-TOP, BOTTOM, LEFT, RIGHT = 0.47, 0.96, 0.115, 0.885
+TOP, BOTTOM, LEFT, RIGHT = 0.06, 0.95, 0.05, 0.95
 """Extent of the generated region as shares of the crop."""
 
 
@@ -27,14 +27,14 @@ def mouth_mask(size: int) -> NDArray[np.float32]:
     return np.asarray(np.abs(x) >= half[:, None], np.float32)
 
 
-def latent_mask(size: int) -> NDArray[np.float32]:
-    """The mask at the resolution of the latents, float32 [size / 8, size / 8], for a crop of `size` pixels.
+def latent_mask(size: int, spatial: int) -> NDArray[np.float32]:
+    """The mask at the resolution of the latents, float32 [size / spatial, size / spatial], for crops of `size` pixels.
 
     Bilinear with half-pixel centres and without antialiasing, then above one half: as the released model's.
     """
-    if size % 8:
-        raise ValueError(f"size {size} is not a multiple of 8")
-    return np.asarray(cv2.resize(mouth_mask(size), (size // 8, size // 8)) > 0.5, np.float32)
+    if size % spatial:
+        raise ValueError(f"size {size} is not a multiple of {spatial}")
+    return np.asarray(cv2.resize(mouth_mask(size), (size // spatial, size // spatial)) > 0.5, np.float32)
 
 
 def compositing_mask(size: int, softness: float = 0.02) -> NDArray[np.float32]:

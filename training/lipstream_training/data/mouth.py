@@ -53,6 +53,10 @@ class MouthTrack:
     def __getitem__(self, frames: slice) -> MouthTrack:
         return MouthTrack(self.opening[frames], self.width[frames], self.teeth[frames], self.tongue[frames])
 
+    def stacked(self) -> NDArray[np.float32]:
+        """Opening, width, teeth and tongue side by side, float32 [frames, 4]."""
+        return np.stack([self.opening, self.width, self.teeth, self.tongue], axis=1)
+
 
 def closed_mouth(frames: int) -> MouthTrack:
     """A mouth at rest for `frames` frames."""

@@ -14,7 +14,10 @@ class StudentConfig:
         window, sink: latent frames attended, and how many of them are the stream's first ones.
         chunk_frames: latent frames generated at once.
         latent_size: (height, width) of a latent frame; both even.
-        latent_channels: channels of the autoencoder's latent.
+        latent_channels: channels of the codec's latent. spatial, temporal: pixels and frames of a latent's pixel.
+        crop_box: (left, top, right, bottom) of what is seen of the 420 x 560 alignment canvas.
+        sequence: what the last `latent_channels` of the condition hold: "reference", the driving video as it is, or
+            "masked", the driving video with the mouth hidden, so that there is no old mouth to copy.
         text_dim, text_len: width and rows of the (constant) prompt embedding.
         audio_dim: audio features per video frame. audio_hidden: what AudioPack squeezes four frames into.
         t_list: times of the denoising passes, noisiest first, ending in 0.
@@ -29,6 +32,10 @@ class StudentConfig:
     chunk_frames: int = 3
     latent_size: tuple[int, int] = (64, 64)
     latent_channels: int = 16
+    spatial: int = 8
+    temporal: int = 4
+    crop_box: tuple[float, float, float, float] = (0.0, 0.0, 420.0, 560.0)
+    sequence: str = "reference"
     patch: tuple[int, int, int] = (1, 2, 2)
     freq_dim: int = 256
     text_dim: int = 4096
@@ -41,6 +48,11 @@ class StudentConfig:
     def in_channels(self) -> int:
         """Noisy latent, reference frame, mask, masked video, reference sequence."""
         return 4 * self.latent_channels + 1
+
+    @property
+    def crop_size(self) -> tuple[int, int]:
+        """(height, width) of the aligned crop in pixels."""
+        return self.spatial * self.latent_size[0], self.spatial * self.latent_size[1]
 
     @property
     def head_dim(self) -> int:
@@ -64,11 +76,25 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class TAEHVConfig:
-    """Widths of the tiny video autoencoder; the defaults are those of the released ``taew2_1`` weights."""
+    """Sizes of the video codec; the defaults are those of the released TAEHV weights, ``taew2_1``.
 
+    Attributes:
+        encoder: "taehv", or "linear": one strided convolution, without state.
+        encoder_width: of the TAEHV encoder. decoder_widths: of the decoder's four stages.
+        spatial: pixels of a latent's pixel: 8, or 4, whose first decoder stage does not magnify.
+        memory_blocks: a stage.
+        upsample: "nearest", or "shuffle": the growing layer makes every new pixel from channels of its own.
+        clamp: latents are squeezed softly into -clamp..clamp before decoding.
+    """
+
+    encoder: str = "taehv"
     encoder_width: int = 64
     decoder_widths: tuple[int, int, int, int] = (256, 128, 64, 64)
     latent_channels: int = 16
+    spatial: int = 8
+    memory_blocks: int = 3
+    upsample: str = "nearest"
+    clamp: float = 3.0
 
 
 STUDENTS: dict[str, StudentConfig] = {
@@ -77,12 +103,18 @@ STUDENTS: dict[str, StudentConfig] = {
         ffn_dim=576,
         num_heads=3,
         num_layers=8,
-        latent_size=(12, 12),
+        latent_size=(16, 16),
+        spatial=4,
+        crop_box=(58.0, 248.0, 362.0, 552.0),
+        sequence="masked",
         text_dim=32,
         text_len=4,
-        audio_dim=384,
+        audio_dim=64,
+        audio_hidden=96,
     ),
     "1.3b": StudentConfig(dim=1536, ffn_dim=8960, num_heads=12, num_layers=30),
     "14b": StudentConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
 }
-TINY_TAEHV = TAEHVConfig(encoder_width=24, decoder_widths=(64, 48, 24, 16))
+TINY_TAEHV = TAEHVConfig(
+    encoder="linear", decoder_widths=(80, 64, 32, 16), spatial=4, memory_blocks=2, upsample="shuffle", clamp=30.0
+)

@@ -124,12 +124,13 @@ class AudioPack(nn.Module):
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
-        self.proj = nn.Linear(4 * config.audio_dim, config.audio_hidden)
+        self.frames = config.temporal
+        self.proj = nn.Linear(self.frames * config.audio_dim, config.audio_hidden)
         self.norm_out = nn.LayerNorm(config.audio_hidden)
 
     def forward(self, audio: Tensor) -> Tensor:
         """audio [B, 4 F, audio_dim] -> [B, F, audio_hidden]."""
-        return cast(Tensor, self.norm_out(self.proj(torch.unflatten(audio, 1, (-1, 4)).flatten(2))))
+        return cast(Tensor, self.norm_out(self.proj(torch.unflatten(audio, 1, (-1, self.frames)).flatten(2))))
 
 
 class CausalDiT(nn.Module):

@@ -1,8 +1,9 @@
-"""Log-mel features per video frame: what the tiny student hears instead of wav2vec 2.0.
+"""What can be heard of speech per video frame: the log-mel spectrum near it, and how loud it is for this speaker.
 
-Ten-millisecond frames, so four to a video frame; a video frame's features are those of the frame before, its own and
-the one after (40 ms of look-ahead). Windows are fixed and nothing is normalised over the clip, hence a live stream
-gives the same features as a whole file.
+Ten-millisecond hops, so four to a video frame. A video frame hears the spectrum of the frame before, its own and the
+one after (40 ms of look-ahead) hop by hop, with the loudness of the vowel band against its running maximum and that
+maximum; of the seven frames before these, one mean spectrum each. Windows are fixed and nothing is normalised over the
+clip, hence a live stream gives the same features as a whole file.
 """
 
 from __future__ import annotations
@@ -18,9 +19,18 @@ SAMPLES_PER_FRAME = 640
 HOP = 160
 WINDOW = 400
 MELS = 32
-NEIGHBOURS = 1
-LOOKBACK = LOOKAHEAD = NEIGHBOURS * SAMPLES_PER_FRAME + (WINDOW - HOP) // 2
-FEATURES = (2 * NEIGHBOURS + 1) * (SAMPLES_PER_FRAME // HOP) * MELS
+VOWELS = (300.0, 3400.0)
+"""Hz, where the loudness of a voice is measured."""
+LEVEL_HOPS = 29
+"""Hops of the running maximum, 0.29 s."""
+NEAR, FAR = 3, 7
+"""Frames heard hop by hop (the last is the one after the frame itself), and frames before them heard as a mean."""
+_BEFORE = 9  # frames before the first: what FAR and the running maximum reach back to
+_MARGIN = (WINDOW - HOP) // 2  # windows stand over the middle of their hop
+_HOPS = SAMPLES_PER_FRAME // HOP
+LOOKBACK = _BEFORE * SAMPLES_PER_FRAME + _MARGIN
+LOOKAHEAD = SAMPLES_PER_FRAME + _MARGIN
+FEATURES = NEAR * _HOPS * (MELS + 2) + FAR * MELS
 
 
 def mel_filters(low: float = 60.0, high: float = 7600.0) -> Tensor:
@@ -39,24 +49,34 @@ def mel_filters(low: float = 60.0, high: float = 7600.0) -> Tensor:
 
 
 class LogMel(nn.Module):
-    """Samples [LOOKBACK + 640 n + LOOKAHEAD] in [-1, 1] -> features [n, FEATURES] of n frames, near unit scale."""
+    """Samples [..., LOOKBACK + 640 n + LOOKAHEAD] in [-1, 1] -> features [..., n, FEATURES], near unit scale."""
 
     basis: Tensor
     filters: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        phase = 2 * math.pi * torch.outer(torch.arange(WINDOW // 2 + 1), torch.arange(WINDOW)).double() / WINDOW
+        bins = torch.arange(WINDOW // 2 + 1)
+        phase = 2 * math.pi * torch.outer(bins, torch.arange(WINDOW)).double() / WINDOW
         window = torch.hann_window(WINDOW, periodic=True, dtype=torch.float64)
         basis = torch.cat([phase.cos(), phase.sin()]) * window * (2 / window.sum())
+        hertz = bins * SAMPLE_RATE / WINDOW
+        vowels = ((hertz >= VOWELS[0]) & (hertz < VOWELS[1])).double() / 8
         self.register_buffer("basis", basis.float()[:, None], persistent=False)
-        self.register_buffer("filters", mel_filters().float(), persistent=False)
+        self.register_buffer("filters", torch.cat([mel_filters(), vowels[None]]).float(), persistent=False)
 
     def forward(self, samples: Tensor) -> Tensor:
-        spectrum = F.conv1d(samples[None, None], self.basis, stride=HOP)[0]
-        real, imaginary = spectrum.chunk(2)
+        spectrum = F.conv1d(samples.reshape(-1, 1, samples.shape[-1]), self.basis, stride=HOP)
+        real, imaginary = spectrum.chunk(2, dim=1)
         # One added to the scaled power, not 1e-8 to the power: ONNX Runtime takes so small an addend for none.
-        mel = torch.log10(1e8 * (self.filters @ (real**2 + imaginary**2)) + 1) / 2 - 1.5
-        frames = mel.T.reshape(-1, SAMPLES_PER_FRAME // HOP * MELS)
-        count = frames.shape[0] - 2 * NEIGHBOURS
-        return torch.cat([frames[i : i + count] for i in range(2 * NEIGHBOURS + 1)], dim=1)
+        power = torch.log10(1e8 * (self.filters @ (real**2 + imaginary**2)) + 1) / 2 - 1.5
+        mel, loudness = power[:, :MELS], power[:, MELS:]
+        level = F.max_pool1d(F.pad(loudness, (LEVEL_HOPS - 1, 0), value=-1.5), LEVEL_HOPS, stride=1)
+        heard = torch.cat([mel, 2 * (loudness - level), level], dim=1).transpose(1, 2)
+        frames = torch.unflatten(heard, 1, (-1, _HOPS))  # [B, _BEFORE + n + 1, hops, MELS + 2]
+        means = frames[..., :MELS].mean(2)
+        count = frames.shape[1] - _BEFORE - 1
+        near = [frames[:, _BEFORE - 1 + i :][:, :count].flatten(2) for i in range(NEAR)]
+        far = [means[:, _BEFORE - 1 - FAR + i :][:, :count] for i in range(FAR)]
+        features = torch.cat([*near, *far], dim=2)
+        return features.reshape(*samples.shape[:-1], count, FEATURES)

@@ -1,8 +1,10 @@
-"""TAEHV, the tiny video autoencoder (MIT, Ollin Boer Bohan): 4 frames <-> 1 latent frame, 8x smaller each way.
+"""TAEHV, the tiny video autoencoder (MIT, Ollin Boer Bohan): 4 frames <-> 1 latent frame, 8 times smaller each way.
 
 Every block that looks back in time looks at its own input one frame ago, so a stream needs that one frame per block as
 memory and nothing else. Both directions take any number of latent frames per call and carry the memories explicitly;
 a clip cut anywhere gives the same frames as the clip in one piece. Module names are those of the released weights.
+
+The configuration may put a linear encoder in place of TAEHV's, and make the decoder magnify by 4.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from torch.nn import functional as F
 from .config import TAEHVConfig
 
 TEMPORAL = 4
-SPATIAL = 8
 
 
 def _conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -26,8 +27,12 @@ def _conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2
 
 
 class Clamp(nn.Module):
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit = limit
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x / 3) * 3
+        return torch.tanh(x / self.limit) * self.limit
 
 
 class MemBlock(nn.Module):
@@ -68,8 +73,33 @@ class TGrow(nn.Module):
         return cast(Tensor, y.reshape(-1, x.shape[1], *x.shape[2:]))
 
 
+class ShuffleGrow(nn.Module):
+    """Unfold one frame into `stride` consecutive ones, twice as high and wide; each pixel has channels of its own."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.conv = nn.Conv2d(channels, channels * stride * 4, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return F.pixel_shuffle(y.reshape(-1, 4 * x.shape[1], *x.shape[2:]), 2)
+
+
+class LinearEncoder(nn.Module):
+    """Blocks of 4 frames x `spatial` x `spatial` pixels -> latents, linearly; mid-grey gives zero."""
+
+    def __init__(self, config: TAEHVConfig) -> None:
+        super().__init__()
+        size = config.spatial
+        self.conv = nn.Conv2d(TEMPORAL * 3, config.latent_channels, size, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cast(Tensor, self.conv((x - 0.5).reshape(-1, TEMPORAL * 3, *x.shape[2:])))
+
+
 class TAEHV(nn.Module):
-    """Encoder and decoder. Videos are [B, T, 3, H, W] in [0, 1], latents [B, T / 4, C, H / 8, W / 8].
+    """Encoder and decoder. Videos are [B, T, 3, H, W] in [0, 1], latents [B, T / 4, C, H / s, W / s], s = spatial.
 
     Memories are lists with one tensor [B, channels, h, w] per MemBlock, in the order of the layers.
     """
@@ -77,25 +107,37 @@ class TAEHV(nn.Module):
     def __init__(self, config: TAEHVConfig) -> None:
         super().__init__()
         self.config = config
-        n = config.encoder_width
-        stages: list[nn.Module] = [_conv(3, n), nn.ReLU()]
-        for stride in (2, 2, 1):
-            stages += [TPool(n, stride), _conv(n, n, stride=2, bias=False), MemBlock(n), MemBlock(n), MemBlock(n)]
-        self.encoder = nn.Sequential(*stages, _conv(n, config.latent_channels))
+        n, blocks = config.encoder_width, config.memory_blocks
+        stages: list[nn.Module] = []
+        if config.encoder == "linear":
+            stages += [LinearEncoder(config)]
+        else:
+            stages += [_conv(3, n), nn.ReLU()]
+            for stride in (2, 2, 1):
+                stages += [TPool(n, stride), _conv(n, n, stride=2, bias=False), *(MemBlock(n) for _ in range(blocks))]
+            stages += [_conv(n, config.latent_channels)]
+        self.encoder = nn.Sequential(*stages)
         w = config.decoder_widths
-        stages = [Clamp(), _conv(config.latent_channels, w[0]), nn.ReLU()]
+        stages = [Clamp(config.clamp), _conv(config.latent_channels, w[0]), nn.ReLU()]
         for (n_in, n_out), stride in zip(pairwise(w), (1, 2, 2), strict=True):
-            stages += [MemBlock(n_in), MemBlock(n_in), MemBlock(n_in), nn.Upsample(scale_factor=2)]
-            stages += [TGrow(n_in, stride), _conv(n_in, n_out, bias=False)]
+            stages += [MemBlock(n_in) for _ in range(blocks)]
+            if stride == 1 and config.spatial == 4:
+                pass
+            elif config.upsample == "shuffle":
+                stages += [ShuffleGrow(n_in, stride)]
+            else:
+                stages += [nn.Upsample(scale_factor=2), TGrow(n_in, stride)]
+            stages += [_conv(n_in, n_out, bias=False)]
         self.decoder = nn.Sequential(*stages, nn.ReLU(), _conv(w[3], 3))
 
     def encoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
-        """Zero memories of a new stream of frames [batch, _, 3, height, width]."""
+        """Zero memories of a new stream of frames [batch, _, 3, height, width]; none for a linear encoder."""
         return self._memory(self.encoder, [(batch, height // s, width // s) for s in (2, 4, 8)])
 
     def decoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
         """Zero memories of a new stream that decodes to frames [batch, _, 3, height, width]."""
-        return self._memory(self.decoder, [(batch, height // s, width // s) for s in (8, 4, 2)])
+        sizes = (8, 4, 2) if self.config.spatial == 8 else (4, 4, 2)
+        return self._memory(self.decoder, [(batch, height // s, width // s) for s in sizes])
 
     def _memory(self, half: nn.Sequential, sizes: list[tuple[int, int, int]]) -> list[Tensor]:
         blocks = [layer for layer in half if isinstance(layer, MemBlock)]
@@ -104,15 +146,15 @@ class TAEHV(nn.Module):
             torch.zeros(
                 b, cast(nn.Conv2d, block.conv[0]).out_channels, h, w, dtype=parameter.dtype, device=parameter.device
             )
-            for block, (b, h, w) in zip(blocks, [size for size in sizes for _ in range(3)], strict=True)
+            for block, (b, h, w) in zip(blocks, [size for size in sizes for _ in range(len(blocks) // 3)], strict=True)
         ]
 
     def encode(self, video: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / 8, W / 8], memories after it)."""
+        """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / s, W / s], memories after it)."""
         return self._run(self.encoder, video, memory)
 
     def decode(self, latent: Tensor, memory: Sequence[Tensor], *, clamp: bool = True) -> tuple[Tensor, list[Tensor]]:
-        """`latent` [B, n, C, h, w] -> (video [B, 4 n, 3, 8 h, 8 w] in [0, 1], memories after it).
+        """`latent` [B, n, C, h, w] -> (video [B, 4 n, 3, s h, s w] in [0, 1], memories after it).
 
         The first latent of a stream stands for one frame: the caller drops the first 3 frames of the stream.
         Training switches `clamp` off, since no gradient passes it.

@@ -1,0 +1,158 @@
+"""What an ONNX file says about itself: its inputs, its outputs, and the files that its weights lie in.
+
+Read from the protocol buffer directly (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), so that a bundle can be
+checked before anything of it is run, without the package `onnx`. Sub-graphs and functions are looked into for weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+Shape = tuple[int | str | None, ...]
+FLOAT, INT64 = 1, 7
+"""TensorProto.DataType of float32 and int64."""
+
+_MOST_DEEP = 32
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output: `dtype` is ONNX's number; a size is a number, the name of a variable one, or None."""
+
+    dtype: int
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class OnnxHeader:
+    """Inputs and outputs by name, and the names of the external files."""
+
+    inputs: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+    external: frozenset[str]
+
+
+def read_header(path: Path) -> OnnxHeader:
+    """Raises ValueError for what is no ONNX file; OSError."""
+    inputs: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+    external: set[str] = set()
+    found = False
+    for field, value in _fields(memoryview(path.read_bytes())):
+        if field == 7:  # graph
+            found = True
+            for number, part in _fields(_message(value)):
+                if number == 11:
+                    inputs.update([_value_info(_message(part))])
+                elif number == 12:
+                    outputs.update([_value_info(_message(part))])
+            _graph(_message(value), external, 0)
+        elif field == 25:  # function
+            for number, part in _fields(_message(value)):
+                if number == 7:
+                    _node(_message(part), external, 0)
+    if not found:
+        raise ValueError("it holds no graph")
+    return OnnxHeader(inputs, outputs, frozenset(external))
+
+
+def _graph(data: memoryview, external: set[str], depth: int) -> None:
+    if depth > _MOST_DEEP:
+        raise ValueError("graphs are nested too deeply")
+    for number, value in _fields(data):
+        if number == 1:
+            _node(_message(value), external, depth)
+        elif number == 5:
+            _tensor(_message(value), external)
+        elif number == 15:  # sparse initializer: its values and indices are tensors
+            for inner, part in _fields(_message(value)):
+                if inner in (1, 2):
+                    _tensor(_message(part), external)
+
+
+def _node(data: memoryview, external: set[str], depth: int) -> None:
+    for number, attribute in _fields(data):
+        if number != 5:
+            continue
+        for inner, value in _fields(_message(attribute)):
+            if inner in (5, 10):  # t, tensors
+                _tensor(_message(value), external)
+            elif inner in (6, 11):  # g, graphs
+                _graph(_message(value), external, depth + 1)
+
+
+def _tensor(data: memoryview, external: set[str]) -> None:
+    for number, entry in _fields(data):
+        if number == 13:
+            pair = {inner: bytes(_message(text)).decode() for inner, text in _fields(_message(entry))}
+            if pair.get(1) == "location":
+                external.add(pair.get(2, ""))
+
+
+def _value_info(data: memoryview) -> tuple[str, Tensor]:
+    name, dtype, shape = "", 0, []
+    for number, value in _fields(data):
+        if number == 1:
+            name = bytes(_message(value)).decode()
+        elif number == 2:
+            for kind, tensor in _fields(_message(value)):
+                if kind != 1:
+                    continue
+                for inner, part in _fields(_message(tensor)):
+                    if inner == 1 and isinstance(part, int):
+                        dtype = part
+                    elif inner == 2:
+                        shape = [_size(_message(size)) for field, size in _fields(_message(part)) if field == 1]
+    return name, Tensor(dtype, tuple(shape))
+
+
+def _size(data: memoryview) -> int | str | None:
+    for number, value in _fields(data):
+        if number == 1 and isinstance(value, int):
+            return value
+        if number == 2:
+            return bytes(_message(value)).decode()
+    return None
+
+
+def _message(value: int | memoryview) -> memoryview:
+    if isinstance(value, int):
+        raise ValueError("a number where a message is expected")
+    return value
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Fields of a protocol buffer message: (number, varint or bytes)."""
+    position = 0
+    while position < len(data):
+        key, position = _varint(data, position)
+        kind = key & 7
+        if kind == 0:
+            value, position = _varint(data, position)
+            yield key >> 3, value
+            continue
+        if kind == 2:
+            length, position = _varint(data, position)
+        elif kind in (1, 5):
+            length = 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if position + length > len(data):
+            raise ValueError("it ends in the middle of a field")
+        yield key >> 3, data[position : position + length]
+        position += length
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if position >= len(data):
+            break
+        byte = data[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, position
+    raise ValueError("a number without end")
