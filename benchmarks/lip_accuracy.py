@@ -13,7 +13,7 @@ says A, is the baseline. It passes if by both measures the mean over people is a
 
 With --video and --audio, on files: FaceMesh's lip gap in the result against the drawing rule's opening for that audio
 and against its loudness, at lags of -3 to 3 frames (positive: the mouth is late); the same for another audio, and for
-the source's own mouth. There is nothing to pass.
+the source's own mouth. How sharp the mouth is and how much it flickers, against the source's. There is nothing to pass.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any
 import cv2
 import numpy as np
 from lipstream import LipSyncEngine
-from lipstream.media import StreamResampler, VideoReader, ping_pong, read_audio
+from lipstream.media import FPS, FrameLoop, StreamResampler, VideoReader, read_audio
 from lipstream.reference import Source
 from lipstream_training.data.clips import draw_video, evaluation_rng
 from lipstream_training.data.mouth import SAMPLES_PER_FRAME, mouth_track
@@ -37,7 +37,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .common import duration, main, parser, positive, write
-from .mouths import Frames, Track, correlation, distance_from_rest, lip_gaps, summary
+from .mouths import Frames, Track, correlation, distance_from_rest, lip_gaps, look, summary
 
 MATCHED, OTHER = 0.8, 0.3
 MEASURES = ("lip_gap", "rest_diff")
@@ -88,7 +88,8 @@ def new_speech(seconds: float, rng: np.random.Generator) -> Audio:
 
 
 def dub(engine: LipSyncEngine, reference: Source, audio: Audio, rate: int) -> Iterator[NDArray[np.uint8]]:
-    """The frames of `reference` saying `audio`, float32 [n] or [n, channels]."""
+    """The frames of `reference` saying `audio`, float32 [n] or [n, channels], as far as it has whole frames."""
+    audio = audio[: len(audio) * FPS // rate * rate // FPS]
     with engine.session(reference) as session:
         for start in range(0, len(audio), rate):
             session.push_audio(audio[start : start + rate], rate)
@@ -178,18 +179,32 @@ def run_files(args: argparse.Namespace) -> bool:
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
     audio, rate = read_audio(args.audio)
     voice = at_model_rate(audio, rate)
-    frames = len(audio) * 25 // rate
+    frames = len(audio) * FPS // rate
     if args.other_audio:
         other = at_model_rate(*read_audio(args.other_audio))
     else:
         other = new_speech(frames / 25, np.random.default_rng([_SPEECH, 0, 2]))
-    dubbed = dub(engine, args.video, audio, rate)
-    gaps = lip_gaps(tqdm(dubbed, total=frames, desc="dub", unit="frame", disable=None))
-    own = lip_gaps(VideoReader(args.video))
-    own = own[[ping_pong(i, len(own)) for i in range(frames)]]
+    dubbed = tqdm(dub(engine, args.video, audio, rate), total=frames, desc="dub", unit="frame", disable=None)
+    found = look(dubbed, (frame for _, frame in FrameLoop(VideoReader(args.video), frames)))
     tracks = {"rule": rule_opening, "loudness": loudness}
-    mouths = {"result": (gaps, voice), "other_audio": (gaps, other), "source_mouth": (own, voice)}
-    results: dict[str, Any] = {"frames": frames, "frames_without_face": int(np.isnan(gaps).sum())}
+    mouths = {
+        "result": (found.gap, voice),
+        "other_audio": (found.gap, other),
+        "source_mouth": (found.source_gap, voice),
+    }
+    quiet = loudness(voice, frames) < 0.05 * loudness(voice, frames).max()
+    results: dict[str, Any] = {
+        "frames": frames,
+        "frames_without_face": int(np.isnan(found.gap).sum()),
+        "sharpness_against_source": found.sharpness,
+        "flicker_against_source": found.unrest(np.ones(frames, bool)),
+        "flicker_against_source_in_silence": found.unrest(quiet) if quiet.sum() > 5 else None,
+        "gap_in_silence_over_gap_in_speech": float(np.nanmean(found.gap[quiet]) / np.nanmean(found.gap[~quiet]))
+        if quiet.sum() > 5
+        else None,
+    }
+    for key, value in results.items():
+        print(f"{key}: {value if value is None else round(value, 3)}")
     for name, (gap, sound) in mouths.items():
         results[name] = {}
         for track, measure in tracks.items():

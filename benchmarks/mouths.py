@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ Track = NDArray[np.float64]
 _WINDOW = 96  # pixels of the rectified mouth window
 _SPAN = 2.0  # its side over the width of the mouth
 _ABOVE = 0.35  # part of it above the corners of the mouth
+_LIPS = (61, 291, 0, 17)  # FaceMesh: corners, upper edge of the upper lip, lower edge of the lower lip
 
 
 def lip_gaps(frames: Iterable[NDArray[np.uint8]]) -> Track:
@@ -22,6 +24,67 @@ def lip_gaps(frames: Iterable[NDArray[np.uint8]]) -> Track:
     tracker = FaceTracker("bypass", smooth=False)
     seen = [tracker.track(frame) for frame in frames]
     return np.array([np.nan if face is None else lip_gap(face.landmarks) for face in seen])
+
+
+@dataclass(frozen=True)
+class MouthLook:
+    """How the mouth of a result looks against that of its source, frame by frame, float64 [n]; NaN without a face.
+
+    Attributes:
+        gap: between the lips of the result, and source_gap: of the source, as FaceMesh sees them.
+        sharp, source_sharp: gradient energy, the mean square of the luma's differences, around the lips.
+        flicker, source_flicker: mean absolute difference to the frame before, there.
+    """
+
+    gap: Track
+    source_gap: Track
+    sharp: Track
+    source_sharp: Track
+    flicker: Track
+    source_flicker: Track
+
+    @property
+    def sharpness(self) -> float:
+        """Gradient energy of the result over that of the source, over all frames with a face."""
+        return float(np.nansum(self.sharp) / np.nansum(self.source_sharp))
+
+    def unrest(self, frames: NDArray[np.bool_]) -> float:
+        """Flicker of the result over that of the source in the chosen `frames`."""
+        return float(np.nanmean(self.flicker[frames]) / np.nanmean(self.source_flicker[frames]))
+
+
+def look(results: Iterable[NDArray[np.uint8]], sources: Iterable[NDArray[np.uint8]]) -> MouthLook:
+    """Compare frames of a result with the frames they were made of; the lips are where the source shows them."""
+    ours, theirs = FaceTracker("bypass", smooth=False), FaceTracker("bypass", smooth=False)
+    rows: list[tuple[float, ...]] = []
+    before: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None
+    for result, source in zip(results, sources, strict=False):
+        seen, face = ours.track(result), theirs.track(source)
+        gap = np.nan if seen is None else lip_gap(seen.landmarks)
+        if face is None:
+            rows.append((gap, *[np.nan] * 5))
+        else:
+            (left, top), (right, bottom) = (f(face.landmarks[list(_LIPS), :2], 0) for f in (np.min, np.max))
+            wide, high = 0.15 * (right - left), 0.3 * (right - left)
+            area = np.index_exp[
+                max(0, int(top - high)) : int(bottom + high), max(0, int(left - wide)) : int(right + wide)
+            ]
+            pair = result[area], source[area]
+            sharp = [_gradient_energy(picture) for picture in pair]
+            flicker = [np.nan, np.nan]
+            if before is not None:
+                flicker = [
+                    float(np.abs(now.astype(np.float32) - then[area]).mean())
+                    for now, then in zip(pair, before, strict=True)
+                ]
+            rows.append((gap, lip_gap(face.landmarks), *sharp, *flicker))
+        before = result, source
+    return MouthLook(*np.array(rows, np.float64).reshape(-1, 6).T)
+
+
+def _gradient_energy(picture: NDArray[np.uint8]) -> float:
+    luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    return float(np.square(np.diff(luma, axis=0)).mean() + np.square(np.diff(luma, axis=1)).mean())
 
 
 def distance_from_rest(frames: Frames, resting: Frames, lips: NDArray[np.float64]) -> Track:

@@ -155,7 +155,10 @@ def _pick(container: InputContainer, path: Path) -> VideoStream:
     if not candidates:
         what = "only cover art" if container.streams.video else "no video stream"
         raise NoVideoError(f"{path} holds {what}", fix="give a video or image file as the source of frames")
-    stream = max(candidates, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
+    known = [s for s in candidates if s.codec_context is not None]
+    if not known:
+        raise MediaOpenError(f"{path}: the codec of stream {candidates[0].index} is unknown to this FFmpeg")
+    stream = max(known, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
     if stream.width * stream.height > MAX_PIXELS:
         raise MediaOpenError(
             f"{path} shows {stream.width} x {stream.height} pixels",
