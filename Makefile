@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*/* csrc/*/*/*)
 
-.PHONY: demo test slow lint format golden clean
+.PHONY: demo test slow lowest lint format golden clean
 
 demo: $(VENV)/.base  ## dub the bundled sample into out/
 	$(BIN)/lipstream demo --out out
@@ -14,6 +14,11 @@ test: $(VENV)/.dev  ## every test but the slow ones
 
 slow: $(VENV)/.dev  ## the slow ones
 	$(BIN)/python -m pytest -m slow
+
+lowest:  ## the demo on the lowest versions of the run-time dependencies that pyproject.toml allows
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint tests/lowest.txt . -C cmake.define.LIPSTREAM_CUDA=OFF
+	$(VENV)-lowest/bin/lipstream demo --out $(VENV)-lowest/out
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
@@ -43,4 +48,4 @@ $(VENV)/.dev: $(SOURCES) | $(BIN)/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-lowest build dist out .pytest_cache .mypy_cache .ruff_cache

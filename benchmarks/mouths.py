@@ -16,14 +16,28 @@ Track = NDArray[np.float64]
 _WINDOW = 96  # pixels of the rectified mouth window
 _SPAN = 2.0  # its side over the width of the mouth
 _ABOVE = 0.35  # part of it above the corners of the mouth
+_EYES = (33, 263)  # FaceMesh: outer corners
 _LIPS = (61, 291, 0, 17)  # FaceMesh: corners, upper edge of the upper lip, lower edge of the lower lip
 
 
 def lip_gaps(frames: Iterable[NDArray[np.uint8]]) -> Track:
     """The lip gap that FaceMesh sees in each frame, float64 [n]; NaN where it sees no face."""
+    return lip_shapes(frames)[0]
+
+
+def lip_shapes(frames: Iterable[NDArray[np.uint8]]) -> tuple[Track, Track]:
+    """The lip gap and the width of the mouth that FaceMesh sees, in distances of the outer eye corners, float64 [n]."""
     tracker = FaceTracker("bypass", smooth=False)
-    seen = [tracker.track(frame) for frame in frames]
-    return np.array([np.nan if face is None else lip_gap(face.landmarks) for face in seen])
+    rows = []
+    for frame in frames:
+        face = tracker.track(frame)
+        if face is None:
+            rows.append((np.nan, np.nan))
+            continue
+        left, right, outer_left, outer_right = (face.landmarks[i, :2] for i in (*_LIPS[:2], *_EYES))
+        rows.append((lip_gap(face.landmarks), np.linalg.norm(right - left) / np.linalg.norm(outer_right - outer_left)))
+    gaps, widths = np.array(rows, np.float64).reshape(-1, 2).T
+    return gaps, widths
 
 
 @dataclass(frozen=True)

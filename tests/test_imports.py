@@ -54,7 +54,7 @@ def printed(code: str, blocked: tuple[str, ...] = ()) -> Any:
     return json.loads(done.stdout)
 
 
-def test_every_module_of_the_runtime_imports_without_the_other_rooms() -> None:
+def test_every_module_of_the_runtime_imports_without_the_other_packages() -> None:
     modules = printed(
         """
 import importlib, pkgutil, lipstream

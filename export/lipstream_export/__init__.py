@@ -1,1 +1,1 @@
-"""Export room: the student's parts as ONNX graphs, written as a bundle and checked against PyTorch."""
+"""The student's parts as ONNX graphs, written as a bundle and checked against PyTorch."""

@@ -133,7 +133,7 @@ def check_graph(manifest: Manifest, name: str, header: OnnxHeader) -> None:
                 raise ValueError(f"{name} has no {kind} {tensor}")
         for tensor in found:
             if tensor not in wanted and not tensor.startswith(("memory.", "memory_out.")):
-                raise ValueError(f"{name} has an {kind} {tensor}, which nobody knows")
+                raise ValueError(f"{name} has an {kind} {tensor}, which is unknown")
     memories = {key.removeprefix("memory."): x for key, x in header.inputs.items() if key.startswith("memory.")}
     after = {key.removeprefix("memory_out."): x for key, x in header.outputs.items() if key.startswith("memory_out.")}
     if memories != after or any(x.dtype != FLOAT or not _fixed(x.shape) for x in memories.values()):
@@ -166,7 +166,7 @@ def _signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
     if name == "video_decoder":
         return {"latent": latent}, {"frames": pictures}
     if name not in _NEEDED:
-        raise ValueError(f"a graph {name}, which nobody knows")
+        raise ValueError(f"a graph {name}, which is unknown")
     dim, heads = g.num_heads * g.head_dim, (g.num_heads, g.head_dim)
     pairs = g.head_dim // 2 - 2 * (g.head_dim // 6)
     ring = (FLOAT, ("attended", g.tokens, *heads))

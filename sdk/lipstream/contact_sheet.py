@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OutputError
-from .media import AudioReader, VideoReader, ping_pong
+from .media import FPS, AudioReader, VideoReader, ping_pong
 from .partial import write_file
 
 _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
@@ -62,7 +62,7 @@ def _labels(moments: list[int], width: int) -> NDArray[np.uint8]:
     strip = np.full((22, width * len(moments), 3), _PAPER, np.uint8)
     for i, moment in enumerate(moments):
         cv2.putText(
-            strip, f"{moment / 25:.2f} s", (i * width + 6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, _INK, 1, cv2.LINE_AA
+            strip, f"{moment / FPS:.2f} s", (i * width + 6, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, _INK, 1, cv2.LINE_AA
         )
     return strip
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from benchmarks import lip_accuracy
 from benchmarks.lip_accuracy import Case, draw_case, judge
-from benchmarks.mouths import correlation, distance_from_rest, lip_gaps, summary
+from benchmarks.mouths import correlation, distance_from_rest, lip_gaps, look, summary
 
 SECONDS = 2.4
 
@@ -31,7 +32,9 @@ def test_the_drawings_differ_in_the_mouth_alone(case: Case) -> None:
 
 def test_a_perfect_result_passes_and_the_source_does_not(case: Case) -> None:
     perfect, nothing_done = judge(case, case.target), judge(case, case.source)
-    for measure in lip_accuracy.MEASURES:
+    assert perfect["lip_width"]["matched"] == perfect["lip_width"]["ceiling"] > 0.4
+    assert nothing_done["lip_width"]["matched"] < perfect["lip_width"]["matched"] - 0.2
+    for measure in ("lip_gap", "rest_diff"):
         assert perfect[measure]["matched"] == perfect[measure]["ceiling"] > 0.85
         assert perfect[measure]["other_audio"] < 0.6
         assert nothing_done[measure]["matched"] == nothing_done[measure]["source_mouth"] < 0.5
@@ -43,6 +46,15 @@ def test_a_result_that_is_late_shows_only_in_the_lags(case: Case) -> None:
     found = judge(case, late)["lip_gap"]
     assert found["matched"] < found["ceiling"] - 0.02
     assert found["matched_best_of_3_lags"] > found["matched"]
+
+
+def test_a_source_looks_like_itself_and_a_blur_does_not(case: Case) -> None:
+    same = look(case.source, case.source)
+    assert same.sharpness == pytest.approx(1)
+    assert same.unrest(np.ones(len(case.source), bool)) == pytest.approx(1)
+    soft = look([cv2.GaussianBlur(frame, (0, 0), 2) for frame in case.source], case.source)
+    assert soft.sharpness < 0.5
+    np.testing.assert_array_equal(soft.source_gap, same.gap)
 
 
 def test_distance_from_rest_is_zero_at_rest(case: Case) -> None:

@@ -1,1 +1,1 @@
-"""Training room: PyTorch models of the Lip Forcing family and the code that distils students."""
+"""PyTorch models of the Lip Forcing family and the code that distils students."""

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
         description="Writes OUT/face.mp4, a drawn person of an identity that is never trained on, and OUT/speech.wav.",
     )
     sample.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    sample.add_argument("--person", type=int, default=9, help="number of the identity (default 9)")
+    sample.add_argument("--person", type=int, default=19, help="number of the identity (default 19)")
     sample.add_argument("--video-text", default=VIDEO_TEXT, help="what the person in the video says")
     sample.add_argument("--speech-text", default=SPEECH_TEXT, help="what the voice says")
     sample.set_defaults(run=_sample)
