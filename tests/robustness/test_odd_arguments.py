@@ -1,0 +1,145 @@
+"""Arguments that cannot be: a typed error that names them, in the library and on the command line, with JSON too."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from lipstream import LipSyncEngine, cli
+from lipstream.cli import main
+from lipstream.errors import AudioFormatError, BundleNotFoundError, ConfigError, MediaOpenError, OutputError
+from lipstream.media import AudioReader, FrameLoop, VideoReader, VideoWriter, ensure_distinct
+from lipstream.session import Frame
+
+SAMPLE = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample"
+
+
+@pytest.fixture(scope="module")
+def engine() -> LipSyncEngine:
+    return LipSyncEngine.load("tiny", threads=1)
+
+
+@pytest.mark.parametrize("threads", [-1, 5000, 10**10, 1.5, "two", None])
+def test_threads(threads: Any) -> None:
+    with pytest.raises(ConfigError, match="threads"):
+        LipSyncEngine.load("tiny", threads=threads)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"length": 0},
+        {"length": -1},
+        {"length": 2.5},
+        {"seed": 1.5},
+        {"seed": "one"},
+        {"face_at": ("1", "2")},
+        {"face_at": (1.0,)},
+        {"max_pending": "long"},
+        {"loop_bytes": 0},
+    ],
+)
+def test_options_of_a_session(engine: LipSyncEngine, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        engine.session(SAMPLE / "face.mp4", **options)
+
+
+def test_frames_compare_by_identity() -> None:
+    image, audio = np.zeros((2, 2, 3), np.uint8), np.zeros((640, 1), np.float32)
+    a, b = (Frame(image, audio, 0.0, 0, False) for _ in range(2))
+    assert a == a
+    assert a != b
+    assert len({a, b}) == 2
+
+
+def test_links_in_a_circle_and_names_too_long(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    for path in (tmp_path / "a", tmp_path / ("x" * 300), "a\0b"):
+        with pytest.raises(MediaOpenError):
+            VideoReader(path)
+        with pytest.raises(BundleNotFoundError):
+            LipSyncEngine.load(path)
+    with pytest.raises(OutputError):
+        ensure_distinct("a\0b", SAMPLE / "face.mp4")
+
+
+def test_sixteen_channels_are_to_be_mixed_down(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "many.wav"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16_000, layout="hexadecagonal")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 16 * 1600), np.int16), "s16", "hexadecagonal")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    with pytest.raises(AudioFormatError, match="16 audio channels") as caught:
+        AudioReader(tmp_path / "many.wav")
+    assert "-ac 2" in caught.value.fix
+
+
+def test_a_picture_too_wide_for_the_codec_is_said_to_be_so(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="60000x60 pixels"):
+        VideoWriter(tmp_path / "out.mp4", 60_000, 60)
+    assert not any(tmp_path.iterdir())
+
+
+def test_an_endless_loop_turns_round_where_its_disk_is_full() -> None:
+    frames = [np.full((4, 5, 3), i, np.uint8) for i in range(10)]
+    with FrameLoop(iter(frames), max_bytes=4 * 60) as loop:
+        assert [next(loop)[0] for _ in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
+    with FrameLoop(iter(frames), max_bytes=1) as loop:
+        assert [next(loop)[0] for _ in range(3)] == [0, 0, 0]
+    with pytest.raises(ConfigError):
+        FrameLoop(iter(frames), 0)
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        ([], 2),
+        (["run"], 2),
+        (["run", "VIDEO", "SOUND", "-o", "OUT/out.mp4", "--threads", "10000000000"], ConfigError.exit_code),
+        (["run", "VIDEO", "SOUND", "-o", "OUT/out.mp4", "--sheet", "OUT"], OutputError.exit_code),
+        (["run", "VIDEO", "SOUND", "-o", "OUT/out.mp4", "--face-at", "a,b"], ConfigError.exit_code),
+        (["demo", "--out", "BLOCKED"], OutputError.exit_code),
+        (["inspect", "OUT"], BundleNotFoundError.exit_code),
+    ],
+)
+def test_every_failure_prints_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], args: list[str], status: int
+) -> None:
+    blocked = tmp_path / "blocked"
+    (blocked / "demo.json").mkdir(parents=True)
+    places = {"VIDEO": SAMPLE / "face.mp4", "SOUND": SAMPLE / "speech.wav", "OUT": tmp_path, "BLOCKED": blocked}
+    for word, place in places.items():
+        args = [arg.replace(word, str(place)) for arg in args]
+    assert main([*args, "--json"]) == status
+    assert json.loads(capsys.readouterr().out)["error"]["exit_status"] == status
+
+
+def test_a_bug_prints_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(cli, "_inspect", broken)
+    assert main(["inspect", "--json"]) == 70
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["error"]["code"] == "internal"
+    assert "please report" in printed.err
+
+
+def test_idle_graphs_do_not_spin() -> None:
+    """An engine that has worked and is left alone takes next to no CPU time."""
+    engine = LipSyncEngine.load("tiny", threads=2)
+    engine.open_stream().encode_audio(np.zeros(_samples(engine), np.float32))
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.2
+
+
+def _samples(engine: LipSyncEngine) -> int:
+    audio, frames = engine.manifest.audio, engine.manifest.geometry.video_frames
+    return audio.lookback + frames * audio.samples_per_frame + audio.lookahead
