@@ -114,10 +114,11 @@ def decode(container: InputContainer, stream: VideoStream | AudioStream, path: P
         except av.FFmpegError as error:
             damage = damage or error
             continue
+        draining = not packet.size  # at the end come frames that the decoder held back, from before any damage
         for frame in frames:
-            if damage and started:
+            if damage and started and not draining:
                 raise _truncated(path, f"is damaged at {float(end):.2f} s: {_reason(damage)}") from damage
-            started, damage = True, None
+            started, damage = True, damage if draining else None
             start = end if frame.pts is None else frame.pts * frame.time_base
             end = max(end, start + frame_duration(frame, stream))
             yield frame

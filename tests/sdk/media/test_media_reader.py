@@ -282,8 +282,12 @@ def test_no_video(tmp_path: Path) -> None:
         VideoReader(song)
 
 
+@pytest.mark.parametrize("threads", [0, 1, 2])
 @pytest.mark.parametrize("name", ["whole.mp4", "whole.mkv"])
-def test_a_cut_file_gives_its_frames_and_then_says_so(tmp_path: Path, name: str) -> None:
+def test_a_cut_file_gives_its_frames_and_then_says_so(
+    tmp_path: Path, name: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lipstream.media.threads._limit", threads)
     options = {"movflags": "+faststart"} if name.endswith("mp4") else {}
     path = write_clip(tmp_path / name, noise_frames(50), options=options)
     assert len(list(VideoReader(path))) == 50
