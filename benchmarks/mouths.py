@@ -20,11 +20,6 @@ _EYES = (33, 263)  # FaceMesh: outer corners
 _LIPS = (61, 291, 0, 17)  # FaceMesh: corners, upper edge of the upper lip, lower edge of the lower lip
 
 
-def lip_gaps(frames: Iterable[NDArray[np.uint8]]) -> Track:
-    """The lip gap that FaceMesh sees in each frame, float64 [n]; NaN where it sees no face."""
-    return lip_shapes(frames)[0]
-
-
 def lip_shapes(frames: Iterable[NDArray[np.uint8]]) -> tuple[Track, Track]:
     """The lip gap and the width of the mouth that FaceMesh sees, in distances of the outer eye corners, float64 [n]."""
     tracker = FaceTracker("bypass", smooth=False)

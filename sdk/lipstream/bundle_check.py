@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .face.align import CANVAS_HEIGHT, CANVAS_WIDTH
 from .onnx_header import FLOAT, INT64, OnnxHeader, Shape, Tensor
 
 if TYPE_CHECKING:
     from .bundle import Manifest
-
-CANVAS = (420, 560)
-"""Width and height of the alignment canvas."""
 
 _BOUNDS: dict[str, tuple[int, int]] = {
     "latent_channels": (1, 1024),
@@ -58,8 +56,8 @@ def check_manifest(manifest: Manifest) -> None:
     box = g.crop_box
     if len(box) != 4 or not all(_real(side) for side in box):
         raise ValueError(f"a crop_box of {box!r}")
-    if not (0 <= box[0] < box[2] <= CANVAS[0] and 0 <= box[1] < box[3] <= CANVAS[1]):
-        raise ValueError(f"a crop_box of {box!r} on a canvas of {CANVAS}")
+    if not (0 <= box[0] < box[2] <= CANVAS_WIDTH and 0 <= box[1] < box[3] <= CANVAS_HEIGHT):
+        raise ValueError(f"a crop_box of {box!r} on a canvas of {CANVAS_WIDTH} x {CANVAS_HEIGHT}")
     if g.sequence not in ("reference", "masked"):
         raise ValueError(f"a sequence of {g.sequence!r}")
     if g.head_dim % 2:

@@ -192,7 +192,7 @@ def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
     if args.sheet:
         from .contact_sheet import contact_sheet
 
-        contact_sheet(Path(args.video), result.output, Path(args.sheet))
+        contact_sheet(Path(args.video), result.output, Path(args.sheet), frames=result.frames)
     return _say(args, summary(result))
 
 
@@ -226,7 +226,7 @@ def _demo(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
             sample / "face.mp4", sample / "speech.wav", out / "demo.mp4", preset="veryfast", progress=progress
         )
     report.written.append(result.output)
-    contact_sheet(sample / "face.mp4", result.output, out / "demo.png")
+    contact_sheet(sample / "face.mp4", result.output, out / "demo.png", frames=result.frames)
     found = _say(args, summary(result))
     write_file(numbers, (json.dumps(found, indent=2) + "\n").encode())
     if not args.json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,24 +11,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import OutputError
-from .media import FPS, AudioReader, VideoReader, ping_pong
+from .media import FPS, AudioReader, FrameLoop, VideoReader
 from .partial import write_file
 
 _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
 
 
-def contact_sheet(source: Path, result: Path, sheet: Path, *, columns: int = 8, width: int = 200) -> None:
+def contact_sheet(
+    source: Path, result: Path, sheet: Path, *, frames: int | None = None, columns: int = 8, width: int = 200
+) -> None:
     """Write a PNG of `columns` moments of `result`, spread evenly, each above the place of its sound in the waveform.
 
     Args:
-        source: the video that was dubbed. width: of one picture, pixels.
+        source: the video that was dubbed. frames: of the result; None to count them first.
+        width: of one picture, pixels.
 
     Raises:
         OutputError: the picture cannot be written.
     """
-    total, results = _pick(result, lambda total: _moments(total, columns), width)
-    moments = _moments(total, columns)
-    _, sources = _pick(source, lambda frames: [ping_pong(i, frames) for i in moments], width)
+    total = sum(1 for _ in VideoReader(result)) if frames is None else frames
+    moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
+    results = _pick(VideoReader(result), moments, width)
+    sources = _pick((frame for _, frame in FrameLoop(VideoReader(source), total)), moments, width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
     _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
     try:
@@ -37,16 +41,9 @@ def contact_sheet(source: Path, result: Path, sheet: Path, *, columns: int = 8, 
         raise OutputError(f"{sheet} cannot be written: {error.strerror}") from error
 
 
-def _moments(total: int, columns: int) -> list[int]:
-    """Frames in the middle of `columns` equal parts."""
-    return [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
-
-
-def _pick(path: Path, choose: Callable[[int], list[int]], width: int) -> tuple[int, list[NDArray[np.uint8]]]:
-    """Number of frames of a video, and small pictures of those that `choose` takes of so many; decoded once."""
-    small = [cv2.imencode(".png", _fit(frame, width))[1] for frame in VideoReader(path)]
-    chosen = [cv2.imdecode(small[i], cv2.IMREAD_COLOR) for i in choose(len(small))]
-    return len(small), [np.asarray(picture, np.uint8) for picture in chosen]
+def _pick(video: Iterable[NDArray[np.uint8]], wanted: list[int], width: int) -> list[NDArray[np.uint8]]:
+    found = {i: _fit(frame, width) for i, frame in enumerate(video) if i in wanted}
+    return [found[i] for i in wanted]
 
 
 def _fit(frame: NDArray[np.uint8], width: int) -> NDArray[np.uint8]:

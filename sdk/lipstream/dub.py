@@ -126,8 +126,8 @@ def dub(
         colour=source.info.colour,
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
-        options = {"face_policy": face_policy, "face_at": face_at, "seed": seed}
-        with engine.session(video, length=total + engine.manifest.geometry.video_frames, **options) as session:  # type: ignore[arg-type]
+        length = total + engine.manifest.geometry.video_frames
+        with engine.session(video, face_policy=face_policy, face_at=face_at, seed=seed, length=length) as session:
             for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
                 now = time.perf_counter()
                 tally.first_frame = tally.first_frame or now - start

@@ -167,10 +167,7 @@ def train_student(
     resume = Resume(partial, [model, probe, average], descent)
 
     def run(x: Tensor, condition: Tensor, audio: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])]
-            velocity = model(x, condition, audio, t, kv, attend)
-        return predict_x0(x, velocity.float(), t[:, None, :, None, None])
+        return predict_x0(x, velocity(model, x, condition, audio, t, text, attend), t[:, None, :, None, None])
 
     for step in resume.steps(recipe.steps, progress):
         target, condition, audio, mouth = data.batch(torch.randint(len(data.target), (recipe.batch,)))
@@ -198,6 +195,16 @@ def train_student(
         descent.step(loss + recipe.probe * probe(mouth))
         average.update(model)
     return average.module  # type: ignore[return-value]
+
+
+def velocity(
+    model: CausalDiT, x: Tensor, condition: Tensor, audio: Tensor, t: Tensor, text: Tensor, attend: ClipAttention
+) -> Tensor:
+    """Velocity [B, C, F, h, w] of whole clips, all with the prompt `text` [rows, width]; run in bfloat16."""
+    with torch.autocast("cpu", torch.bfloat16):
+        kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])]
+        found: Tensor = model(x, condition, audio, t, kv, attend)
+    return found.float()
 
 
 def mean(x: Tensor, weight: Tensor) -> Tensor:
@@ -229,10 +236,7 @@ def roll_out(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, see
             x[:, :, now] = noise if step == 0 else add_noise(made[:, :, now], noise, t)
             time = torch.zeros(len(rows), end)
             time[:, now] = t
-            with torch.autocast("cpu", torch.bfloat16):
-                kv = [
-                    (k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])
-                ]
-                velocity = model(x, condition[:, :, :end], audio[:, : 4 * end], time, kv, attend).float()
-            made[:, :, now] = predict_x0(x[:, :, now], velocity[:, :, now], t)
+            heard = audio[:, : config.temporal * end]
+            found = velocity(model, x, condition[:, :, :end], heard, time, text, attend)
+            made[:, :, now] = predict_x0(x[:, :, now], found[:, :, now], t)
     return made

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+from lipstream.face import crop_matrix
 from numpy.typing import NDArray
 
 from lipstream_training.data.camera import Camera, Recording
@@ -24,7 +25,6 @@ CANVAS = (420, 560)
 """Width and height of the alignment canvas."""
 TEMPLATE: Points = np.array([(95.2, 112.0), (324.8, 112.0), (210.0, 224.0)])
 """Where left brow, right brow and nose belong on the canvas."""
-CANVAS_BOX = (0.0, 0.0, 420.0, 560.0)
 PAST = 10
 """Frames of audio before a clip, so that its first mouth has a past."""
 AUDIO_AFTER = 800
@@ -92,7 +92,7 @@ def draw_clip(
     wander = _detector_error(frames + 1, rng)
 
     def draw(moment: int, pose: Pose, mouths: list[MouthShape]) -> list[NDArray[np.uint8]]:
-        to_crop = crop_matrix(wander[moment] @ _square(align(painter.landmarks3(pose))), size, box)
+        to_crop = crop_matrix((wander[moment] @ _square(align(painter.landmarks3(pose))))[:2], size, box)
         pictures = painter.render(pose, mouths, to_crop, (size, size))
         return [microphone.hold(picture, moment) for picture in pictures] if microphone else pictures
 
@@ -161,15 +161,6 @@ def align(points: Points) -> Points:
     u, _, vt = np.linalg.svd((points - centre).T @ (TEMPLATE - goal))
     turn = (u @ np.diag([1.0, np.sign(np.linalg.det(u @ vt))]) @ vt).T * scale
     return np.concatenate([turn, (goal - turn @ centre)[:, None]], axis=1)
-
-
-def crop_matrix(to_canvas: Points, size: int, box: tuple[float, float, float, float] = CANVAS_BOX) -> Points:
-    """`to_canvas` [2, 3] continued to the square crop: `box` of the canvas squeezed to size x size, edges on edges."""
-    left, top, right, bottom = box
-    shrink = size / np.array([right - left, bottom - top])
-    matrix = to_canvas[:2] * shrink[:, None]
-    matrix[:, 2] += (0.5 - np.array([left, top])) * shrink - 0.5
-    return np.asarray(matrix)
 
 
 def _square(matrix: Points) -> Points:
