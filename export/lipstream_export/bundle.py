@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class Parts:
     """What a bundle is made of. A part left out leaves its graphs out.
 
     Attributes:
-        student: the causal DiT; text: its prompt embedding [text_len, text_dim].
+        student: the causal DiT; text: its prompt embedding [text_len, text_dim]. shared: instead of the text, the
+            constants that were computed from it (of an exported bundle).
         taehv: the video autoencoder. speech: what turns sound into the student's audio features.
         masks: float32 `pixel` [H, W] (1 = keep), `latent` [h, w] (1 = keep), `composite` [H, W] in [0, 1].
         model: name, description, licence: goes into the manifest.
@@ -40,10 +41,13 @@ class Parts:
     speech: SpeechEncoder | None = None
     masks: dict[str, Tensor] | None = None
     model: dict[str, Any] | None = None
+    shared: dict[str, Tensor] | None = None
 
     def constants(self) -> dict[str, Tensor]:
         """The tensors that all streams share."""
         constants = {f"mask.{name}": mask for name, mask in (self.masks or {}).items()}
+        if self.shared is not None:
+            return constants | self.shared
         if self.student:
             assert self.text is not None, "a student needs its prompt embedding"
             constants |= stream_constants(self.student, self.text)
@@ -116,17 +120,33 @@ def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Mod
     return graphs
 
 
+def manifest_of(parts: Parts, config: StudentConfig, precision: str = "fp32") -> Manifest:
+    """The manifest of a bundle of these parts, before it has files."""
+    parameters = sum(p.numel() for m in (parts.student, parts.taehv, parts.speech) if m for p in m.parameters())
+    sizes = {"config": asdict(config)} | ({"taehv": asdict(parts.taehv.config)} if parts.taehv else {})
+    return Manifest(
+        model={"parameters": parameters, **(parts.model or {}), **sizes},
+        geometry=geometry(config),
+        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, LOOKBACK, LOOKAHEAD, config.audio_dim),
+        t_list=config.t_list,
+        precision=precision,
+    )
+
+
 def export_bundle(
     parts: Parts,
     config: StudentConfig,
     path: str | os.PathLike[str],
     *,
+    precision: str = "fp32",
+    files: Mapping[str, bytes] | None = None,
     progress: Callable[[str], None] = lambda graph: None,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Write the bundle to folder `path`, atomically, and open it.
 
     Args:
+        precision: that `parts` are in. files: more that belongs into the bundle, by name.
         progress: called with each graph's name before it is traced.
         check: called with the finished bundle before it takes the name `path`; what it raises leaves nothing there.
 
@@ -135,16 +155,7 @@ def export_bundle(
         OutputError: the place cannot be written, or holds something that is not a bundle.
     """
     graphs = graph_modules(parts, config)
-    shape = geometry(config)
-    parameters = sum(p.numel() for m in (parts.student, parts.taehv, parts.speech) if m for p in m.parameters())
-    sizes = {"config": asdict(config)} | ({"taehv": asdict(parts.taehv.config)} if parts.taehv else {})
-    manifest = Manifest(
-        model={**(parts.model or {}), "parameters": parameters, **sizes},
-        geometry=shape,
-        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, LOOKBACK, LOOKAHEAD, config.audio_dim),
-        t_list=config.t_list,
-        precision="fp32",
-    )
+    manifest = manifest_of(parts, config, precision)
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)
@@ -154,8 +165,11 @@ def export_bundle(
                 with torch.no_grad():
                     model = to_onnx(module, dynamic=dynamic)
                 save(model, folder / f"{name}.onnx", weights)
-            places = {name: weights.place(x) for name, x in parts.weights().items()}
-        (folder / PLACES).write_text(json.dumps(places, indent=1) + "\n")
+            places = {name: weights.place(x) for name, x in parts.weights().items()} if precision == "fp32" else {}
+        if places:
+            (folder / PLACES).write_text(json.dumps(places, indent=1) + "\n")
+        for name, data in (files or {}).items():
+            (folder / name).write_bytes(data)
         constants = {name: x.contiguous().float() for name, x in parts.constants().items()}
         (folder / CONSTANTS).write_bytes(safetensors(constants))
         check(Bundle(folder, replace(manifest, files={file.name: {} for file in folder.iterdir()})))

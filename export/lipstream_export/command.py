@@ -2,44 +2,92 @@
 
 from __future__ import annotations
 
+import copy
 import json
-import textwrap
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lipstream.bundle import Bundle
-from lipstream.errors import CheckpointError, OutputError
+from lipstream.errors import ConfigError, OutputError
 from lipstream.partial import write_file
-from lipstream_training.checkpoint import DESCRIPTION, Checkpoint
-from lipstream_training.models.speech import WIDTHS
+from lipstream.probe import REFERENCE
+from lipstream_training.models import StudentConfig
 from safetensors import SafetensorError
-from torch import Tensor
 from tqdm import tqdm
 
-from .bundle import Parts, export_bundle, graph_modules
+from .bundle import Parts, export_bundle, graph_modules, manifest_of
 from .parity import parity_report, require_parity
+from .precision import Sensitivity, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_module
+from .precision.calibration import SAMPLE, Method, largest_inputs
+from .precision.sensitivity import BUDGET
+from .precision.widen import widen_bundle
+from .reference import reference
+from .source import load_source
 
-RETRAIN = "copy the folder again, or train it again: lipstream-train --help"
+PRECISION = "precision.json"
 
 
-def export(checkpoint: Path, out: Path, *, json_output: bool = False) -> dict[str, Any]:
-    """Write the student in folder `checkpoint` to the bundle `out`, with its parity report beside it.
+@dataclass(frozen=True)
+class Calibration:
+    """How FP8 is made: from the passes of `chunks` chunks of a dub of `video` with `audio`.
 
-    The bundle takes its name only after ONNX Runtime has been seen to agree with PyTorch. The same checkpoint gives the
+    Attributes:
+        method: of the largest input of a layer: "amax", or "percentile", which cuts one value in ten thousand.
+        budget: relative error of the velocity that FP8 may add; the layers that would exceed it stay in BF16.
+    """
+
+    video: Path = SAMPLE / "face.mp4"
+    audio: Path = SAMPLE / "speech.wav"
+    chunks: int = 6
+    method: Method = "amax"
+    budget: float = BUDGET
+
+    def __post_init__(self) -> None:
+        if self.chunks < 1:
+            raise ConfigError(f"calibration on {self.chunks} chunks", expected="at least 1")
+        if self.method not in ("amax", "percentile"):
+            raise ConfigError(f"calibration by {self.method!r}", expected="amax or percentile")
+        if not self.budget >= 0:
+            raise ConfigError(f"a budget of {self.budget}", expected="a relative error, e.g. 0.01")
+
+
+def export(
+    source: Path,
+    out: Path,
+    *,
+    precision: str = "fp32",
+    calibration: Calibration | None = None,
+    json_output: bool = False,
+) -> dict[str, Any]:
+    """Write the student in folder `source` to the bundle `out`, with its parity report beside it.
+
+    The bundle takes its name only after ONNX Runtime has been seen to agree with PyTorch. The same source gives the
     same bytes each time. Progress goes to stderr, what came of it to stdout, with `json_output` as JSON.
 
+    Args:
+        source: what training left, or a float32 bundle (also a shipped one's name).
+        precision: "fp32", "bf16" or "fp8". calibration: how FP8 is made.
+
     Returns:
-        What the JSON holds: `bundle`, `report` (paths), `bytes`, `parameters`, `graphs`, `parity` (the report).
+        What the JSON holds: `bundle`, `report` (paths), `bytes`, `parameters`, `graphs`, `parity` (the report), and
+        with FP8 `fp8`, the sensitivity of its layers.
 
     Raises:
-        CheckpointError: `checkpoint` is not what training leaves. ConfigError: its sizes do not go together.
+        CheckpointError: `source` is not what training leaves. ConfigError: its sizes do not go together.
         OutputError: `out` cannot be written. ParityError: the graphs compute something else.
     """
-    source = load_checkpoint(checkpoint)
-    config = source.student.config
-    parts = Parts(source.student, source.text, source.taehv, source.speech, source.masks, source.model)
+    parts, config = load_source(source)
+    files: dict[str, bytes] = {}
     report: dict[str, Any] = {}
     with tqdm(total=len(graph_modules(parts, config)) + 1, desc="export", unit="graph", disable=None) as bar:
+        rounded, sensitivity = _in_precision(parts, precision, calibration or Calibration(), bar.set_postfix_str)
+        if precision != "fp32":
+            files[REFERENCE] = reference(parts, rounded, config, manifest_of(parts, config)).dump()
+        if sensitivity:
+            files[PRECISION] = (json.dumps(sensitivity.report(), indent=1) + "\n").encode()
 
         def progress(name: str) -> None:
             bar.set_postfix_str(name)
@@ -47,11 +95,13 @@ def export(checkpoint: Path, out: Path, *, json_output: bool = False) -> dict[st
 
         def check(bundle: Bundle) -> None:
             progress("parity")
-            report.update(parity_report(parts, config, bundle))
+            report.update(_parity(rounded, config, bundle))
             require_parity(report)
 
         try:
-            bundle = export_bundle(parts, config, out, progress=progress, check=check)
+            bundle = export_bundle(
+                rounded, config, out, precision=precision, files=files, progress=progress, check=check
+            )
             written = write_report(out, report)
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{out} cannot be written: {error}", fix="choose another place") from error
@@ -60,20 +110,64 @@ def export(checkpoint: Path, out: Path, *, json_output: bool = False) -> dict[st
         "report": str(written),
         "bytes": sum(file["bytes"] for file in bundle.manifest.files.values()),
         "parameters": bundle.manifest.model["parameters"],
+        "precision": precision,
         "graphs": list(report["graphs"]),
         "parity": report,
     }
+    if sensitivity:
+        result["fp8"] = sensitivity.report()
     print(json.dumps(result, indent=2) if json_output else summary(result))
     return result
+
+
+def _in_precision(
+    parts: Parts, precision: str, calibration: Calibration, progress: Callable[[str], None]
+) -> tuple[Parts, Sensitivity | None]:
+    """`parts` as the graphs are to hold them, and for FP8 what decided which layers are."""
+    if precision == "fp32":
+        return parts, None
+    rounded = to_bfloat16(parts)
+    if precision == "bf16":
+        return rounded, None
+    assert parts.student
+    assert rounded.student
+    bundle = Bundle(Path(), manifest_of(parts, parts.student.config))
+    bundle.constants = {name: x.numpy() for name, x in parts.constants().items()}
+    c = calibration
+    passes = record_passes(parts, bundle, c.chunks, video=c.video, audio=c.audio, progress=progress)
+    largest = largest_inputs(rounded, passes, c.method)
+    sensitivity = measure_sensitivity(rounded, passes, largest, budget=c.budget, progress=progress)
+    return replace(rounded, student=quantise(rounded.student, sensitivity.quantised)), sensitivity
+
+
+def _parity(parts: Parts, config: StudentConfig, bundle: Bundle) -> dict[str, Any]:
+    """ONNX Runtime against PyTorch. Below float32 both in float32, with the rounded weights: see `precision.widen`."""
+    if bundle.manifest.precision == "fp32":
+        return parity_report(parts, config, bundle)
+    wide = replace(parts, student=_wide(parts.student), taehv=_wide(parts.taehv))
+    with tempfile.TemporaryDirectory() as folder:
+        return parity_report(wide, config, widen_bundle(bundle, Path(folder) / "bundle"), bundle.manifest.precision)
+
+
+def _wide(module: Any) -> Any:
+    return module and widen_module(copy.deepcopy(module))
 
 
 def summary(result: dict[str, Any]) -> str:
     """The result in two lines for people."""
     parity = result["parity"]
     sizes = f"{result['parameters'] / 1e6:.1f} M parameters, {result['bytes'] / 1e6:.1f} MB"
+    fp8 = ""
+    if "fp8" in result:
+        layers, kept = result["fp8"]["layers"], result["fp8"]["kept"]
+        fp8 = (
+            f"\n  {len(layers) - len(kept)} of {len(layers)} linear layers in FP8, "
+            f"which is to cost {result['fp8']['predicted']:.1e} of the velocity; worst: {', '.join(list(layers)[:3])}"
+        )
     return (
-        f"{result['bundle']}: {len(result['graphs'])} graphs, {sizes}\n"
+        f"{result['bundle']}: {len(result['graphs'])} graphs in {result['precision']}, {sizes}\n"
         f"{result['report']}: differs from PyTorch by {parity['worst']:.1e} at most ({parity['tolerance']:.0e} allowed)"
+        f"{fp8}"
     )
 
 
@@ -82,49 +176,3 @@ def write_report(bundle: Path, report: dict[str, Any]) -> Path:
     path = bundle.with_name(f"{bundle.name}.parity.json")
     write_file(path, (json.dumps(report, indent=2) + "\n").encode())
     return path
-
-
-def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint folder, and see that everything in it has the shape that its sizes ask for.
-
-    Raises:
-        CheckpointError: a file is missing, unreadable or does not fit the others.
-    """
-    if not (folder / DESCRIPTION).is_file():
-        raise CheckpointError(
-            f"{folder} is not a checkpoint", expected=f"a folder with {DESCRIPTION}, as lipstream-train leaves it"
-        )
-    try:
-        checkpoint = Checkpoint.load(folder)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-        raise CheckpointError(f"{folder} does not load: {reason}", fix=RETRAIN) from error
-    config, taehv = checkpoint.student.config, checkpoint.taehv.config
-    if config.latent_channels != taehv.latent_channels:
-        raise CheckpointError(
-            f"{folder}: the student has {config.latent_channels} latent channels, the TAEHV {taehv.latent_channels}",
-            expected="models that were trained together",
-        )
-    if config.spatial != taehv.spatial:
-        raise CheckpointError(
-            f"{folder}: the student's latents are {config.spatial} times smaller, the TAEHV's {taehv.spatial}",
-            expected="models that were trained together",
-        )
-    if config.audio_dim != WIDTHS[-1]:
-        raise CheckpointError(
-            f"{folder}: the student hears {config.audio_dim} features, its speech encoder gives {WIDTHS[-1]}",
-            expected="models that were trained together",
-        )
-    wanted = {"text": (config.text_len, config.text_dim), "mask.latent": config.latent_size}
-    wanted |= {f"mask.{name}": config.crop_size for name in ("pixel", "composite")}
-    extras = {"text": checkpoint.text, **{f"mask.{name}": mask for name, mask in checkpoint.masks.items()}}
-    for name, shape in wanted.items():
-        found = tuple(extras[name].shape) if name in extras else "missing"
-        if found != shape:
-            raise CheckpointError(f"{name} of {folder} is {found}", expected=str(shape), fix=RETRAIN)
-    parts = checkpoint.student, checkpoint.taehv, checkpoint.speech
-    tensors: dict[str, Tensor] = {name: x for part in parts for name, x in part.state_dict().items()} | extras
-    for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
-            raise CheckpointError(f"{name} of {folder} holds values that are not finite", fix=RETRAIN)
-    return checkpoint

@@ -43,7 +43,9 @@ class RingPass(nn.Module):
     Inputs, in order (c = chunk frames, A = audio features, D = head dimension, L = layers, F = attended frames):
         latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [4 c, A], time [dim] (denoiser only),
         modulation [6, dim], rope_cos and rope_sin [c, time pairs], slot int64 [1],
-        text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer.
+        text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer (not the last one's
+        text in the graph `context`, which ends there).
+    K, V and the text are in the type of the products, `slot` is int64, all else is float32.
     Outputs: velocity [C, c, h, w] (denoiser only), k_out.i and v_out.i of each layer.
     """
 
@@ -62,7 +64,8 @@ class RingPass(nn.Module):
     def input_names(self) -> list[str]:
         time = [] if self.context else ["time"]
         fixed = ["latent", "condition", "audio", *time, "modulation", "rope_cos", "rope_sin", "slot"]
-        return fixed + self._per_layer("text_k", "text_v") + self._per_layer("k", "v")
+        text = self._per_layer("text_k", "text_v")
+        return fixed + (text[:-2] if self.context else text) + self._per_layer("k", "v")
 
     @property
     def output_names(self) -> list[str]:
@@ -93,15 +96,16 @@ class RingPass(nn.Module):
         def tensor(name: str) -> Tensor:
             if name == "slot":
                 return torch.zeros(1, dtype=torch.int64)
-            shape, dtype = shapes[name.partition(".")[0]], torch.float32 if "rope" in name else weight.dtype
-            return torch.zeros(shape, dtype=dtype, device=weight.device)
+            kind = name.partition(".")[0]
+            dtype = weight.dtype if kind in ("k", "v", "text_k", "text_v") else torch.float32
+            return torch.zeros(shapes[kind], dtype=dtype, device=weight.device)
 
         return tuple(tensor(name) for name in self.input_names)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         x = dict(zip(self.input_names, inputs, strict=True))
         layers = range(self.student.config.num_layers)
-        text_kv = [(x[f"text_k.{i}"][None], x[f"text_v.{i}"][None]) for i in layers]
+        text_kv = [(x[f"text_k.{i}"][None], x[f"text_v.{i}"][None]) for i in layers if f"text_k.{i}" in x]
         written: list[Tensor] = []
 
         def write(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,7 +121,7 @@ class RingPass(nn.Module):
         if self.context:
             self.student.context(*chunk, x["modulation"], text_kv, attend, attend.leave)
             return tuple(written)
-        return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend), *written
+        return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend).float(), *written
 
 
 FOLDED = re.compile(r"time_embedding|time_projection|text_embedding|blocks\.\d+\.cross_attn\.(k|v|norm_k)\.")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import onnxscript
 import torch
+from lipstream_training.models.rope import rotate
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 from torch import Tensor
@@ -29,10 +30,16 @@ def kv_ring_write(
     cos_s: Tensor,
     sin_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The node, for tracing: rings [F, T, H, D] with the chunk's rotated K and plain V [c, T, H, D] at frame `slot`.
+    """The rings [F, T, H, D] with the chunk's rotated K and plain V [c, T, H, D] at frame `slot`; traced, the node.
 
     `slot` is int64 [1]; the tables are float32, temporal [c, time pairs] and spatial [T, other pairs].
     """
+    if not torch.onnx.is_in_onnx_export():
+        cos, sin = (join_tables(*pair)[:, :, None] for pair in ((cos_t, cos_s), (sin_t, sin_s)))
+        frames = slice(int(slot), int(slot) + len(k))
+        k_out, v_out = k_ring.clone(), v_ring.clone()
+        k_out[frames], v_out[frames] = rotate(k, cos, sin), v
+        return k_out, v_out
     k_out, v_out = torch.onnx.ops.symbolic_multi_out(
         "lipstream::KVRingWrite",
         (k_ring, v_ring, k, v, slot, cos_t, sin_t, cos_s, sin_s),

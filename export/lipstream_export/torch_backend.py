@@ -21,7 +21,7 @@ from .video import VideoDecoder, VideoEncoder
 
 
 class TorchStream:
-    """See `lipstream.backends.Stream`. Everything in one place, in the type and on the device of the weights."""
+    """See `lipstream.backends.Stream`. All on the weights' device; K and V in the type of the products."""
 
     def __init__(self, backend: TorchBackend) -> None:
         self._config = config = backend.config
@@ -32,10 +32,10 @@ class TorchStream:
             self._audio = AudioEncoder(backend.speech, frames)
         if self._student:
             weight = self._student.patch_embedding.weight
-            self._dtype, self._device = weight.dtype, weight.device
-            layers = range(config.num_layers)
-            self._text = [(self._constants[f"text_k.{i}"][None], self._constants[f"text_v.{i}"][None]) for i in layers]
-            self._ring = KVRing(config, dtype=self._dtype, device=str(self._device))
+            self._device = weight.device
+            text = {name: x[None].to(weight) for name, x in self._constants.items() if name.startswith("text_")}
+            self._text = [(text[f"text_k.{i}"], text[f"text_v.{i}"]) for i in range(config.num_layers)]
+            self._ring = KVRing(config, dtype=weight.dtype, device=str(weight.device))
             self._spatial = spatial_angles(config.grid, config.head_dim)
         if backend.taehv:
             self._encoder = VideoEncoder(backend.taehv, frames, size)
@@ -94,7 +94,7 @@ class TorchStream:
 
     def _tensors(self, latent: Array, condition: Array, audio: Array) -> tuple[Tensor, Tensor, Tensor]:
         def tensor(x: Array) -> Tensor:
-            return torch.from_numpy(x).to(self._device, self._dtype)
+            return torch.from_numpy(x).to(self._device)
 
         return tensor(latent), tensor(condition), tensor(audio)
 

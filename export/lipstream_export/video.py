@@ -31,7 +31,7 @@ class VideoEncoder(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
         both = torch.stack([frames, (frames - 0.5) * mask + 0.5])
         latents, after = self.taehv.encode(both, memory)
-        return latents.transpose(1, 2), *after
+        return latents.transpose(1, 2).float(), *after
 
 
 class VideoDecoder(nn.Module):
@@ -52,4 +52,4 @@ class VideoDecoder(nn.Module):
 
     def forward(self, latent: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
         frames, after = self.taehv.decode(latent.transpose(0, 1)[None], memory)
-        return frames[0], *after
+        return frames[0].float(), *after

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .face.align import CANVAS_HEIGHT, CANVAS_WIDTH
-from .onnx_header import FLOAT, INT64, OnnxHeader, Shape, Tensor
+from .onnx_header import BFLOAT16, FLOAT, INT64, OnnxHeader, Shape, Tensor
 
 if TYPE_CHECKING:
     from .bundle import Manifest
@@ -34,6 +34,8 @@ _BOUNDS: dict[str, tuple[int, int]] = {
     "lookahead": (0, 1 << 20),
     "features": (1, 1 << 20),
 }
+PRECISIONS = ("fp32", "bf16", "fp8")
+"""Of the graphs: see docs/precision.md."""
 _LARGEST_SIDE = 4096  # pixels of a crop
 _MOST_PASSES = 64
 
@@ -69,8 +71,8 @@ def check_manifest(manifest: Manifest) -> None:
         raise ValueError(f"times of {times!r}")
     if times[-1] != 0 or times[0] > 1 or any(b >= a for a, b in pairwise(times)):
         raise ValueError(f"times of {times!r}, which do not fall from at most 1 to 0")
-    if not isinstance(manifest.precision, str):
-        raise ValueError(f"a precision of {manifest.precision!r}")
+    if manifest.precision not in PRECISIONS:
+        raise ValueError(f"a precision of {manifest.precision!r}, none of {', '.join(PRECISIONS)}")
     if not isinstance(manifest.files, dict):
         raise ValueError(f"files of {manifest.files!r}")
     for name, file in manifest.files.items():
@@ -122,7 +124,7 @@ def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -
 
 def check_graph(manifest: Manifest, name: str, header: OnnxHeader) -> None:
     """ValueError where the graph `name` takes or gives something else than the manifest's sizes ask for."""
-    inputs, outputs = _signature(manifest, name)
+    inputs, outputs = signature(manifest, name)
     for kind, found, wanted in (("input", header.inputs, inputs), ("output", header.outputs, outputs)):
         for tensor, (dtype, shape) in wanted.items():
             if tensor in found:
@@ -134,7 +136,7 @@ def check_graph(manifest: Manifest, name: str, header: OnnxHeader) -> None:
                 raise ValueError(f"{name} has an {kind} {tensor}, which is unknown")
     memories = {key.removeprefix("memory."): x for key, x in header.inputs.items() if key.startswith("memory.")}
     after = {key.removeprefix("memory_out."): x for key, x in header.outputs.items() if key.startswith("memory_out.")}
-    if memories != after or any(x.dtype != FLOAT or not _fixed(x.shape) for x in memories.values()):
+    if memories != after or any(x.dtype not in (FLOAT, BFLOAT16) or not _fixed(x.shape) for x in memories.values()):
         raise ValueError(f"the memories of {name} differ between its inputs and its outputs")
 
 
@@ -148,7 +150,11 @@ _NEEDED = {
 Signature = dict[str, tuple[int, Shape]]
 
 
-def _signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
+def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
+    """Inputs and outputs that the graph `name` may have, without its memories: ONNX's type and the shape of each.
+
+    K, V and the prompt's are in the type of the products; "attended" is the ring's size that varies.
+    """
     g, a = manifest.geometry, manifest.audio
     frames, (height, width), (rows, columns) = g.video_frames, g.crop_size, g.latent_size
     c, channels = g.chunk_frames, g.latent_channels
@@ -167,7 +173,8 @@ def _signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
         raise ValueError(f"a graph {name}, which is unknown")
     dim, heads = g.num_heads * g.head_dim, (g.num_heads, g.head_dim)
     pairs = g.head_dim // 2 - 2 * (g.head_dim // 6)
-    ring = (FLOAT, ("attended", g.tokens, *heads))
+    product = FLOAT if manifest.precision == "fp32" else BFLOAT16
+    ring = (product, ("attended", g.tokens, *heads))
     layers = range(g.num_layers)
     inputs: Signature = {
         "latent": latent,
@@ -178,7 +185,7 @@ def _signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
         "rope_cos": (FLOAT, (c, pairs)),
         "rope_sin": (FLOAT, (c, pairs)),
         "slot": (INT64, (1,)),
-        **{f"text_{kind}.{i}": (FLOAT, (None, *heads)) for kind in "kv" for i in layers},
+        **{f"text_{kind}.{i}": (product, (None, *heads)) for kind in "kv" for i in layers},
         **{f"{kind}.{i}": ring for kind in "kv" for i in layers},
     }
     outputs: Signature = {f"{kind}_out.{i}": ring for kind in "kv" for i in layers}

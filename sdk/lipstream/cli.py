@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from .bundle_check import PRECISIONS
 from .errors import ConfigError, LipStreamError, MissingExtraError, OutputError
 
 USAGE, BUG, SIGNALLED = 2, 70, 128
@@ -133,10 +134,39 @@ def build_parser() -> argparse.ArgumentParser:
         "export",
         _export,
         "checkpoint to bundle",
-        "Turn a checkpoint into a bundle. Needs lipstream[export].",
+        "Turn a checkpoint, or a float32 bundle, into a bundle of some precision. Needs lipstream[export].",
     )
-    export.add_argument("checkpoint", metavar="CHECKPOINT", type=Path, help="folder that lipstream-train wrote")
+    export.add_argument(
+        "source",
+        metavar="SOURCE",
+        type=Path,
+        help="folder that lipstream-train wrote, a bundle, or a shipped one's name",
+    )
     export.add_argument("-o", "--output", required=True, type=Path, metavar="BUNDLE", help="folder to write")
+    export.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="fp32 (default) for ONNX Runtime on a CPU; bf16 and fp8 for engines",
+    )
+    fp8 = export.add_argument_group("how fp8 is made")
+    fp8.add_argument(
+        "--calibrate",
+        nargs=2,
+        type=Path,
+        metavar=("VIDEO", "AUDIO"),
+        help="what the layers' inputs are measured on (default: the bundled sample)",
+    )
+    fp8.add_argument("--chunks", type=int, default=6, help="chunks of it, 12 frames each (default 6)")
+    fp8.add_argument(
+        "--method", choices=("amax", "percentile"), default="amax", help="of an input's range (default amax)"
+    )
+    fp8.add_argument(
+        "--budget",
+        type=float,
+        default=0.01,
+        help="relative error of the velocity that fp8 may add; layers beyond it stay in bf16 (default 0.01)",
+    )
     return parser
 
 
@@ -267,13 +297,17 @@ def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
 
 def _export(args: argparse.Namespace, _: _Report) -> None:
     try:
-        from lipstream_export.command import export  # needs torch
+        from lipstream_export.command import Calibration, export  # needs torch
     except ImportError as error:
         raise MissingExtraError(
             f"lipstream export needs the module {error.name!r}, which is not installed",
             fix="pip install 'lipstream[export]'",
         ) from error
-    export(args.checkpoint, args.output, json_output=args.json)  # prints what came of it
+    given = dict(zip(("video", "audio"), args.calibrate or (), strict=False))
+    calibration = Calibration(chunks=args.chunks, method=args.method, budget=args.budget, **given)
+    export(  # prints what came of it
+        args.source, args.output, precision=args.precision, calibration=calibration, json_output=args.json
+    )
 
 
 def summary(result: Any) -> dict[str, Any]:

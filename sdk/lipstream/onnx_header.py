@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 Shape = tuple[int | str | None, ...]
-FLOAT, INT64 = 1, 7
-"""TensorProto.DataType of float32 and int64."""
+FLOAT, INT64, BFLOAT16 = 1, 7, 16
+"""TensorProto.DataType of float32, int64 and bfloat16."""
 
 _MOST_DEEP = 32
 

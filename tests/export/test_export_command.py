@@ -13,7 +13,8 @@ import torch
 from lipstream.bundle import Bundle
 from lipstream.errors import CheckpointError, ConfigError, LipStreamError, OutputError, ParityError
 from lipstream_export import command, parity
-from lipstream_export.command import export, load_checkpoint
+from lipstream_export.command import export
+from lipstream_export.source import load_checkpoint
 from lipstream_training.checkpoint import Checkpoint
 from safetensors.torch import load_file, save_file
 from toys import CONFIG, toy_checkpoint

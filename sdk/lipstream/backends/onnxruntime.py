@@ -22,10 +22,16 @@ class OnnxRuntimeBackend:
         threads: CPU threads a graph may use, 0 for all cores.
 
     Raises:
-        BackendError: a graph does not load.
+        BackendError: a graph does not load, or is of a precision that this backend has not.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+        if bundle.manifest.precision != "fp32":
+            raise BackendError(
+                f"{bundle.path} is in {bundle.manifest.precision}, and ONNX Runtime's CPU provider computes in fp32",
+                expected="a bundle in fp32, or engines built from this one",
+                fix="lipstream export SOURCE --precision fp32 -o BUNDLE, or lipstream build --help",
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or default_threads(bundle)
         # Threads that wait for work sleep: a spinning one takes a core from whatever else the product does.

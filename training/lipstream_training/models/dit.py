@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import StudentConfig
+from .layers import Conv3d, LayerNorm, Linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v), each [B, N, H, D] before any rotation -> attention output [B, N, H, D]."""
@@ -39,8 +40,8 @@ class RMSNorm(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention over [B, N, H, D] tensors; `mask` [N, M] is True where a query may look."""
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    """Scaled dot-product attention over [B, N, H, D] tensors, in v's type; `mask` [N, M]: where a query may look."""
+    q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
@@ -50,7 +51,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
-        self.q, self.k, self.v, self.o = (nn.Linear(dim, dim) for _ in range(4))
+        self.q, self.k, self.v, self.o = (Linear(dim, dim) for _ in range(4))
         self.norm_q, self.norm_k = RMSNorm(dim), RMSNorm(dim)
 
     def heads(self, x: Tensor) -> Tensor:
@@ -75,12 +76,10 @@ class Block(nn.Module):
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
         self.norm1 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.self_attn = Attention(dim, config.num_heads)
-        self.norm3 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm3 = LayerNorm(dim, eps=1e-6)
         self.cross_attn = Attention(dim, config.num_heads)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
-        self.ffn = nn.Sequential(
-            nn.Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), nn.Linear(config.ffn_dim, dim)
-        )
+        self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
 
     def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
         """e [B, F, 6, dim] -> shift, scale, gate of self-attention, then of the feed-forward, each [B, F, 1, dim]."""
@@ -110,7 +109,7 @@ class Head(nn.Module):
         super().__init__()
         patch = config.patch[0] * config.patch[1] * config.patch[2]
         self.norm = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
-        self.head = nn.Linear(config.dim, patch * config.latent_channels)
+        self.head = Linear(config.dim, patch * config.latent_channels)
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
@@ -125,8 +124,8 @@ class AudioPack(nn.Module):
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.frames = config.temporal
-        self.proj = nn.Linear(self.frames * config.audio_dim, config.audio_hidden)
-        self.norm_out = nn.LayerNorm(config.audio_hidden)
+        self.proj = Linear(self.frames * config.audio_dim, config.audio_hidden)
+        self.norm_out = LayerNorm(config.audio_hidden)
 
     def forward(self, audio: Tensor) -> Tensor:
         """audio [B, 4 F, audio_dim] -> [B, F, audio_hidden]."""
@@ -138,16 +137,14 @@ class CausalDiT(nn.Module):
         super().__init__()
         self.config = config
         dim = config.dim
-        self.patch_embedding = nn.Conv3d(config.in_channels, dim, config.patch, config.patch)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), nn.Linear(dim, dim)
-        )
-        self.time_embedding = nn.Sequential(nn.Linear(config.freq_dim, dim), nn.SiLU(), nn.Linear(dim, dim))
-        self.time_projection = nn.Sequential(nn.SiLU(), nn.Linear(dim, 6 * dim))
+        self.patch_embedding = Conv3d(config.in_channels, dim, config.patch, config.patch)
+        self.text_embedding = nn.Sequential(Linear(config.text_dim, dim), nn.GELU(approximate="tanh"), Linear(dim, dim))
+        self.time_embedding = nn.Sequential(Linear(config.freq_dim, dim), nn.SiLU(), Linear(dim, dim))
+        self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
         self.audio_proj = AudioPack(config)
-        self.audio_cond_projs = nn.ModuleList(nn.Linear(config.audio_hidden, dim) for _ in config.audio_layers)
+        self.audio_cond_projs = nn.ModuleList(Linear(config.audio_hidden, dim) for _ in config.audio_layers)
 
     @property
     def layers(self) -> list[Block]:
@@ -195,8 +192,8 @@ class CausalDiT(nn.Module):
         attend: Attend,
         leave: Callable[[int, Tensor, Tensor], object] | None = None,
     ) -> Tensor:
-        """All blocks; with `leave`, the last one only hands its (layer, K, V) to it."""
-        added = self.audio(audio)
+        """All blocks, the residual in e's type; with `leave`, the last one only hands its (layer, K, V) to it."""
+        x, added = x.to(e.dtype), self.audio(audio)
         for i, block in enumerate(self.layers):
             if i in added:
                 x = added[i] + x

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .config import TAEHVConfig
+from .layers import Conv2d
 
 TEMPORAL = 4
 
 
-def _conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
-    return nn.Conv2d(n_in, n_out, 3, padding=1, stride=stride, bias=bias)
+def _conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> Conv2d:
+    return Conv2d(n_in, n_out, 3, padding=1, stride=stride, bias=bias)
 
 
 class Clamp(nn.Module):
@@ -54,7 +55,7 @@ class TPool(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels * stride, channels, 1, bias=False)
+        self.conv = Conv2d(channels * stride, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.conv(x.reshape(-1, self.stride * x.shape[1], *x.shape[2:])))
@@ -66,7 +67,7 @@ class TGrow(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, channels * stride, 1, bias=False)
+        self.conv = Conv2d(channels, channels * stride, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -79,7 +80,7 @@ class ShuffleGrow(nn.Module):
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
         self.stride = stride
-        self.conv = nn.Conv2d(channels, channels * stride * 4, 1, bias=False)
+        self.conv = Conv2d(channels, channels * stride * 4, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -92,7 +93,7 @@ class LinearEncoder(nn.Module):
     def __init__(self, config: TAEHVConfig) -> None:
         super().__init__()
         size = config.spatial
-        self.conv = nn.Conv2d(TEMPORAL * 3, config.latent_channels, size, size, bias=False)
+        self.conv = Conv2d(TEMPORAL * 3, config.latent_channels, size, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.conv((x - 0.5).reshape(-1, TEMPORAL * 3, *x.shape[2:])))
@@ -144,7 +145,7 @@ class TAEHV(nn.Module):
         parameter = next(self.parameters())
         return [
             torch.zeros(
-                b, cast(nn.Conv2d, block.conv[0]).out_channels, h, w, dtype=parameter.dtype, device=parameter.device
+                b, cast(Conv2d, block.conv[0]).out_channels, h, w, dtype=parameter.dtype, device=parameter.device
             )
             for block, (b, h, w) in zip(blocks, [size for size in sizes for _ in range(len(blocks) // 3)], strict=True)
         ]

@@ -1,0 +1,41 @@
+"""BF16: matrix products and convolutions in bfloat16, everything between them in float32.
+
+The released model runs wholly in bfloat16 but for the statistics of its norms and RoPE. Here the modulation and the
+residual stay float32, too: they are cheap (no product is among them) and rounding the residual to 8 bits after each of
+30 or 40 layers is most of what bfloat16 loses (docs/precision.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from lipstream_training.models.layers import Conv2d, Conv3d, Linear
+from torch import nn
+
+if TYPE_CHECKING:
+    from ..bundle import Parts
+
+_M = TypeVar("_M", bound=nn.Module)
+
+
+def to_bfloat16(parts: Parts) -> Parts:
+    """A copy of `parts` whose student and codec multiply in bfloat16.
+
+    The constants are computed once and stay as exact as they were. So does the audio encoder: it takes the logarithm of
+    spectra, and is no work.
+    """
+    shared = {name: x for name, x in parts.constants().items() if not name.startswith("mask.")}
+    return replace(parts, student=_rounded(parts.student), taehv=_rounded(parts.taehv), shared=shared)
+
+
+def _rounded(module: _M | None) -> _M | None:
+    if module is None:
+        return None
+    module = copy.deepcopy(module)
+    for layer in module.modules():
+        if isinstance(layer, Linear | Conv2d | Conv3d):
+            layer.to(torch.bfloat16)
+    return module

@@ -1,0 +1,152 @@
+"""What the linear layers are fed when a student works: real chunks of a real job, all passes of the schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
+
+import lipstream
+import numpy as np
+from lipstream import LipSyncEngine
+from lipstream.backends.base import Array, Stream
+from lipstream.bundle import Bundle
+from lipstream.errors import AudioTooShortError
+from lipstream.media import AudioReader
+from lipstream_training.models import CausalDiT
+from torch import Tensor, nn
+
+from ..torch_backend import TorchBackend
+from .fp8 import linear_layers
+
+if TYPE_CHECKING:
+    from ..bundle import Parts
+
+SAMPLE = Path(lipstream.__file__).parent / "sample"
+Method = Literal["amax", "percentile"]
+PERCENTILE = 0.9999
+"""Of the inputs' absolute values, with the method "percentile": one in ten thousand is cut."""
+
+
+@dataclass
+class Passes:
+    """The calls that one stream got, in order, to be played again on another model.
+
+    Attributes:
+        calls: (name, arguments) of `begin_chunk`, `denoise` and `context`.
+        velocities: what each `denoise` gave.
+    """
+
+    calls: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
+    velocities: list[Array] = field(default_factory=list)
+
+    def play(self, stream: Stream) -> list[Array]:
+        """Make the same calls on `stream`; what its `denoise` gave. Errors do not add up but through the ring."""
+        found = [getattr(stream, name)(*arguments) for name, arguments in self.calls]
+        return [x for (name, _), x in zip(self.calls, found, strict=True) if name == "denoise"]
+
+
+class _Recorder:
+    """A stream that notes its calls on the way to another."""
+
+    def __init__(self, stream: Stream, passes: Passes) -> None:
+        self._stream, self._passes = stream, passes
+
+    def __getattr__(self, name: str) -> Callable[..., object]:
+        call: Callable[..., object] = getattr(self._stream, name)
+        if name not in ("begin_chunk", "denoise", "context"):
+            return call
+
+        def noted(*arguments: object) -> object:
+            self._passes.calls.append((name, arguments))
+            result = call(*arguments)
+            if isinstance(result, np.ndarray):
+                self._passes.velocities.append(result)
+            return result
+
+        return noted
+
+
+class _RecordingBackend:
+    def __init__(self, backend: TorchBackend, passes: Passes) -> None:
+        self._backend, self._passes = backend, passes
+
+    def open_stream(self) -> Stream:
+        return cast(Stream, _Recorder(self._backend.open_stream(), self._passes))
+
+
+def record_passes(
+    parts: Parts,
+    bundle: Bundle,
+    chunks: int,
+    *,
+    video: Path = SAMPLE / "face.mp4",
+    audio: Path = SAMPLE / "speech.wav",
+    progress: Callable[[str], None] = lambda step: None,
+) -> Passes:
+    """The passes of `chunks` chunks, of a session on `video` and `audio` with the whole float32 model.
+
+    Raises:
+        MediaOpenError and the others of a session; AudioTooShortError where the sound ends before `chunks`.
+    """
+    assert parts.student
+    passes = Passes()
+    backend = TorchBackend.of(parts, parts.student.config)
+    engine = LipSyncEngine(bundle, _RecordingBackend(backend, passes))
+    done = 0
+    with engine.session(video) as session:
+        reader = AudioReader(audio)
+        for samples in reader:
+            session.push_audio(samples, reader.info.rate)
+            for _ in session:
+                done = sum(name == "context" for name, _ in passes.calls)
+                if done >= chunks:
+                    break
+            progress(f"calibration, chunk {done} of {chunks}")
+            if done >= chunks:
+                break
+    if done < chunks:
+        raise AudioTooShortError(
+            f"{audio} suffices for {done} chunks", expected=f"{chunks} to calibrate with", fix="--chunks, or more sound"
+        )
+    return passes
+
+
+@contextmanager
+def _inputs(student: CausalDiT, seen: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Tell `seen` the input of every linear layer that may be FP8."""
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda layer, inputs: seen(name, inputs[0].detach())
+
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in linear_layers(student).items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def largest_inputs(parts: Parts, passes: Passes, method: Method = "amax") -> dict[str, float]:
+    """The largest input of each linear layer over all `passes`, by name.
+
+    With the method "percentile" it is the mean over the passes of their 99.99th percentiles: rare large inputs are cut,
+    and the rest gets finer steps.
+    """
+    assert parts.student
+    found: dict[str, list[float]] = {name: [] for name in linear_layers(parts.student)}
+
+    def seen(name: str, x: Tensor) -> None:
+        sizes = x.float().abs().flatten()
+        if method == "percentile":
+            rank = max(1, round(PERCENTILE * sizes.numel()))
+            found[name].append(float(sizes.kthvalue(rank).values))
+        else:
+            found[name].append(float(sizes.max()))
+
+    with _inputs(parts.student, seen):
+        passes.play(TorchBackend.of(parts, parts.student.config).open_stream())
+    reduce = np.mean if method == "percentile" else np.max
+    return {name: float(reduce(values)) for name, values in found.items() if values}

@@ -1,0 +1,99 @@
+"""FP8: linear layers that multiply E4M3 numbers, as quantise-dequantise pairs that TensorRT turns into FP8 products.
+
+A value x is stored as ``round(x / scale)`` in E4M3, which reaches from -448 to 448 with 3 bits of mantissa. Weights
+have one scale per output channel, inputs one per layer; both are bfloat16 numbers, so that every runtime divides by the
+same. NVIDIA's Model Optimizer does this, too, and is not used: its graphs come from TorchScript, which cannot hold the
+ring's node (docs/precision.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lipstream_training.models import CausalDiT
+from lipstream_training.models.layers import Linear
+from torch import Tensor, nn
+
+LARGEST = 448.0
+"""Of E4M3; what is larger is cut there, since the type has no infinity."""
+E4M3 = torch.float8_e4m3fn
+
+
+def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
+    """`x` in units of `scale` (broadcast), rounded to E4M3, in that type."""
+    return (x.float() / scale.float()).clamp(-LARGEST, LARGEST).to(E4M3)
+
+
+def scale_of(amax: Tensor) -> Tensor:
+    """The bfloat16 scale that lets E4M3 just reach `amax`; never zero."""
+    return (amax.float() / LARGEST).clamp_min(1e-12).to(torch.bfloat16)
+
+
+class FP8Linear(nn.Module):
+    """`Linear` on E4M3 numbers: x [..., K] -> [..., N], bfloat16.
+
+    Eagerly it computes what an FP8 product does: E4M3 numbers, sums in float32, scaled and rounded once. Exported it is
+    QuantizeLinear and DequantizeLinear on both sides of a MatMul. The bias's type is the one that comes out.
+
+    Args:
+        linear: the layer in place of which this one stands. amax: the largest input it is to hold.
+    """
+
+    weight: Tensor
+    weight_scale: Tensor
+    input_scale: Tensor
+    weight_zero: Tensor
+    input_zero: Tensor
+
+    def __init__(self, linear: nn.Linear, amax: float) -> None:
+        super().__init__()
+        weight = linear.weight.detach().float().T.contiguous()  # [K, N]: as MatMul wants it, without a Transpose
+        scale = scale_of(weight.abs().amax(0))
+        self.register_buffer("weight", to_e4m3(weight, scale))
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_zero", torch.zeros(weight.shape[1], dtype=E4M3))
+        self.register_buffer("input_scale", scale_of(torch.tensor(amax)))
+        self.register_buffer("input_zero", torch.zeros((), dtype=E4M3))
+        self.bias = nn.Parameter(linear.bias.detach().to(torch.bfloat16), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        dtype = self.bias.dtype
+        if not torch.onnx.is_in_onnx_export():
+            product = to_e4m3(x.to(dtype), self.input_scale).float() @ self.weight.float()
+            return (product * (self.input_scale.float() * self.weight_scale.float())).to(dtype) + self.bias
+        x = _node("QuantizeLinear", (x.to(dtype), self.input_scale, self.input_zero), x, E4M3)
+        x = _node("DequantizeLinear", (x, self.input_scale, self.input_zero), x, dtype)
+        scaled = self.weight, self.weight_scale, self.weight_zero
+        return x @ _node("DequantizeLinear", scaled, self.weight, dtype, axis=1) + self.bias
+
+
+def _node(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.dtype, **attributes: Any) -> Tensor:
+    return torch.onnx.ops.symbolic(name, inputs, attributes, dtype=dtype, shape=like.shape, version=23)
+
+
+def linear_layers(student: CausalDiT) -> dict[str, Linear]:
+    """The layers that may be FP8, by name: those inside the blocks that a pass computes.
+
+    What is outside (patches, audio, head) is a hundredth of the work and meets the latents themselves; K and V of the
+    prompt are computed once, in the constants.
+    """
+    constant = ("cross_attn.k", "cross_attn.v")
+    return {
+        name: layer
+        for name, layer in student.named_modules()
+        if isinstance(layer, Linear) and name.startswith("blocks.") and not name.endswith(constant)
+    }
+
+
+def quantise(student: CausalDiT, amax: Mapping[str, float]) -> CausalDiT:
+    """A copy of `student` in which the layers that `amax` names are FP8; it gives the largest input of each."""
+    student = copy.deepcopy(student)
+    for name, largest in amax.items():
+        parent, _, child = name.rpartition(".")
+        layer = student.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        setattr(student.get_submodule(parent), child, FP8Linear(layer, largest))
+    return student

@@ -1,0 +1,94 @@
+"""Which linear layers pay for FP8 with accuracy: each is made FP8 alone, and the velocities are compared.
+
+A layer's rounding errors are independent of another's, so their squares add up. That gives a rule for what stays in
+BF16: the layers with the largest errors, as many as it takes until the sum of the others is within a budget.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lipstream.backends.base import Array
+
+from ..torch_backend import TorchBackend
+from .calibration import Passes
+from .fp8 import FP8Linear, linear_layers
+
+if TYPE_CHECKING:
+    from ..bundle import Parts
+
+BUDGET = 0.01
+"""Relative error of the velocity that FP8 may add."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What FP8 costs.
+
+    Attributes:
+        layers: of each linear layer, made FP8 alone: the relative error of the velocities, worst layer first.
+        largest: of each, the largest input it is to hold.
+        budget: what all FP8 layers together may cost. kept: the layers that stay in BF16 for that.
+    """
+
+    layers: dict[str, float]
+    largest: dict[str, float]
+    budget: float
+
+    @property
+    def kept(self) -> list[str]:
+        names = list(self.layers)
+        for count in range(len(names) + 1):
+            if math.hypot(*(self.layers[name] for name in names[count:])) <= self.budget:
+                return names[:count]
+        return names
+
+    @property
+    def quantised(self) -> dict[str, float]:
+        """The layers that become FP8, and the largest input of each."""
+        kept = {*self.kept}
+        return {name: self.largest[name] for name in self.layers if name not in kept}
+
+    def predicted(self) -> float:
+        """Relative error of the velocities with `quantised` in FP8, if the layers' errors are independent."""
+        return math.hypot(*(self.layers[name] for name in self.quantised))
+
+    def report(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "kept": self.kept, "predicted": self.predicted()}
+
+
+def measure_sensitivity(
+    parts: Parts,
+    passes: Passes,
+    largest: dict[str, float],
+    *,
+    budget: float = BUDGET,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Sensitivity:
+    """Make the layers that `largest` names FP8, one at a time, and play `passes`; `parts` are those of BF16."""
+    assert parts.student
+    student = copy.deepcopy(parts.student)
+    layers = linear_layers(student)
+    backend = TorchBackend.of(replace(parts, student=student), student.config)
+    expected = passes.play(backend.open_stream())
+    errors: dict[str, float] = {}
+    for i, (name, amax) in enumerate(largest.items()):
+        progress(f"sensitivity, layer {i + 1} of {len(largest)}")
+        parent, _, child = name.rpartition(".")
+        setattr(student.get_submodule(parent), child, FP8Linear(layers[name], amax))
+        errors[name] = velocity_error(passes.play(backend.open_stream()), expected)
+        setattr(student.get_submodule(parent), child, layers[name])
+    ordered = dict(sorted(errors.items(), key=lambda item: -item[1]))
+    return Sensitivity(ordered, largest, budget)
+
+
+def velocity_error(found: list[Array], expected: list[Array]) -> float:
+    """Relative error over all passes: norm of the differences over norm of `expected`, in float64."""
+    difference = sum(float(np.sum((a.astype(np.float64) - b) ** 2)) for a, b in zip(found, expected, strict=True))
+    return math.sqrt(difference / sum(float(np.sum(b.astype(np.float64) ** 2)) for b in expected))

@@ -1,0 +1,31 @@
+"""Linear layers, convolutions and norms that compute in the type of their weights, whatever type comes in.
+
+They let one model hold matrix products in bfloat16 and everything between them (norms, modulation, the residual) in
+float32: giving these layers bfloat16 weights is all that a change of precision takes.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class Linear(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
+
+
+class Conv2d(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
+
+
+class Conv3d(nn.Conv3d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
+
+
+class LayerNorm(nn.LayerNorm):
+    """One with weights."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.to(self.weight.dtype))
