@@ -126,6 +126,8 @@ PYBIND11_MODULE(_native_cuda, module) {
   const auto named = py::kw_only();
   module.doc() = "The K/V ring's CUDA kernels.";
   module.def("device_count", &device_count);
+  module.def("synchronize", [](Address stream) { check_cuda(cudaStreamSynchronize(at<CUstream_st>(stream))); },
+             arg("stream") = Address{0}, py::call_guard<py::gil_scoped_release>());
   module.def("ring_write", &ring_write, arg("k_ring"), arg("v_ring"), arg("k"), arg("v"), arg("slot"), arg("cos_t"),
              arg("sin_t"), arg("cos_s"), arg("sin_s"), named, arg("ring_shape"), arg("frames"), arg("temporal_pairs"),
              arg("dtype"), arg("stream") = Address{0});

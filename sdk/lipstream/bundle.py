@@ -1,7 +1,7 @@
 """The bundle: a folder with everything an engine needs, its manifest, and the checks made when it is loaded.
 
 manifest.json          sizes, geometry, schedule, and the SHA-256 of every other file
-*.onnx                 one graph a file
+*.onnx, *.plan         one graph a file, or one engine
 weights.bin            weights that the graphs share
 weights.json           where in it each weight stands
 constants.safetensors  what is computed once for all streams: modulation, prompt K/V, masks
@@ -28,6 +28,7 @@ from .bundle_check import check_constants, check_graph, check_manifest, plain
 from .errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, LipStreamInternalError, OutputError
 from .onnx_header import read_header
 from .partial import Partial
+from .plans import Plans
 from .replace_folder import replace_folder
 
 SCHEMA = 2
@@ -99,6 +100,7 @@ class Manifest:
         t_list: times of the denoising passes, then 0 for the context pass.
         precision: of the graphs, e.g. "fp32".
         files: per file of the bundle its size in bytes and its SHA-256.
+        plans: how the bundle's TensorRT plans were built; None where the graphs are ONNX.
     """
 
     model: dict[str, Any]
@@ -108,6 +110,12 @@ class Manifest:
     precision: str
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     schema: int = SCHEMA
+    plans: Plans | None = None
+
+    @property
+    def graphs(self) -> set[str]:
+        """Names of the graphs, be they ONNX or plans."""
+        return {name.rpartition(".")[0] for name in self.files if name.endswith((".onnx", ".plan"))}
 
     @classmethod
     def parse(cls, text: str, where: Path) -> Manifest:
@@ -127,14 +135,20 @@ class Manifest:
             for name in ("crop_size", "latent_size", "crop_box"):
                 geometry[name] = tuple(geometry[name])
             data["t_list"] = tuple(data["t_list"])
+            if data.get("plans") is not None:
+                data["plans"] = Plans(**data["plans"])
             manifest = cls(geometry=Geometry(**geometry), audio=audio, **data)
             check_manifest(manifest)
             return manifest
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
             raise BundleCorruptError(f"{where}: {error}", fix=REBUILD) from error
 
+    def fields(self) -> dict[str, Any]:
+        """For JSON; `plans` only where there are any."""
+        return {name: value for name, value in asdict(self).items() if name != "plans" or value is not None}
+
     def dump(self) -> str:
-        return json.dumps(asdict(self), indent=2) + "\n"
+        return json.dumps(self.fields(), indent=2) + "\n"
 
 
 REBUILD = "export the bundle again: lipstream export --help"
@@ -204,12 +218,12 @@ class Bundle:
         for name, expected in listed.items():
             path = self.path / name
             if not path.is_file():
-                raise BundleCorruptError(f"{path} is missing", expected="every file of the manifest", fix=REBUILD)
+                raise BundleCorruptError(f"{path} is missing", expected="every file of the manifest", fix=self._again)
             found: dict[str, Any] = {"bytes": path.stat().st_size}
             if hashes and found["bytes"] == expected["bytes"]:
                 found["sha256"] = sha256(path)
             if any(expected[key] != value for key, value in found.items()):
-                raise BundleCorruptError(f"{path} has {found}", expected=f"{expected} (manifest)", fix=REBUILD)
+                raise BundleCorruptError(f"{path} has {found}", expected=f"{expected} (manifest)", fix=self._again)
         if extra := unlisted(self.path, self.manifest):
             raise BundleCorruptError(
                 f"{self.path} holds {', '.join(extra[:5])}", expected="the files of its manifest alone", fix=REBUILD
@@ -228,6 +242,12 @@ class Bundle:
                 check_constants(self.manifest, self.constants)
         except (ValueError, OSError, RecursionError) as error:
             raise BundleCorruptError(f"{self.path}: {error}", fix=REBUILD) from error
+
+    @property
+    def _again(self) -> str:
+        """The command that makes this bundle anew."""
+        plans = self.manifest.plans
+        return f"lipstream build BUNDLE --recipe {plans.recipe} -o {self.path}" if plans else REBUILD
 
     @cached_property
     def constants(self) -> dict[str, NDArray[np.float32]]:

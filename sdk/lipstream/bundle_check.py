@@ -73,6 +73,8 @@ def check_manifest(manifest: Manifest) -> None:
         raise ValueError(f"times of {times!r}, which do not fall from at most 1 to 0")
     if manifest.precision not in PRECISIONS:
         raise ValueError(f"a precision of {manifest.precision!r}, none of {', '.join(PRECISIONS)}")
+    if manifest.plans is not None:
+        manifest.plans.check()
     if not isinstance(manifest.files, dict):
         raise ValueError(f"files of {manifest.files!r}")
     for name, file in manifest.files.items():
@@ -81,6 +83,8 @@ def check_manifest(manifest: Manifest) -> None:
         kinds = {key: type(value) for key, value in file.items()} if isinstance(file, dict) else None
         if kinds != {"bytes": int, "sha256": str} or file["bytes"] < 0:
             raise ValueError(f"the file {name} is {file!r}")
+    if any(name.endswith(".plan") for name in manifest.files) != (manifest.plans is not None):
+        raise ValueError("plans of which the manifest does not say how they were built, or that are not there")
 
 
 def plain(name: object) -> bool:
@@ -93,7 +97,7 @@ def plain(name: object) -> bool:
 def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -> None:
     """ValueError where a constant is missing, of another shape or type than the manifest asks for, or not finite."""
     g = manifest.geometry
-    graphs = {name.removesuffix(".onnx") for name in manifest.files if name.endswith(".onnx")}
+    graphs = manifest.graphs
     dim = g.num_heads * g.head_dim
     wanted: dict[str, Shape] = {}
     if "video_encoder" in graphs:

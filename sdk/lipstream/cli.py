@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from .bundle_check import PRECISIONS
 from .errors import ConfigError, LipStreamError, MissingExtraError, OutputError
+from .plans import Plans
 
 USAGE, BUG, SIGNALLED = 2, 70, 128
 
@@ -22,8 +23,8 @@ USAGE, BUG, SIGNALLED = 2, 70, 128
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status.
 
-    0; the error's own (see `lipstream.errors`); 2 for wrong usage; 70 for a bug; 128 + n when signal n ended it
-    (Ctrl-C: 130). With --json each of these prints JSON.
+    0; 1 where `doctor` finds something broken; the error's own (see `lipstream.errors`); 2 for wrong usage; 70 for a
+    bug; 128 + n when signal n ended it (Ctrl-C: 130). With --json each of these prints JSON.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
     report = _Report("--json" in arguments)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return report.fail("internal", f"a bug in LipStream, please report it: {type(error).__name__}: {error}", BUG)
     if args.json and result is not None:
         print(json.dumps(result, indent=2))
-    return 0
+    return 0 if result is None or result.get("ok", True) else 1
 
 
 class _Report:
@@ -128,6 +129,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "bundle", metavar="BUNDLE", nargs="?", default="tiny", help="folder or shipped name (default tiny)"
     )
+    inspect.add_argument(
+        "--layers", action="store_true", help="of plans: what TensorRT made of the graphs; needs the GPU"
+    )
 
     export = _command(
         commands,
@@ -167,6 +171,41 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.01,
         help="relative error of the velocity that fp8 may add; layers beyond it stay in bf16 (default 0.01)",
     )
+    build = _command(
+        commands,
+        "build",
+        _build,
+        "bundle to TensorRT engines",
+        "Build TensorRT engines from a bundle that was exported in bf16 or fp8. Needs a GPU of the kind that will run "
+        "them, and lipstream[tensorrt]: pip install 'lipstream[tensorrt]'. What was built before comes from the cache.",
+    )
+    build.add_argument("bundle", metavar="BUNDLE", nargs="?", help="folder that lipstream export wrote")
+    build.add_argument("--recipe", metavar="RECIPE", help="name of a shipped one, or a TOML file; --list names them")
+    build.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder to write")
+    build.add_argument("--cache", type=Path, metavar="DIR", help="folder of built plans (default ~/.cache/lipstream)")
+    build.add_argument("--dry-run", action="store_true", help="parse, name what TensorRT cannot take, build nothing")
+    build.add_argument("--list", action="store_true", help="list the shipped recipes")
+    build.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    verify = _command(
+        commands,
+        "verify",
+        _verify,
+        "engines against PyTorch",
+        "Run the engines of a bundle on the inputs stored with it, compare with what PyTorch computed, and write the "
+        "result into its manifest. Needs the GPU, and lipstream[tensorrt].",
+    )
+    verify.add_argument("bundle", metavar="BUNDLE", help="folder that lipstream build wrote")
+    verify.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    doctor = _command(
+        commands,
+        "doctor",
+        _doctor,
+        "what is installed and what is missing",
+        "Say what this machine can do, what is missing, and the command for it. Worst first.",
+    )
+    doctor.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also whether this bundle runs here")
     return parser
 
 
@@ -186,6 +225,7 @@ def _command(
 def _engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
     command.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
+    command.add_argument("--provider", help="of onnxruntime: cpu (default), or with lipstream[gpu] cuda or tensorrt")
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as pay)")
     command.add_argument("--seed", type=int, default=42, help="of the noise; equal seeds, equal videos (default 42)")
     command.add_argument(
@@ -203,7 +243,7 @@ def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
 
     if args.sheet:
         _check_sheet(args)
-    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
             args.video,
@@ -274,12 +314,12 @@ def _say(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from .bundle import Bundle
 
     bundle = Bundle.load(args.bundle)
-    report = {"path": str(bundle.path), **asdict(bundle.manifest)}
+    report: dict[str, Any] = {"path": str(bundle.path), **bundle.manifest.fields()}
+    if args.layers:
+        report["layers"] = _engines().layers(bundle)
     if not args.json:
         m, g = bundle.manifest, bundle.manifest.geometry
         size = sum(file["bytes"] for file in m.files.values())
@@ -292,7 +332,23 @@ def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
         print(f"  {size / 1e6:.1f} MB in {len(m.files)} files, all as the manifest says:")
         for name, file in m.files.items():
             print(f"    {file['bytes']:>10} {file['sha256'][:12]} {name}")
+        if m.plans:
+            print(describe_plans(m.plans))
+        for name, engine in report.get("layers", {}).items():
+            kinds = ", ".join(f"{count} {kind}" for kind, count in engine["precisions"].items())
+            print(f"  {name}: {engine['layers']} layers ({kinds}), {engine['fused_attention']} fused attentions")
     return report
+
+
+def describe_plans(plans: Plans) -> str:
+    """How a bundle's plans were built and whether anybody has verified them, in two lines."""
+    gpu = f"on {plans.gpu['name']}" if plans.gpu else "without a GPU: to check the graphs, not to run"
+    verified = plans.verified
+    said = "not verified yet" if verified is None else "verified" if verified.get("passed") else "verified: WRONG"
+    return (
+        f"  plans of recipe {plans.recipe}, ring {plans.ring}, TensorRT {plans.tensorrt}, {gpu}\n"
+        f"  {said} (lipstream verify)"
+    )
 
 
 def _export(args: argparse.Namespace, _: _Report) -> None:
@@ -308,6 +364,55 @@ def _export(args: argparse.Namespace, _: _Report) -> None:
     export(  # prints what came of it
         args.source, args.output, precision=args.precision, calibration=calibration, json_output=args.json
     )
+
+
+def _engines() -> Any:
+    """The commands of `lipstream_engines`, which needs `onnx`."""
+    try:
+        from lipstream_engines import command
+    except ImportError as error:
+        raise MissingExtraError(
+            f"engines need the module {error.name!r}, which is not installed", fix="pip install 'lipstream[tensorrt]'"
+        ) from error
+    return command
+
+
+def _build(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
+    engines = _engines()
+    if args.list:
+        found = {recipe.name: recipe.description for recipe in engines.list_recipes()}
+        if not args.json:
+            print("\n".join(f"{name:16} {description}" for name, description in found.items()))
+        return {"recipes": found}
+    missing = [name for name, value in (("BUNDLE", args.bundle), ("--recipe", args.recipe)) if not value]
+    if missing or not (args.output or args.dry_run):
+        raise _UsageError(f"lipstream build needs {', '.join(missing or ['-o'])}\n  fix: lipstream build --help")
+    result: dict[str, Any]
+    if args.dry_run:
+        result = engines.dry_run(args.bundle, args.recipe)
+    else:
+        result = engines.build(args.bundle, args.recipe, args.output, cache=args.cache, quiet=args.quiet)
+        report.written.append(args.output)
+    if not args.json:
+        print(engines.describe_dry_run(result) if args.dry_run else engines.describe_build(result))
+    return result
+
+
+def _verify(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
+    engines = _engines()
+    result: dict[str, Any] = engines.verify(args.bundle, quiet=args.quiet)
+    if not args.json:
+        print(engines.describe_verify(result))
+    return result
+
+
+def _doctor(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
+    from .doctor import describe, examine
+
+    findings = examine(args.bundle)
+    if not args.json:
+        print(describe(findings))
+    return findings
 
 
 def summary(result: Any) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends.base import GRAPHS, Backend, Stream, cores, load_backend
@@ -57,6 +56,7 @@ class LipSyncEngine:
         backend: str = "onnxruntime",
         threads: int = 0,
         verify: bool = True,
+        provider: str | None = None,
     ) -> LipSyncEngine:
         """Load a bundle.
 
@@ -66,6 +66,7 @@ class LipSyncEngine:
             threads: CPU threads, 0 for the default: as many as pay for one chunk, at most the cores of this process.
                 A number given here also limits, for the whole process, decoding, encoding and OpenCV.
             verify: compare every file with the manifest's SHA-256 first.
+            provider: of backend "onnxruntime": "cpu" (the default), "cuda" or "tensorrt" (`lipstream[gpu]`).
 
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
@@ -78,11 +79,14 @@ class LipSyncEngine:
 
         def load(text: str) -> LipSyncEngine:
             loaded = Bundle.parse(path, text, verify=verify)
-            graphs = {Path(name).stem for name in loaded.manifest.files}
-            missing = [*({*GRAPHS} - graphs), *({"mask.composite", "mask.latent", "mask.pixel"} - {*loaded.constants})]
+            missing = [
+                *({*GRAPHS} - loaded.manifest.graphs),
+                *({"mask.composite", "mask.latent", "mask.pixel"} - {*loaded.constants}),
+            ]
             if missing:
                 raise BundleCorruptError(f"{loaded.path} has no {', '.join(sorted(missing))}", fix=REBUILD)
-            return cls(loaded, load_backend(backend, loaded, threads=threads))
+            options = {} if provider is None else {"provider": provider}
+            return cls(loaded, load_backend(backend, loaded, threads=threads, **options))
 
         if threads:
             limit_threads(threads)

@@ -132,6 +132,24 @@ class CheckpointError(LipStreamError):
     code, exit_code = "checkpoint", 34
 
 
+class PlanError(LipStreamError):
+    """TensorRT plans were built for another TensorRT or another GPU."""
+
+    code, exit_code = "plan", 37
+
+
+class EngineBuildError(LipStreamError):
+    """TensorRT cannot parse a graph, or cannot build it."""
+
+    code, exit_code = "engine_build", 38
+
+
+class VerificationError(LipStreamError):
+    """An engine does not compute what the model it was built from computes."""
+
+    code, exit_code = "verification", 39
+
+
 class ForkError(LipStreamError):
     """An engine, or a session, is used in another process than the one that made it."""
 

@@ -33,9 +33,9 @@ def lipstream(
     """
     load = LipSyncEngine.load
 
-    def loaded(bundle: Any = "tiny", *, backend: str = "onnxruntime", threads: int = 0) -> LipSyncEngine:
+    def loaded(bundle: Any = "tiny", *, backend: str = "onnxruntime", threads: int = 0, **rest: Any) -> LipSyncEngine:
         usual = (bundle, backend, threads) == ("tiny", "onnxruntime", 0)
-        return engine if usual else load(bundle, backend=backend, threads=threads)
+        return engine if usual else load(bundle, backend=backend, threads=threads, **rest)
 
     monkeypatch.setattr(LipSyncEngine, "load", loaded)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from importlib.metadata import entry_points
 from typing import Protocol, cast
@@ -50,8 +51,10 @@ class Backend(Protocol):
     def open_stream(self) -> Stream: ...
 
 
-def load_backend(name: str, bundle: Bundle, *, threads: int = 0) -> Backend:
+def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str) -> Backend:
     """The backend called `name` with `bundle` loaded; `threads` is the number of CPU threads, 0 for all cores.
+
+    `options` are the backend's own ("provider" of onnxruntime).
 
     Raises:
         BackendError: no such backend, or what it needs is not installed.
@@ -68,7 +71,9 @@ def load_backend(name: str, bundle: Bundle, *, threads: int = 0) -> Backend:
             if name in EXTRAS
             else "pip install --force-reinstall lipstream",
         ) from error
-    return cast(Backend, backend(bundle, threads=threads))
+    if unknown := sorted({*options} - {*inspect.signature(backend).parameters}):
+        raise BackendError(f"backend {name!r} has no option {', '.join(unknown)}", fix="leave it out")
+    return cast(Backend, backend(bundle, threads=threads, **options))
 
 
 def cores() -> int:

@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: the exported graphs on a CPU, every state bound in place of being passed around."""
+"""The ONNX Runtime backend: the exported graphs, every state bound in place of being passed around."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BackendError
 from ..ring import Ring
-from .base import GRAPHS, Array, default_threads
+from .base import GRAPHS, Array, Stream, default_threads
+from .onnxruntime_gpu import PROVIDERS, Device, DeviceStream, require_provider
 
 
 class OnnxRuntimeBackend:
@@ -20,18 +21,28 @@ class OnnxRuntimeBackend:
     Args:
         bundle: one whose graphs are `.onnx` files; a bundle may leave out graphs that its user never calls.
         threads: CPU threads a graph may use, 0 for all cores.
+        provider: "cpu", or with onnxruntime-gpu "cuda" or "tensorrt", where the states stay on the device.
 
     Raises:
         BackendError: a graph does not load, or is of a precision that this backend has not.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
+    def __init__(self, bundle: Bundle, *, threads: int = 0, provider: str = "cpu") -> None:
+        if provider not in PROVIDERS:
+            raise BackendError(f"no provider is called {provider!r}", expected=f"one of: {', '.join(PROVIDERS)}")
+        if bundle.manifest.plans:
+            raise BackendError(
+                f"{bundle.path} holds TensorRT plans, no ONNX graphs",
+                expected="a bundle that lipstream export wrote",
+                fix="load the bundle that the plans were built from",
+            )
         if bundle.manifest.precision != "fp32":
             raise BackendError(
                 f"{bundle.path} is in {bundle.manifest.precision}, and ONNX Runtime's CPU provider computes in fp32",
                 expected="a bundle in fp32, or engines built from this one",
                 fix="lipstream export SOURCE --precision fp32 -o BUNDLE, or lipstream build --help",
             )
+        self._device = Device("cuda", require_provider(provider)) if provider != "cpu" else None
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads or default_threads(bundle)
         # Threads that wait for work sleep: a spinning one takes a core from whatever else the product does.
@@ -45,7 +56,7 @@ class OnnxRuntimeBackend:
                 continue
             try:
                 path = str(bundle.file(f"{name}.onnx"))
-                self.graphs[name] = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                graph = ort.InferenceSession(path, options, providers=PROVIDERS[provider])
             except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
                 memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
                 raise BackendError(
@@ -53,8 +64,19 @@ class OnnxRuntimeBackend:
                     expected="memory for its weights" if memory else "",
                     fix="free memory" if memory else "pip install --upgrade onnxruntime, or export the bundle again",
                 ) from error
+            if graph.get_providers()[0] != PROVIDERS[provider][0]:  # ONNX Runtime falls back with no more than a log
+                raise BackendError(
+                    f"provider={provider!r} does not start; ONNX Runtime would compute on {graph.get_providers()[0]}",
+                    expected="the CUDA and cuDNN libraries that onnxruntime-gpu was built for",
+                    fix="pip install 'onnxruntime-gpu[cuda,cudnn]'; lipstream doctor says more",
+                )
+            self.graphs[name] = graph
+        if self._device:
+            self._on_device = {name: self._device.put(x) for name, x in self.constants.items()}
 
-    def open_stream(self) -> OnnxRuntimeStream:
+    def open_stream(self) -> Stream:
+        if self._device:
+            return DeviceStream(self.graphs, self._on_device, self.manifest, self._device)
         return OnnxRuntimeStream(self)
 
 

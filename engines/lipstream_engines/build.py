@@ -1,0 +1,189 @@
+"""A bundle of ONNX graphs to a bundle of TensorRT plans."""
+
+from __future__ import annotations
+
+import hashlib
+import queue
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lipstream.bundle import CONSTANTS, Bundle, Geometry, writing
+from lipstream.errors import ConfigError, OutputError
+from lipstream.gpu import NoDriverError, driver
+from lipstream.plans import Plans
+from lipstream.probe import REFERENCE
+
+from . import lower_ring as lowering
+from .cache import PlanCache, key_of
+from .lower_ring import load_graph, lower_ring, phases
+from .recipe import Recipe
+from .trt import Parsed, Profile, tensorrt
+
+Progress = Callable[[str, str, int, int], None]
+"""(graph, phase, step, steps)"""
+
+
+@dataclass(frozen=True)
+class Built:
+    """One plan. Attributes: hit: it came from the cache. seconds: building it took, back then."""
+
+    graph: str
+    path: Path
+    key: str
+    hit: bool
+    seconds: float
+    bytes: int
+
+
+def require_precision(bundle: Bundle, recipe: Recipe) -> None:
+    """Raise ConfigError unless the bundle's graphs are of the recipe's precision, and ONNX."""
+    if bundle.manifest.plans:
+        raise ConfigError(f"{bundle.path} holds plans already", expected="a bundle that lipstream export wrote")
+    if bundle.manifest.precision != recipe.precision:
+        raise ConfigError(
+            f"{bundle.path} is in {bundle.manifest.precision}, and recipe {recipe.name} builds {recipe.precision}",
+            expected=f"a bundle exported in {recipe.precision}",
+            fix=f"lipstream export SOURCE --precision {recipe.precision} -o BUNDLE",
+        )
+
+
+def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
+    """The graph, lowered and in TensorRT's hands; its `errors` say what the parser cannot take."""
+    path = bundle.file(f"{graph}.onnx")
+    model = lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring)
+    return Parsed(model.SerializeToString(), path)
+
+
+def profiles(graph: str, geometry: Geometry, recipe: Recipe) -> list[Profile]:
+    """One for each number of attended frames, where the ring's length varies."""
+    g = geometry
+    if graph not in ("denoiser", "context") or recipe.ring == "native":
+        return []
+    layers = range(g.num_layers)
+    shape = (g.tokens, g.num_heads, g.head_dim)
+    return [{f"{kind}.{i}": (count, *shape) for kind in "kv" for i in layers} for count in phases(g)]
+
+
+def facts(bundle: Bundle, graph: str, recipe: Recipe) -> dict[str, Any]:
+    """Everything that decides what the plan of a graph is."""
+    gpu = _gpu()
+    return {
+        "graph": bundle.manifest.files[f"{graph}.onnx"]["sha256"],
+        "weights": {name: f["sha256"] for name, f in bundle.manifest.files.items() if name.endswith(".bin")},
+        "recipe": recipe.options(),
+        "lowering": hashlib.sha256(Path(lowering.__file__).read_bytes()).hexdigest(),
+        "tensorrt": tensorrt().__version__,
+        "cuda": gpu["cuda"],
+        "gpu": gpu["gpu"],
+    }
+
+
+def _gpu() -> dict[str, Any]:
+    """What plans are built for: the first GPU; nothing on a machine that only checks them."""
+    try:
+        found = driver()
+    except NoDriverError:
+        return {"cuda": None, "gpu": None}
+    return {"cuda": found.cuda, "gpu": found.gpus[0].dump() if found.gpus else None}
+
+
+def build_plans(bundle: Bundle, recipe: Recipe, cache: PlanCache, progress: Progress) -> list[Built]:
+    """The plan of every graph, from the cache or built now.
+
+    A build runs in a thread of its own, so that Ctrl-C and SIGTERM arrive; they cancel it, and it is waited for.
+
+    Raises:
+        ConfigError, EngineBuildError, MissingExtraError, OutputError.
+    """
+    require_precision(bundle, recipe)
+    done = []
+    for graph in sorted(bundle.manifest.graphs):
+        known = facts(bundle, graph, recipe)
+        timing = f"timing-{key_of({'tensorrt': known['tensorrt'], 'gpu': known['gpu']})[:16]}.bin"
+
+        def build(graph: str = graph, timing: str = timing) -> tuple[memoryview, dict[str, Any]]:
+            start = time.perf_counter()
+            plan, measured = _in_thread(bundle, graph, recipe, cache.read_timing(timing), progress)
+            cache.write_timing(timing, measured)
+            return plan, {"seconds": round(time.perf_counter() - start, 3)}
+
+        def waiting(graph: str = graph) -> None:
+            progress(graph, "another process builds it; waiting", 0, 0)
+
+        key = key_of(known)
+        path, told, hit = cache.get(key, known, build, waiting)
+        done.append(Built(graph, path, key, hit, told["seconds"], path.stat().st_size))
+        progress(graph, "from the cache" if hit else "built", 1, 1)
+    return done
+
+
+def _in_thread(
+    bundle: Bundle, graph: str, recipe: Recipe, timing: bytes, progress: Progress
+) -> tuple[memoryview, bytes]:
+    go_on = threading.Event()
+    go_on.set()
+    steps: queue.Queue[tuple[str, int, int] | None] = queue.Queue()
+    result: list[Any] = []
+
+    def step(phase: str, number: int, of: int) -> bool:
+        steps.put((phase, number, of))
+        return go_on.is_set()
+
+    def work() -> None:
+        try:
+            parsed = parse(bundle, graph, recipe)
+            parsed.require(graph)
+            shapes = profiles(graph, bundle.manifest.geometry, recipe)
+            result.append(parsed.build(graph, recipe, shapes, timing, step))
+        except BaseException as error:
+            result.append(error)
+        steps.put(None)
+
+    progress(graph, "parsing", 0, 0)
+    thread = threading.Thread(target=work, name=f"build {graph}", daemon=True)
+    thread.start()
+    try:
+        while (found := steps.get()) is not None:
+            progress(graph, *found)
+        thread.join()
+    except BaseException:
+        go_on.clear()
+        thread.join()
+        raise
+    (outcome,) = result
+    if isinstance(outcome, BaseException):
+        raise outcome
+    plan, measured = outcome
+    return plan, measured
+
+
+def write_plans(bundle: Bundle, recipe: Recipe, built: list[Built], out: Path) -> Bundle:
+    """A bundle at `out` with the plans in place of the graphs, and what does not change. Raises OutputError."""
+    about = facts(bundle, built[0].graph, recipe)
+    files = bundle.manifest.files
+    plans = Plans(
+        recipe=recipe.name,
+        options=recipe.options(),
+        ring=recipe.ring,
+        tensorrt=about["tensorrt"],
+        version_compatible=recipe.version_compatible,
+        cuda=about["cuda"],
+        gpu=about["gpu"],
+        source=key_of({name: file["sha256"] for name, file in files.items()}),
+        graphs={plan.graph: {"key": plan.key, "seconds": plan.seconds} for plan in built},
+    )
+    with writing(out, replace(bundle.manifest, plans=plans, files={})) as folder:
+        try:
+            for plan in built:
+                shutil.copyfile(plan.path, folder / f"{plan.graph}.plan")
+            for name in (CONSTANTS, REFERENCE):
+                if name in files:
+                    shutil.copyfile(bundle.path / name, folder / name)
+        except OSError as error:
+            raise OutputError(f"{out} cannot be written: {error.strerror}", fix="free space") from error
+    return Bundle.load(out)

@@ -1,0 +1,207 @@
+"""The ring in the graphs `denoiser` and `context`, as TensorRT is to run it.
+
+function  the node KVRingWrite is replaced by its body, in standard ONNX: rings of dynamic length, one profile for each
+          number of attended frames. Every pass writes the rings anew into other memory.
+native    KVCacheUpdate writes the chunk into the ring in place, RotaryEmbedding turns K and Q, and the attention reads
+          as many keys as it is told. TensorRT's cache is [1, H, window * T, D]: heads first, of fixed length, and bound
+          as input and output at one address. ONNX has no operator for that, hence another graph.
+
+Both are made from the one graph of the bundle, of which ONNX Runtime runs the function.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import onnx
+from lipstream.bundle import Geometry
+from lipstream.errors import LipStreamInternalError
+from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
+
+Lowering = Literal["native", "function"]
+ATTENDED = "attended"
+"""Input of a natively lowered graph: int64 [1], the frames that are attended."""
+TRT = "trt"
+"""Domain of the operators that TensorRT's parser adds to ONNX's."""
+
+
+def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering) -> ModelProto:
+    """`model` (its weights may be elsewhere) without the node KVRingWrite; one that has none is returned as it is."""
+    if not any(node.op_type == "KVRingWrite" for node in model.graph.node):
+        return model
+    if lowering == "function":
+        # The parser inlines functions, too, but names their nodes alike in every layer.
+        return inliner.inline_local_functions(model)
+    lowered = ModelProto()
+    lowered.CopyFrom(model)
+    _Native(lowered, geometry).run()
+    return lowered
+
+
+class _Native:
+    def __init__(self, model: ModelProto, geometry: Geometry) -> None:
+        self.model, self.graph, self.g = model, model.graph, geometry
+        self.producer = {name: node for node in self.graph.node for name in node.output}
+        self.consumers: dict[str, list[NodeProto]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                self.consumers.setdefault(name, []).append(node)
+        self.types = {value.name: value.type.tensor_type.elem_type for value in self.graph.input}
+        self.heads = (1, geometry.chunk_frames * geometry.tokens, geometry.num_heads, geometry.head_dim)
+        self.new: list[NodeProto] = []
+
+    def run(self) -> None:
+        """Each ring node in turn; then the old nodes are dropped, and the new ones put where they are due."""
+        writes = [node for node in self.graph.node if node.op_type == "KVRingWrite"]
+        g = self.g
+        self._constant("native.tokens", [g.tokens])
+        self._constant("native.heads", self.heads)
+        self._constant("native.table", (1, self.heads[1], g.head_dim // 2))
+        self._constant("native.grid", (g.chunk_frames, g.tokens, 1))
+        self._constant("native.zero", [0])
+        self._constant("native.one", [1])
+        scale = 1 / math.sqrt(g.head_dim)
+        self.graph.initializer.append(helper.make_tensor("native.scale", TensorProto.FLOAT, [], [scale]))
+        slot, cos_t, sin_t, cos_s, sin_s = writes[0].input[4:9]
+        self._node("Mul", [slot, "native.tokens"], "native.index")
+        self._node("Mul", [ATTENDED, "native.tokens"], "native.length")
+        self._table(cos_t, cos_s, "native.cos")
+        self._table(sin_t, sin_s, "native.sin")
+        attended = False
+        for layer, node in enumerate(writes):
+            attended |= self._layer(layer, node)
+        if attended:
+            self.graph.input.append(helper.make_tensor_value_info(ATTENDED, TensorProto.INT64, [1]))
+        self._shapes()
+        self._prune(writes)
+        self._sort()
+        del self.model.functions[:]
+        self.model.opset_import.append(helper.make_opsetid(TRT, 1))
+
+    def _layer(self, layer: int, write: NodeProto) -> bool:
+        """Lower one ring node and the attention that reads it; False where none does (the context pass's last)."""
+        k_ring, v_ring, k, v = write.input[:4]
+        dtype = self.types[k_ring]
+        readers = [reader for name in write.output for reader in self.consumers.get(name, [])]
+        attention = self._attention(readers[0]) if readers else None
+        self._turned(k, f"native.k.{layer}", dtype)
+        self._heads_first(v, f"native.v.{layer}.float")
+        self._cast(f"native.v.{layer}.float", f"native.v.{layer}", dtype)
+        for ring, new, out in zip((k_ring, v_ring), "kv", write.output, strict=True):
+            self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
+        if attention is None:
+            return False
+        self._turned(self._before_rotation(attention.input[0]), f"native.q.{layer}", dtype, scale="native.scale")
+        inputs = [f"native.q.{layer}", *write.output, "", "", "native.length"]
+        self._node("TRT_Attention", inputs, attention.output[0], domain=TRT)
+        attention.output[0] = f"native.gone.{layer}"
+        return True
+
+    def _attention(self, node: NodeProto) -> NodeProto:
+        """The attention behind `node`, past what only changes shape."""
+        while node.op_type != "Attention":
+            if node.op_type not in ("Reshape", "Unsqueeze", "Transpose", "Cast"):
+                raise LipStreamInternalError(f"{node.op_type} {node.name} stands between the ring and its attention")
+            (node,) = self.consumers[node.output[0]]
+        return node
+
+    def _before_rotation(self, q: str) -> str:
+        """The tensor [1, n, dim] that the graph's own arithmetic turns into `q`, the attention's first input."""
+        passed: list[str] = []
+        while passed.count("Reshape") < 2:
+            node = self.producer[q]
+            passed.append(node.op_type)
+            q = node.input[0]
+        body = [name for name in passed if name not in ("Transpose", "Cast")]
+        if body != ["Reshape", "Concat", "Unsqueeze", "Sub", "Mul", "Gather", "Reshape"]:
+            raise LipStreamInternalError(f"the rotation of Q is not what is exported today: {body}")
+        return q
+
+    def _turned(self, x: str, out: str, dtype: int, scale: str = "") -> None:
+        """Rotated in float32, multiplied by `scale`, rounded once."""
+        self._heads_first(x, f"{out}.heads")
+        self._cast(f"{out}.heads", f"{out}.float", TensorProto.FLOAT)
+        self._node("RotaryEmbedding", [f"{out}.float", "native.cos", "native.sin"], f"{out}.turned", interleaved=1)
+        if scale:
+            self._node("Mul", [f"{out}.turned", scale], f"{out}.scaled")
+        self._cast(f"{out}.scaled" if scale else f"{out}.turned", out, dtype)
+
+    def _heads_first(self, x: str, out: str) -> None:
+        """Tokens [.., H, D] or [.., H D] -> [1, H, tokens, D]."""
+        self._node("Reshape", [x, "native.heads"], f"{out}.rows")
+        self._node("Transpose", [f"{out}.rows"], out, perm=[0, 2, 1, 3])
+
+    def _table(self, temporal: str, spatial: str, out: str) -> None:
+        """Angles of frames [c, pairs] and of a frame's tokens [T, pairs] -> of all tokens [1, c T, D/2]."""
+        for axes, table, part in (("native.one", temporal, "t"), ("native.zero", spatial, "s")):
+            self._node("Unsqueeze", [table, axes], f"{out}.{part}")
+            self._node("Expand", [f"{out}.{part}", "native.grid"], f"{out}.{part}.all")
+        self._node("Concat", [f"{out}.t.all", f"{out}.s.all"], f"{out}.rows", axis=-1)
+        self._node("Reshape", [f"{out}.rows", "native.table"], out)
+
+    def _shapes(self) -> None:
+        """The rings' places in the signature."""
+        g = self.g
+        for value in [*self.graph.input, *self.graph.output]:
+            if value.name.startswith(("k.", "v.", "k_out.", "v_out.")):
+                shape = [1, g.num_heads, g.window * g.tokens, g.head_dim]
+                value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape))
+        del self.graph.value_info[:]  # some speak of tensors that are gone
+
+    def _prune(self, writes: list[NodeProto]) -> None:
+        """Take in the new nodes, and keep of the old ones those that something still reads."""
+        nodes = [node for node in self.graph.node if node not in writes] + self.new
+        wanted = {value.name for value in self.graph.output}
+        makers = {name: node for node in nodes for name in node.output}
+        kept: dict[int, NodeProto] = {}
+        while wanted:
+            maker = makers.get(wanted.pop())
+            if maker is not None and id(maker) not in kept:
+                kept[id(maker)] = maker
+                wanted |= {*maker.input} - {""}
+        self.nodes = [node for node in nodes if id(node) in kept]
+
+    def _sort(self) -> None:
+        """Every node behind those that it reads; otherwise in the old order."""
+        made = {name for node in self.nodes for name in node.output}
+        done: set[str] = set()
+        order: list[NodeProto] = []
+        waiting = self.nodes
+        while waiting:
+            ready = [node for node in waiting if all(name in done or name not in made for name in node.input)]
+            if not ready:
+                raise LipStreamInternalError("the lowered graph has a cycle")
+            for node in ready:
+                order.append(node)
+                done |= {*node.output}
+            waiting = [node for node in waiting if node.output[0] not in done]
+        del self.graph.node[:]
+        self.graph.node.extend(order)
+
+    def _constant(self, name: str, values: Any) -> None:
+        self.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+
+    def _cast(self, x: str, out: str, dtype: int) -> None:
+        self._node("Cast", [x], out, to=dtype)
+
+    def _node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> None:
+        self.new.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
+
+
+def phases(geometry: Geometry) -> Iterator[int]:
+    """The numbers of attended frames that a stream goes through."""
+    from lipstream._native import ring_position
+
+    g, seen = geometry, set()
+    for chunk in range(g.window // g.chunk_frames + 2):
+        valid = ring_position(chunk, g.window, g.sink, g.chunk_frames).valid
+        if valid not in seen:
+            seen.add(valid)
+            yield valid
+
+
+def load_graph(path: Any) -> ModelProto:
+    """A graph of a bundle, its weights left where they are."""
+    return onnx.load(path, load_external_data=False)

@@ -1,0 +1,113 @@
+"""Engines on a GPU, through Polygraphy: it binds aliased outputs, allocates, and copies in and out.
+
+Good for looking at an engine and for verifying it; streams are the SDK's backend's work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from lipstream.bundle import Bundle
+from lipstream.errors import BackendError, MissingExtraError
+from lipstream.gpu import Driver, NoDriverError, driver
+from lipstream.plans import require_runnable
+from lipstream.probe import Arrays
+
+from .trt import tensorrt
+
+
+class Runner(Protocol):
+    """One engine that computes."""
+
+    def memories(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the inputs `memory.i`."""
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        """Inputs by name, float32 or int64 as `lipstream.probe` makes them -> outputs, float32."""
+
+
+def require_gpu(bundle: Bundle) -> Driver:
+    """The driver of this machine, on whose first GPU the bundle's plans run.
+
+    Raises:
+        BackendError: no GPU. PlanError: built for another TensorRT or GPU.
+    """
+    try:
+        found = driver()
+    except NoDriverError as error:
+        raise BackendError(
+            f"an engine runs on an NVIDIA GPU: {error}", fix="run this where the GPU is; lipstream doctor says more"
+        ) from error
+    if not found.gpus:
+        raise BackendError("the NVIDIA driver shows no GPU", fix="nvidia-smi -L; CUDA_VISIBLE_DEVICES hides them, too")
+    assert bundle.manifest.plans
+    require_runnable(bundle.manifest.plans, bundle.path, tensorrt=tensorrt().__version__, gpu=found.gpus[0])
+    return found
+
+
+def polygraphy(module: str) -> Any:
+    """A module of Polygraphy. Raises MissingExtraError."""
+    try:
+        return importlib.import_module(f"polygraphy.{module}")
+    except ImportError as error:
+        raise MissingExtraError(
+            f"this needs the module {error.name!r}, which is not installed", fix="pip install 'lipstream[tensorrt]'"
+        ) from error
+
+
+class PolygraphyRunner:
+    """See `Runner`."""
+
+    def __init__(self, plan: Path) -> None:
+        trt = polygraphy("backend.trt")
+        self._engine = trt.EngineFromBytes(plan.read_bytes())()
+        self._runner = trt.TrtRunner(self._engine)
+
+    def memories(self) -> dict[str, tuple[int, ...]]:
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        return {name: tuple(self._engine.get_tensor_shape(name)) for name in names if name.startswith("memory.")}
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        names = {self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)}
+        trt = tensorrt()
+        feed = {}
+        for name in names & {*inputs}:
+            narrow = self._engine.get_tensor_dtype(name) == trt.DataType.BF16
+            feed[name] = inputs[name].astype(ml_dtypes.bfloat16) if narrow else inputs[name]
+        with self._runner:
+            found = self._runner.infer(feed)
+            return {name: np.array(x, np.float32) for name, x in found.items()}
+
+
+def layer_information(plan: Path) -> dict[str, Any]:
+    """What TensorRT's inspector tells of a plan, in detail, and its scratch memory in bytes, `device_memory`."""
+    engine = polygraphy("backend.trt").EngineFromBytes(plan.read_bytes())()
+    text = engine.create_engine_inspector().get_engine_information(tensorrt().LayerInformationFormat.JSON)
+    return {**json.loads(text), "device_memory": engine.device_memory_size_v2}
+
+
+def summarise(information: Mapping[str, Any]) -> dict[str, Any]:
+    """Layers, how many of each type and output precision, fused attentions, and scratch memory in bytes."""
+    layers = [layer for layer in information["Layers"] if isinstance(layer, dict)]
+    types: dict[str, int] = {}
+    precisions: dict[str, int] = {}
+    for layer in layers:
+        kind = layer.get("LayerType", "?")
+        types[kind] = types.get(kind, 0) + 1
+        for output in layer.get("Outputs", ()):
+            precision = str(output.get("Format/Datatype", "?")).split()[0]
+            precisions[precision] = precisions.get(precision, 0) + 1
+    fused = [layer["Name"] for layer in layers if "mha" in json.dumps(layer).lower()]
+    return {
+        "layers": len(layers),
+        "types": types,
+        "precisions": precisions,
+        "fused_attention": len(fused),
+        "device_memory": information.get("device_memory"),
+    }

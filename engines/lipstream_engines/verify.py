@@ -1,0 +1,86 @@
+"""Do the engines of a bundle compute what the float32 model in PyTorch computes, within what their precision costs?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lipstream.bundle import MANIFEST, Bundle, Geometry
+from lipstream.errors import ConfigError, VerificationError
+from lipstream.partial import write_file
+from lipstream.probe import REFERENCE, Arrays, Reference, probe_inputs
+
+from .lower_ring import ATTENDED
+from .runner import PolygraphyRunner, Runner
+
+
+def verify(
+    bundle: Bundle,
+    open_runner: Callable[[Path], Runner] = PolygraphyRunner,
+    progress: Callable[[str], None] = lambda graph: None,
+) -> dict[str, Any]:
+    """Run every engine on the probe's inputs, compare, and write what came of it into the manifest.
+
+    Returns:
+        `passed`, `errors` and `allowed`: relative error of each output, by "graph/output".
+
+    Raises:
+        ConfigError: a bundle without plans or without a reference. VerificationError: an engine is off; the manifest
+            says so by then.
+    """
+    manifest = bundle.manifest
+    if manifest.plans is None or REFERENCE not in manifest.files:
+        raise ConfigError(
+            f"{bundle.path} holds no plans with a reference",
+            expected="a bundle that lipstream build wrote, of one exported in bf16 or fp8",
+        )
+    reference = Reference.load(bundle.file(REFERENCE))
+    errors: dict[str, float] = {}
+    for graph in sorted(manifest.graphs):
+        progress(graph)
+        runner = open_runner(bundle.file(f"{graph}.plan"))
+        inputs = probe_inputs(manifest, bundle.constants, graph, runner.memories())
+        if manifest.plans.ring == "native":
+            inputs = to_native(inputs, manifest.geometry)
+        outputs = runner.infer(inputs)
+        if manifest.plans.ring == "native":
+            outputs = from_native(outputs, manifest.geometry)
+        errors |= reference.compare(graph, outputs)
+    allowed = {name: reference.allowed(name) for name in errors}
+    off = [name for name in errors if not errors[name] <= allowed[name]]
+    found = {"passed": not off and {*errors} == {*reference.outputs}, "errors": errors, "allowed": allowed}
+    plans = replace(manifest.plans, verified=found)
+    write_file(bundle.path / MANIFEST, replace(manifest, plans=plans).dump().encode())
+    if not found["passed"]:
+        worst = max(off, key=lambda name: np.nan_to_num(errors[name] / allowed[name], nan=np.inf), default="")
+        what = f"the engines of {bundle.path} give {worst} with relative error {errors.get(worst, np.nan):.1e}"
+        raise VerificationError(
+            what if worst else f"the engines of {bundle.path} lack outputs of the reference",
+            expected=f"at most {allowed[worst]:.1e}, as their precision allows" if worst else "all of them",
+            fix="build again with the recipe's ring changed, and report it: it is a bug",
+        )
+    return found
+
+
+def to_native(inputs: Arrays, geometry: Geometry) -> Arrays:
+    """The rings [window, T, H, D] as natively lowered graphs take them, [1, H, window T, D], and what is attended."""
+    turned = {name: _heads_first(x) if name.startswith(("k.", "v.")) else x for name, x in inputs.items()}
+    return turned | ({ATTENDED: np.array([geometry.window], np.int64)} if "k.0" in inputs else {})
+
+
+def from_native(outputs: Arrays, geometry: Geometry) -> Arrays:
+    """The rings back in the order of the graphs in ONNX."""
+    g = geometry
+
+    def back(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return x.reshape(g.num_heads, g.window, g.tokens, g.head_dim).transpose(1, 2, 0, 3)
+
+    return {name: back(x) if name.startswith(("k_out.", "v_out.")) else x for name, x in outputs.items()}
+
+
+def _heads_first(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    window, tokens, heads, dim = x.shape
+    return np.ascontiguousarray(x.transpose(2, 0, 1, 3)).reshape(1, heads, window * tokens, dim)

@@ -1,0 +1,214 @@
+"""ONNX Runtime's GPU providers: the ring, the codec's memories and the constants stay on the device between calls.
+
+They are bound by address, inputs and outputs alike; what goes to and from the host is what the session gives and takes.
+The ring is double-buffered, since ONNX Runtime does not promise that an output may share its input's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from .. import _native
+from ..bundle import Geometry, Manifest
+from ..errors import BackendError
+from ..gpu import NoDriverError, driver
+from ..ring import temporal_angles
+from .base import Array
+
+PROVIDERS: dict[str, list[str]] = {
+    "cpu": ["CPUExecutionProvider"],
+    "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+    "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+}
+
+
+class Kernels(Protocol):
+    """The ring's kernels on device addresses: `lipstream._native_cuda`."""
+
+    def ring_keep(self, *addresses: int, **sizes: Any) -> None: ...
+    def ring_anchor(self, *addresses: int, **sizes: Any) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+def require_provider(provider: str) -> Kernels:
+    """The kernels for `provider`, "cuda" or "tensorrt".
+
+    Raises:
+        BackendError: which package or driver is missing.
+    """
+    wanted = PROVIDERS[provider][0]
+    if wanted not in ort.get_available_providers():
+        raise BackendError(
+            f"provider={provider!r}: onnxruntime {ort.__version__} has no {wanted}",
+            expected="the package onnxruntime-gpu in place of onnxruntime",
+            fix="pip uninstall -y onnxruntime, then pip install 'lipstream[gpu]'",
+        )
+    try:
+        found = driver()
+    except NoDriverError as error:
+        raise BackendError(
+            f"provider={provider!r}: {error}",
+            expected="an NVIDIA GPU and its driver",
+            fix="install the driver; in a container: docker run --gpus all, with nvidia-container-toolkit",
+        ) from error
+    if not found.gpus:
+        raise BackendError(f"provider={provider!r}: the driver shows no GPU", fix="nvidia-smi -L")
+    try:
+        from .. import _native_cuda
+    except ImportError as error:
+        raise BackendError(
+            f"provider={provider!r}: this LipStream was built without its CUDA kernels ({error})",
+            expected="nvcc where it is installed",
+            fix="install the CUDA toolkit, then pip install --force-reinstall --no-deps . in the checkout",
+        ) from error
+    return cast(Kernels, _native_cuda)
+
+
+class Device:
+    """Where tensors lie. Attributes: name: "cuda", or "cpu" in tests. kernels: that work on its addresses."""
+
+    def __init__(self, name: str, kernels: Kernels) -> None:
+        self.name, self.kernels = name, kernels
+
+    def put(self, x: NDArray[Any]) -> ort.OrtValue:
+        return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x), self.name, 0)
+
+    def zeros(self, *shape: int) -> ort.OrtValue:
+        return self.put(np.zeros(shape, np.float32))
+
+
+class DeviceRing:
+    """`lipstream.ring.Ring` in device memory."""
+
+    def __init__(self, geometry: Geometry, device: Device) -> None:
+        self.geometry, self._device = geometry, device
+        g = geometry
+        self._frame = (g.tokens, g.num_heads, g.head_dim)
+
+        def zeros(frames: int) -> list[ort.OrtValue]:
+            return [device.zeros(frames, *self._frame) for _ in range(g.num_layers)]
+
+        self.k, self.v, self._sink_k = zeros(g.window), zeros(g.window), zeros(max(g.sink, 1))
+        self._spare_k, self._spare_v = zeros(g.window), zeros(g.window)
+        self.begin(0)
+
+    def begin(self, chunk: int) -> None:
+        """As `Ring.begin`."""
+        g = self.geometry
+        self.position = p = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
+        own = temporal_angles(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
+        self.cos, self.sin = np.cos(own).astype(np.float32), np.sin(own).astype(np.float32)
+        if not p.keep_count and not p.anchored:
+            return
+        shift = temporal_angles(np.array([p.shift]), g.head_dim)[0]
+        cos, sin = (self._device.put(table.astype(np.float32)) for table in (np.cos(shift), np.sin(shift)))
+        sizes = {"ring_shape": (g.window, *self._frame), "dtype": "float32"}
+        kernels, rolling = self._device.kernels, g.window - g.sink
+        for k, v, sink_k in zip(self.k, self.v, self._sink_k, strict=True):
+            ring = k.data_ptr(), v.data_ptr(), sink_k.data_ptr()
+            if p.keep_count:
+                kernels.ring_keep(*ring, p.keep_slot, rolling, p.keep_first, p.keep_count, **sizes)
+            if p.anchored:
+                tables = cos.data_ptr(), sin.data_ptr()
+                kernels.ring_anchor(ring[0], ring[2], rolling, p.anchored, *tables, temporal_pairs=len(shift), **sizes)
+        kernels.synchronize()  # ONNX Runtime works on a stream of its own
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        """The attended prefix as the graph's rings, and where it is to leave the new one."""
+        shape = (self.position.valid, *self._frame)
+        for i in range(self.geometry.num_layers):
+            for kind, now, after in (("k", self.k, self._spare_k), ("v", self.v, self._spare_v)):
+                binding.bind_input(f"{kind}.{i}", self._device.name, 0, np.float32, shape, now[i].data_ptr())
+                binding.bind_output(f"{kind}_out.{i}", self._device.name, 0, np.float32, shape, after[i].data_ptr())
+
+    def swap(self) -> None:
+        self.k, self._spare_k = self._spare_k, self.k
+        self.v, self._spare_v = self._spare_v, self.v
+
+
+class DeviceStream:
+    """See `lipstream.backends.Stream`.
+
+    Args:
+        constants: of the bundle, on the device.
+    """
+
+    def __init__(
+        self,
+        graphs: Mapping[str, ort.InferenceSession],
+        constants: Mapping[str, ort.OrtValue],
+        manifest: Manifest,
+        device: Device,
+    ) -> None:
+        self._graphs, self._constants, self._device = graphs, constants, device
+        self._steps = len(manifest.t_list) - 1
+        self._ring = DeviceRing(manifest.geometry, device)
+        self._memory = {name: self._memories(graph) for name, graph in graphs.items() if name.startswith("video")}
+
+    def encode_audio(self, samples: Array) -> Array:
+        return self._call("audio_encoder", {"samples": samples}, "features")
+
+    def encode_video(self, frames: Array) -> Array:
+        return self._call("video_encoder", {"frames": frames}, "latents", {"mask": "mask.pixel"})
+
+    def decode(self, latent: Array) -> Array:
+        return self._call("video_decoder", {"latent": latent}, "frames")
+
+    def begin_chunk(self, chunk: int) -> None:
+        self._ring.begin(chunk)
+
+    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
+        inputs = {"latent": latent, "condition": condition, "audio": audio}
+        return self._call("denoiser", inputs, "velocity", {"time": f"time.{step}", "modulation": f"modulation.{step}"})
+
+    def context(self, latent: Array, condition: Array, audio: Array) -> None:
+        inputs = {"latent": latent, "condition": condition, "audio": audio}
+        self._call("context", inputs, "", {"modulation": f"modulation.{self._steps}"})
+
+    def _memories(self, graph: ort.InferenceSession) -> list[dict[str, ort.OrtValue]]:
+        """Two sets: what the graph reads now, and where it writes."""
+        shapes = {i.name: i.shape for i in graph.get_inputs() if i.name.startswith("memory.")}
+        return [{name: self._device.zeros(*shape) for name, shape in shapes.items()} for _ in range(2)]
+
+    def _call(
+        self, name: str, inputs: Mapping[str, Array], output: str, constants: Mapping[str, str] | None = None
+    ) -> Array:
+        graph = self._graphs[name]
+        binding = graph.io_binding()
+        wanted = {i.name for i in graph.get_inputs()}
+        given: dict[str, NDArray[Any]] = dict(inputs)
+        named = {key: value for key, value in (constants or {}).items() if key in wanted}
+        ring = name in ("denoiser", "context")
+        if ring:
+            given |= {"rope_cos": self._ring.cos, "rope_sin": self._ring.sin}
+            given["slot"] = np.array([self._ring.position.slot], np.int64)
+            named |= {key: key for key in self._constants if key.startswith("text_") and key in wanted}
+            self._ring.bind(binding)
+        for key, x in given.items():
+            if key in wanted:
+                binding.bind_cpu_input(key, np.ascontiguousarray(x))
+        for key, value in named.items():
+            binding.bind_ortvalue_input(key, self._constants[value])
+        now, after = self._memory.get(name, ({}, {}))
+        for key in now:
+            binding.bind_ortvalue_input(key, now[key])
+            binding.bind_ortvalue_output(key.replace("memory", "memory_out"), after[key])
+        result = np.empty(_shape(graph, output), np.float32)
+        if output:
+            binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(result))
+        graph.run_with_iobinding(binding)
+        if ring:
+            self._ring.swap()
+        if now:
+            self._memory[name].reverse()
+        return result
+
+
+def _shape(graph: ort.InferenceSession, output: str) -> Sequence[int]:
+    shapes: dict[str, Sequence[int]] = {o.name: o.shape for o in graph.get_outputs()}
+    return shapes.get(output, (0,))

@@ -1,0 +1,122 @@
+"""The natively lowered graphs compute what the bundle's do: TensorRT's operators are given bodies in standard ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from lipstream.bundle import Bundle
+from lipstream.probe import probe_inputs, relative_error
+from lipstream_engines.lower_ring import load_graph, lower_ring, phases
+from lipstream_engines.verify import from_native, to_native
+from lipstream_export.precision.widen import widen
+from onnx import TensorProto, external_data_helper, helper, inliner
+
+OPSETS = [helper.make_opsetid("", 23), helper.make_opsetid("trt", 1)]
+
+
+def bodies() -> list[onnx.FunctionProto]:
+    """What NVIDIA's documentation says KVCacheUpdate and Attention with key lengths compute, for a batch of one."""
+    update = onnx.parser.parse_function("""
+        <domain: "trt", opset_import: ["": 23]>
+        TRT_KVCacheUpdate (cache, update, index) => (out) {
+            zero = Constant <value_ints = [0]> ()
+            one = Constant <value_ints = [1]> ()
+            last = Constant <value_ints = [9223372036854775807]> ()
+            axis = Constant <value_ints = [2]> ()
+            length = Shape <start = 2, end = 3> (update)
+            end = Add (index, length)
+            before = Slice (cache, zero, index, axis)
+            after = Slice (cache, end, last, axis)
+            out = Concat <axis = 2> (before, update, after)
+        }""")
+    attention = onnx.parser.parse_function("""
+        <domain: "trt", opset_import: ["": 23]>
+        TRT_Attention (q, k, v, mask, query_lengths, length) => (out) {
+            zero = Constant <value_ints = [0]> ()
+            axis = Constant <value_ints = [2]> ()
+            keys = Slice (k, zero, length, axis)
+            values = Slice (v, zero, length, axis)
+            turned = Transpose <perm = [0, 1, 3, 2]> (keys)
+            logits = MatMul (q, turned)
+            weights = Softmax <axis = -1> (logits)
+            out = MatMul (weights, values)
+        }""")
+    return [update, attention]
+
+
+def run(model: onnx.ModelProto, bundle: Bundle, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    external_data_helper.load_external_data_for_model(model, str(bundle.path))
+    widen(model)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    wanted = {x.name for x in session.get_inputs()}
+    assert wanted <= {*inputs}
+    names = [x.name for x in session.get_outputs()]
+    return dict(zip(names, session.run(names, {name: inputs[name] for name in wanted}), strict=True))
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+@pytest.mark.parametrize("graph", ["denoiser", "context"])
+def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], graph: str, precision: str) -> None:
+    bundle = tiny[precision]
+    g, path = bundle.manifest.geometry, bundle.path / f"{graph}.onnx"
+    native = lower_ring(load_graph(path), g, "native")
+    kinds = [node.op_type for node in native.graph.node]
+    attentions = g.num_layers if graph == "denoiser" else g.num_layers - 1
+    assert kinds.count("TRT_KVCacheUpdate") == 2 * g.num_layers
+    assert kinds.count("TRT_Attention") == kinds.count("Attention") == attentions  # the latter: the prompt's
+    assert kinds.count("RotaryEmbedding") == g.num_layers + attentions
+    assert "KVRingWrite" not in kinds
+    shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in native.graph.input}
+    assert shapes["k.0"] == [1, g.num_heads, g.window * g.tokens, g.head_dim]
+    native.functions.extend(bodies())
+
+    inputs = probe_inputs(bundle.manifest, bundle.constants, graph, {})
+    found = from_native(run(inliner.inline_local_functions(native), bundle, to_native(inputs, g)), g)
+    expected = run(lower_ring(load_graph(path), g, "function"), bundle, inputs)
+    assert {*found} == {*expected}
+    tolerance = 1e-4 if precision == "bf16" else 2e-3  # E4M3 may round a last bit's difference to the other neighbour
+    for name in expected:
+        assert relative_error(found[name], expected[name]) < tolerance
+
+
+def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
+    """What lies in the ring behind them changes nothing."""
+    bundle = tiny["bf16"]
+    g, path = bundle.manifest.geometry, bundle.path / "denoiser.onnx"
+    inputs = to_native(probe_inputs(bundle.manifest, bundle.constants, "denoiser", {}), g)
+    inputs["attended"] = np.array([g.chunk_frames], np.int64)
+    velocities = []
+    for value in (0.0, 100.0):
+        for kind in "kv":
+            for i in range(g.num_layers):
+                inputs[f"{kind}.{i}"][:, :, g.chunk_frames * g.tokens :] = value
+        native = lower_ring(load_graph(path), g, "native")
+        native.functions.extend(bodies())
+        velocities.append(run(inliner.inline_local_functions(native), bundle, inputs)["velocity"])
+    np.testing.assert_array_equal(*velocities)
+
+
+def test_the_function_is_gone_and_every_node_has_a_name_of_its_own(tiny: dict[str, Bundle]) -> None:
+    bundle = tiny["bf16"]
+    for graph in ("denoiser", "context"):
+        for lowering in ("native", "function"):
+            model = lower_ring(load_graph(bundle.path / f"{graph}.onnx"), bundle.manifest.geometry, lowering)  # type: ignore[arg-type]
+            assert not model.functions
+            outputs = [name for node in model.graph.node for name in node.output]
+            assert len({*outputs}) == len(outputs)
+            read = {name for node in model.graph.node for name in node.input}
+            assert {x.name for x in model.graph.input} <= read
+            assert all(x.type.tensor_type.elem_type != TensorProto.UNDEFINED for x in model.graph.input)
+
+
+def test_a_graph_without_the_ring_stays_as_it_is(tiny: dict[str, Bundle]) -> None:
+    model = load_graph(tiny["bf16"].path / "video_decoder.onnx")
+    assert lower_ring(model, tiny["bf16"].manifest.geometry, "native") is model
+
+
+def test_the_phases_of_the_released_window(tiny: dict[str, Bundle]) -> None:
+    assert list(phases(tiny["bf16"].manifest.geometry)) == [3, 6, 7]
