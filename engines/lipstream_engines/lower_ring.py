@@ -23,6 +23,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
 Lowering = Literal["native", "function"]
 ATTENDED = "attended"
 """Input of a natively lowered graph: int64 [1], the frames that are attended."""
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 TRT = "trt"
 """Domain of the operators that TensorRT's parser adds to ONNX's."""
 
@@ -63,7 +64,8 @@ class _Native:
         self._constant("native.zero", [0])
         self._constant("native.one", [1])
         scale = 1 / math.sqrt(g.head_dim)
-        self.graph.initializer.append(helper.make_tensor("native.scale", TensorProto.FLOAT, [], [scale]))
+        for name, value in (("native.scale", scale), ("native.softmax", 1 / 448)):
+            self.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [value]))
         slot, cos_t, sin_t, cos_s, sin_s = writes[0].input[4:9]
         self._node("Mul", [slot, "native.tokens"], "native.index")
         self._node("Mul", [ATTENDED, "native.tokens"], "native.length")
@@ -93,16 +95,40 @@ class _Native:
             self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
         if attention is None:
             return False
-        self._turned(self._before_rotation(attention.input[0]), f"native.q.{layer}", dtype, scale="native.scale")
-        inputs = [f"native.q.{layer}", *write.output, "", "", "native.length"]
-        self._node("TRT_Attention", inputs, attention.output[0], domain=TRT)
+        q, out = self._before_rotation(attention.input[0]), attention.output[0]
         attention.output[0] = f"native.gone.{layer}"
+        pairs = [self._quantised(name) for name in attention.input[:3]]
+        if not all(pairs):
+            self._turned(q, f"native.q.{layer}", dtype, scale="native.scale")
+            inputs = [f"native.q.{layer}", *write.output, "", "", "native.length"]
+            self._node("TRT_Attention", inputs, out, domain=TRT)
+            return True
+        self._turned(q, f"native.q.{layer}", dtype)  # TRT_QuantizedAttention scales itself
+        inputs = [
+            self._pair(x, *scale)
+            for x, scale in zip((f"native.q.{layer}", *write.output), filter(None, pairs), strict=True)
+        ]
+        # Softmax gives at most 1, so 1/448 lets E4M3 reach it.
+        inputs += ["", "native.softmax", "", "native.length"]
+        self._node("TRT_QuantizedAttention", inputs, out, domain=TRT, normalization_quantize_to_type="fp8")
         return True
+
+    def _quantised(self, x: str) -> tuple[str, str] | None:
+        """Scale and zero of the quantise-dequantise pair behind an input of an attention; None where there is none."""
+        node = self.producer.get(x)
+        while node is not None and node.op_type == "Transpose":
+            node = self.producer.get(node.input[0])
+        return (node.input[1], node.input[2]) if node is not None and node.op_type == "DequantizeLinear" else None
+
+    def _pair(self, x: str, scale: str, zero: str) -> str:
+        self._node("QuantizeLinear", [x, scale, zero], f"{x}.e4m3")
+        self._node("DequantizeLinear", [f"{x}.e4m3", scale, zero], f"{x}.rounded")
+        return f"{x}.rounded"
 
     def _attention(self, node: NodeProto) -> NodeProto:
         """The attention behind `node`, past what only changes shape."""
         while node.op_type != "Attention":
-            if node.op_type not in ("Reshape", "Unsqueeze", "Transpose", "Cast"):
+            if node.op_type not in ("Reshape", "Unsqueeze", "Transpose", "Cast", *_PAIR):
                 raise LipStreamInternalError(f"{node.op_type} {node.name} stands between the ring and its attention")
             (node,) = self.consumers[node.output[0]]
         return node
@@ -114,7 +140,7 @@ class _Native:
             node = self.producer[q]
             passed.append(node.op_type)
             q = node.input[0]
-        body = [name for name in passed if name not in ("Transpose", "Cast")]
+        body = [name for name in passed if name not in ("Transpose", "Cast", *_PAIR)]
         if body != ["Reshape", "Concat", "Unsqueeze", "Sub", "Mul", "Gather", "Reshape"]:
             raise LipStreamInternalError(f"the rotation of Q is not what is exported today: {body}")
         return q

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .bundle import Parts, export_bundle, graph_modules, manifest_of
 from .parity import parity_report, require_parity
 from .precision import Sensitivity, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_module
-from .precision.calibration import SAMPLE, Method, largest_inputs
+from .precision.calibration import SAMPLE, Method, largest_inputs, largest_operands
 from .precision.sensitivity import BUDGET
 from .precision.widen import widen_bundle
 from .reference import reference
@@ -37,6 +37,7 @@ class Calibration:
     Attributes:
         method: of the largest input of a layer: "amax", or "percentile", which cuts one value in ten thousand.
         budget: relative error of the velocity that FP8 may add; the layers that would exceed it stay in BF16.
+        attention: self-attention in FP8, too (docs/precision.md says why not).
     """
 
     video: Path = SAMPLE / "face.mp4"
@@ -44,6 +45,7 @@ class Calibration:
     chunks: int = 6
     method: Method = "amax"
     budget: float = BUDGET
+    attention: bool = False
 
     def __post_init__(self) -> None:
         if self.chunks < 1:
@@ -137,7 +139,8 @@ def _in_precision(
     passes = record_passes(parts, bundle, c.chunks, video=c.video, audio=c.audio, progress=progress)
     largest = largest_inputs(rounded, passes, c.method)
     sensitivity = measure_sensitivity(rounded, passes, largest, budget=c.budget, progress=progress)
-    return replace(rounded, student=quantise(rounded.student, sensitivity.quantised)), sensitivity
+    operands = largest_operands(rounded, passes) if c.attention else None
+    return replace(rounded, student=quantise(rounded.student, sensitivity.quantised, operands)), sensitivity
 
 
 def _parity(parts: Parts, config: StudentConfig, bundle: Bundle) -> dict[str, Any]:

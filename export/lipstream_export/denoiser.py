@@ -20,10 +20,17 @@ class RingAttention:
     Args:
         write: (layer, k, v), K not yet rotated, each [c, T, H, D] -> the attended K and V, [valid, T, H, D].
         cos, sin: [c, T, D/2] of the chunk's own tokens.
+        student: whose attention it is; a module `operands` in a layer's `self_attn` rounds what is multiplied there.
     """
 
-    def __init__(self, write: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]], cos: Tensor, sin: Tensor) -> None:
-        self._write = write
+    def __init__(
+        self,
+        write: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+        cos: Tensor,
+        sin: Tensor,
+        student: CausalDiT,
+    ) -> None:
+        self._write, self._student = write, student
         self._frames = cos.shape[0]
         self._cos, self._sin = cos.flatten(0, 1)[:, None], sin.flatten(0, 1)[:, None]
 
@@ -34,7 +41,10 @@ class RingAttention:
         return k.flatten(0, 1)[None], v.flatten(0, 1)[None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(rotate(q, self._cos, self._sin), *self.leave(layer, k, v))
+        q = rotate(q, self._cos, self._sin)
+        k, v = self.leave(layer, k, v)
+        operands = getattr(self._student.layers[layer].self_attn, "operands", None)
+        return attention(*operands(q.to(v.dtype), k, v)) if operands else attention(q, k, v)
 
 
 class RingPass(nn.Module):
@@ -116,7 +126,7 @@ class RingPass(nn.Module):
             return k_out, v_out
 
         cos, sin = join_tables(x["rope_cos"], self.spatial_cos), join_tables(x["rope_sin"], self.spatial_sin)
-        attend = RingAttention(write, cos, sin)
+        attend = RingAttention(write, cos, sin, self.student)
         chunk = x["latent"], x["condition"], x["audio"]
         if self.context:
             self.student.context(*chunk, x["modulation"], text_kv, attend, attend.leave)

@@ -90,7 +90,8 @@ class TorchStream:
         def write(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             return self._ring.write(layer, rotate(k, self._cos[:, :, None], self._sin[:, :, None]), v)
 
-        return RingAttention(write, self._cos, self._sin)
+        assert self._student
+        return RingAttention(write, self._cos, self._sin, self._student)
 
     def _tensors(self, latent: Array, condition: Array, audio: Array) -> tuple[Tensor, Tensor, Tensor]:
         def tensor(x: Array) -> Tensor:

@@ -165,6 +165,7 @@ def build_parser() -> argparse.ArgumentParser:
     fp8.add_argument(
         "--method", choices=("amax", "percentile"), default="amax", help="of an input's range (default amax)"
     )
+    fp8.add_argument("--fp8-attention", action="store_true", help="the self-attention in fp8, too (default bf16)")
     fp8.add_argument(
         "--budget",
         type=float,
@@ -360,7 +361,9 @@ def _export(args: argparse.Namespace, _: _Report) -> None:
             fix="pip install 'lipstream[export]'",
         ) from error
     given = dict(zip(("video", "audio"), args.calibrate or (), strict=False))
-    calibration = Calibration(chunks=args.chunks, method=args.method, budget=args.budget, **given)
+    calibration = Calibration(
+        chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given
+    )
     export(  # prints what came of it
         args.source, args.output, precision=args.precision, calibration=calibration, json_output=args.json
     )

@@ -13,7 +13,7 @@ import torch
 from lipstream.errors import ConfigError, ParityError
 from toys import CONFIG, toy_student, toy_text
 
-from benchmarks import flatness, passes, ring, throughput
+from benchmarks import flatness, passes, precision, ring, throughput
 
 
 @pytest.mark.parametrize(("window", "sink"), [(7, 1), (8, 2), (10, 1), (6, 0)])
@@ -49,6 +49,16 @@ def test_ring(bundle: Path, tmp_path: Path) -> None:
     assert (case["exact"]["latent_frames"], case["steady"]["latent_frames"]) == (9, 10)
     assert case["exact"]["relative_difference"] < 1e-4
     assert case["exact"]["pass_ratio"]["n"] == 2
+
+
+def test_precision(bundle: Path, tmp_path: Path) -> None:
+    """Lower precision is off, and lower precision still more so; the exported graphs are as far off as PyTorch says."""
+    rows = {row["variant"]: row for row in run(precision, tmp_path, "--bundle", str(bundle), "--quick")["rows"]}
+    errors = {name: row["velocity at 0.999"] for name, row in rows.items()}
+    assert 0 < errors["bf16"] < errors["bf16 throughout"]
+    assert errors["bf16"] < errors["fp8, all layers"] < 0.2
+    assert errors["random, fp8, ONNX Runtime"] == pytest.approx(errors["random, fp8, all layers"], rel=0.5)
+    assert rows["bf16"]["mouth_psnr_db"] > rows["fp8, all layers"]["mouth_psnr_db"] > 20
 
 
 def test_throughput(bundle: Path, tmp_path: Path) -> None:

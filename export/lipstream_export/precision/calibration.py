@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -127,6 +128,30 @@ def _inputs(student: CausalDiT, seen: Callable[[str, Tensor], None]) -> Iterator
     finally:
         for handle in handles:
             handle.remove()
+
+
+class _Observer(nn.Module):
+    """Stands where `FP8Operands` will; notes the largest Q, K and V."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.amax = [0.0, 0.0, 0.0]
+
+    def forward(self, *qkv: Tensor) -> tuple[Tensor, ...]:
+        self.amax = [max(old, float(x.abs().max())) for old, x in zip(self.amax, qkv, strict=True)]
+        return qkv
+
+
+def largest_operands(parts: Parts, passes: Passes) -> list[list[float]]:
+    """The largest Q, K and V of every layer's self-attention over all `passes`."""
+    student = copy.deepcopy(parts.student)
+    assert student
+    observers = [_Observer() for _ in student.layers]
+    for block, observer in zip(student.layers, observers, strict=True):
+        block.self_attn.operands = observer
+    passes.play(TorchBackend.of(replace(parts, student=student), student.config).open_stream())
+    last = len(observers) - 1
+    return [observer.amax for i, observer in enumerate(observers) if i < last or any(observer.amax)]
 
 
 def largest_inputs(parts: Parts, passes: Passes, method: Method = "amax") -> dict[str, float]:

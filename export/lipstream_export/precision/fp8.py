@@ -9,7 +9,7 @@ ring's node (docs/precision.md).
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -64,10 +64,37 @@ class FP8Linear(nn.Module):
         if not torch.onnx.is_in_onnx_export():
             product = to_e4m3(x.to(dtype), self.input_scale).float() @ self.weight.float()
             return (product * (self.input_scale.float() * self.weight_scale.float())).to(dtype) + self.bias
-        x = _node("QuantizeLinear", (x.to(dtype), self.input_scale, self.input_zero), x, E4M3)
-        x = _node("DequantizeLinear", (x, self.input_scale, self.input_zero), x, dtype)
+        x = _pair(x.to(dtype), self.input_scale, self.input_zero)
         scaled = self.weight, self.weight_scale, self.weight_zero
         return x @ _node("DequantizeLinear", scaled, self.weight, dtype, axis=1) + self.bias
+
+
+class FP8Operands(nn.Module):
+    """Q, K and V of an attention rounded to E4M3, with one scale each: for TensorRT, an attention in FP8.
+
+    Args:
+        amax: the largest Q, K and V to hold.
+    """
+
+    scales: Tensor
+    zero: Tensor
+
+    def __init__(self, amax: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("scales", scale_of(torch.tensor(amax)))
+        self.register_buffer("zero", torch.zeros((), dtype=E4M3))
+
+    def forward(self, *qkv: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self._rounded(x, scale) for x, scale in zip(qkv, self.scales.unbind(), strict=True))
+
+    def _rounded(self, x: Tensor, scale: Tensor) -> Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return _pair(x, scale, self.zero)
+        return (to_e4m3(x, scale).float() * scale.float()).to(x.dtype)
+
+
+def _pair(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return _node("DequantizeLinear", (_node("QuantizeLinear", (x, scale, zero), x, E4M3), scale, zero), x, x.dtype)
 
 
 def _node(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.dtype, **attributes: Any) -> Tensor:
@@ -88,12 +115,19 @@ def linear_layers(student: CausalDiT) -> dict[str, Linear]:
     }
 
 
-def quantise(student: CausalDiT, amax: Mapping[str, float]) -> CausalDiT:
-    """A copy of `student` in which the layers that `amax` names are FP8; it gives the largest input of each."""
+def quantise(
+    student: CausalDiT, amax: Mapping[str, float], operands: Sequence[Sequence[float]] | None = None
+) -> CausalDiT:
+    """A copy of `student` in which the layers that `amax` names are FP8; it gives the largest input of each.
+
+    With `operands` the self-attention is, too: the largest Q, K and V of every layer.
+    """
     student = copy.deepcopy(student)
-    for name, largest in amax.items():
+    for block, largest in zip(student.layers, operands or (), strict=False):
+        block.self_attn.operands = FP8Operands(largest)
+    for name, reach in amax.items():
         parent, _, child = name.rpartition(".")
         layer = student.get_submodule(name)
         assert isinstance(layer, nn.Linear)
-        setattr(student.get_submodule(parent), child, FP8Linear(layer, largest))
+        setattr(student.get_submodule(parent), child, FP8Linear(layer, reach))
     return student
