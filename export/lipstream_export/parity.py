@@ -18,7 +18,7 @@ from lipstream_training.models import StudentConfig
 from .bundle import Parts
 from .torch_backend import TorchBackend
 
-TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 2e-3}
+TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 1e-2}
 """Of FP8: where the last bit of an input differs, E4M3 may round it to its other neighbour, 6 % away."""
 
 

@@ -169,8 +169,8 @@ def build_parser() -> argparse.ArgumentParser:
     fp8.add_argument(
         "--budget",
         type=float,
-        default=0.01,
-        help="relative error of the velocity that fp8 may add; layers beyond it stay in bf16 (default 0.01)",
+        default=0.02,
+        help="relative error of the velocity that fp8 may add; layers beyond it stay in bf16 (default 0.02)",
     )
     build = _command(
         commands,

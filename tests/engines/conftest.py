@@ -20,10 +20,11 @@ def needs_rig() -> None:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """The shipped bundle in bf16 and in fp8."""
+    """The shipped bundle in bf16, in fp8, and in fp8 with its attention."""
     from lipstream_export.command import Calibration, export
 
     folder: Path = tmp_path_factory.mktemp("tiny")
-    for precision in ("bf16", "fp8"):
-        export(Path("tiny"), folder / precision, precision=precision, calibration=Calibration(chunks=2))
-    return {precision: Bundle.load(folder / precision) for precision in ("bf16", "fp8")}
+    for name in ("bf16", "fp8", "fp8-attention"):
+        calibration = Calibration(chunks=1, attention=name == "fp8-attention")
+        export(Path("tiny"), folder / name, precision=name[:4].strip("-"), calibration=calibration)
+    return {path.name: Bundle.load(path) for path in sorted(folder.iterdir()) if path.is_dir()}

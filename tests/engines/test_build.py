@@ -85,11 +85,13 @@ def test_every_graph_is_built(built: dict[str, Any], folder: Path, tiny: dict[st
     assert "not verified yet" in said
 
 
-@pytest.mark.parametrize(("precision", "ring"), [("bf16", "function"), ("fp8", "native"), ("fp8", "function")])
+@pytest.mark.parametrize(
+    ("precision", "ring"), [("bf16", "function"), ("fp8", "native"), ("fp8", "function"), ("fp8-attention", "native")]
+)
 def test_every_precision_and_lowering_builds(
     needs_rig: None, tiny: dict[str, Bundle], tmp_path: Path, precision: str, ring: str
 ) -> None:
-    recipe = recipe_file(tmp_path / "mine.toml", precision=precision, ring=ring, optimization_level=1)
+    recipe = recipe_file(tmp_path / "mine.toml", precision=precision[:4].strip("-"), ring=ring, optimization_level=1)
     report = lipstream_json(
         "build", tiny[precision].path, "--recipe", recipe, "-o", tmp_path / "plans", "--cache", tmp_path / "cache"
     )

@@ -1,0 +1,91 @@
+#!/usr/bin/env python3
+"""Export a student of a released size with random weights, and build its engines: does TensorRT take it, at what cost?
+
+    python tests/engines/full_size.py export SIZE PRECISION FOLDER [--layers N]
+    python tests/engines/full_size.py build FOLDER RING          (with a TensorRT that builds)
+
+Prints JSON: seconds, peak memory of the process in GiB, megabytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+
+def peak() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+
+
+def export(size: str, precision: str, folder: Path, layers: int) -> dict[str, Any]:
+    """Products in bfloat16 from the start: the model never exists in float32."""
+    import torch
+    from lipstream_export.bundle import Parts, export_bundle
+    from lipstream_export.precision import quantise
+    from lipstream_export.precision.fp8 import linear_layers
+    from lipstream_training.models import CausalDiT
+    from lipstream_training.models.config import STUDENTS
+    from lipstream_training.models.layers import Conv3d, Linear
+
+    start = time.perf_counter()
+    config = STUDENTS[size] if not layers else replace(STUDENTS[size], num_layers=layers)
+    torch.set_default_dtype(torch.bfloat16)
+    student = CausalDiT(config).eval().requires_grad_(False)
+    torch.set_default_dtype(torch.float32)
+    for module in student.modules():
+        if not isinstance(module, Linear | Conv3d):
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                setattr(module, name, torch.nn.Parameter(parameter.float(), requires_grad=False))
+    shared = {f"time.{i}": torch.zeros(config.dim) for i in range(2)}
+    shared |= {f"modulation.{i}": torch.zeros(6, config.dim) for i in range(3)}
+    heads = (config.text_len, config.num_heads, config.head_dim)
+    shared |= {f"text_{kind}.{i}": torch.zeros(heads) for kind in "kv" for i in range(config.num_layers)}
+    if precision == "fp8":
+        student = quantise(student, dict.fromkeys(linear_layers(student), 8.0))
+    parts = Parts(student, model={"name": size}, shared=shared)
+    bundle = export_bundle(parts, config, folder, precision=precision)
+    size_ = sum(file["bytes"] for file in bundle.manifest.files.values())
+    return {"seconds": round(time.perf_counter() - start), "peak_gib": peak(), "mb": round(size_ / 1e6)}
+
+
+def build(folder: Path, ring: str) -> dict[str, Any]:
+    from lipstream.bundle import Bundle
+    from lipstream_engines.build import parse, profiles
+    from lipstream_engines.recipe import Recipe
+
+    bundle = Bundle.load(folder, verify=False)
+    recipe = Recipe("test", "", bundle.manifest.precision, ring=ring)  # type: ignore[arg-type]
+    found = {}
+    for graph in ("denoiser", "context"):
+        start = time.perf_counter()
+        parsed = parse(bundle, graph, recipe)
+        parsed.require(graph)
+        shapes = profiles(graph, bundle.manifest.geometry, recipe)
+        plan, _ = parsed.build(graph, recipe, shapes, b"", lambda *step: True)
+        seconds = round(time.perf_counter() - start)
+        found[graph] = {"seconds": seconds, "peak_gib": peak(), "mb": round(plan.nbytes / 1e6)}
+        del plan, parsed
+    return found
+
+
+if __name__ == "__main__":
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = options.add_subparsers(dest="command", required=True)
+    first = commands.add_parser("export")
+    first.add_argument("size", choices=("1.3b", "14b"))
+    first.add_argument("precision", choices=("bf16", "fp8"))
+    first.add_argument("folder", type=Path)
+    first.add_argument("--layers", type=int, default=0)
+    second = commands.add_parser("build")
+    second.add_argument("folder", type=Path)
+    second.add_argument("ring", choices=("native", "function"))
+    args = options.parse_args()
+    if args.command == "export":
+        print(json.dumps(export(args.size, args.precision, args.folder, args.layers)))
+    else:
+        print(json.dumps(build(args.folder, args.ring)))
