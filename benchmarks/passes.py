@@ -56,7 +56,7 @@ class Passes:
         def write_ring(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
             return self._ring.write(layer, rotate(k, self._cos[:, :, None], self._sin[:, :, None]), v)
 
-        attend = RingAttention(write_ring, self._cos, self._sin)
+        attend = RingAttention(write_ring, self._cos, self._sin, self._student)
         chunk = self._latent, self._condition, self._audio
         if step < len(self._times) - 1:
             self._student.denoise(*chunk, self._times[step], self._modulations[step], self._text_kv, attend)

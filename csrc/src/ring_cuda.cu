@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "lipstream/launch.cuh"
 #include "lipstream/ring_cuda.h"
 #include "lipstream/ring_kernels.cuh"
 
@@ -28,20 +29,17 @@ unsigned threads(const FrameShape& shape, int pairs) {
 }  // namespace
 
 template <typename Storage>
-cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, int64_t slot,
+cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, Slot slot,
                        const RopeTables& tables, const FrameShape& shape, cudaStream_t stream) {
-  Storage* const k_block = k_ring + shape.slot_offset(slot);
-  Storage* const v_block = v_ring + shape.slot_offset(slot);
   const auto rows = static_cast<unsigned>(shape.rows());
   const size_t angles = static_cast<size_t>(shape.head_dim) * sizeof(float);
   if (wide<Storage>({k_ring, v_ring, k, v}, shape)) {
     constexpr int kPairs = kWidePairs<Storage>;
-    ring_write_kernel<Storage, kPairs>
-        <<<rows, threads(shape, kPairs), angles, stream>>>(k_block, v_block, k, v, tables, shape);
-  } else {
-    ring_write_kernel<Storage, 1><<<rows, threads(shape, 1), angles, stream>>>(k_block, v_block, k, v, tables, shape);
+    return launch(ring_write_kernel<Storage, kPairs>, rows, threads(shape, kPairs), angles, stream, k_ring, v_ring, k, v,
+                  slot, tables, shape);
   }
-  return cudaGetLastError();
+  return launch(ring_write_kernel<Storage, 1>, rows, threads(shape, 1), angles, stream, k_ring, v_ring, k, v, slot,
+                tables, shape);
 }
 
 template <typename Storage>
@@ -63,21 +61,64 @@ cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolli
   const auto rows = static_cast<unsigned>(shape.rows());
   if (wide<Storage>({k_ring, sink_base}, shape)) {
     constexpr int kPairs = kWidePairs<Storage>;
-    ring_anchor_kernel<Storage, kPairs><<<rows, threads(shape, kPairs), 0, stream>>>(sink, sink_base, cos, sin, shape);
-  } else {
-    ring_anchor_kernel<Storage, 1><<<rows, threads(shape, 1), 0, stream>>>(sink, sink_base, cos, sin, shape);
+    return launch(ring_anchor_kernel<Storage, kPairs>, rows, threads(shape, kPairs), 0, stream, sink, sink_base, cos,
+                  sin, shape);
   }
-  return cudaGetLastError();
+  return launch(ring_anchor_kernel<Storage, 1>, rows, threads(shape, 1), 0, stream, sink, sink_base, cos, sin, shape);
+}
+
+namespace {
+
+E4M3Ring from_slot(E4M3Ring ring, int64_t slot, const FrameShape& shape) {
+  return {ring.codes + shape.slot_offset(slot), ring.scales + slot * shape.tokens * shape.heads};
+}
+
+}  // namespace
+
+template <typename Storage>
+cudaError_t ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, Slot slot,
+                            const RopeTables& tables, const FrameShape& shape, cudaStream_t stream) {
+  if (shape.row_size() > kLargestE4M3Row) return cudaErrorInvalidValue;
+  const size_t shared = static_cast<size_t>(shape.head_dim + 2 * shape.row_size() + 2 * shape.heads) * sizeof(float);
+  return launch(ring_write_e4m3_kernel<Storage>, static_cast<unsigned>(shape.rows()), threads(shape, 1), shared, stream,
+                k_ring, v_ring, k, v, slot, tables, shape);
+}
+
+cudaError_t ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_t slot, int64_t rolling,
+                           int64_t first, const FrameShape& shape, cudaStream_t stream) {
+  const FrameShape scales{shape.frames, shape.tokens, shape.heads, 1, 0};
+  const cudaError_t error =
+      ring_keep<uint8_t>(k_ring.codes, v_ring.codes, sink_base.codes, slot, rolling, first, shape, stream);
+  if (error != cudaSuccess) return error;
+  return ring_keep<float>(k_ring.scales, v_ring.scales, sink_base.scales, slot, rolling, first, scales, stream);
+}
+
+cudaError_t ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
+                             const FrameShape& shape, cudaStream_t stream) {
+  if (shape.row_size() > kLargestE4M3Row) return cudaErrorInvalidValue;
+  const size_t shared = static_cast<size_t>(shape.row_size() + shape.heads) * sizeof(float);
+  return launch(ring_anchor_e4m3_kernel, static_cast<unsigned>(shape.rows()), threads(shape, 1), shared, stream,
+                from_slot(k_ring, rolling, shape), sink_base, cos, sin, shape);
+}
+
+template <typename Storage>
+cudaError_t ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, cudaStream_t stream) {
+  return launch(ring_read_e4m3_kernel<Storage>, static_cast<unsigned>(shape.rows()), threads(shape, 1), 0, stream, to,
+                ring, shape);
 }
 
 #define LIPSTREAM_INSTANTIATE(Storage)                                                                                 \
-  template cudaError_t ring_write(Storage*, Storage*, const Storage*, const Storage*, int64_t, const RopeTables&,      \
+  template cudaError_t ring_write(Storage*, Storage*, const Storage*, const Storage*, Slot, const RopeTables&,      \
                                   const FrameShape&, cudaStream_t);                                                    \
   template cudaError_t ring_keep(const Storage*, Storage*, Storage*, int64_t, int64_t, int64_t, const FrameShape&,     \
                                  cudaStream_t);                                                                        \
   template cudaError_t ring_anchor(Storage*, const Storage*, int64_t, const float*, const float*, const FrameShape&,   \
-                                   cudaStream_t);
+                                   cudaStream_t);                                                                      \
+  template cudaError_t ring_write_e4m3(E4M3Ring, E4M3Ring, const Storage*, const Storage*, Slot, const RopeTables&, \
+                                       const FrameShape&, cudaStream_t);                                               \
+  template cudaError_t ring_read_e4m3(Storage*, E4M3Ring, const FrameShape&, cudaStream_t);
 LIPSTREAM_INSTANTIATE(float)
+LIPSTREAM_INSTANTIATE(__half)
 LIPSTREAM_INSTANTIATE(__nv_bfloat16)
 #undef LIPSTREAM_INSTANTIATE
 

@@ -12,7 +12,8 @@ Every function raises TypeError for an object or dtype, and ValueError for a sha
 unaligned, read-only, shared between arguments), that it cannot take. It then has written nothing.
 """
 
-from typing import TypeAlias, final
+from collections.abc import Sequence
+from typing import Any, TypeAlias, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,3 +89,34 @@ def ring_anchor(
     `cos`, `sin` [P] are the angles of the P temporal pairs for `RingPosition.shift`; the other pairs are copied. Always
     from `sink_base`, so rounding does not add up over a stream.
     """
+
+def ring_write_e4m3(
+    k_codes: NDArray[np.uint8],
+    k_scales: NDArray[np.float32],
+    v_codes: NDArray[np.uint8],
+    v_scales: NDArray[np.float32],
+    k: _Stored,
+    v: _Stored,
+    slot: int,
+    cos_t: _Angles,
+    sin_t: _Angles,
+    cos_s: _Angles,
+    sin_s: _Angles,
+) -> None:
+    """`ring_write` to a ring in FP8 (E4M3): codes [F, T, H, D] and a scale for each head of each token [F, T, H].
+
+    K is rotated, then rounded; a scale lets the largest of a head's values just reach 448.
+    """
+
+def ring_read_e4m3(to: _Stored, codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> None:
+    """The first frames of a ring in FP8 as numbers, `to` [n, T, H, D]."""
+
+def ring_call(tensors: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Any]:
+    """What the TensorRT plugin makes of its inputs, (type, shape) each, in the order of csrc's `ring_call.h`.
+
+    `chunk_frames`, `temporal_pairs`, `slots`, `last_slot`, and per output the input that it shares memory with.
+    Raises ValueError, which says what was found and expected.
+    """
+
+def e4m3(x: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """FP8 codes, to nearest and at most 448, of any shape."""

@@ -99,4 +99,17 @@ struct FrameShape {
   LIPSTREAM_HD constexpr int64_t spatial_offset(int64_t row) const { return row % tokens * spatial_pairs(); }
 };
 
+// Where a chunk is written: known on the host, or in a place on the device that a captured graph reads anew each time.
+// From the device's, what does not lie within the ring writes nothing.
+struct Slot {
+  const int64_t* address;  // null: `value` holds
+  int64_t value;
+  int64_t last;  // largest that fits
+
+  LIPSTREAM_HD constexpr Slot(int64_t known) : address(nullptr), value(known), last(known) {}
+  LIPSTREAM_HD constexpr Slot(const int64_t* place, int64_t largest) : address(place), value(0), last(largest) {}
+  LIPSTREAM_HD constexpr int64_t get() const { return address ? *address : value; }
+  LIPSTREAM_HD constexpr bool fits(int64_t slot) const { return slot >= 0 && slot <= last; }
+};
+
 }  // namespace lipstream

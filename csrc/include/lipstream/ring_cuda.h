@@ -1,5 +1,5 @@
 // Launchers of the ring's CUDA kernels: raw device pointers, a stream, no synchronisation, fit for graph capture.
-// Storage is float or __nv_bfloat16. Arguments are trusted: bindings check them. K and V pointers must be aligned to
+// Storage is float, __half or __nv_bfloat16. Arguments are trusted: bindings check them. K and V pointers must be aligned to
 // one pair (2 elements); at 16 bytes and with a head of whole 16-byte words, accesses are 16 bytes wide.
 #pragma once
 
@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "lipstream/e4m3.h"
 #include "lipstream/ring.h"
 #include "lipstream/rope.h"
 
@@ -15,7 +16,7 @@ namespace lipstream::cuda {
 
 // See ring_cpu.h for what each does. The result is the launch's error.
 template <typename Storage>
-cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, int64_t slot,
+cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, Slot slot,
                        const RopeTables& tables, const FrameShape& shape, cudaStream_t stream);
 
 template <typename Storage>
@@ -25,5 +26,21 @@ cudaError_t ring_keep(const Storage* k_ring, Storage* v_ring, Storage* sink_base
 template <typename Storage>
 cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
                         const FrameShape& shape, cudaStream_t stream);
+
+// The same for a ring in FP8. A row of K and V in float32 goes through shared memory, so H * D is at most 5632.
+template <typename Storage>
+cudaError_t ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, Slot slot,
+                            const RopeTables& tables, const FrameShape& shape, cudaStream_t stream);
+
+cudaError_t ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_t slot, int64_t rolling,
+                           int64_t first, const FrameShape& shape, cudaStream_t stream);
+
+cudaError_t ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
+                             const FrameShape& shape, cudaStream_t stream);
+
+template <typename Storage>
+cudaError_t ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, cudaStream_t stream);
+
+constexpr int64_t kLargestE4M3Row = 5632;
 
 }  // namespace lipstream::cuda

@@ -44,4 +44,47 @@ inline void store(BFloat16& to, float value) {
   to.bits = static_cast<uint16_t>(nan ? 0x7fffu : rounded);
 }
 
+// float16 on the CPU: IEEE 754 binary16.
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float load(Float16 x) {
+  const uint32_t sign = static_cast<uint32_t>(x.bits & 0x8000u) << 16, size = x.bits & 0x7fffu;
+  uint32_t bits = size << 13;
+  if (size >= 0x7c00u) {
+    bits += (255u - 31u) << 23;  // infinity and NaN
+  } else if (size >= 0x0400u) {
+    bits += (127u - 15u) << 23;
+  } else {  // multiples of 2^-24
+    const float value = static_cast<float>(size) * 0x1p-24f;
+    std::memcpy(&bits, &value, sizeof bits);
+  }
+  bits |= sign;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline void store(Float16& to, float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
+  uint32_t half;
+  if (size > 0x7f800000u) {
+    half = 0x7fffu;  // NaN, as CUDA gives it
+  } else if (size >= 0x477ff000u) {
+    half = 0x7c00u;  // rounds to infinity
+  } else if (size >= 0x38800000u) {
+    half = (size + 0xfffu + (size >> 13 & 1u) - ((127u - 15u) << 23)) >> 13;
+  } else {  // multiples of 2^-24, which the last bits of 0.5 + x count
+    float magnitude;
+    std::memcpy(&magnitude, &size, sizeof magnitude);
+    magnitude += 0.5f;
+    std::memcpy(&half, &magnitude, sizeof half);
+    half -= 0x3f000000u;
+  }
+  to.bits = static_cast<uint16_t>(sign | half);
+}
+
 }  // namespace lipstream

@@ -1,0 +1,17 @@
+// Starts a kernel. A function of its own, so that tests can run the same launchers on a CPU.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+namespace lipstream::cuda {
+
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
+                   Arguments... arguments) {
+  kernel<<<blocks, threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  return cudaGetLastError();
+}
+
+}  // namespace lipstream::cuda
