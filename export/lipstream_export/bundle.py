@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
 from lipstream.errors import ConfigError
-from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig
+from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig, WanVAE
 from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLE_RATE, SAMPLES_PER_FRAME
 from safetensors.torch import save as safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from .audio import AudioEncoder
 from .denoiser import FOLDED, RingPass, dynamic_shapes, stream_constants
 from .lower import PLACES, WEIGHTS, WeightFile, save, to_onnx
-from .video import VideoDecoder, VideoEncoder
+from .video import Codec, VideoDecoder, VideoEncoder
+
+_HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
+"""How the names of a half's weights begin; conv1 and conv2 are the Wan VAE's."""
 
 
 @dataclass
@@ -30,7 +33,8 @@ class Parts:
     Attributes:
         student: the causal DiT; text: its prompt embedding [text_len, text_dim]. shared: instead of the text, the
             constants that were computed from it (of an exported bundle).
-        taehv: the video autoencoder. speech: what turns sound into the student's audio features.
+        taehv, wan: video autoencoders; `encoder` and `decoder` name the one that does each half.
+        speech: what turns sound into the student's audio features.
         masks: float32 `pixel` [H, W] (1 = keep), `latent` [h, w] (1 = keep), `composite` [H, W] in [0, 1].
         model: name, description, licence: goes into the manifest.
     """
@@ -42,6 +46,19 @@ class Parts:
     masks: dict[str, Tensor] | None = None
     model: dict[str, Any] | None = None
     shared: dict[str, Tensor] | None = None
+    wan: WanVAE | None = None
+    encoder: str = "taehv"
+    decoder: str = "taehv"
+
+    def codec(self, half: str) -> Codec | None:
+        """The video autoencoder that does `half`, "encoder" or "decoder"."""
+        codecs: dict[str, Codec | None] = {"taehv": self.taehv, "wan": self.wan}
+        return codecs[getattr(self, half)]
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The models that there are, by the name of their part."""
+        found = {"student": self.student, "taehv": self.taehv, "wan": self.wan, "speech": self.speech}
+        return {name: module for name, module in found.items() if module is not None}
 
     def constants(self) -> dict[str, Tensor]:
         """The tensors that all streams share."""
@@ -55,9 +72,13 @@ class Parts:
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the graphs compute with, by the name of their part and their own."""
-        modules = {"student": self.student, "taehv": self.taehv, "speech": self.speech}
-        named = {f"{part}.{name}": x for part, m in modules.items() if m for name, x in m.state_dict().items()}
-        return {name: x for name, x in named.items() if not FOLDED.search(name)}
+        halves = [f"{getattr(self, half)}.{start}" for half, starts in _HALVES.items() for start in starts]
+        named = {f"{part}.{name}": x for part, m in self.modules().items() for name, x in m.state_dict().items()}
+        return {
+            name: x
+            for name, x in named.items()
+            if not FOLDED.search(name) and (not name.startswith(("taehv.", "wan.")) or name.startswith(tuple(halves)))
+        }
 
 
 def student_config(fields: dict[str, Any]) -> StudentConfig:
@@ -100,7 +121,7 @@ def geometry(config: StudentConfig) -> Geometry:
     )
 
 
-def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Module]:
+def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, nn.Module]:
     """The module behind each graph that a bundle of these parts has, by the graph's name.
 
     Raises:
@@ -109,21 +130,26 @@ def graph_modules(parts: Parts, config: StudentConfig) -> dict[str, torch.nn.Mod
     if parts.student:
         check_sizes(config)
     shape = geometry(config)
-    graphs: dict[str, torch.nn.Module] = {}
+    graphs: dict[str, nn.Module] = {}
     if parts.student:
         graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
     if parts.speech:
         graphs["audio_encoder"] = AudioEncoder(parts.speech, shape.video_frames)
-    if parts.taehv:
-        graphs["video_encoder"] = VideoEncoder(parts.taehv, shape.video_frames, shape.crop_size)
-        graphs["video_decoder"] = VideoDecoder(parts.taehv, shape.chunk_frames, shape.crop_size)
+    if encoder := parts.codec("encoder"):
+        graphs["video_encoder"] = VideoEncoder(encoder, shape.video_frames, shape.crop_size)
+    if decoder := parts.codec("decoder"):
+        graphs["video_decoder"] = VideoDecoder(decoder, shape.chunk_frames, shape.crop_size)
     return graphs
 
 
 def manifest_of(parts: Parts, config: StudentConfig, precision: str = "fp32") -> Manifest:
     """The manifest of a bundle of these parts, before it has files."""
-    parameters = sum(p.numel() for m in (parts.student, parts.taehv, parts.speech) if m for p in m.parameters())
-    sizes = {"config": asdict(config)} | ({"taehv": asdict(parts.taehv.config)} if parts.taehv else {})
+    parameters = sum(p.numel() for module in parts.modules().values() for p in module.parameters())
+    sizes: dict[str, Any] = {"config": asdict(config)}
+    if parts.taehv:
+        sizes["taehv"] = asdict(parts.taehv.config)
+    if parts.wan:
+        sizes |= {"wan": asdict(parts.wan.config), "encoder": parts.encoder, "decoder": parts.decoder}
     return Manifest(
         model={"parameters": parameters, **(parts.model or {}), **sizes},
         geometry=geometry(config),

@@ -147,7 +147,7 @@ def _parity(parts: Parts, config: StudentConfig, bundle: Bundle) -> dict[str, An
     """ONNX Runtime against PyTorch. Below float32 both in float32, with the rounded weights: see `precision.widen`."""
     if bundle.manifest.precision == "fp32":
         return parity_report(parts, config, bundle)
-    wide = replace(parts, student=_wide(parts.student), taehv=_wide(parts.taehv))
+    wide = replace(parts, student=_wide(parts.student), taehv=_wide(parts.taehv), wan=_wide(parts.wan))
     with tempfile.TemporaryDirectory() as folder:
         return parity_report(wide, config, widen_bundle(bundle, Path(folder) / "bundle"), bundle.manifest.precision)
 

@@ -44,10 +44,7 @@ def load_source(source: Path) -> tuple[Parts, StudentConfig]:
 def parts_of_bundle(bundle: Bundle) -> tuple[Parts, StudentConfig]:
     """The parts of a float32 bundle; what acts through its constants alone is there as these."""
     backend = TorchBackend(bundle)
-    masks = {name.removeprefix("mask."): x for name, x in backend.constants.items() if name.startswith("mask.")}
-    shared = {name: x for name, x in backend.constants.items() if not name.startswith("mask.")}
-    model = dict(bundle.manifest.model)
-    return Parts(backend.student, None, backend.taehv, backend.speech, masks, model, shared), backend.config
+    return backend.parts, backend.config
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:

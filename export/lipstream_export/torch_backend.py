@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import torch
 from lipstream.backends.base import Array
 from lipstream.bundle import REBUILD, Bundle
 from lipstream.errors import BackendError
-from lipstream_training.models import TAEHV, CausalDiT, KVRing, SpeechEncoder, StudentConfig, TAEHVConfig
+from lipstream_training.models import (
+    TAEHV,
+    CausalDiT,
+    KVRing,
+    SpeechEncoder,
+    StudentConfig,
+    TAEHVConfig,
+    WanVAE,
+    WanVAEConfig,
+)
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 
 from .audio import AudioEncoder
 from .bundle import Parts, student_config
-from .denoiser import FOLDED, RingAttention
+from .denoiser import RingAttention
 from .lower import PLACES, WEIGHTS, read_weight
 from .video import VideoDecoder, VideoEncoder
 
@@ -25,11 +35,12 @@ class TorchStream:
 
     def __init__(self, backend: TorchBackend) -> None:
         self._config = config = backend.config
-        self._student, self._constants = backend.student, backend.constants
+        parts = backend.parts
+        self._student, self._constants = parts.student, backend.constants
         size = config.crop_size
         frames = config.temporal * config.chunk_frames
-        if backend.speech:
-            self._audio = AudioEncoder(backend.speech, frames)
+        if parts.speech:
+            self._audio = AudioEncoder(parts.speech, frames)
         if self._student:
             weight = self._student.patch_embedding.weight
             self._device = weight.device
@@ -37,11 +48,12 @@ class TorchStream:
             self._text = [(text[f"text_k.{i}"], text[f"text_v.{i}"]) for i in range(config.num_layers)]
             self._ring = KVRing(config, dtype=weight.dtype, device=str(weight.device))
             self._spatial = spatial_angles(config.grid, config.head_dim)
-        if backend.taehv:
-            self._encoder = VideoEncoder(backend.taehv, frames, size)
-            self._decoder = VideoDecoder(backend.taehv, config.chunk_frames, size)
-            self._encoder_memory: list[Tensor] = backend.taehv.encoder_memory(2, *size)
-            self._decoder_memory: list[Tensor] = backend.taehv.decoder_memory(1, *size)
+        if encoder := parts.codec("encoder"):
+            self._encoder = VideoEncoder(encoder, frames, size)
+            self._encoder_memory: list[Tensor] = encoder.encoder_memory(2, *size)
+        if decoder := parts.codec("decoder"):
+            self._decoder = VideoDecoder(decoder, config.chunk_frames, size)
+            self._decoder_memory: list[Tensor] = decoder.decoder_memory(1, *size)
 
     @torch.inference_mode()
     def encode_audio(self, samples: Array) -> Array:
@@ -123,46 +135,48 @@ class TorchBackend:
             raise BackendError(f"{bundle.path} has no {PLACES}, from which PyTorch gets its weights", fix=REBUILD)
         model = bundle.manifest.model
         config = student_config(model["config"])
-        student = taehv = None
-        if "denoiser.onnx" in bundle.manifest.files:
-            student = CausalDiT(config)
-            _load(student, bundle, "student")
-        if "taehv" in model:
-            taehv = TAEHV(TAEHVConfig(**{**model["taehv"], "decoder_widths": tuple(model["taehv"]["decoder_widths"])}))
-            _load(taehv, bundle, "taehv")
-        speech = None
-        if "audio_encoder.onnx" in bundle.manifest.files:
-            speech = SpeechEncoder()
-            _load(speech, bundle, "speech")
+        graphs = bundle.manifest.graphs
         constants = {name: torch.from_numpy(x) for name, x in bundle.constants.items()}
-        self._set(config, student, taehv, speech, constants)
+        masks = {name.removeprefix("mask."): x for name, x in constants.items() if name.startswith("mask.")}
+        parts = Parts(
+            student=CausalDiT(config) if "denoiser" in graphs else None,
+            taehv=TAEHV(TAEHVConfig(**_sizes(model["taehv"]))) if "taehv" in model else None,
+            wan=WanVAE(WanVAEConfig(**_sizes(model["wan"]))) if "wan" in model else None,
+            speech=SpeechEncoder() if "audio_encoder" in graphs else None,
+            encoder=model.get("encoder", "taehv"),
+            decoder=model.get("decoder", "taehv"),
+            masks=masks,
+            shared={name: x for name, x in constants.items() if not name.startswith("mask.")},
+            model=dict(model),
+        )
+        _load(parts, bundle)
+        self._set(parts, config)
 
     @classmethod
     def of(cls, parts: Parts, config: StudentConfig) -> TorchBackend:
         """The backend of models that are in memory already."""
         backend = cls.__new__(cls)
-        backend._set(config, parts.student, parts.taehv, parts.speech, parts.constants())
+        backend._set(parts, config)
         return backend
 
-    def _set(
-        self,
-        config: StudentConfig,
-        student: CausalDiT | None,
-        taehv: TAEHV | None,
-        speech: SpeechEncoder | None,
-        constants: dict[str, Tensor],
-    ) -> None:
-        self.config, self.constants = config, constants
-        self.student, self.taehv = student and student.eval(), taehv and taehv.eval()
-        self.speech = speech and speech.eval()
+    def _set(self, parts: Parts, config: StudentConfig) -> None:
+        self.parts, self.config, self.constants = parts, config, parts.constants()
+        for module in parts.modules().values():
+            module.eval()
 
     def open_stream(self) -> TorchStream:
         return TorchStream(self)
 
 
-def _load(module: torch.nn.Module, bundle: Bundle, part: str) -> None:
-    """Give `module` its weights; those that act through the constants alone stay as they are."""
+def _sizes(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a config that `dataclasses.asdict` took apart, after a way through JSON."""
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
+
+
+def _load(parts: Parts, bundle: Bundle) -> None:
+    """Give the models their weights; those that act through the constants alone, or in no graph, stay as they are."""
     places = json.loads(bundle.file(PLACES).read_text())
     data = np.memmap(bundle.file(WEIGHTS), np.uint8, "r")
-    names = [name for name in module.state_dict() if not FOLDED.search(name)]
-    module.load_state_dict({name: read_weight(data, places[f"{part}.{name}"]) for name in names}, strict=False)
+    for part, module in parts.modules().items():
+        names = [name for name in module.state_dict() if f"{part}.{name}" in places]
+        module.load_state_dict({name: read_weight(data, places[f"{part}.{name}"]) for name in names}, strict=False)

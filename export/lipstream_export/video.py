@@ -1,10 +1,12 @@
-"""The video_encoder and video_decoder graphs: one chunk per call through TAEHV, memories in and out."""
+"""The video_encoder and video_decoder graphs: one chunk per call through a codec, memories in and out."""
 
 from __future__ import annotations
 
 import torch
-from lipstream_training.models import TAEHV
+from lipstream_training.models import TAEHV, WanVAE
 from torch import Tensor, nn
+
+Codec = TAEHV | WanVAE
 
 
 class VideoEncoder(nn.Module):
@@ -17,39 +19,39 @@ class VideoEncoder(nn.Module):
     kept are mid-grey (0 in the [-1, 1] convention of the released model).
     """
 
-    def __init__(self, taehv: TAEHV, frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, codec: Codec, frames: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.taehv, self.frames, self.size = taehv, frames, size
-        memories = range(len(taehv.encoder_memory(2, *size)))
+        self.codec, self.frames, self.size = codec, frames, size
+        memories = range(len(codec.encoder_memory(2, *size)))
         self.input_names = ["frames", "mask", *(f"memory.{i}" for i in memories)]
         self.output_names = ["latents", *(f"memory_out.{i}" for i in memories)]
 
     def example(self) -> tuple[Tensor, ...]:
         frames = torch.zeros(self.frames, 3, *self.size)
-        return frames, torch.ones(self.size), *self.taehv.encoder_memory(2, *self.size)
+        return frames, torch.ones(self.size), *self.codec.encoder_memory(2, *self.size)
 
     def forward(self, frames: Tensor, mask: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
         both = torch.stack([frames, (frames - 0.5) * mask + 0.5])
-        latents, after = self.taehv.encode(both, memory)
+        latents, after = self.codec.encode(both, memory)
         return latents.transpose(1, 2).float(), *after
 
 
 class VideoDecoder(nn.Module):
     """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, s h, s w] in [0, 1], memories."""
 
-    def __init__(self, taehv: TAEHV, latent_frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, codec: Codec, latent_frames: int, size: tuple[int, int]) -> None:
         super().__init__()
-        self.taehv, self.latent_frames, self.size = taehv, latent_frames, size
-        memories = range(len(taehv.decoder_memory(1, *size)))
+        self.codec, self.latent_frames, self.size = codec, latent_frames, size
+        memories = range(len(codec.decoder_memory(1, *size)))
         self.input_names = ["latent", *(f"memory.{i}" for i in memories)]
         self.output_names = ["frames", *(f"memory_out.{i}" for i in memories)]
 
     def example(self) -> tuple[Tensor, ...]:
         height, width = self.size
-        channels, spatial = self.taehv.config.latent_channels, self.taehv.config.spatial
+        channels, spatial = self.codec.config.latent_channels, self.codec.config.spatial
         latent = torch.zeros(channels, self.latent_frames, height // spatial, width // spatial)
-        return latent, *self.taehv.decoder_memory(1, height, width)
+        return latent, *self.codec.decoder_memory(1, height, width)
 
     def forward(self, latent: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
-        frames, after = self.taehv.decode(latent.transpose(0, 1)[None], memory)
+        frames, after = self.codec.decode(latent.transpose(0, 1)[None], memory)
         return frames[0].float(), *after

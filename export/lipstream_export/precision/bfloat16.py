@@ -28,7 +28,13 @@ def to_bfloat16(parts: Parts) -> Parts:
     spectra, and is no work.
     """
     shared = {name: x for name, x in parts.constants().items() if not name.startswith("mask.")}
-    return replace(parts, student=_rounded(parts.student), taehv=_rounded(parts.taehv), shared=shared)
+    return replace(
+        parts,
+        student=_rounded(parts.student),
+        taehv=_rounded(parts.taehv),
+        wan=_rounded(parts.wan),
+        shared=shared,
+    )
 
 
 def _rounded(module: _M | None) -> _M | None:

@@ -6,6 +6,7 @@ from .dit import CausalDiT
 from .ring import KVRing, RingGeometry
 from .speech import SpeechEncoder
 from .taehv import TAEHV
+from .wan_vae import WanVAE, WanVAEConfig
 
 __all__ = [
     "STUDENTS",
@@ -17,4 +18,6 @@ __all__ = [
     "SpeechEncoder",
     "StudentConfig",
     "TAEHVConfig",
+    "WanVAE",
+    "WanVAEConfig",
 ]

@@ -1,0 +1,79 @@
+"""A bundle with the Wan VAE, or with one half of it: other graphs under the same names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from exported import Exported
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.bundle import Bundle
+from lipstream_export.bundle import Parts, export_bundle
+from lipstream_export.parity import parity_report, require_parity
+from lipstream_export.precision import to_bfloat16
+from lipstream_export.source import load_source
+from lipstream_training.models import TAEHV, WanVAE, WanVAEConfig
+from toys import CONFIG, TAEHV_CONFIG, randomise, toy_taehv
+
+CHANNELS = CONFIG.latent_channels
+SIZES = replace(CONFIG, spatial=8)
+
+
+def video_parts(encoder: str, decoder: str) -> Parts:
+    torch.manual_seed(0)
+    wan = WanVAE(WanVAEConfig(dim=4, latent_channels=CHANNELS)).eval().requires_grad_(False)
+    randomise(wan)
+    masks = {"pixel": torch.ones(SIZES.crop_size)}
+    masks["pixel"][SIZES.crop_size[0] // 2 :] = 0
+    return Parts(taehv=toy_taehv(TAEHV_CONFIG), wan=wan, encoder=encoder, decoder=decoder, masks=masks)
+
+
+@pytest.fixture(scope="module", params=[("wan", "wan"), ("wan", "taehv"), ("taehv", "wan")], ids="-".join)
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    parts = video_parts(*request.param)
+    return Exported(parts, SIZES, export_bundle(parts, SIZES, tmp_path_factory.mktemp("wan") / "bundle"))
+
+
+def test_onnx_runtime_agrees_with_pytorch(exported: Exported) -> None:
+    report = parity_report(exported.parts, exported.config, exported.bundle)
+    require_parity(report)
+    assert {*report["graphs"]} == {"video_encoder", "video_decoder"}
+
+
+def test_pytorch_finds_its_weights_in_the_bundle(exported: Exported) -> None:
+    parts, config = load_source(exported.bundle.path)
+    assert (parts.encoder, parts.decoder) == (exported.parts.encoder, exported.parts.decoder)
+    require_parity(parity_report(parts, config, exported.bundle))
+
+
+def test_the_unused_half_is_not_stored(exported: Exported, tmp_path: Path) -> None:
+    names = {*exported.parts.weights()}
+    for half in ("encoder", "decoder"):
+        for codec in ("taehv", "wan"):
+            used = getattr(exported.parts, half) == codec
+            assert any(name.startswith(f"{codec}.{half}.") for name in names) == used
+
+
+def test_each_half_has_its_codec() -> None:
+    parts = video_parts("wan", "wan")
+    codec = parts.codec("encoder")
+    assert isinstance(codec, WanVAE)
+    assert isinstance(replace(parts, encoder="taehv").codec("encoder"), TAEHV)
+
+
+def test_in_bfloat16_the_memories_are(exported: Exported, tmp_path: Path) -> None:
+    rounded = to_bfloat16(exported.parts)
+    bundle = export_bundle(rounded, exported.config, tmp_path / "bf16", precision="bf16")
+    assert Bundle.load(bundle.path).manifest.precision == "bf16"
+
+
+def test_streams_do_not_share_their_beginning(exported: Exported) -> None:
+    backend = OnnxRuntimeBackend(exported.bundle)
+    frames = np.random.default_rng(0).random((12, 3, *SIZES.crop_size), np.float32)
+    first, second = backend.open_stream(), backend.open_stream()
+    before = first.encode_video(frames)
+    first.encode_video(frames)
+    np.testing.assert_array_equal(second.encode_video(frames), before)

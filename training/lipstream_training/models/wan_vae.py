@@ -1,0 +1,339 @@
+"""The video autoencoder of Wan 2.1 (Apache-2.0), causal in time and carried on: 4 frames <-> 1 latent frame.
+
+The released code feeds it the first frame alone and then four at a time, and keeps a cache in every convolution. Here a
+call takes whole latent frames, any number of them, and memories go in and come out. The stream's first latent frame
+stands for one video frame, which is the last of its four; the three before it are not seen (encoding) or to be dropped
+(decoding). A call knows by its first memory, 0 or 1, whether it begins a stream. Then, as in the released code:
+
+* convolutions see zeros before the first frame;
+* where time is halved or doubled, the first frame passes by the temporal convolution (and does not count as the past of
+  the one that doubles).
+
+Module names are those of the released weights. Norms are computed in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .layers import Conv2d, Conv3d
+
+TEMPORAL = 4
+MEAN = (
+    *(-0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508),
+    *(0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921),
+)
+STD = (
+    *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
+    *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
+)
+"""Of the latents, per channel: they are normalised on encoding and back on decoding."""
+
+
+@dataclass(frozen=True)
+class WanVAEConfig:
+    """Sizes; the defaults are those of the released ``Wan2.1_VAE``.
+
+    Attributes:
+        dim: channels of the first stage. widths: of the stages, in units of `dim`. blocks: residual blocks of an
+            encoder's stage (a decoder's has one more). downsample: whether a stage's end halves time, too.
+    """
+
+    dim: int = 96
+    latent_channels: int = 16
+    widths: tuple[int, ...] = (1, 2, 4, 4)
+    blocks: int = 2
+    downsample: tuple[bool, ...] = (False, True, True)
+
+    @property
+    def spatial(self) -> int:
+        """Pixels of a latent's pixel."""
+        return 1 << len(self.downsample)
+
+    @classmethod
+    def of(cls, weights: Mapping[str, Tensor]) -> WanVAEConfig:
+        """The sizes that weights have."""
+        dim, channels = weights["encoder.conv1.weight"].shape[0], weights["conv2.weight"].shape[0]
+        widths: list[int] = []
+        downsample: list[bool] = []
+        blocks = layer = 0
+        while True:
+            name = f"encoder.downsamples.{layer}"
+            if f"{name}.residual.6.weight" in weights:
+                width = weights[f"{name}.residual.6.weight"].shape[0] // dim
+                blocks += not downsample
+                widths[len(downsample) :] = [width]
+            elif f"{name}.resample.1.weight" in weights:
+                downsample.append(f"{name}.time_conv.weight" in weights)
+            else:
+                return cls(dim, channels, tuple(widths), blocks, tuple(downsample))
+            layer += 1
+
+
+class _Call:
+    """One call's memories: handed out in the order of the layers, and collected again."""
+
+    def __init__(self, memory: Sequence[Tensor]) -> None:
+        self._started, *rest = memory
+        self._past = iter(rest)
+        self.after = [0 * self._started + 1]
+
+    def hide(self, x: Tensor, frames: int) -> Tensor:
+        """`x` [B, C, T, H, W] with the first `frames` of a stream zero."""
+        if not frames:
+            return x
+        known = (torch.arange(x.shape[2], device=x.device) >= frames).to(x.dtype)
+        kept: Tensor = x * torch.maximum(known, self._started.to(x.dtype))[:, None, None]
+        return kept
+
+    def first(self, x: Tensor, passed: Tensor, frame: int) -> Tensor:
+        """`x` [B, C, T, H, W], but `frame` of a stream's first call from `passed`."""
+        here = (torch.arange(x.shape[2], device=x.device) == frame) & (self._started < 0.5)
+        return torch.where(here[:, None, None], passed, x)
+
+    def extend(self, x: Tensor, keep: int) -> Tensor:
+        """`x` with what came before it in front; its last `keep` frames are left for the next call."""
+        past = next(self._past)
+        x = torch.cat([past, x.to(past.dtype)], dim=2)
+        self.after.append(x[:, :, -keep:])
+        return x
+
+
+class CausalConv3d(Conv3d):
+    """Three frames see the last of them; height and width are padded with zeros."""
+
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__(n_in, n_out, 3, padding=(0, 1, 1))
+
+    def run(self, x: Tensor, call: _Call, lead: int) -> Tensor:
+        return cast(Tensor, self(call.extend(call.hide(x, lead), 2)))
+
+
+class RMSNorm(nn.Module):
+    """Every pixel's channels divided by their root mean square."""
+
+    def __init__(self, dim: int, axes: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(dim, *[1] * axes))
+
+    def forward(self, x: Tensor) -> Tensor:
+        size = x.shape[1] ** 0.5
+        return cast(Tensor, (F.normalize(x.float(), dim=1) * size * self.gamma.float()).to(x.dtype))
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, n_in: int, n_out: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            RMSNorm(n_in, 3),
+            nn.SiLU(),
+            CausalConv3d(n_in, n_out),
+            RMSNorm(n_out, 3),
+            nn.SiLU(),
+            nn.Dropout(0.0),
+            CausalConv3d(n_out, n_out),
+        )
+        self.shortcut = Conv3d(n_in, n_out, 1) if n_in != n_out else nn.Identity()
+
+    def run(self, x: Tensor, call: _Call, lead: int) -> Tensor:
+        y = x
+        for layer in self.residual:
+            y = layer.run(y, call, lead) if isinstance(layer, CausalConv3d) else layer(y)
+        return cast(Tensor, y + self.shortcut(x))
+
+
+class AttentionBlock(nn.Module):
+    """Attention of one head among the pixels of a frame."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(dim, 2)
+        self.to_qkv = Conv2d(dim, 3 * dim, 1)
+        self.proj = Conv2d(dim, dim, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        frames = _frames(x)
+        q, k, v = self.to_qkv(self.norm(frames)).flatten(2).transpose(1, 2)[:, None].chunk(3, dim=-1)
+        y = F.scaled_dot_product_attention(q, k, v)[:, 0].transpose(1, 2).reshape(frames.shape)
+        return x + _clip(self.proj(y), x.shape[0])
+
+
+class Resample(nn.Module):
+    """Half or twice the height and width, and with `time` the frames."""
+
+    def __init__(self, dim: int, *, up: bool, time: bool) -> None:
+        super().__init__()
+        self.up = up
+        if up:
+            self.resample = nn.Sequential(nn.Upsample(scale_factor=2.0), Conv2d(dim, dim // 2, 3, padding=1))
+        else:
+            self.resample = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), Conv2d(dim, dim, 3, stride=2))
+        self.time_conv: Conv3d | None = None
+        if time:
+            channels, stride = (2 * dim, 1) if up else (dim, 2)
+            self.time_conv = Conv3d(dim, channels, (3, 1, 1), stride=(stride, 1, 1))
+
+    def run(self, x: Tensor, call: _Call, lead: int) -> Tensor:
+        """`lead`: frames of `x` before a stream's first one."""
+        if self.up and self.time_conv:
+            past = call.extend(call.hide(x, lead + 1), 2)
+            twice = torch.unflatten(self.time_conv(past), 1, (2, -1))  # [B, 2, C, T, H, W]
+            twice = twice.permute(0, 2, 3, 1, 4, 5).flatten(2, 3)
+            x = call.first(twice, x.repeat_interleave(2, dim=2).to(twice.dtype), 2 * lead + 1)
+        x = _clip(self.resample(_frames(x)), x.shape[0])
+        if not self.up and self.time_conv:
+            x = call.hide(x, lead)
+            halved = self.time_conv(call.extend(x, 1))
+            x = call.first(halved, x[:, :, 1::2].to(halved.dtype), lead // 2)
+        return x
+
+
+def _frames(x: Tensor) -> Tensor:
+    """[B, C, T, H, W] -> [B T, C, H, W]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+def _clip(x: Tensor, batch: int) -> Tensor:
+    """[B T, C, H, W] -> [B, C, T, H, W]."""
+    return torch.unflatten(x, 0, (batch, -1)).transpose(1, 2)
+
+
+class _Half(nn.Module):
+    """The parts that the encoder and the decoder share."""
+
+    conv1: CausalConv3d
+    middle: nn.Sequential
+    head: nn.Sequential
+
+    def layers(self) -> Iterator[nn.Module]:
+        raise NotImplementedError
+
+    def run(self, x: Tensor, call: _Call, rate: int) -> Tensor:
+        """`x` [B, C, T, H, W] with `rate` frames to a latent frame, through all layers."""
+        for layer in self.layers():
+            match layer:
+                case CausalConv3d() | ResidualBlock() | Resample():
+                    x = layer.run(x, call, rate - 1)
+                case _:
+                    x = layer(x)
+            if isinstance(layer, Resample) and layer.time_conv:
+                rate = 2 * rate if layer.up else rate // 2
+        return x
+
+
+class Encoder(_Half):
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        dims = [config.dim * width for width in (1, *config.widths)]
+        self.conv1 = CausalConv3d(3, dims[0])
+        stages: list[nn.Module] = []
+        for i, (n_in, n_out) in enumerate(pairwise(dims)):
+            stages += [ResidualBlock(n_in if block == 0 else n_out, n_out) for block in range(config.blocks)]
+            if i < len(config.downsample):
+                stages += [Resample(n_out, up=False, time=config.downsample[i])]
+        self.downsamples = nn.Sequential(*stages)
+        self.middle = _middle(dims[-1])
+        self.head = nn.Sequential(RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], 2 * config.latent_channels))
+
+    def layers(self) -> Iterator[nn.Module]:
+        yield from (self.conv1, *self.downsamples, *self.middle, *self.head)
+
+
+class Decoder(_Half):
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        widths = config.widths[::-1]
+        dims = [config.dim * width for width in (widths[0], *widths)]
+        self.conv1 = CausalConv3d(config.latent_channels, dims[0])
+        self.middle = _middle(dims[0])
+        stages: list[nn.Module] = []
+        for i, (n_in, n_out) in enumerate(pairwise(dims)):
+            first = n_in // 2 if i else n_in  # the stage before halved its channels
+            stages += [ResidualBlock(first if block == 0 else n_out, n_out) for block in range(config.blocks + 1)]
+            if i < len(config.downsample):
+                stages += [Resample(n_out, up=True, time=config.downsample[::-1][i])]
+        self.upsamples = nn.Sequential(*stages)
+        self.head = nn.Sequential(RMSNorm(dims[-1], 3), nn.SiLU(), CausalConv3d(dims[-1], 3))
+
+    def layers(self) -> Iterator[nn.Module]:
+        yield from (self.conv1, *self.middle, *self.upsamples, *self.head)
+
+
+def _middle(dim: int) -> nn.Sequential:
+    return nn.Sequential(ResidualBlock(dim, dim), AttentionBlock(dim), ResidualBlock(dim, dim))
+
+
+class WanVAE(nn.Module):
+    """Encoder and decoder. Videos are [B, T, 3, H, W] in [0, 1], latents [B, T / 4, C, H / 8, W / 8], normalised.
+
+    Memories are lists of tensors: whether the stream has begun, [1], and per temporal convolution its last inputs
+    [B, channels, 1 or 2, h, w].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: WanVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels = config.latent_channels
+        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        self.conv1 = Conv3d(2 * channels, 2 * channels, 1)
+        self.conv2 = Conv3d(channels, channels, 1)
+        self.register_buffer("mean", torch.tensor(MEAN[:channels])[:, None, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(STD[:channels])[:, None, None, None], persistent=False)
+
+    def encoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
+        """Zero memories of a new stream of frames [batch, _, 3, height, width]."""
+        return self._memory(self.encoder, batch, height, width)
+
+    def decoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
+        """Zero memories of a new stream that decodes to frames [batch, _, 3, height, width]."""
+        spatial = self.config.spatial
+        return self._memory(self.decoder, batch, height // spatial, width // spatial)
+
+    def _memory(self, half: Encoder | Decoder, batch: int, height: int, width: int) -> list[Tensor]:
+        weight = self.conv1.weight
+        found = [weight.new_zeros(1)]
+
+        def add(channels: int, frames: int) -> None:
+            found.append(weight.new_zeros(batch, channels, frames, height, width))
+
+        for layer in half.layers():
+            if isinstance(layer, CausalConv3d):
+                add(layer.in_channels, 2)
+            elif isinstance(layer, ResidualBlock):
+                for part in layer.residual:
+                    if isinstance(part, CausalConv3d):
+                        add(part.in_channels, 2)
+            elif isinstance(layer, Resample):
+                if layer.up and layer.time_conv:
+                    add(layer.time_conv.in_channels, 2)
+                height, width = (2 * height, 2 * width) if layer.up else (height // 2, width // 2)
+                if not layer.up and layer.time_conv:
+                    add(layer.time_conv.in_channels, 1)
+        return found
+
+    def encode(self, video: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / 8, W / 8], memories after it): the posterior's mean."""
+        call = _Call(memory)
+        x = self.encoder.run(2 * video.transpose(1, 2) - 1, call, TEMPORAL)
+        mean = self.conv1(x).chunk(2, dim=1)[0].float()
+        return ((mean - self.mean) / self.std).transpose(1, 2), call.after
+
+    def decode(self, latent: Tensor, memory: Sequence[Tensor], *, clamp: bool = True) -> tuple[Tensor, list[Tensor]]:
+        """`latent` [B, n, C, h, w] -> (video [B, 4 n, 3, 8 h, 8 w] in [0, 1], memories after it).
+
+        The caller drops the first 3 frames of the stream.
+        """
+        call = _Call(memory)
+        x = self.conv2(latent.transpose(1, 2).float() * self.std + self.mean)
+        video = (self.decoder.run(x, call, 1).transpose(1, 2).float() + 1) / 2
+        return video.clamp(0, 1) if clamp else video, call.after
