@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import torch
 from lipstream_training.models import SpeechEncoder
-from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME
+from lipstream_training.models.mel import SAMPLES_PER_FRAME
 from torch import Tensor, nn
+
+from .wav2vec import LiveWav2Vec
+
+Ear = SpeechEncoder | LiveWav2Vec
 
 
 class AudioEncoder(nn.Module):
@@ -14,12 +18,12 @@ class AudioEncoder(nn.Module):
     input_names = ("samples",)
     output_names = ("features",)
 
-    def __init__(self, speech: SpeechEncoder, frames: int) -> None:
+    def __init__(self, speech: Ear, frames: int) -> None:
         super().__init__()
         self.speech, self.frames = speech, frames
 
     def example(self) -> tuple[Tensor, ...]:
-        return (torch.zeros(LOOKBACK + self.frames * SAMPLES_PER_FRAME + LOOKAHEAD),)
+        return (torch.zeros(self.speech.lookback + self.frames * SAMPLES_PER_FRAME + self.speech.lookahead),)
 
     def forward(self, samples: Tensor) -> Tensor:
         features: Tensor = self.speech(samples)

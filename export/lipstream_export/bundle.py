@@ -13,14 +13,15 @@ import torch
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
 from lipstream.errors import ConfigError
 from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig, WanVAE
-from lipstream_training.models.mel import LOOKAHEAD, LOOKBACK, SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_training.models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from .audio import AudioEncoder
+from .audio import AudioEncoder, Ear
 from .denoiser import FOLDED, RingPass, dynamic_shapes, stream_constants
 from .lower import PLACES, WEIGHTS, WeightFile, save, to_onnx
 from .video import Codec, VideoDecoder, VideoEncoder
+from .wav2vec import LiveWav2Vec
 
 _HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
 """How the names of a half's weights begin; conv1 and conv2 are the Wan VAE's."""
@@ -42,7 +43,7 @@ class Parts:
     student: CausalDiT | None = None
     text: Tensor | None = None
     taehv: TAEHV | None = None
-    speech: SpeechEncoder | None = None
+    speech: Ear | None = None
     masks: dict[str, Tensor] | None = None
     model: dict[str, Any] | None = None
     shared: dict[str, Tensor] | None = None
@@ -146,6 +147,9 @@ def manifest_of(parts: Parts, config: StudentConfig, precision: str = "fp32") ->
     """The manifest of a bundle of these parts, before it has files."""
     parameters = sum(p.numel() for module in parts.modules().values() for p in module.parameters())
     sizes: dict[str, Any] = {"config": asdict(config)}
+    ear: Ear | type[SpeechEncoder] = parts.speech or SpeechEncoder
+    if isinstance(ear, LiveWav2Vec):
+        sizes["wav2vec"] = ear.sizes()
     if parts.taehv:
         sizes["taehv"] = asdict(parts.taehv.config)
     if parts.wan:
@@ -153,7 +157,7 @@ def manifest_of(parts: Parts, config: StudentConfig, precision: str = "fp32") ->
     return Manifest(
         model={"parameters": parameters, **(parts.model or {}), **sizes},
         geometry=geometry(config),
-        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, LOOKBACK, LOOKAHEAD, config.audio_dim),
+        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, ear.lookback, ear.lookahead, config.audio_dim),
         t_list=config.t_list,
         precision=precision,
     )

@@ -25,6 +25,7 @@ from .precision.calibration import SAMPLE, Method, largest_inputs, largest_opera
 from .precision.sensitivity import BUDGET
 from .precision.widen import widen_bundle
 from .reference import reference
+from .released.release import Release
 from .source import load_source
 
 PRECISION = "precision.json"
@@ -57,11 +58,12 @@ class Calibration:
 
 
 def export(
-    source: Path,
+    source: Path | Release,
     out: Path,
     *,
     precision: str = "fp32",
     calibration: Calibration | None = None,
+    parity: bool = True,
     json_output: bool = False,
 ) -> dict[str, Any]:
     """Write the student in folder `source` to the bundle `out`, with its parity report beside it.
@@ -70,8 +72,9 @@ def export(
     same bytes each time. Progress goes to stderr, what came of it to stdout, with `json_output` as JSON.
 
     Args:
-        source: what training left, or a float32 bundle (also a shipped one's name).
+        source: what training left, a float32 bundle (also a shipped one's name), or released files.
         precision: "fp32", "bf16" or "fp8". calibration: how FP8 is made.
+        parity: compare ONNX Runtime with PyTorch; without it the bundle takes its name unseen, and has no report.
 
     Returns:
         What the JSON holds: `bundle`, `report` (paths), `bytes`, `parameters`, `graphs`, `parity` (the report), and
@@ -81,7 +84,13 @@ def export(
         CheckpointError: `source` is not what training leaves. ConfigError: its sizes do not go together.
         OutputError: `out` cannot be written. ParityError: the graphs compute something else.
     """
-    parts, config = load_source(source)
+    with tqdm(desc="load", disable=None, bar_format="{desc} {postfix} [{elapsed}]") as loading:
+        if isinstance(source, Release):
+            parts, config = source.parts(loading.set_postfix_str), source.config
+        else:
+            parts, config = load_source(source)
+    if precision == "fp32" and parts.student:
+        parts.student.float()  # released weights come with products in bfloat16
     files: dict[str, bytes] = {}
     report: dict[str, Any] = {}
     with tqdm(total=len(graph_modules(parts, config)) + 1, desc="export", unit="graph", disable=None) as bar:
@@ -97,24 +106,25 @@ def export(
 
         def check(bundle: Bundle) -> None:
             progress("parity")
-            report.update(_parity(rounded, config, bundle))
-            require_parity(report)
+            if parity:
+                report.update(_parity(rounded, config, bundle))
+                require_parity(report)
 
         try:
             bundle = export_bundle(
                 rounded, config, out, precision=precision, files=files, progress=progress, check=check
             )
-            written = write_report(out, report)
+            written = write_report(out, report) if parity else None
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{out} cannot be written: {error}", fix="choose another place") from error
     result = {
         "bundle": str(out),
-        "report": str(written),
+        "report": written and str(written),
         "bytes": sum(file["bytes"] for file in bundle.manifest.files.values()),
         "parameters": bundle.manifest.model["parameters"],
         "precision": precision,
-        "graphs": list(report["graphs"]),
-        "parity": report,
+        "graphs": sorted(bundle.manifest.graphs),
+        "parity": report or None,
     }
     if sensitivity:
         result["fp8"] = sensitivity.report()
@@ -159,6 +169,9 @@ def _wide(module: Any) -> Any:
 def summary(result: dict[str, Any]) -> str:
     """The result in two lines for people."""
     parity = result["parity"]
+    agrees = "not compared with PyTorch"
+    if parity:
+        agrees = f"differs from PyTorch by {parity['worst']:.1e} at most ({parity['tolerance']:.0e} allowed)"
     sizes = f"{result['parameters'] / 1e6:.1f} M parameters, {result['bytes'] / 1e6:.1f} MB"
     fp8 = ""
     if "fp8" in result:
@@ -167,11 +180,8 @@ def summary(result: dict[str, Any]) -> str:
             f"\n  {len(layers) - len(kept)} of {len(layers)} linear layers in FP8, "
             f"which is to cost {result['fp8']['predicted']:.1e} of the velocity; worst: {', '.join(list(layers)[:3])}"
         )
-    return (
-        f"{result['bundle']}: {len(result['graphs'])} graphs in {result['precision']}, {sizes}\n"
-        f"{result['report']}: differs from PyTorch by {parity['worst']:.1e} at most ({parity['tolerance']:.0e} allowed)"
-        f"{fp8}"
-    )
+    graphs = f"{len(result['graphs'])} graphs in {result['precision']}"
+    return f"{result['bundle']}: {graphs}, {sizes}\n{result['report'] or result['bundle']}: {agrees}{fp8}"
 
 
 def write_report(bundle: Path, report: dict[str, Any]) -> Path:

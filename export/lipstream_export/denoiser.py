@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from lipstream_training.models import CausalDiT, StudentConfig
@@ -12,6 +14,8 @@ from lipstream_training.models.rope import axis_pairs, rotate, spatial_angles
 from torch import Tensor, nn
 
 from .ring_function import join_tables, kv_ring_write
+
+_M = TypeVar("_M", bound=nn.Module)
 
 
 class RingAttention:
@@ -141,15 +145,27 @@ FOLDED = re.compile(r"time_embedding|time_projection|text_embedding|blocks\.\d+\
 def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
     """What all streams of a student share: `time.i` and `modulation.i` of every time, `text_k.l` and `text_v.l`.
 
-    `text` is the prompt embedding [text_len, text_dim].
+    `text` is the prompt embedding [text_len, text_dim]. Computed in float32, one layer at a time, whatever the weights'
+    type.
     """
     with torch.no_grad():
-        t_emb, modulation = student.time(torch.tensor(student.config.t_list, dtype=torch.float64))
+        t_emb = _wide(student.time_embedding)(
+            student.time_features(torch.tensor(student.config.t_list, dtype=torch.float64)).float()
+        )
+        modulation = torch.unflatten(_wide(student.time_projection)(t_emb), -1, (6, -1))
         constants = {f"time.{i}": x for i, x in enumerate(t_emb)}
         constants |= {f"modulation.{i}": x for i, x in enumerate(modulation)}
-        for i, (k, v) in enumerate(student.text_kv(text[None])):
+        context = _wide(student.text_embedding)(text[None].float())
+        for i, block in enumerate(student.layers):
+            k, v = _wide(block.cross_attn).key_value(context)
             constants |= {f"text_k.{i}": k[0], f"text_v.{i}": v[0]}
     return constants
+
+
+def _wide(module: _M) -> _M:
+    """`module` in float32: itself, or a copy."""
+    wide = all(x.dtype == torch.float32 for x in module.parameters())
+    return module if wide else copy.deepcopy(module).float()
 
 
 def dynamic_shapes(module: RingPass, config: StudentConfig) -> tuple[dict[int, object], ...]:

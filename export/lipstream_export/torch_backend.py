@@ -23,11 +23,12 @@ from lipstream_training.models import (
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 
-from .audio import AudioEncoder
+from .audio import AudioEncoder, Ear
 from .bundle import Parts, student_config
 from .denoiser import RingAttention
 from .lower import PLACES, WEIGHTS, read_weight
 from .video import VideoDecoder, VideoEncoder
+from .wav2vec import LiveWav2Vec
 
 
 class TorchStream:
@@ -142,7 +143,7 @@ class TorchBackend:
             student=CausalDiT(config) if "denoiser" in graphs else None,
             taehv=TAEHV(TAEHVConfig(**_sizes(model["taehv"]))) if "taehv" in model else None,
             wan=WanVAE(WanVAEConfig(**_sizes(model["wan"]))) if "wan" in model else None,
-            speech=SpeechEncoder() if "audio_encoder" in graphs else None,
+            speech=_ear(model) if "audio_encoder" in graphs else None,
             encoder=model.get("encoder", "taehv"),
             decoder=model.get("decoder", "taehv"),
             masks=masks,
@@ -166,6 +167,10 @@ class TorchBackend:
 
     def open_stream(self) -> TorchStream:
         return TorchStream(self)
+
+
+def _ear(model: dict[str, Any]) -> Ear:
+    return LiveWav2Vec.restore(model["wav2vec"]) if "wav2vec" in model else SpeechEncoder()
 
 
 def _sizes(fields: dict[str, Any]) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     inspect = _command(commands, "inspect", _inspect, "describe a bundle", "Check a bundle and say what is in it.")
     inspect.add_argument(
-        "bundle", metavar="BUNDLE", nargs="?", default="tiny", help="folder or shipped name (default tiny)"
+        "bundle", metavar="BUNDLE", nargs="?", default="tiny", help="folder or shipped name (default tiny), or a file"
     )
     inspect.add_argument(
         "--layers", action="store_true", help="of plans: what TensorRT made of the graphs; needs the GPU"
@@ -144,14 +144,35 @@ def build_parser() -> argparse.ArgumentParser:
         "source",
         metavar="SOURCE",
         type=Path,
-        help="folder that lipstream-train wrote, a bundle, or a shipped one's name",
+        nargs="?",
+        help="folder that lipstream-train wrote, or a bundle (folder or name); or give released files, below",
     )
-    export.add_argument("-o", "--output", required=True, type=Path, metavar="BUNDLE", help="folder to write")
+    export.add_argument("-o", "--output", type=Path, metavar="BUNDLE", help="folder to write")
+    files = export.add_argument_group("released files, in place of SOURCE")
+    files.add_argument("--model", choices=("1.3b", "14b"), help="size of the student")
+    files.add_argument(
+        "--student", type=Path, nargs="+", metavar="FILE", help="merged; or a base model, then adapters and deltas"
+    )
+    files.add_argument("--vae", type=Path, metavar="FILE", help="Wan2.1_VAE")
+    files.add_argument("--taehv", type=Path, metavar="FILE", help="taew2_1")
+    files.add_argument("--encoder", choices=("wan", "taehv"), default="wan", help="of video (default wan, as released)")
+    files.add_argument(
+        "--decoder", choices=("taehv", "wan"), default="taehv", help="of video (default taehv, as released)"
+    )
+    files.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h")
+    files.add_argument("--text", type=Path, metavar="FILE", help="the prompt's embedding")
+    files.add_argument("--mask", type=Path, metavar="PICTURE", help="white is kept, black is generated")
+    files.add_argument("--check", action="store_true", help="read headers, say whether the set is complete, stop")
     export.add_argument(
         "--precision",
         choices=PRECISIONS,
         default="fp32",
         help="fp32 (default) for ONNX Runtime on a CPU; bf16 and fp8 for engines",
+    )
+    export.add_argument(
+        "--no-parity",
+        action="store_true",
+        help="do not run the graphs against PyTorch before the bundle takes its name: it takes twice the memory",
     )
     fp8 = export.add_argument_group("how fp8 is made")
     fp8.add_argument(
@@ -317,6 +338,8 @@ def _say(args: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
 def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
     from .bundle import Bundle
 
+    if Path(args.bundle).is_file():
+        return _inspect_weights(args)
     bundle = Bundle.load(args.bundle)
     report: dict[str, Any] = {"path": str(bundle.path), **bundle.manifest.fields()}
     if args.layers:
@@ -341,6 +364,23 @@ def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
     return report
 
 
+def _inspect_weights(args: argparse.Namespace) -> dict[str, Any]:
+    """What a file of weights is, by its header."""
+    try:
+        from lipstream_export.released import describe
+    except ImportError as error:
+        raise MissingExtraError(
+            f"looking at files of weights needs the module {error.name!r}, which is not installed",
+            fix="pip install 'lipstream[export]'",
+        ) from error
+    found: dict[str, Any] = describe(Path(args.bundle))
+    if not args.json:
+        size = f" ({found['size']})" if found["size"] else ""
+        print(f"{found['path']}: {found['kind']}{size}")
+        print(f"  {found['tensors']} tensors, {found['parameters']:,} parameters, {found['bytes'] / 1e9:.2f} GB")
+    return found
+
+
 def describe_plans(plans: Plans) -> str:
     """How a bundle's plans were built and whether anybody has verified them, in two lines."""
     gpu = f"on {plans.gpu['name']}" if plans.gpu else "without a GPU: to check the graphs, not to run"
@@ -352,9 +392,10 @@ def describe_plans(plans: Plans) -> str:
     )
 
 
-def _export(args: argparse.Namespace, _: _Report) -> None:
+def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
     try:
         from lipstream_export.command import Calibration, export  # needs torch
+        from lipstream_export.released.release import Release
     except ImportError as error:
         raise MissingExtraError(
             f"lipstream export needs the module {error.name!r}, which is not installed",
@@ -364,9 +405,29 @@ def _export(args: argparse.Namespace, _: _Report) -> None:
     calibration = Calibration(
         chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given
     )
+    source: Any = args.source
+    if source is None:
+        wanted = ("model", "student", "wav2vec", "text", "mask")
+        if missing := [f"--{name}" for name in wanted if not getattr(args, name)]:
+            raise _UsageError(f"lipstream export needs SOURCE, or {', '.join(missing)}\n  fix: lipstream export --help")
+        names = (*wanted, "vae", "taehv", "encoder", "decoder")
+        source = Release(**{**{name: getattr(args, name) for name in names}, "student": tuple(args.student)})
+        if args.check:
+            found = source.check()
+            if not args.json:
+                print("\n".join(["complete:", *(f"  {path}: {kind}" for path, kind in found.items())]))
+            return {"files": found}
+    if args.output is None:
+        raise _UsageError("lipstream export needs -o BUNDLE\n  fix: lipstream export --help")
     export(  # prints what came of it
-        args.source, args.output, precision=args.precision, calibration=calibration, json_output=args.json
+        source,
+        args.output,
+        precision=args.precision,
+        calibration=calibration,
+        parity=not args.no_parity,
+        json_output=args.json,
     )
+    return None
 
 
 def _engines() -> Any:

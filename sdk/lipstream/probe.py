@@ -25,8 +25,11 @@ from .ring import temporal_angles
 REFERENCE = "reference.safetensors"
 SAMPLES = 1 << 13
 """Values of each output that are kept."""
-FACTOR, FLOOR = 2.0, 1e-3
-"""An engine may be off by FACTOR times what its precision costs in PyTorch, and FLOOR."""
+FACTOR, FLOOR = 2.0, 5e-3
+"""An engine may be off by FACTOR times what its precision costs in PyTorch, and FLOOR.
+
+Where the weights come in bfloat16, as released ones do, PyTorch's reference has that precision, too, and its cost is 0.
+"""
 
 Arrays = dict[str, NDArray[Any]]
 

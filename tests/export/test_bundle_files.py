@@ -152,7 +152,7 @@ def test_bfloat16_holds_only_what_it_holds_exactly(complete: Exported) -> None:
     assert complete.parts.student is not None
     assert complete.parts.taehv is not None
     wanted = {f"student.{n}": x for n, x in complete.parts.student.state_dict().items()}
-    wanted |= {f"taehv.{n}": x for n, x in complete.parts.taehv.state_dict().items()}
+    wanted |= {f"codec.{n}": x for n, x in complete.parts.taehv.state_dict().items()}
     kinds = set()
     for name in ("denoiser", "context", "video_encoder", "video_decoder"):
         for tensor in graph(complete, name, weights=True).graph.initializer:
@@ -164,8 +164,8 @@ def test_bfloat16_holds_only_what_it_holds_exactly(complete: Exported) -> None:
                     assert torch.equal(parameter.bfloat16().float(), parameter)
                 kinds.add((tensor.name.partition(".")[0], tensor.data_type))
     assert ("student", TensorProto.BFLOAT16) in kinds
-    assert ("taehv", TensorProto.FLOAT) in kinds
-    assert ("taehv", TensorProto.BFLOAT16) not in kinds
+    assert ("codec", TensorProto.FLOAT) in kinds
+    assert ("codec", TensorProto.BFLOAT16) not in kinds
 
 
 def test_constants_are_those_of_the_student(complete: Exported) -> None:

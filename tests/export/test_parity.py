@@ -115,7 +115,7 @@ def test_relative_error(found: list[float], expected: list[float], error: float)
 def test_a_bundle_read_back_into_pytorch_is_the_bundle(complete: Exported) -> None:
     """The torch backend takes its weights from the graphs; they are those that were exported."""
     backend = TorchBackend(complete.bundle)
-    for ours, theirs in ((backend.student, complete.parts.student), (backend.taehv, complete.parts.taehv)):
+    for ours, theirs in ((backend.parts.student, complete.parts.student), (backend.parts.taehv, complete.parts.taehv)):
         assert ours is not None
         assert theirs is not None
         state = ours.state_dict()

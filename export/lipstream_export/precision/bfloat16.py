@@ -38,10 +38,13 @@ def to_bfloat16(parts: Parts) -> Parts:
 
 
 def _rounded(module: _M | None) -> _M | None:
-    if module is None:
-        return None
+    if module is None or all(layer.weight.dtype == torch.bfloat16 for layer in _products(module)):
+        return module  # as released weights come; a copy would take as much memory again
     module = copy.deepcopy(module)
-    for layer in module.modules():
-        if isinstance(layer, Linear | Conv2d | Conv3d):
-            layer.to(torch.bfloat16)
+    for layer in _products(module):
+        layer.to(torch.bfloat16)
     return module
+
+
+def _products(module: nn.Module) -> list[Linear | Conv2d | Conv3d]:
+    return [layer for layer in module.modules() if isinstance(layer, Linear | Conv2d | Conv3d)]

@@ -152,12 +152,15 @@ class CausalDiT(nn.Module):
 
     def time(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Times `t` (any shape, in [0, 1]) -> (t_emb [..., dim], modulation [..., 6, dim])."""
+        t_emb = self.time_embedding(self.time_features(t).to(self.patch_embedding.weight.dtype))
+        return t_emb, torch.unflatten(self.time_projection(t_emb), -1, (6, -1))
+
+    def time_features(self, t: Tensor) -> Tensor:
+        """Times `t` (any shape, in [0, 1]) -> cosines and sines [..., freq_dim], float64."""
         half = self.config.freq_dim // 2
         w = 10000.0 ** (-torch.arange(half, dtype=torch.float64, device=t.device) / half)
         angles = 1000.0 * t.double()[..., None] * w
-        features = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.patch_embedding.weight.dtype)
-        t_emb = self.time_embedding(features)
-        return t_emb, torch.unflatten(self.time_projection(t_emb), -1, (6, -1))
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
     def text_kv(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Prompt embedding [B, text_len, text_dim] -> per layer K and V [B, text_len, H, D] of the cross-attention."""

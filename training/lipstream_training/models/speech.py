@@ -9,13 +9,16 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from .mel import FEATURES, LogMel
+from .mel import FEATURES, LOOKAHEAD, LOOKBACK, LogMel
 
 WIDTHS = (256, 128, 64)
 
 
 class SpeechEncoder(nn.Module):
     """Samples [..., LOOKBACK + 640 n + LOOKAHEAD] at 16 kHz in [-1, 1] -> features [..., n, 64] in [-1, 1]."""
+
+    lookback, lookahead = LOOKBACK, LOOKAHEAD
+    features = WIDTHS[-1]
 
     def __init__(self) -> None:
         super().__init__()

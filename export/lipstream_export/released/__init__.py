@@ -1,0 +1,10 @@
+"""The files of the released system, as they lie on disk: what each is, and our models with their weights.
+
+Files are memory-mapped and never executed: safetensors, or PyTorch's format through ``weights_only``.
+"""
+
+from .files import Kind, describe, identify, open_weights
+from .student import load_student
+from .video import load_taehv, load_wan_vae
+
+__all__ = ["Kind", "describe", "identify", "load_student", "load_taehv", "load_wan_vae", "open_weights"]

@@ -1,0 +1,377 @@
+"""Files in the formats of the released system, at toy widths: loaded, exported, run; and files that are others."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from lipstream import LipSyncEngine
+from lipstream.bundle import Bundle
+from lipstream.cli import main
+from lipstream.errors import CheckpointError
+from lipstream_export.command import export
+from lipstream_export.released import describe, load_student, load_taehv, load_wan_vae, open_weights
+from lipstream_export.released.release import Release
+from lipstream_export.released.student import LORA_SCALE
+from lipstream_export.released.text import load_text
+from lipstream_export.torch_backend import TorchBackend
+from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from safetensors.torch import save_file
+from torch import Tensor
+from toys import randomise
+
+TOY = StudentConfig(
+    dim=24,
+    ffn_dim=40,
+    num_heads=2,
+    num_layers=4,
+    latent_size=(4, 4),
+    text_dim=8,
+    text_len=4,
+    audio_dim=64,
+    audio_hidden=8,
+)
+Weights = dict[str, Tensor]
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STUDENTS, "toy", TOY)
+
+
+def student_weights(seed: int = 0) -> Weights:
+    torch.manual_seed(seed)
+    model = CausalDiT(TOY)
+    randomise(model, seed)
+    return {name: x.detach().bfloat16() for name, x in model.state_dict().items()}
+
+
+def save(path: Path, content: object) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def same(student: CausalDiT, weights: Weights) -> None:
+    found = student.state_dict()
+    assert {*found} == {*weights}
+    for name, x in weights.items():
+        torch.testing.assert_close(found[name].float(), x.float(), rtol=0, atol=0)
+
+
+def test_every_wrapping_of_a_merged_student(tmp_path: Path) -> None:
+    weights = student_weights()
+    core = {f"_core.{name}": x for name, x in weights.items()}
+    save_file(weights, tmp_path / "flat.safetensors")
+    files = [
+        save(tmp_path / "flat.pth", weights),
+        save(tmp_path / "net.pth", {"net": core, "iteration": 3}),
+        save(tmp_path / "model.pth", {"model": {"net": core, "fake_score": {}}, "optimizer": {}}),
+        save(tmp_path / "prefixed.pth", {f"model.{name}": x for name, x in weights.items()}),
+        tmp_path / "flat.safetensors",
+    ]
+    for path in files:
+        student = load_student([path], "toy")
+        same(student, weights)
+        assert student.blocks[0].ffn[0].weight.dtype == torch.bfloat16
+        assert student.blocks[0].modulation.dtype == torch.float32
+
+
+def test_products_stay_where_the_file_is_mapped(tmp_path: Path) -> None:
+    """The student's weights are the mapped file's own memory, not a copy of it."""
+    path = save(tmp_path / "flat.pth", student_weights())
+    student = load_student([path], "toy")
+    address = student.blocks[1].ffn[0].weight.data_ptr()
+    ranges = [line for line in Path("/proc/self/maps").read_text().splitlines() if str(path) in line]
+    spans = [tuple(int(x, 16) for x in line.split()[0].split("-")) for line in ranges]
+    assert any(start <= address < end for start, end in spans)
+
+
+def split(weights: Weights) -> tuple[Weights, Weights]:
+    """A base model of 16 input channels, and what training adds."""
+    own = ("audio_proj.", "audio_cond_projs.", "patch_embedding.")
+    base = {name: x for name, x in weights.items() if not name.startswith(own)}
+    base["patch_embedding.weight"] = weights["patch_embedding.weight"][:, :16].clone() * 2
+    base["patch_embedding.bias"] = weights["patch_embedding.bias"] * 2
+    return base, {name: x for name, x in weights.items() if name.startswith(own)}
+
+
+@pytest.mark.parametrize("style", ["training", "adapter"])
+def test_lora_on_a_base_model(style: str, tmp_path: Path) -> None:
+    weights = student_weights()
+    base, added = split(weights)
+    generator = torch.Generator().manual_seed(1)
+    merged = dict(weights)
+    for layer in ("blocks.0.self_attn.q", "blocks.3.cross_attn.o", "blocks.2.ffn.0", "blocks.1.ffn.2"):
+        out, into = weights[f"{layer}.weight"].shape
+        a = torch.randn(4, into, generator=generator).bfloat16()
+        b = torch.randn(out, 4, generator=generator).bfloat16()
+        merged[f"{layer}.weight"] = weights[f"{layer}.weight"] + LORA_SCALE * (b @ a)
+        middle = ".default" if style == "training" else ""
+        added |= {f"{layer}.lora_A{middle}.weight": a, f"{layer}.lora_B{middle}.weight": b}
+    if style == "training":
+        added = {f"_core.{name}": x for name, x in added.items()}
+    student = load_student([save(tmp_path / "base.pth", base), save(tmp_path / "delta.pth", added)], "toy")
+    same(student, merged)
+    exact = weights["blocks.2.ffn.0.weight"].double()
+    change = student.state_dict()["blocks.2.ffn.0.weight"].double() - exact
+    assert float(change.norm() / exact.norm()) > 0.1
+
+
+def test_a_base_model_in_diffusers_naming(tmp_path: Path) -> None:
+    """Saved by diffusers itself; norm2 there is our norm3."""
+    from diffusers import WanTransformer3DModel
+
+    torch.manual_seed(0)
+    theirs = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=TOY.num_heads,
+        attention_head_dim=TOY.head_dim,
+        in_channels=16,
+        out_channels=16,
+        text_dim=TOY.text_dim,
+        freq_dim=256,
+        ffn_dim=TOY.ffn_dim,
+        num_layers=TOY.num_layers,
+        cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    randomise(theirs)
+    save_file({name: x.contiguous() for name, x in theirs.state_dict().items()}, tmp_path / "base.safetensors")
+    _, added = split(student_weights())
+    del added["patch_embedding.weight"], added["patch_embedding.bias"]
+    student = load_student([tmp_path / "base.safetensors", save(tmp_path / "audio.pth", added)], "toy")
+    found, state = student.state_dict(), theirs.state_dict()
+    pairs = {
+        "blocks.1.norm3.weight": "blocks.1.norm2.weight",
+        "blocks.2.self_attn.o.weight": "blocks.2.attn1.to_out.0.weight",
+        "blocks.0.cross_attn.norm_k.weight": "blocks.0.attn2.norm_k.weight",
+        "blocks.3.ffn.2.bias": "blocks.3.ffn.net.2.bias",
+        "blocks.3.modulation": "blocks.3.scale_shift_table",
+        "head.modulation": "scale_shift_table",
+        "time_projection.1.weight": "condition_embedder.time_proj.weight",
+    }
+    for ours, name in pairs.items():
+        torch.testing.assert_close(found[ours].float(), state[name].to(found[ours].dtype).float(), rtol=0, atol=0)
+    patch = found["patch_embedding.weight"].float()
+    assert torch.equal(patch[:, :16], state["patch_embedding.weight"].bfloat16().float())
+    assert not patch[:, 16:].any()
+
+
+def test_the_wan_vae_in_all_its_wrappings(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = WanVAE(WanVAEConfig(dim=4))
+    weights = {name: x.contiguous() for name, x in model.state_dict().items()}
+    for path in (
+        save(tmp_path / "a.pth", weights),
+        save(tmp_path / "b.pth", {f"model.{name}": x for name, x in weights.items()}),
+        save(tmp_path / "c.pth", {"model_state": weights}),
+    ):
+        found = load_wan_vae(path)
+        assert found.config == model.config
+        assert all(torch.equal(x, weights[name]) for name, x in found.state_dict().items())
+
+
+def test_taehv_of_a_larger_stride_keeps_its_last_rows(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights = TAEHV(TAEHVConfig()).state_dict()
+    large = dict(weights)
+    large["decoder.7.conv.weight"] = torch.cat([torch.ones(256, 256, 1, 1), weights["decoder.7.conv.weight"]])
+    for content in (weights, large):
+        found = load_taehv(save(tmp_path / "t.pth", content)).state_dict()
+        assert all(torch.equal(x, weights[name]) for name, x in found.items())
+
+
+@pytest.mark.parametrize("shape", ["bare", "context", "text_emb", "prompt_emb", "first", "two axes", "short"])
+def test_every_shape_of_a_text_embedding(shape: str, tmp_path: Path) -> None:
+    text = torch.randn(1, 4, 8).bfloat16()
+    contents: dict[str, Any] = {"bare": text, "two axes": text[0], "short": text[:, :2], "first": {"anything": text}}
+    content = contents.get(shape, {"other": torch.zeros(1), shape: text})
+    found = load_text(save(tmp_path / "t.pt", content), 4, 8)
+    expected = text[0].float() if shape != "short" else torch.cat([text[0, :2].float(), torch.zeros(2, 8)])
+    assert torch.equal(found, expected)
+    with pytest.raises(CheckpointError, match="looks like"):
+        load_text(save(tmp_path / "u.pt", torch.zeros(1, 4, 9)), 4, 8)
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+
+def test_wrong_files_say_what_they_look_like_and_run_nothing(tmp_path: Path) -> None:
+    weights = student_weights()
+    good = save(tmp_path / "good.pth", weights)
+    vae = save(tmp_path / "vae.pth", WanVAE(WanVAEConfig(dim=4)).state_dict())
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size // 2])
+    bomb = tmp_path / "bomb.pth"
+    bomb.write_bytes(pickle.dumps({"weight": Bomb(tmp_path / "exploded")}))
+    half = {name: x for name, x in weights.items() if "blocks.2.ffn" not in name} | {"extra": torch.zeros(1)}
+    half["head.head.bias"] = torch.zeros(3)
+    cases: list[tuple[Path, str]] = [
+        (vae, "looks like: Wan VAE"),
+        (cut, "cannot be read"),
+        (bomb, "nothing in it was executed"),
+        (tmp_path / "none.pth", "no such file"),
+        (tmp_path, "is a folder"),
+        (save(tmp_path / "dict.pth", {"a": 1}), "holds a dict with a"),
+        (save(tmp_path / "half.pth", half), "missing: blocks.2.ffn.0"),
+    ]
+    for path, message in cases:
+        with pytest.raises(CheckpointError, match=message):
+            load_student([path], "toy")
+    with pytest.raises(CheckpointError) as error:
+        load_student([tmp_path / "half.pth"], "toy")
+    assert all(part in str(error.value) for part in ("unknown: extra", "head.head.bias [3], not [64]"))
+    with pytest.raises(CheckpointError, match=r"24 wide, 4 layers"):
+        load_student([good], "14b")
+    with pytest.raises(CheckpointError, match="looks like: Lip Forcing student"):
+        load_wan_vae(good)
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A whole set of files, in the formats they are released in."""
+    from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+    folder = tmp_path_factory.mktemp("release")
+    torch.manual_seed(0)
+    wan = WanVAE(WanVAEConfig(dim=4))
+    randomise(wan)
+    sizes = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    Wav2Vec2Model(sizes).save_pretrained(folder / "wav2vec")
+    mask = np.full((256, 256), 255, np.uint8)
+    mask[128:, 32:-32] = 0
+    cv2.imwrite(str(folder / "mask.png"), mask)
+    return Release(
+        model="toy",
+        student=(save(folder / "student.pth", student_weights()),),
+        wav2vec=folder / "wav2vec",
+        text=save(folder / "text.pt", {"context": torch.randn(1, 4, 8)}),
+        mask=folder / "mask.png",
+        vae=save(folder / "vae.pth", wan.state_dict()),
+        taehv=save(folder / "taehv.pth", TAEHV(TAEHVConfig()).state_dict()),
+    )
+
+
+def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: Release, tmp_path: Path) -> None:
+    result = export(release, tmp_path / "bundle")
+    assert result["parity"]["passed"]
+    assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
+    sample = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample" / "face.mp4"
+    sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
+    parts = release.parts()
+    assert parts.student
+    engines = [LipSyncEngine.load(tmp_path / "bundle")]
+    parts.student.float()
+    engines.append(LipSyncEngine(Bundle.load(tmp_path / "bundle"), TorchBackend.of(parts, TOY)))
+    shown = []
+    for engine in engines:
+        with engine.session(sample) as session:
+            session.push_audio(sound, 16000)
+            session.flush()
+            shown.append(np.stack([frame.image for frame in session]))
+    assert len(shown[0]) > 30
+    assert np.abs(shown[0].astype(int) - shown[1]).max() <= 1
+    assert np.abs(shown[0].astype(int) - shown[0][:1]).max() > 1
+
+
+def test_a_set_that_is_not_complete_lists_all(release: Release, tmp_path: Path) -> None:
+    assert {*release.check().values()} >= {"Wan VAE (4 channels)", "TAEHV (16 latent channels)"}
+    wrong = replace(release, vae=release.taehv, text=tmp_path / "none.pt", mask=tmp_path / "none.png", taehv=None)
+    with pytest.raises(CheckpointError) as error:
+        wrong.check()
+    for part in ("looks like: TAEHV", "no such file", "no mask", "no file for the decoder: taehv"):
+        assert part in str(error.value)
+
+
+def test_inspect_says_what_a_file_is(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(release.vae)]) == 0
+    assert "Wan VAE (4 channels)" in capsys.readouterr().out
+    assert main(["inspect", str(release.student[0]), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "Lip Forcing student"
+    assert found["tensors"] == len(student_weights())
+
+
+@pytest.mark.parametrize(("model", "tensors", "parameters"), [("14b", 1137, 14.294e9), ("1.3b", 857, 1.421e9)])
+def test_the_released_state_dicts(model: str, tensors: int, parameters: float) -> None:
+    with torch.device("meta"):
+        state = CausalDiT(STUDENTS[model]).state_dict()
+    assert len(state) == tensors
+    assert sum(x.numel() for x in state.values()) == pytest.approx(parameters, rel=5e-4)
+
+
+def test_taehv_has_the_released_size() -> None:
+    model = TAEHV(TAEHVConfig())
+    sizes = {half: sum(x.numel() for x in getattr(model, half).parameters()) for half in ("encoder", "decoder")}
+    assert sizes == {"encoder": pytest.approx(1.47e6, rel=5e-3), "decoder": pytest.approx(9.84e6, rel=5e-3)}
+
+
+def sparse_safetensors(path: Path, state: Weights) -> None:
+    """A file of the right header whose numbers were never written."""
+    header, offset = {}, 0
+    for name, x in state.items():
+        size = 2 * x.numel()
+        header[name] = {"dtype": "BF16", "shape": list(x.shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + offset)
+
+
+def test_a_check_of_14b_reads_headers_alone(release: Release, tmp_path: Path) -> None:
+    """28 GB that are not there; in a process of its own, whose memory is looked at."""
+    with torch.device("meta"):
+        sparse_safetensors(tmp_path / "student.safetensors", CausalDiT(STUDENTS["14b"]).state_dict())
+    assert describe(tmp_path / "student.safetensors")["size"] == "14b, 65 channels"
+    arguments = ["export", "--model", "14b", "--student", str(tmp_path / "student.safetensors"), "--check", "--json"]
+    for option in ("vae", "taehv", "wav2vec", "text", "mask"):
+        arguments += [f"--{option}", str(getattr(release, option))]
+    code = (
+        f"from lipstream.cli import main; status = main({arguments!r}); import resource, sys\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Lip Forcing student (14b, 65 channels)" in done.stdout
+    assert int(done.stderr.splitlines()[-1]) < 2 << 20  # KiB
+    done = subprocess.run(
+        [sys.executable, "-c", code.replace("'14b'", "'1.3b'")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == CheckpointError.exit_code
+    assert "not like the 1.3b student" in done.stdout
+
+
+def test_open_weights_gives_plain_names(tmp_path: Path) -> None:
+    wrapped = {"_core.a.base_layer.weight": torch.ones(2), "_core.b": torch.zeros(1)}
+    assert {*open_weights(save(tmp_path / "w.pth", {"net": wrapped}))} == {"a.weight", "b"}
+    assert {*open_weights(save(tmp_path / "x.pth", wrapped), shapes_only=True)} == {"a.weight", "b"}
