@@ -193,6 +193,17 @@ def build_parser() -> argparse.ArgumentParser:
         default=0.02,
         help="relative error of the velocity that fp8 may add; layers beyond it stay in bf16 (default 0.02)",
     )
+    embed = _command(
+        commands,
+        "text-embed",
+        _text_embed,
+        "prompt to embedding, once",
+        "Compute the embedding of the prompt with UMT5, once, for lipstream export --text. Needs lipstream[export].",
+    )
+    embed.add_argument("encoder", metavar="FOLDER", type=Path, help="google/umt5-xxl as a Hugging Face folder")
+    embed.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help=".safetensors to write")
+    embed.add_argument("--prompt", default="a person talking", help="default: what the released scripts take")
+
     build = _command(
         commands,
         "build",
@@ -428,6 +439,22 @@ def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
         json_output=args.json,
     )
     return None
+
+
+def _text_embed(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
+    try:
+        import ftfy  # noqa: F401
+        from lipstream_export.released.text import write_text
+    except ImportError as error:
+        raise MissingExtraError(
+            f"lipstream text-embed needs the module {error.name!r}, which is not installed",
+            fix="pip install 'lipstream[export]'",
+        ) from error
+    found: dict[str, Any] = write_text(args.encoder, args.prompt, args.output)
+    report.written.append(args.output)
+    if not args.json:
+        print(f"{found['output']}: {found['shape']} of {found['prompt']!r}")
+    return found
 
 
 def _engines() -> Any:

@@ -204,6 +204,49 @@ def test_every_shape_of_a_text_embedding(shape: str, tmp_path: Path) -> None:
         load_text(save(tmp_path / "u.pt", torch.zeros(1, 4, 9)), 4, 8)
 
 
+def umt5(folder: Path) -> Any:
+    """A small UMT5 encoder and a tokenizer of whole words, saved by their own libraries."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
+
+    words = Tokenizer(
+        models.WordLevel({"<pad>": 0, "</s>": 1, "<unk>": 2, "a": 3, "person": 4, "talking": 5, "&": 6}, "<unk>")
+    )
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = UMT5Config(vocab_size=7, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
+    model = UMT5EncoderModel(config).eval()
+    model.save_pretrained(folder)
+    return model
+
+
+def test_a_prompt_is_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As transformers' encoder gives it for these tokens; the prompt is cleaned; rows behind it are zero."""
+    model = umt5(tmp_path / "umt5")
+    out = tmp_path / "prompt.safetensors"
+    command = [
+        "text-embed",
+        str(tmp_path / "umt5"),
+        "-o",
+        str(out),
+        "--prompt",
+        "a  person &amp;amp; talking",
+        "--json",
+    ]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["shape"] == [1, 512, 8]
+    found = load_text(out, 512, 8)
+    with torch.no_grad():
+        expected = model(torch.tensor([[3, 4, 6, 5, 1]])).last_hidden_state[0]
+    torch.testing.assert_close(found[:5], expected, rtol=1e-4, atol=1e-5)
+    assert not found[5:].any()
+    assert main(["text-embed", str(tmp_path), "-o", str(out)]) == CheckpointError.exit_code
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.path),)

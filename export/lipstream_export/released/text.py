@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
+from typing import Any
 
-from lipstream.errors import CheckpointError
+import torch
+from lipstream.errors import CheckpointError, OutputError
+from lipstream.partial import write_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional as F
 
 from .files import identify, open_weights
 
+PROMPT = "a person talking"
+"""The released scripts' default."""
+ROWS = 512
 _KEYS = ("context", "text_emb", "prompt_emb")
 
 
@@ -32,3 +41,43 @@ def load_text(path: Path, rows: int, width: int) -> Tensor:
             expected=f"a text embedding [1, {rows}, {width}]",
         )
     return F.pad(text.float(), (0, 0, 0, rows - text.shape[0]))
+
+
+def embed(folder: Path, prompt: str, *, rows: int = ROWS) -> Tensor:
+    """The embedding of `prompt`, float32 [1, rows, width], by the UMT5 encoder in a Hugging Face folder.
+
+    The prompt is cleaned as the released encoder does it; rows beyond its tokens are zero. Weights are used in the type
+    they are stored in; nothing is downloaded.
+
+    Raises:
+        CheckpointError: the folder holds no UMT5 encoder with its tokenizer.
+    """
+    import ftfy
+    from transformers import AutoTokenizer, UMT5EncoderModel
+
+    text = re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        encoder: Any = UMT5EncoderModel
+        model: Any = encoder.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder} is no UMT5 encoder: {error}",
+            expected="a Hugging Face folder with config.json, the weights and the tokenizer (google/umt5-xxl)",
+        ) from error
+    given = tokenizer(text, padding="max_length", truncation=True, max_length=rows, return_tensors="pt")
+    mask = given["attention_mask"]
+    with torch.inference_mode():
+        hidden: Tensor = model(given["input_ids"], attention_mask=mask).last_hidden_state
+    embedding: Tensor = hidden.float() * mask[..., None]
+    return embedding
+
+
+def write_text(folder: Path, prompt: str, out: Path) -> dict[str, Any]:
+    """Write the embedding of `prompt` to `out`, a .safetensors file; what it is, for JSON. Raises as `embed`."""
+    embedding = embed(folder, prompt)
+    try:
+        write_file(out, save({"context": embedding}, {"prompt": prompt}))
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}", fix="choose another place") from error
+    return {"output": str(out), "prompt": prompt, "shape": list(embedding.shape)}
