@@ -174,8 +174,8 @@ def case(bundle: str | None, window: int, threads: int, repeats: int) -> dict[st
         student = CausalDiT(replace(WIDE, window=window)).eval()
     else:
         backend = TorchBackend(Bundle.load(bundle))
-        assert backend.student, "the bundle has no denoiser"
-        student = backend.student
+        assert backend.parts.student, "the bundle has no denoiser"
+        student = backend.parts.student
         student.config = replace(backend.config, window=window)
     text = torch.randn(student.config.text_len, student.config.text_dim)
     return {
