@@ -14,7 +14,7 @@ from typing import Any
 
 from lipstream.bundle import sha256
 from lipstream.errors import OutputError
-from lipstream.partial import Partial
+from lipstream.partial import write_file
 
 try:
     import fcntl
@@ -96,12 +96,7 @@ class PlanCache:
 
     def _write(self, name: str, data: bytes | memoryview) -> None:
         try:
-            partial = Partial(self.folder / name)
-            try:
-                partial.path.write_bytes(data)
-                partial.path.replace(self.folder / name)
-            finally:
-                partial.remove()
+            write_file(self.folder / name, data)
         except OSError as error:
             raise OutputError(
                 f"{self.folder / name} cannot be written: {error.strerror}", fix="free space, or --cache another folder"

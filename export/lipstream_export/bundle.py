@@ -71,6 +71,11 @@ class Parts:
             constants |= stream_constants(self.student, self.text)
         return constants
 
+    def with_constants(self) -> Parts:
+        """The same parts with their constants computed, so that they are computed once."""
+        shared = {name: x for name, x in self.constants().items() if not name.startswith("mask.")}
+        return replace(self, shared=shared)
+
     def weights(self) -> dict[str, Tensor]:
         """The weights that the graphs compute with, by the name of their part and their own."""
         halves = [f"{getattr(self, half)}.{start}" for half, starts in _HALVES.items() for start in starts]

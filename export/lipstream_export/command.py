@@ -89,6 +89,7 @@ def export(
             parts, config = source.parts(loading.set_postfix_str), source.config
         else:
             parts, config = load_source(source)
+    parts = parts.with_constants()
     if precision == "fp32" and parts.student:
         parts.student.float()  # released weights come with products in bfloat16
     files: dict[str, bytes] = {}

@@ -40,28 +40,38 @@ class Wav2VecFeatures(nn.Module):
 
     def __init__(self, model: Wav2Vec2Model, samples: int, frames: int) -> None:
         super().__init__()
-        self.model = model
+        self.model = _without_weight_norm(model)
         self.samples, self.frames = samples, max(math.ceil(samples / SAMPLES_PER_FRAME), frames)
-        convolution: Any = model.encoder.pos_conv_embed.conv
-        if parametrize.is_parametrized(convolution, "weight"):  # weight norm, which the exported graph need not compute
-            parametrize.remove_parametrizations(convolution, "weight")
 
     def example(self) -> tuple[Tensor, ...]:
         return (torch.zeros(self.samples),)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        x = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
-        x = F.pad(x, (0, self.frames * SAMPLES_PER_FRAME - self.samples))
-        hidden = self.model.feature_extractor(x[None])
-        hidden = F.interpolate(hidden, size=self.frames, mode="linear", align_corners=True).transpose(1, 2)
-        hidden, _ = self.model.feature_projection(hidden)
-        # The encoder's own loop, since how it hands out all states differs between versions of transformers.
-        encoder: Any = self.model.encoder
-        states = [encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))]
-        for layer in encoder.layers:
-            output = layer(states[-1])
-            states.append(output[0] if isinstance(output, tuple) else output)
-        return torch.cat([states[-1], *states], dim=-1)[0]
+        return _features(self.model, waveform, self.frames)
+
+
+def _features(model: Wav2Vec2Model, waveform: Tensor, frames: int) -> Tensor:
+    """[N], at most 640 `frames` -> [frames, (L + 2) * width]."""
+    x = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
+    x = F.pad(x, (0, frames * SAMPLES_PER_FRAME - waveform.shape[-1]))
+    hidden = model.feature_extractor(x[None])
+    hidden = F.interpolate(hidden, size=frames, mode="linear", align_corners=True).transpose(1, 2)
+    hidden, _ = model.feature_projection(hidden)
+    # The encoder's own loop, since how it hands out all states differs between versions of transformers.
+    encoder: Any = model.encoder
+    states = [encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))]
+    for layer in encoder.layers:
+        output = layer(states[-1])
+        states.append(output[0] if isinstance(output, tuple) else output)
+    return torch.cat([states[-1], *states], dim=-1)[0]
+
+
+def _without_weight_norm(model: Wav2Vec2Model) -> Wav2Vec2Model:
+    """`model` with the one weight it computes from two computed for good: an exported graph need not do it again."""
+    convolution: Any = model.encoder.pos_conv_embed.conv
+    if parametrize.is_parametrized(convolution, "weight"):
+        parametrize.remove_parametrizations(convolution, "weight")
+    return model
 
 
 class LiveWav2Vec(nn.Module):
@@ -76,10 +86,7 @@ class LiveWav2Vec(nn.Module):
 
     def __init__(self, model: Wav2Vec2Model, *, lookback: float = 3.2, lookahead: float = 0.08) -> None:
         super().__init__()
-        self.model = model
-        convolution: Any = model.encoder.pos_conv_embed.conv
-        if parametrize.is_parametrized(convolution, "weight"):
-            parametrize.remove_parametrizations(convolution, "weight")
+        self.model = _without_weight_norm(model)
         self.lookback, self.lookahead = (round(s * FPS) * SAMPLES_PER_FRAME for s in (lookback, lookahead))
 
     @property
@@ -101,14 +108,13 @@ class LiveWav2Vec(nn.Module):
     def restore(cls, sizes: dict[str, Any]) -> LiveWav2Vec:
         """The network of `sizes`, its weights still to be loaded."""
         model: Any = _network(sizes["config"])
-        parametrize.remove_parametrizations(model.encoder.pos_conv_embed.conv, "weight")
         seconds = (sizes[name] / (SAMPLES_PER_FRAME * FPS) for name in ("lookback", "lookahead"))
         return cls(model.eval().requires_grad_(False), **dict(zip(("lookback", "lookahead"), seconds, strict=True)))
 
     def forward(self, samples: Tensor) -> Tensor:
         """Samples [lookback + 640 n + lookahead] -> features [n, width]."""
         first, after = self.lookback // SAMPLES_PER_FRAME, self.lookahead // SAMPLES_PER_FRAME
-        whole: Tensor = Wav2VecFeatures(self.model, samples.shape[-1], 0)(samples)
+        whole = _features(self.model, samples, samples.shape[-1] // SAMPLES_PER_FRAME)
         return whole[first : whole.shape[0] - after]
 
 

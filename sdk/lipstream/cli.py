@@ -375,15 +375,21 @@ def _inspect(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
     return report
 
 
-def _inspect_weights(args: argparse.Namespace) -> dict[str, Any]:
-    """What a file of weights is, by its header."""
+@contextmanager
+def _extra(what: str, extra: str) -> Iterator[None]:
+    """A failing import inside raises MissingExtraError, which begins with `what` and names the extra to install."""
     try:
-        from lipstream_export.released import describe
+        yield
     except ImportError as error:
         raise MissingExtraError(
-            f"looking at files of weights needs the module {error.name!r}, which is not installed",
-            fix="pip install 'lipstream[export]'",
+            f"{what} the module {error.name!r}, which is not installed", fix=f"pip install 'lipstream[{extra}]'"
         ) from error
+
+
+def _inspect_weights(args: argparse.Namespace) -> dict[str, Any]:
+    """What a file of weights is, by its header."""
+    with _extra("looking at files of weights needs", "export"):
+        from lipstream_export.released import describe
     found: dict[str, Any] = describe(Path(args.bundle))
     if not args.json:
         size = f" ({found['size']})" if found["size"] else ""
@@ -404,14 +410,9 @@ def describe_plans(plans: Plans) -> str:
 
 
 def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
-    try:
+    with _extra("lipstream export needs", "export"):
         from lipstream_export.command import Calibration, export  # needs torch
         from lipstream_export.released.release import Release
-    except ImportError as error:
-        raise MissingExtraError(
-            f"lipstream export needs the module {error.name!r}, which is not installed",
-            fix="pip install 'lipstream[export]'",
-        ) from error
     given = dict(zip(("video", "audio"), args.calibrate or (), strict=False))
     calibration = Calibration(
         chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given
@@ -442,14 +443,9 @@ def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
 
 
 def _text_embed(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
-    try:
+    with _extra("lipstream text-embed needs", "export"):
         import ftfy  # noqa: F401
         from lipstream_export.released.text import write_text
-    except ImportError as error:
-        raise MissingExtraError(
-            f"lipstream text-embed needs the module {error.name!r}, which is not installed",
-            fix="pip install 'lipstream[export]'",
-        ) from error
     found: dict[str, Any] = write_text(args.encoder, args.prompt, args.output)
     report.written.append(args.output)
     if not args.json:
@@ -459,12 +455,8 @@ def _text_embed(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
 
 def _engines() -> Any:
     """The commands of `lipstream_engines`, which needs `onnx`."""
-    try:
+    with _extra("engines need", "tensorrt"):
         from lipstream_engines import command
-    except ImportError as error:
-        raise MissingExtraError(
-            f"engines need the module {error.name!r}, which is not installed", fix="pip install 'lipstream[tensorrt]'"
-        ) from error
     return command
 
 

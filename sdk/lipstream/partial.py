@@ -58,8 +58,8 @@ class Partial:
         self._lock = -1
 
 
-def write_file(target: Path, data: bytes) -> None:
-    """Write a small file: whole, or not at all. Raises OSError."""
+def write_file(target: Path, data: bytes | memoryview) -> None:
+    """Write a file: whole, or not at all. Raises OSError."""
     partial = Partial(target)
     try:
         partial.path.write_bytes(data)

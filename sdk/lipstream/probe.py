@@ -20,7 +20,7 @@ from safetensors.numpy import save
 from .bundle import Manifest
 from .bundle_check import signature
 from .errors import BundleCorruptError
-from .ring import temporal_angles
+from .ring import temporal_tables
 
 REFERENCE = "reference.safetensors"
 SAMPLES = 1 << 13
@@ -46,12 +46,12 @@ def probe_inputs(
     chunk = 4 * g.window  # long after the start, and the first block's turn
     rolling = (g.window - g.sink) // g.chunk_frames
     frames = (chunk - chunk % rolling) * g.chunk_frames + np.arange(g.chunk_frames)
-    angles = temporal_angles(frames, g.head_dim)
+    cos, sin = temporal_tables(frames, g.head_dim)
     step = 0 if graph == "denoiser" else len(manifest.t_list) - 1
     fixed: dict[str, NDArray[Any] | None] = {
         "slot": np.zeros(1, np.int64),
-        "rope_cos": np.cos(angles).astype(np.float32),
-        "rope_sin": np.sin(angles).astype(np.float32),
+        "rope_cos": cos,
+        "rope_sin": sin,
         "time": constants.get(f"time.{step}"),
         "modulation": constants.get(f"modulation.{step}"),
         "mask": constants.get("mask.pixel"),

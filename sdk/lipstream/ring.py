@@ -24,6 +24,12 @@ def temporal_angles(frames: NDArray[np.int64], head_dim: int) -> NDArray[np.floa
     return frames.astype(np.float64)[:, None] * THETA ** (-np.arange(pairs) / pairs)
 
 
+def temporal_tables(frames: NDArray[np.int64], head_dim: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Cosine and sine of `temporal_angles`, float32 [F, pairs] each, rounded once from float64."""
+    angles = temporal_angles(frames, head_dim)
+    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+
+
 class Ring:
     """K and V of every layer, double-buffered: a pass reads one buffer and writes the whole prefix of the other.
 
@@ -49,10 +55,8 @@ class Ring:
         """Make room for `chunk`: sink frames leave the block it overwrites, and the sink is re-anchored."""
         g = self.geometry
         self.position = p = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
-        own = temporal_angles(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
-        self.cos, self.sin = np.cos(own).astype(np.float32), np.sin(own).astype(np.float32)
-        shift = temporal_angles(np.array([p.shift]), g.head_dim)[0]
-        cos, sin = np.cos(shift).astype(np.float32), np.sin(shift).astype(np.float32)
+        self.cos, self.sin = temporal_tables(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
+        cos, sin = (table[0] for table in temporal_tables(np.array([p.shift]), g.head_dim))
         rolling = g.window - g.sink
         for k, v, sink_k in zip(self.k, self.v, self._sink_k, strict=True):
             if p.keep_count:

@@ -27,14 +27,9 @@ def to_bfloat16(parts: Parts) -> Parts:
     The constants are computed once and stay as exact as they were. So does the audio encoder: it takes the logarithm of
     spectra, and is no work.
     """
-    shared = {name: x for name, x in parts.constants().items() if not name.startswith("mask.")}
-    return replace(
-        parts,
-        student=_rounded(parts.student),
-        taehv=_rounded(parts.taehv),
-        wan=_rounded(parts.wan),
-        shared=shared,
-    )
+    parts = parts.with_constants()
+    student, taehv, wan = _rounded(parts.student), _rounded(parts.taehv), _rounded(parts.wan)
+    return replace(parts, student=student, taehv=taehv, wan=wan)
 
 
 def _rounded(module: _M | None) -> _M | None:

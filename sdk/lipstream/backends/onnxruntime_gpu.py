@@ -17,7 +17,7 @@ from .. import _native
 from ..bundle import Geometry, Manifest
 from ..errors import BackendError
 from ..gpu import NoDriverError, driver
-from ..ring import temporal_angles
+from ..ring import temporal_tables
 from .base import Array
 
 PROVIDERS: dict[str, list[str]] = {
@@ -101,12 +101,11 @@ class DeviceRing:
         """As `Ring.begin`."""
         g = self.geometry
         self.position = p = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
-        own = temporal_angles(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
-        self.cos, self.sin = np.cos(own).astype(np.float32), np.sin(own).astype(np.float32)
+        self.cos, self.sin = temporal_tables(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
         if not p.keep_count and not p.anchored:
             return
-        shift = temporal_angles(np.array([p.shift]), g.head_dim)[0]
-        cos, sin = (self._device.put(table.astype(np.float32)) for table in (np.cos(shift), np.sin(shift)))
+        pairs = self.cos.shape[1]
+        cos, sin = (self._device.put(table[0]) for table in temporal_tables(np.array([p.shift]), g.head_dim))
         sizes = {"ring_shape": (g.window, *self._frame), "dtype": "float32"}
         kernels, rolling = self._device.kernels, g.window - g.sink
         for k, v, sink_k in zip(self.k, self.v, self._sink_k, strict=True):
@@ -115,7 +114,7 @@ class DeviceRing:
                 kernels.ring_keep(*ring, p.keep_slot, rolling, p.keep_first, p.keep_count, **sizes)
             if p.anchored:
                 tables = cos.data_ptr(), sin.data_ptr()
-                kernels.ring_anchor(ring[0], ring[2], rolling, p.anchored, *tables, temporal_pairs=len(shift), **sizes)
+                kernels.ring_anchor(ring[0], ring[2], rolling, p.anchored, *tables, temporal_pairs=pairs, **sizes)
         kernels.synchronize()  # ONNX Runtime works on a stream of its own
 
     def bind(self, binding: ort.IOBinding) -> None:

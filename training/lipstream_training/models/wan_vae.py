@@ -14,7 +14,7 @@ Module names are those of the released weights. Norms are computed in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
@@ -205,30 +205,20 @@ def _clip(x: Tensor, batch: int) -> Tensor:
     return torch.unflatten(x, 0, (batch, -1)).transpose(1, 2)
 
 
-class _Half(nn.Module):
-    """The parts that the encoder and the decoder share."""
-
-    conv1: CausalConv3d
-    middle: nn.Sequential
-    head: nn.Sequential
-
-    def layers(self) -> Iterator[nn.Module]:
-        raise NotImplementedError
-
-    def run(self, x: Tensor, call: _Call, rate: int) -> Tensor:
-        """`x` [B, C, T, H, W] with `rate` frames to a latent frame, through all layers."""
-        for layer in self.layers():
-            match layer:
-                case CausalConv3d() | ResidualBlock() | Resample():
-                    x = layer.run(x, call, rate - 1)
-                case _:
-                    x = layer(x)
-            if isinstance(layer, Resample) and layer.time_conv:
-                rate = 2 * rate if layer.up else rate // 2
-        return x
+def _through(layers: Iterable[nn.Module], x: Tensor, call: _Call, rate: int) -> Tensor:
+    """`x` [B, C, T, H, W] with `rate` frames to a latent frame, through all layers of an encoder or a decoder."""
+    for layer in layers:
+        match layer:
+            case CausalConv3d() | ResidualBlock() | Resample():
+                x = layer.run(x, call, rate - 1)
+            case _:
+                x = layer(x)
+        if isinstance(layer, Resample) and layer.time_conv:
+            rate = 2 * rate if layer.up else rate // 2
+    return x
 
 
-class Encoder(_Half):
+class Encoder(nn.Module):
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         dims = [config.dim * width for width in (1, *config.widths)]
@@ -246,7 +236,7 @@ class Encoder(_Half):
         yield from (self.conv1, *self.downsamples, *self.middle, *self.head)
 
 
-class Decoder(_Half):
+class Decoder(nn.Module):
     def __init__(self, config: WanVAEConfig) -> None:
         super().__init__()
         widths = config.widths[::-1]
@@ -324,7 +314,7 @@ class WanVAE(nn.Module):
     def encode(self, video: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / 8, W / 8], memories after it): the posterior's mean."""
         call = _Call(memory)
-        x = self.encoder.run(2 * video.transpose(1, 2) - 1, call, TEMPORAL)
+        x = _through(self.encoder.layers(), 2 * video.transpose(1, 2) - 1, call, TEMPORAL)
         mean = self.conv1(x).chunk(2, dim=1)[0].float()
         return ((mean - self.mean) / self.std).transpose(1, 2), call.after
 
@@ -335,5 +325,5 @@ class WanVAE(nn.Module):
         """
         call = _Call(memory)
         x = self.conv2(latent.transpose(1, 2).float() * self.std + self.mean)
-        video = (self.decoder.run(x, call, 1).transpose(1, 2).float() + 1) / 2
+        video = (_through(self.decoder.layers(), x, call, 1).transpose(1, 2).float() + 1) / 2
         return video.clamp(0, 1) if clamp else video, call.after
