@@ -13,6 +13,7 @@
 
 #include "arguments.h"
 #include "lipstream/ring_cuda.h"
+#include "lipstream/sampler_cuda.h"
 
 namespace py = pybind11;
 
@@ -88,7 +89,7 @@ void ring_write(Address k_ring, Address v_ring, Address k, Address v, int64_t sl
 }
 
 void ring_keep(Address k_ring, Address v_ring, Address sink_base, int64_t slot, int64_t rolling, int64_t first,
-               int64_t count, const RingShape& ring, const std::string& dtype, Address stream) {
+               int64_t count, const RingShape& ring, const std::string& dtype, bool heads_first, Address stream) {
   check_ring_shape(ring);
   check_range("rolling", rolling, 0, ring[0]);
   if (count == 0) return;  // nothing to keep has no slot
@@ -98,13 +99,19 @@ void ring_keep(Address k_ring, Address v_ring, Address sink_base, int64_t slot, 
     using T = decltype(storage);
     check_addresses({{"k_ring", k_ring}, {"v_ring", v_ring}, {"sink_base", sink_base}}, 2 * sizeof(T));
     const FrameShape shape{count, ring[1], ring[2], ring[3], 0};
+    if (heads_first) {
+      check_cuda(cuda::ring_keep_heads_first(at<const T>(k_ring), at<T>(v_ring), at<T>(sink_base), ring[0], slot, rolling,
+                                             first, shape, at<CUstream_st>(stream)));
+      return;
+    }
     check_cuda(cuda::ring_keep(at<const T>(k_ring), at<T>(v_ring), at<T>(sink_base), slot, rolling, first, shape,
                                at<CUstream_st>(stream)));
   });
 }
 
 void ring_anchor(Address k_ring, Address sink_base, int64_t rolling, int64_t count, Address cos, Address sin,
-                 const RingShape& ring, int64_t temporal_pairs, const std::string& dtype, Address stream) {
+                 const RingShape& ring, int64_t temporal_pairs, const std::string& dtype, bool heads_first,
+                 Address stream) {
   check_ring_shape(ring);
   const FrameShape shape{count, ring[1], ring[2], ring[3], temporal_pairs};
   check_pairs(shape.head_dim, shape.temporal_pairs);
@@ -114,9 +121,39 @@ void ring_anchor(Address k_ring, Address sink_base, int64_t rolling, int64_t cou
   dispatch(dtype, [&](auto storage) {
     using T = decltype(storage);
     check_addresses({{"k_ring", k_ring}, {"sink_base", sink_base}}, 2 * sizeof(T));
+    if (heads_first) {
+      check_cuda(cuda::ring_anchor_heads_first(at<T>(k_ring), at<const T>(sink_base), ring[0], rolling, at<const float>(cos),
+                                               at<const float>(sin), shape, at<CUstream_st>(stream)));
+      return;
+    }
     check_cuda(cuda::ring_anchor(at<T>(k_ring), at<const T>(sink_base), rolling, at<const float>(cos),
                                  at<const float>(sin), shape, at<CUstream_st>(stream)));
   });
+}
+
+constexpr int64_t kMostElements = std::numeric_limits<int32_t>::max();
+
+void assemble_condition(Address condition, Address first, Address mask, Address masked, Address sequence,
+                        const RingShape& latent, Address stream) {
+  const auto [channels, frames, height, width] = latent;
+  const bool fits = channels >= 1 && frames >= 1 && height >= 1 && width >= 1 && height <= kMostElements / width &&
+                    frames <= kMostElements / (height * width) && channels <= kMostElements / 4 / (frames * height * width);
+  if (!fits) throw py::value_error("latent_shape is not [C, c, h, w] from 1 up with fewer than 2^29 elements");
+  check_addresses({{"condition", condition}, {"first", first}, {"mask", mask}, {"masked", masked}, {"sequence", sequence}},
+                  sizeof(float));
+  const LatentShape shape{channels, frames, height * width};
+  check_cuda(cuda::assemble_condition(at<float>(condition), at<const float>(first), at<const float>(mask),
+                                      at<const float>(masked), at<const float>(sequence), shape, at<CUstream_st>(stream)));
+}
+
+void advance(Address next, Address clean, Address x, Address velocity, Address noise, double t, double next_t,
+             int64_t count, Address stream) {
+  if (count < 0 || count > kMostElements) throw py::value_error("count is " + str(count) + ", expected 0 to 2^31 - 1");
+  if (count == 0) return;
+  check_addresses({{"clean", clean}, {"x", x}, {"velocity", velocity}}, sizeof(float));
+  if (noise != 0) check_addresses({{"next", next}, {"noise", noise}}, sizeof(float));
+  check_cuda(cuda::advance(at<float>(next), at<float>(clean), at<const float>(x), at<const float>(velocity),
+                           at<const float>(noise), t, next_t, count, at<CUstream_st>(stream)));
 }
 
 }  // namespace
@@ -124,7 +161,7 @@ void ring_anchor(Address k_ring, Address sink_base, int64_t rolling, int64_t cou
 PYBIND11_MODULE(_native_cuda, module) {
   using py::arg;
   const auto named = py::kw_only();
-  module.doc() = "The K/V ring's CUDA kernels.";
+  module.doc() = "The K/V ring's CUDA kernels, and those between the passes.";
   module.def("device_count", &device_count);
   module.def("synchronize", [](Address stream) { check_cuda(cudaStreamSynchronize(at<CUstream_st>(stream))); },
              arg("stream") = Address{0}, py::call_guard<py::gil_scoped_release>());
@@ -132,9 +169,15 @@ PYBIND11_MODULE(_native_cuda, module) {
              arg("sin_t"), arg("cos_s"), arg("sin_s"), named, arg("ring_shape"), arg("frames"), arg("temporal_pairs"),
              arg("dtype"), arg("stream") = Address{0});
   module.def("ring_keep", &ring_keep, arg("k_ring"), arg("v_ring"), arg("sink_base"), arg("slot"), arg("rolling"),
-             arg("first"), arg("count"), named, arg("ring_shape"), arg("dtype"), arg("stream") = Address{0});
+             arg("first"), arg("count"), named, arg("ring_shape"), arg("dtype"), arg("heads_first") = false,
+             arg("stream") = Address{0});
   module.def("ring_anchor", &ring_anchor, arg("k_ring"), arg("sink_base"), arg("rolling"), arg("count"), arg("cos"),
-             arg("sin"), named, arg("ring_shape"), arg("temporal_pairs"), arg("dtype"), arg("stream") = Address{0});
+             arg("sin"), named, arg("ring_shape"), arg("temporal_pairs"), arg("dtype"), arg("heads_first") = false,
+             arg("stream") = Address{0});
+  module.def("assemble_condition", &assemble_condition, arg("condition"), arg("first"), arg("mask"), arg("masked"),
+             arg("sequence"), named, arg("latent_shape"), arg("stream") = Address{0});
+  module.def("advance", &advance, arg("next"), arg("clean"), arg("x"), arg("velocity"), arg("noise"), named, arg("t"),
+             arg("next_t"), arg("count"), arg("stream") = Address{0});
 }
 
 }  // namespace lipstream

@@ -54,17 +54,49 @@ cudaError_t ring_keep(const Storage* k_ring, Storage* v_ring, Storage* sink_base
                          stream);
 }
 
+namespace {
+
+template <typename Storage>
+cudaError_t anchor(Storage* sink, const Storage* sink_base, const float* cos, const float* sin, const FrameShape& shape,
+                   int64_t groups, int64_t sink_step, int64_t base_step, cudaStream_t stream) {
+  const auto rows = static_cast<unsigned>(shape.rows() * groups);
+  if (wide<Storage>({sink, sink_base}, shape)) {
+    constexpr int kPairs = kWidePairs<Storage>;
+    return launch(ring_anchor_kernel<Storage, kPairs>, rows, threads(shape, kPairs), 0, stream, sink, sink_base, cos,
+                  sin, shape, sink_step, base_step);
+  }
+  return launch(ring_anchor_kernel<Storage, 1>, rows, threads(shape, 1), 0, stream, sink, sink_base, cos, sin, shape,
+                sink_step, base_step);
+}
+
+}  // namespace
+
 template <typename Storage>
 cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
                         const FrameShape& shape, cudaStream_t stream) {
-  Storage* const sink = k_ring + shape.slot_offset(rolling);
-  const auto rows = static_cast<unsigned>(shape.rows());
-  if (wide<Storage>({k_ring, sink_base}, shape)) {
-    constexpr int kPairs = kWidePairs<Storage>;
-    return launch(ring_anchor_kernel<Storage, kPairs>, rows, threads(shape, kPairs), 0, stream, sink, sink_base, cos,
-                  sin, shape);
-  }
-  return launch(ring_anchor_kernel<Storage, 1>, rows, threads(shape, 1), 0, stream, sink, sink_base, cos, sin, shape);
+  return anchor(k_ring + shape.slot_offset(rolling), sink_base, cos, sin, shape, 1, 0, 0, stream);
+}
+
+template <typename Storage>
+cudaError_t ring_keep_heads_first(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slots, int64_t slot,
+                                  int64_t rolling, int64_t first, const FrameShape& shape, cudaStream_t stream) {
+  const int64_t frame = shape.tokens * shape.head_dim;
+  const auto bytes = [&](int64_t frames) { return static_cast<size_t>(frames * frame) * sizeof(Storage); };
+  const auto copy = [&](Storage* to, int64_t to_slots, const Storage* from) {
+    return cudaMemcpy2DAsync(to, bytes(to_slots), from, bytes(slots), bytes(shape.frames),
+                             static_cast<size_t>(shape.heads), cudaMemcpyDeviceToDevice, stream);
+  };
+  const cudaError_t error = copy(sink_base + first * frame, slots - rolling, k_ring + slot * frame);
+  if (error != cudaSuccess) return error;
+  return copy(v_ring + (rolling + first) * frame, slots, v_ring + slot * frame);
+}
+
+template <typename Storage>
+cudaError_t ring_anchor_heads_first(Storage* k_ring, const Storage* sink_base, int64_t slots, int64_t rolling,
+                                    const float* cos, const float* sin, const FrameShape& shape, cudaStream_t stream) {
+  const FrameShape head{shape.frames, shape.tokens, 1, shape.head_dim, shape.temporal_pairs};
+  return anchor(k_ring + head.slot_offset(rolling), sink_base, cos, sin, head, shape.heads, head.slot_offset(slots),
+                head.slot_offset(slots - rolling), stream);
 }
 
 namespace {
@@ -114,6 +146,10 @@ cudaError_t ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, 
                                  cudaStream_t);                                                                        \
   template cudaError_t ring_anchor(Storage*, const Storage*, int64_t, const float*, const float*, const FrameShape&,   \
                                    cudaStream_t);                                                                      \
+  template cudaError_t ring_keep_heads_first(const Storage*, Storage*, Storage*, int64_t, int64_t, int64_t, int64_t,   \
+                                             const FrameShape&, cudaStream_t);                                         \
+  template cudaError_t ring_anchor_heads_first(Storage*, const Storage*, int64_t, int64_t, const float*, const float*, \
+                                               const FrameShape&, cudaStream_t);                                       \
   template cudaError_t ring_write_e4m3(E4M3Ring, E4M3Ring, const Storage*, const Storage*, Slot, const RopeTables&, \
                                        const FrameShape&, cudaStream_t);                                               \
   template cudaError_t ring_read_e4m3(Storage*, E4M3Ring, const FrameShape&, cudaStream_t);

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from .backends.base import GRAPHS, Backend, Stream, cores, load_backend
 from .bundle import REBUILD, Bundle, Manifest, reading
+from .chunk import ChunkStream, SteppedChunks
 from .composite import Compositor
 from .errors import BundleCorruptError, ConfigError, ForkError
 from .face.track import Policy
@@ -142,16 +144,19 @@ class LipSyncEngine:
                 raise ConfigError(f"length={length!r}", expected="a number of frames, at least 1, or None")
             faces = FaceOptions(face_policy or "hold", face_at)
             reference = LiveReference(video, self.manifest.geometry, faces, length=length, loop_bytes=loop_bytes)
-        return LipSyncSession(
-            self.manifest,
-            self._backend.open_stream(),
-            reference,
-            self._compositor,
-            self._latent_mask,
-            self._pool,
-            seed=seed,
-            max_pending=max_pending,
-        )
+        with ExitStack() as undo:
+            undo.callback(reference.close)
+            chunks = self._open_chunks()
+            undo.callback(chunks.close)
+            session = LipSyncSession(
+                self.manifest, chunks, reference, self._compositor, self._pool, seed=seed, max_pending=max_pending
+            )
+            undo.pop_all()
+        return session
+
+    def _open_chunks(self) -> ChunkStream:
+        stream = self._backend.open_stream()
+        return stream if isinstance(stream, ChunkStream) else SteppedChunks(self.manifest, stream, self._latent_mask)
 
     def prepare(
         self,

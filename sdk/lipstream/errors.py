@@ -150,6 +150,18 @@ class VerificationError(LipStreamError):
     code, exit_code = "verification", 39
 
 
+class GpuMemoryError(LipStreamError):
+    """The GPU's memory does not suffice for one more stream, or for the weights. Streams that are open go on."""
+
+    code, exit_code = "gpu_memory", 42
+
+
+class GpuError(LipStreamError):
+    """CUDA reports that the GPU, or its driver, has failed; nothing on it can be used any more."""
+
+    code, exit_code = "gpu", 43
+
+
 class ForkError(LipStreamError):
     """An engine, or a session, is used in another process than the one that made it."""
 

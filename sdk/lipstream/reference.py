@@ -69,12 +69,12 @@ class Reference(Protocol):
     """Frames of one session by their place in its picture, 0, 1, 2, ... without end, and their latents."""
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
-        """Frames ``[first, first + count)``. `first` never lies more than a chunk before the last frame given."""
+        """Frames ``[first, first + count)``. `first` never lies more than two chunks before the last frame given."""
 
-    def latents(self, stream: Stream, first: int, frames: list[SourceFrame]) -> Array:
-        """Latents [2, C, c, h, w] of a chunk whose frames start at `first`: as they are, and with the mouth masked.
+    def latents(self, first: int) -> Array | None:
+        """Latents [2, C, c, h, w] of a chunk whose frames start at `first`, as they are and with the mouth masked.
 
-        `stream` carries the video encoder's state.
+        None where they are not known: the chunk's crops are to be encoded.
         """
 
     def close(self) -> None: ...
@@ -109,7 +109,7 @@ class LiveReference:
         self._tracker = FaceTracker(faces.policy, faces.at)
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        self._recent: deque[SourceFrame] = deque(maxlen=geometry.video_frames)
+        self._recent: deque[SourceFrame] = deque(maxlen=2 * geometry.video_frames)
         self._given = 0
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
@@ -120,8 +120,8 @@ class LiveReference:
         oldest = self._given - len(self._recent)
         return [self._recent[i - oldest] for i in range(first, first + count)]
 
-    def latents(self, stream: Stream, first: int, frames: list[SourceFrame]) -> Array:
-        return encode(stream, self._geometry, [frame.crop for frame in frames])
+    def latents(self, first: int) -> None:
+        """None: nothing is known before it is encoded."""
 
     def close(self) -> None:
         self._loop.close()
@@ -208,7 +208,7 @@ class PreparedReference:
         self._latents: list[Array] = []
         for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(self._steady + self._lap - 1))]:
             crops = [self.at(first + i).crop for i in range(length)]
-            self._latents.append(encode(stream, geometry, crops))
+            self._latents.append(stream.encode_video(stack_crops(geometry, crops)))
 
     def at(self, place: int) -> SourceFrame:
         """Frame `place` = 0, 1, 2, ... of the endless loop."""
@@ -248,11 +248,8 @@ class PreparedPlayback:
     def frames(self, first: int, count: int) -> list[SourceFrame]:
         return [self._prepared.at(first + i) for i in range(count)]
 
-    def latents(self, stream: Stream, first: int, frames: list[SourceFrame]) -> Array:
-        known = self._prepared.latents(first)
-        if known is not None:
-            return known
-        return encode(stream, self._prepared.manifest.geometry, [frame.crop for frame in frames])
+    def latents(self, first: int) -> Array | None:
+        return self._prepared.latents(first)
 
     def close(self) -> None:
         """Nothing to release: the prepared reference outlives its sessions."""
@@ -267,11 +264,14 @@ def _last_seen(matrices: Sequence[object]) -> list[int]:
     return seen
 
 
-def encode(stream: Stream, geometry: Geometry, crops: list[Image]) -> Array:
-    """Crops of a chunk -> latents. The stream's first chunk has fewer: its first frame stands for `temporal`."""
+def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
+    """Crops of a chunk, as the video encoder takes them: float32 [n, 3, H, W] in [0, 1].
+
+    The stream's first chunk has fewer: its first frame stands for `temporal`.
+    """
     missing = geometry.video_frames - len(crops)
     frames = np.stack([crops[0]] * missing + crops).transpose(0, 3, 1, 2)
-    return stream.encode_video(np.ascontiguousarray(frames, np.float32) / np.float32(255))
+    return np.ascontiguousarray(frames, np.float32) / np.float32(255)
 
 
 def open_source(source: Source) -> VideoReader | Sequence[Image] | Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import threading
 import time
@@ -17,14 +18,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .audio import SegmentAudio
-from .backends.base import Array, Stream
+from .backends.base import Array
 from .bundle import Manifest
+from .chunk import ChunkInput, ChunkStream, PendingChunk
 from .composite import Compositor
-from .denoise import assemble_condition, generate_chunk
 from .errors import BackpressureError, ConfigError, ForkError, SessionClosedError
 from .media import FPS, to_float
 from .media.audio import check_rate
-from .reference import Reference, SourceFrame
+from .reference import Reference, SourceFrame, stack_crops
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,39 @@ class Frame:
     end_of_segment: bool = False
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a chunk stands: its number in the stream, its first frame in a segment, its first picture, and how many."""
+
+    number: int
+    segment: SegmentAudio
+    first: int
+    picture: int
+    count: int
+
+
+@dataclass(frozen=True)
+class _Started:
+    """A chunk that is being generated."""
+
+    place: _Place
+    sources: list[SourceFrame]
+    pending: PendingChunk
+
+
+@dataclass(frozen=True)
+class _Failed:
+    """A chunk that could not be started ahead of its turn: what was wrong is said when its turn comes."""
+
+    error: Exception
+
+    def pictures(self) -> Array:
+        raise self.error
+
+    def drop(self) -> None:
+        """Nothing is under way."""
+
+
 class LipSyncSession:
     """Made by `LipSyncEngine.session`; use it in a ``with`` block. One stream of frames, which only `close` ends.
 
@@ -70,10 +104,9 @@ class LipSyncSession:
     def __init__(
         self,
         manifest: Manifest,
-        stream: Stream,
+        chunks: ChunkStream,
         reference: Reference,
         compositor: Compositor,
-        latent_mask: Array,
         pool: Executor,
         *,
         seed: int = 42,
@@ -84,8 +117,8 @@ class LipSyncSession:
             raise ConfigError(f"max_pending={max_pending!r}", expected=f"at least {least:g} seconds, two chunks")
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
             raise ConfigError(f"seed={seed!r}", expected="a whole number from 0 to 2^64 - 1")
-        self._manifest, self._stream, self._reference = manifest, stream, reference
-        self._compositor, self._latent_mask, self._pool = compositor, latent_mask, pool
+        self._manifest, self._chunks, self._reference = manifest, chunks, reference
+        self._compositor, self._pool = compositor, pool
         self._seed, self._max_pending = int(seed), max_pending
         self._segments: deque[SegmentAudio] = deque()
         self._out: deque[Frame] = deque()
@@ -95,8 +128,7 @@ class LipSyncSession:
         self._process = os.getpid()
         self._epoch = 0
         self._chunk = self._segment = self._segment_frame = self._index = self._delivered = self._picture = 0
-        self._first_latent: Array | None = None
-        self._unfinished: tuple[Array, Array, Array] | None = None
+        self._ahead: _Started | None = None
         self._closed = self._released = False
         self._ended_by = ""
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -272,10 +304,12 @@ class LipSyncSession:
             self._notify()
 
     def _release(self) -> None:
-        """Close the reference, once; under `_generating`."""
+        """Close the reference and the stream, once; under `_generating`."""
         if not self._released:
             self._released = True
+            self._ahead = None
             self._reference.close()
+            self._chunks.close()
 
     def _notify(self) -> None:
         """Wake whoever waits for a change; under `_changed`."""
@@ -314,65 +348,77 @@ class LipSyncSession:
             self._segments.popleft()
             self._segment += 1
             self._segment_frame = 0
-        return bool(self._segments) and self._segments[0].ready(self._segment_frame + self._chunk_length())
+        return self._place(self._chunk, self._segment_frame, self._picture) is not None
 
-    def _chunk_length(self) -> int:
-        """Video frames of the next chunk."""
-        g = self._manifest.geometry
-        return g.video_frames if self._chunk else g.first_frames
+    def _place(self, number: int, frame: int, picture: int) -> _Place | None:
+        """Chunk `number`, from `frame` of the first segment on, if its audio is here. Under `_changed`."""
+        for segment in self._segments:
+            if segment.ended and frame >= segment.frames:
+                frame = 0
+                continue
+            count = self._manifest.geometry.video_frames if number else self._manifest.geometry.first_frames
+            return _Place(number, segment, frame, picture, count) if segment.ready(frame + count) else None
+        return None
 
     def _generate(self) -> None:
         """The next chunk, if the audio suffices for it: its frames go to `_out`."""
         with self._changed:
             if self._closed or self._out or not self._ready():
                 return
-            epoch, segment, first, picture = self._epoch, self._segments[0], self._segment_frame, self._picture
-            count = self._chunk_length()
-            missing = self._manifest.geometry.video_frames - count
-            heard = segment.window(first - missing, self._manifest.geometry.video_frames)
-        self._finish_context()
-        with self._timed("reference"):
-            sources = self._reference.frames(picture, count)
-        faceless = next((i for i, source in enumerate(sources) if source.matrix is not None), count)
-        if self._chunk == 0 and faceless:
+            epoch, place = self._epoch, self._place(self._chunk, self._segment_frame, self._picture)
+            assert place is not None
+        started, self._ahead = self._ahead, None
+        if started is not None and started.place != place:  # audio or pictures changed since
+            started.pending.drop()
+            started = None
+        sources = started.sources if started else self._look(place)
+        if place.number == 0 and sources[0].matrix is None:
             # The stream's first frame is its identity for good: wait for one with a face.
-            sources = sources[:faceless]
+            sources = list(itertools.takewhile(lambda source: source.matrix is None, sources))
             images = [source.image.copy() for source in sources]
         else:
-            pictures = self._speak(picture, sources, heard)
+            started = started or self._start(place, sources)
+            self._chunk += 1
+            if self._chunks.ahead and place.number:  # the first chunk's frames wait for nothing
+                self._start_ahead(epoch, place)
+            with self._timed("denoise"):
+                pictures = started.pending.pictures()
             with self._timed("composite"):
                 images = [self._show(*pair) for pair in zip(sources, pictures, strict=True)]
         with self._changed:
             if epoch == self._epoch:
-                self._put(segment, first, sources, images)
+                self._put(place.segment, place.first, sources, images)
 
-    def _finish_context(self) -> None:
-        """The context pass of the chunk before, which waits until its frames are out."""
-        if self._unfinished is not None:
-            with self._timed("context"):
-                self._stream.context(*self._unfinished)
-                self._unfinished = None
-
-    def _speak(self, picture: int, sources: list[SourceFrame], heard: Array) -> Array:
-        """Crops float32 [count, S, S, 3] in [0, 1] of one chunk: encoded, heard, denoised, decoded."""
-        g, stream, missing = self._manifest.geometry, self._stream, self._manifest.geometry.video_frames - len(sources)
+    def _look(self, place: _Place) -> list[SourceFrame]:
         with self._timed("reference"):
-            plain, masked = self._reference.latents(stream, picture, sources)
-        with self._timed("audio"):
-            features = stream.encode_audio(heard)
-            features[:missing] = features[missing]  # the stream's first frame stands for several
-        with self._timed("denoise"):
-            if self._first_latent is None:
-                self._first_latent = plain[:, :1].copy()
-            sequence = masked if g.sequence == "masked" else plain
-            condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
-            stream.begin_chunk(self._chunk)
-            latent = generate_chunk(stream, self._manifest.t_list, self._noise(masked.shape), condition, features)
-        with self._timed("decode"):
-            pictures: Array = stream.decode(latent)[missing:].transpose(0, 2, 3, 1)
-        self._unfinished = latent, condition, features
-        self._chunk += 1
-        return pictures
+            return self._reference.frames(place.picture, place.count)
+
+    def _start(self, place: _Place, sources: list[SourceFrame]) -> _Started:
+        g = self._manifest.geometry
+        with self._timed("reference"):
+            latents = self._reference.latents(place.picture)
+            crops = None if latents is not None else stack_crops(g, [source.crop for source in sources])
+        missing = g.video_frames - place.count
+        with self._changed:
+            samples = place.segment.window(place.first - missing, g.video_frames)
+        shape = (g.latent_channels, g.chunk_frames, *g.latent_size)
+        noises = self._noise(place.number, shape)
+        chunk = ChunkInput(place.number, crops, latents, samples, noises, missing)
+        return _Started(place, sources, self._chunks.start(chunk, self._timed))
+
+    def _start_ahead(self, epoch: int, place: _Place) -> None:
+        """Start the chunk after `place`, if its audio is here: the device goes on while frames are composited."""
+        with self._changed:
+            if epoch != self._epoch:
+                return
+            wanted = min(place.count, place.segment.frames - place.first)
+            following = self._place(place.number + 1, place.first + wanted, place.picture + wanted)
+        if following is None:
+            return
+        try:
+            self._ahead = self._start(following, self._look(following))
+        except Exception as error:
+            self._ahead = _Started(following, [], _Failed(error))
 
     def _show(self, source: SourceFrame, picture: Array) -> NDArray[np.uint8]:
         if source.matrix is None:
@@ -404,9 +450,9 @@ class LipSyncSession:
         segment.forget(self._segment_frame)
         self._notify()
 
-    def _noise(self, shape: tuple[int, ...]) -> list[Array]:
-        """Unit noise for each pass of the current chunk: a function of the seed and the chunk alone."""
-        rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, self._chunk]))
+    def _noise(self, chunk: int, shape: tuple[int, ...]) -> list[Array]:
+        """Unit noise for each pass of a chunk: a function of the seed and the chunk alone."""
+        rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, chunk]))
         return [rng.standard_normal(shape, np.float32) for _ in self._manifest.t_list[:-1]]
 
     @contextmanager

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
+from lipstream.chunk import SteppedChunks
 from lipstream.composite import Compositor
-from lipstream.reference import SourceFrame, encode
+from lipstream.reference import SourceFrame
 from lipstream.session import Frame, LipSyncSession
 from numpy.typing import NDArray
 
@@ -116,8 +117,8 @@ class NumberedReference:
         matrices = [None if i < self.faceless else TO_CANVAS for i in numbers]
         return [SourceFrame(image, image, matrix) for image, matrix in zip(images, matrices, strict=True)]
 
-    def latents(self, stream: Any, first: int, frames: list[SourceFrame]) -> Array:
-        return encode(stream, GEOMETRY, [frame.crop for frame in frames])
+    def latents(self, first: int) -> None:
+        """Not known."""
 
     def close(self) -> None:
         self.closed = True
@@ -133,7 +134,8 @@ class OpenSession:
         self.stream, self.reference = stream or NumpyStream(), reference or NumberedReference()
         compositor = Compositor(np.zeros((SIDE, SIDE), np.float32))
         mask = np.zeros(GEOMETRY.latent_size, np.float32)
-        self.session = LipSyncSession(MANIFEST, self.stream, self.reference, compositor, mask, POOL, **options)
+        chunks = SteppedChunks(MANIFEST, self.stream, mask)
+        self.session = LipSyncSession(MANIFEST, chunks, self.reference, compositor, POOL, **options)
 
 
 def open_session(**options: Any) -> LipSyncSession:

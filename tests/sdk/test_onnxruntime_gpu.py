@@ -14,7 +14,7 @@ import numpy as np
 import onnxruntime
 import pytest
 from lipstream import LipSyncEngine, _native
-from lipstream.backends import onnxruntime_gpu
+from lipstream.backends import device
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.backends.onnxruntime_gpu import Device, DeviceStream
 from lipstream.bundle import Bundle
@@ -84,11 +84,11 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         LipSyncEngine.load("tiny", provider="cuda")
     assert "lipstream[gpu]" in error.value.fix
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
-    monkeypatch.setattr(onnxruntime_gpu, "driver", lambda: driver("libnothing.so.1"))
+    monkeypatch.setattr(device, "driver", lambda: driver("libnothing.so.1"))
     with pytest.raises(BackendError, match="no NVIDIA driver") as error:
         LipSyncEngine.load("tiny", provider="cuda")
     assert "driver" in error.value.fix
-    monkeypatch.setattr(onnxruntime_gpu, "driver", lambda: Driver("13.0", ()))
+    monkeypatch.setattr(device, "driver", lambda: Driver("13.0", ()))
     with pytest.raises(BackendError, match="shows no GPU"):
         LipSyncEngine.load("tiny", provider="cuda")
 

@@ -27,6 +27,16 @@ template <typename Storage>
 cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
                         const FrameShape& shape, cudaStream_t stream);
 
+// The same two for a ring [H, F T, D] and its sink's copy [H, S T, D], as TensorRT's KVCacheUpdate has them: F = slots,
+// S = slots - rolling.
+template <typename Storage>
+cudaError_t ring_keep_heads_first(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slots, int64_t slot,
+                                  int64_t rolling, int64_t first, const FrameShape& shape, cudaStream_t stream);
+
+template <typename Storage>
+cudaError_t ring_anchor_heads_first(Storage* k_ring, const Storage* sink_base, int64_t slots, int64_t rolling,
+                                    const float* cos, const float* sin, const FrameShape& shape, cudaStream_t stream);
+
 // The same for a ring in FP8. A row of K and V in float32 goes through shared memory, so H * D is at most 5632.
 template <typename Storage>
 cudaError_t ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, Slot slot,

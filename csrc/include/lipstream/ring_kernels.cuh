@@ -78,14 +78,15 @@ __global__ void ring_write_kernel(Storage* __restrict__ k_ring, Storage* __restr
   }
 }
 
-// sink: the first sink slot of k_ring.
+// sink: the first sink slot of k_ring. Rows may come in groups that lie `sink_step` and `base_step` elements apart.
 template <typename Storage, int PAIRS>
 __global__ void ring_anchor_kernel(Storage* __restrict__ sink, const Storage* __restrict__ sink_base,
-                                   const float* __restrict__ cos, const float* __restrict__ sin, FrameShape shape) {
+                                   const float* __restrict__ cos, const float* __restrict__ sin, FrameShape shape,
+                                   int64_t sink_step, int64_t base_step) {
   using Pack = Pack<Storage, PAIRS>;
-  const int64_t offset = shape.row_offset(blockIdx.x);
-  const auto* from = reinterpret_cast<const Pack*>(sink_base + offset);
-  auto* to = reinterpret_cast<Pack*>(sink + offset);
+  const int64_t group = blockIdx.x / shape.rows(), offset = shape.row_offset(blockIdx.x % shape.rows());
+  const auto* from = reinterpret_cast<const Pack*>(sink_base + group * base_step + offset);
+  auto* to = reinterpret_cast<Pack*>(sink + group * sink_step + offset);
   const int packs = static_cast<int>(shape.row_size() / (2 * PAIRS)), pairs = static_cast<int>(shape.pairs());
   const int turned = static_cast<int>(shape.temporal_pairs);
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {

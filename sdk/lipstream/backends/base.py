@@ -94,4 +94,4 @@ def default_threads(bundle: Bundle) -> int:
 SMALL = 20e6
 """Parameters of a small model."""
 MOST_FOR_SMALL = 2
-EXTRAS = {"torch": "export"}
+EXTRAS = {"torch": "export", "tensorrt": "tensorrt"}

@@ -7,7 +7,7 @@ The ring is double-buffered, since ONNX Runtime does not promise that an output 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -16,23 +16,15 @@ from numpy.typing import NDArray
 from .. import _native
 from ..bundle import Geometry, Manifest
 from ..errors import BackendError
-from ..gpu import NoDriverError, driver
 from ..ring import temporal_tables
 from .base import Array
+from .device import Kernels, require_gpu, require_kernels
 
 PROVIDERS: dict[str, list[str]] = {
     "cpu": ["CPUExecutionProvider"],
     "cuda": ["CUDAExecutionProvider", "CPUExecutionProvider"],
     "tensorrt": ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
 }
-
-
-class Kernels(Protocol):
-    """The ring's kernels on device addresses: `lipstream._native_cuda`."""
-
-    def ring_keep(self, *addresses: int, **sizes: Any) -> None: ...
-    def ring_anchor(self, *addresses: int, **sizes: Any) -> None: ...
-    def synchronize(self) -> None: ...
 
 
 def require_provider(provider: str) -> Kernels:
@@ -48,25 +40,8 @@ def require_provider(provider: str) -> Kernels:
             expected="the package onnxruntime-gpu in place of onnxruntime",
             fix="pip uninstall -y onnxruntime, then pip install 'lipstream[gpu]'",
         )
-    try:
-        found = driver()
-    except NoDriverError as error:
-        raise BackendError(
-            f"provider={provider!r}: {error}",
-            expected="an NVIDIA GPU and its driver",
-            fix="install the driver; in a container: docker run --gpus all, with nvidia-container-toolkit",
-        ) from error
-    if not found.gpus:
-        raise BackendError(f"provider={provider!r}: the driver shows no GPU", fix="nvidia-smi -L")
-    try:
-        from .. import _native_cuda
-    except ImportError as error:
-        raise BackendError(
-            f"provider={provider!r}: this LipStream was built without its CUDA kernels ({error})",
-            expected="nvcc where it is installed",
-            fix="install the CUDA toolkit, then pip install --force-reinstall --no-deps . in the checkout",
-        ) from error
-    return cast(Kernels, _native_cuda)
+    require_gpu(f"provider={provider!r}")
+    return require_kernels(f"provider={provider!r}")
 
 
 class Device:

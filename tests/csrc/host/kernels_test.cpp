@@ -9,6 +9,7 @@
 
 #include "../../../csrc/src/ring_cpu.cpp"
 #include "../../../csrc/src/ring_cuda.cu"
+#include "../../../csrc/src/sampler_cuda.cu"
 
 namespace lipstream {
 namespace {
@@ -79,6 +80,25 @@ struct Sizes {
   int64_t tokens, heads, head_dim;
 };
 
+// Frames [F, T, H, D] as [H, F T, D].
+template <typename T>
+std::vector<T> heads_first(const T* from, int64_t frames, const Sizes& s) {
+  const int64_t rows = frames * s.tokens;
+  std::vector<T> to(static_cast<size_t>(rows * s.heads * s.head_dim));
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int64_t head = 0; head < s.heads; ++head) {
+      std::memcpy(to.data() + (head * rows + row) * s.head_dim, from + (row * s.heads + head) * s.head_dim,
+                  static_cast<size_t>(s.head_dim) * sizeof(T));
+    }
+  }
+  return to;
+}
+
+template <typename T>
+bool same(const std::vector<T>& a, const std::vector<T>& b) {
+  return a.size() == b.size() && (a.empty() || std::memcmp(a.data(), b.data(), a.size() * sizeof(T)) == 0);
+}
+
 struct Case {
   RingGeometry geometry;
   int64_t tokens, heads, head_dim, offset;
@@ -113,11 +133,16 @@ void stream(const char* kind, const Case& c, std::mt19937& random) {
         cos_s(c.tokens * spatial, 0, random), sin_s(c.tokens * spatial, 0, random), turn(2 * temporal, 0, random);
     const RopeTables tables{cos_t.cpu(), sin_t.cpu(), cos_s.cpu(), sin_s.cpu()};
     const FrameShape shape{g.chunk_frames, c.tokens, c.heads, c.head_dim, temporal};
+    const Sizes sizes{c.tokens, c.heads, c.head_dim};
+    std::vector<T> k_heads = heads_first(k_ring.cpu(), g.window, sizes), v_heads = heads_first(v_ring.cpu(), g.window, sizes),
+                   base_heads = heads_first(base.cpu(), g.sink, sizes);
     if (p.keep_count) {
       const FrameShape kept{p.keep_count, c.tokens, c.heads, c.head_dim, 0};
       cpu::ring_keep(k_ring.cpu(), v_ring.cpu(), base.cpu(), p.keep_slot, g.rolling(), p.keep_first, kept);
       cuda::ring_keep(device(k_ring.gpu()), device(v_ring.gpu()), device(base.gpu()), p.keep_slot, g.rolling(),
                       p.keep_first, kept, nullptr);
+      cuda::ring_keep_heads_first(device(k_heads.data()), device(v_heads.data()), device(base_heads.data()), g.window,
+                                  p.keep_slot, g.rolling(), p.keep_first, kept, nullptr);
       cpu::ring_keep_e4m3(k8, v8, b8, p.keep_slot, g.rolling(), p.keep_first, kept);
       cuda::ring_keep_e4m3(gk8, gv8, gb8, p.keep_slot, g.rolling(), p.keep_first, kept, nullptr);
     }
@@ -126,9 +151,14 @@ void stream(const char* kind, const Case& c, std::mt19937& random) {
       const float *cos = turn.cpu(), *sin = turn.cpu() + temporal;
       cpu::ring_anchor(k_ring.cpu(), base.cpu(), g.rolling(), cos, sin, sink, 1);
       cuda::ring_anchor(device(k_ring.gpu()), device(base.gpu()), g.rolling(), cos, sin, sink, nullptr);
+      cuda::ring_anchor_heads_first(device(k_heads.data()), device(base_heads.data()), g.window, g.rolling(), cos, sin, sink,
+                                    nullptr);
       cpu::ring_anchor_e4m3(k8, b8, g.rolling(), cos, sin, sink, 1);
       expect(!cuda::ring_anchor_e4m3(gk8, gb8, g.rolling(), cos, sin, sink, nullptr), "anchor launches");
     }
+    expect(same(k_heads, heads_first(k_ring.cpu(), g.window, sizes)), name(kind, c, chunk, "k_ring, heads first"));
+    expect(same(v_heads, heads_first(v_ring.cpu(), g.window, sizes)), name(kind, c, chunk, "v_ring, heads first"));
+    expect(same(base_heads, heads_first(base.cpu(), g.sink, sizes)), name(kind, c, chunk, "sink_base, heads first"));
     cpu::ring_write(k_ring.cpu(), v_ring.cpu(), k.cpu(), v.cpu(), p.slot, tables, shape, 1);
     const int64_t outside = g.window - g.chunk_frames + 1;  // from a place on the device: writes nothing
     const Slot place(&p.slot, outside - 1), wrong(&outside, outside - 1);
@@ -157,6 +187,36 @@ void stream(const char* kind, const Case& c, std::mt19937& random) {
   }
 }
 
+// The kernels between the passes, against their formulas.
+void sampler(std::mt19937& random) {
+  constexpr LatentShape shape{3, 2, 35};
+  const int64_t size = shape.size(), plane = shape.plane();
+  Twins<float> first(shape.channels * shape.cells, 0, random), mask(shape.cells, 0, random), masked(size, 0, random),
+      sequence(size, 0, random), condition(shape.condition_size(), 0, random);
+  cuda::assemble_condition(condition.gpu(), first.gpu(), mask.gpu(), masked.gpu(), sequence.gpu(), shape, nullptr);
+  for (int64_t i = 0; i < shape.condition_size(); ++i) {
+    const int64_t channel = i / plane, cell = i % shape.cells, C = shape.channels;
+    float& expected = condition.cpu()[i];
+    if (channel < C) expected = first.cpu()[channel * shape.cells + cell];
+    if (channel == C) expected = 1 - mask.cpu()[cell];
+    if (channel > C) expected = channel <= 2 * C ? masked.cpu()[i - (C + 1) * plane] : sequence.cpu()[i - (2 * C + 1) * plane];
+  }
+  condition.check("condition");
+  for (const bool noisy : {true, false}) {
+    Twins<float> x(size, 0, random), clean(size, 0, random), velocity(size, 0, random), noise(size, 0, random);
+    const double t = 0.999, next = 0.769;
+    cuda::advance(x.gpu(), clean.gpu(), x.gpu(), velocity.gpu(), noisy ? noise.gpu() : nullptr, t, next, size, nullptr);
+    for (int64_t i = 0; i < size; ++i) {
+      const double step = t * velocity.cpu()[i];
+      clean.cpu()[i] = static_cast<float>(x.cpu()[i] - step);
+      const double kept = (1 - next) * clean.cpu()[i], added = next * noise.cpu()[i];
+      if (noisy) x.cpu()[i] = static_cast<float>(kept + added);
+    }
+    x.check("x");
+    clean.check("clean");
+  }
+}
+
 }  // namespace
 }  // namespace lipstream
 
@@ -178,6 +238,7 @@ int main() {
       }
     }
   }
+  lipstream::sampler(random);
   const lipstream::FrameShape wide{1, 1, 1, lipstream::cuda::kLargestE4M3Row + 2, 0};
   const lipstream::E4M3Ring none{nullptr, nullptr};
   const lipstream::RopeTables tables{nullptr, nullptr, nullptr, nullptr};

@@ -1,0 +1,182 @@
+"""CUDA's runtime, as far as streams need it: memory, lanes of work, events, captured graphs. Every call is checked.
+
+Functions: https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/runtime.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...errors import GpuError, GpuMemoryError
+from .trace import Trace
+
+ALIGNMENT = 256
+"""Bytes; what TensorRT and the kernels' widest accesses ask for, and cudaMalloc gives."""
+Anything = NDArray[Any]
+
+
+class Cuda:
+    """The runtime. Attributes: api: the module `cuda.bindings.runtime`."""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+
+    def call(self, function: str, *arguments: Any) -> Any:
+        """What `function` gives. Raises GpuMemoryError, GpuError."""
+        status, *found = getattr(self.api, function)(*arguments)
+        if status == self.api.cudaError_t.cudaErrorMemoryAllocation:
+            raise GpuMemoryError(
+                f"the GPU's memory does not suffice ({function})",
+                expected="room for one more stream",
+                fix="close a session, use a smaller bundle, or free the GPU's memory (nvidia-smi)",
+            )
+        if status != self.api.cudaError_t.cudaSuccess:
+            _, name = self.api.cudaGetErrorName(status)
+            text = name.decode() if isinstance(name, bytes) else name
+            raise GpuError(f"{function} gives {text}", fix="load the engine again, in a new process; lipstream doctor")
+        return found[0] if found else None
+
+
+class Layout:
+    """Parts of one piece of memory. Attributes: at: offset of each part in bytes, aligned. bytes: of all."""
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self.at: dict[str, int] = {}
+        self.bytes = 0
+        for name, size in sizes.items():
+            self.at[name] = self.bytes
+            self.bytes += -(-size // ALIGNMENT) * ALIGNMENT
+        self.bytes = max(self.bytes, ALIGNMENT)
+
+
+class DeviceMemory:
+    """One piece of device memory, cut into parts; freed with the object.
+
+    Attributes:
+        address, bytes: of all. at: address of each part.
+    """
+
+    def __init__(self, cuda: Cuda, sizes: Mapping[str, int]) -> None:
+        layout = Layout(sizes)
+        self.bytes = layout.bytes
+        self.address = int(cuda.call("cudaMalloc", layout.bytes))
+        self.at = {name: self.address + offset for name, offset in layout.at.items()}
+        weakref.finalize(self, cuda.call, "cudaFree", self.address).atexit = False
+
+
+class Pinned:
+    """Host memory that the device copies from and to by itself, cut into arrays; freed with the last of them.
+
+    Args:
+        shapes: shape and dtype of each.
+
+    Attributes:
+        at: the arrays, laid out as `Layout`. whole: uint8, all of them as one.
+    """
+
+    def __init__(self, cuda: Cuda, shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> None:
+        counts = {name: math.prod(shape) for name, (shape, _) in shapes.items()}
+        layout = Layout({name: counts[name] * np.dtype(dtype).itemsize for name, (_, dtype) in shapes.items()})
+        address = int(cuda.call("cudaHostAlloc", layout.bytes, 0))
+        memory: Any = (ctypes.c_char * layout.bytes).from_address(address)
+        weakref.finalize(memory, cuda.call, "cudaFreeHost", address).atexit = False
+        self.whole = np.frombuffer(memory, np.uint8)
+        self.at: dict[str, Anything] = {
+            name: np.frombuffer(memory, dtype, counts[name], layout.at[name]).reshape(shape)
+            for name, (shape, dtype) in shapes.items()
+        }
+
+
+class Event:
+    """A place in a lane that others, or the host, can wait for."""
+
+    def __init__(self, cuda: Cuda, *, timing: bool = False) -> None:
+        self._cuda = cuda
+        # A host that waits sleeps: a spinning one takes a core from whatever else the product does.
+        flags = cuda.api.cudaEventBlockingSync | (0 if timing else cuda.api.cudaEventDisableTiming)
+        self.handle = cuda.call("cudaEventCreateWithFlags", flags)
+        weakref.finalize(self, cuda.call, "cudaEventDestroy", self.handle).atexit = False
+
+    def wait(self) -> None:
+        """Let the host wait until what was recorded last is done."""
+        self._cuda.call("cudaEventSynchronize", self.handle)
+
+
+class Lane:
+    """A CUDA stream: what is put on it runs in order, beside the other lanes.
+
+    Attributes:
+        name: for traces. handle: of the stream. trace: where spans are noted, or None.
+    """
+
+    def __init__(self, cuda: Cuda, name: str) -> None:
+        self.cuda, self.name = cuda, name
+        self.trace: Trace | None = None
+        self.handle = cuda.call("cudaStreamCreateWithFlags", cuda.api.cudaStreamNonBlocking)
+        self._kinds = cuda.api.cudaMemcpyKind
+        weakref.finalize(self, cuda.call, "cudaStreamDestroy", self.handle).atexit = False
+
+    def synchronize(self) -> None:
+        """Let the host wait for everything on the lane."""
+        self.cuda.call("cudaStreamSynchronize", self.handle)
+
+    def record(self, event: Event) -> None:
+        self.cuda.call("cudaEventRecord", event.handle, self.handle)
+
+    def wait(self, event: Event) -> None:
+        """Let what is put on the lane from now on wait for what was recorded; nothing recorded, no waiting."""
+        self.cuda.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
+
+    def upload(self, to: int, data: Anything) -> None:
+        """Copy an array [contiguous] to the device; it must stay as it is until that is done."""
+        kind = self._kinds.cudaMemcpyHostToDevice
+        self.cuda.call("cudaMemcpyAsync", to, data.ctypes.data, data.nbytes, kind, self.handle)
+
+    def download(self, to: Anything, address: int) -> None:
+        kind = self._kinds.cudaMemcpyDeviceToHost
+        self.cuda.call("cudaMemcpyAsync", to.ctypes.data, address, to.nbytes, kind, self.handle)
+
+    def copy(self, to: int, address: int, size: int) -> None:
+        kind = self._kinds.cudaMemcpyDeviceToDevice
+        self.cuda.call("cudaMemcpyAsync", to, address, size, kind, self.handle)
+
+    def copy_rows(self, to: int, address: int, size: int, step: int, rows: int) -> None:
+        """`rows` pieces of `size` bytes that lie `step` bytes apart, to where they lie together."""
+        kind = self._kinds.cudaMemcpyDeviceToDevice
+        self.cuda.call("cudaMemcpy2DAsync", to, size, address, step, size, rows, kind, self.handle)
+
+    def clear(self, memory: DeviceMemory) -> None:
+        self.cuda.call("cudaMemsetAsync", memory.address, 0, memory.bytes, self.handle)
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """What `work` puts on the lane, as a graph: it is not run, but can be launched any number of times."""
+        # Other threads go on allocating and waiting meanwhile; only this one must not.
+        mode = self.cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self.cuda.call("cudaStreamBeginCapture", self.handle, mode)
+        try:
+            work()
+        finally:
+            captured = self.cuda.call("cudaStreamEndCapture", self.handle)
+        graph = self.cuda.call("cudaGraphInstantiate", captured, 0)
+        self.cuda.call("cudaGraphDestroy", captured)
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        self.cuda.call("cudaGraphLaunch", graph, self.handle)
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """Name what is put on the lane inside, for traces."""
+        if self.trace is None:
+            yield
+            return
+        with self.trace.span(self, name):
+            yield

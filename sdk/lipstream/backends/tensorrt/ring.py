@@ -1,0 +1,125 @@
+"""The K/V ring in device memory, written in place by natively lowered engines, double-buffered for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ... import _native
+from ...bundle import Geometry, Manifest
+from ...ring import temporal_tables
+from ..device import Kernels
+from .cuda import Anything, Lane
+from .engine import Engine
+
+_TYPES = {"FLOAT": "float32", "BF16": "bfloat16"}
+
+
+class DeviceRing:
+    """See `lipstream.ring.Ring`; docs/architecture.md draws it.
+
+    A chunk that is started again writes over what it left the first time: everything else is as it was before.
+
+    Args:
+        native: rings are [1, H, window T, D], and a pass writes into the one it reads. Otherwise they are
+            [window, T, H, D], and each pass reads one of two and writes the other.
+        at: addresses of the parts that `sizes` names.
+    """
+
+    def __init__(
+        self, manifest: Manifest, engine: Engine, native: bool, kernels: Kernels, at: Mapping[str, int]
+    ) -> None:
+        self._geometry, self._native, self._kernels, self._at = manifest.geometry, native, kernels, at
+        self._passes = len(manifest.t_list)
+        self._dtype = _TYPES[engine.tensors["k.0"].dtype]
+        self._begun = -1
+        self.start(0)
+
+    @staticmethod
+    def sizes(geometry: Geometry, engine: Engine, native: bool) -> dict[str, int]:
+        """Bytes of the parts of its memory."""
+        g = geometry
+        frame = g.tokens * g.num_heads * g.head_dim * engine.tensors["k.0"].itemsize
+        parts: dict[str, int] = {}
+        for i in range(g.num_layers):
+            for side in range(1 if native else 2):
+                parts |= {f"k.{i}.{side}": g.window * frame, f"v.{i}.{side}": g.window * frame}
+            parts[f"sink.{i}"] = max(g.sink, 1) * frame
+        return parts
+
+    @staticmethod
+    def tables(geometry: Geometry) -> dict[str, tuple[tuple[int, ...], type]]:
+        """Shapes of what the host computes for a chunk."""
+        pairs = geometry.head_dim // 2 - 2 * (geometry.head_dim // 6)
+        return {
+            "rope_cos": ((geometry.chunk_frames, pairs), np.float32),
+            "rope_sin": ((geometry.chunk_frames, pairs), np.float32),
+            "turn_cos": ((pairs,), np.float32),
+            "turn_sin": ((pairs,), np.float32),
+            "slot": ((1,), np.int64),
+            "attended": ((1,), np.int64),
+        }
+
+    def start(self, chunk: int) -> None:
+        """Look at `chunk`. Its tables are `fill`'s."""
+        g = self._geometry
+        self._chunk = chunk
+        self.position = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
+
+    def fill(self, tables: Mapping[str, Anything]) -> None:
+        """The chunk's tables."""
+        g, p = self._geometry, self.position
+        frames = np.arange(g.chunk_frames) + self._chunk * g.chunk_frames
+        tables["rope_cos"][:], tables["rope_sin"][:] = temporal_tables(frames, g.head_dim)
+        cos, sin = temporal_tables(np.array([p.shift]), g.head_dim)
+        tables["turn_cos"][:], tables["turn_sin"][:] = cos[0], sin[0]
+        tables["slot"][:], tables["attended"][:] = p.slot, p.valid
+
+    def begin(self, lane: Lane, inputs: Mapping[str, int]) -> None:
+        """Make room for the chunk, whose tables are on the device by now; see `lipstream.ring.Ring.begin`."""
+        g, p, side = self._geometry, self.position, self._side(0)
+        shape = {
+            "ring_shape": (g.window, g.tokens, g.num_heads, g.head_dim),
+            "dtype": self._dtype,
+            "heads_first": self._native,
+            "stream": int(lane.handle),
+        }
+        rolling, turn = g.window - g.sink, (inputs["turn_cos"], inputs["turn_sin"])
+        pairs = g.head_dim // 2 - 2 * (g.head_dim // 6)
+        again = self._chunk == self._begun  # what was to be kept is, and its place was written over
+        for i in range(g.num_layers):
+            k, v, sink = (self._at[name] for name in (f"k.{i}.{side}", f"v.{i}.{side}", f"sink.{i}"))
+            if p.keep_count and not again:
+                self._kernels.ring_keep(k, v, sink, p.keep_slot, rolling, p.keep_first, p.keep_count, **shape)
+            if p.anchored:
+                self._kernels.ring_anchor(k, sink, rolling, p.anchored, *turn, temporal_pairs=pairs, **shape)
+        self._begun = self._chunk
+
+    def key(self, step: int) -> tuple[int, ...]:
+        """What distinguishes the addresses and shapes of pass `step` of this chunk from another's."""
+        return () if self._native else (self.position.valid, self._side(step))
+
+    def addresses(self, step: int) -> dict[str, int]:
+        """Of the rings, read and written by pass `step` of this chunk."""
+        now, after = self._side(step), self._side(step + 1)
+        found = {}
+        for i in range(self._geometry.num_layers):
+            for kind in "kv":
+                found |= {
+                    f"{kind}.{i}": self._at[f"{kind}.{i}.{now}"],
+                    f"{kind}_out.{i}": self._at[f"{kind}.{i}.{after}"],
+                }
+        return found
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the rings, where they vary."""
+        if self._native:
+            return {}
+        g = self._geometry
+        shape = (self.position.valid, g.tokens, g.num_heads, g.head_dim)
+        return {f"{kind}.{i}": shape for kind in "kv" for i in range(g.num_layers)}
+
+    def _side(self, step: int) -> int:
+        """Which of the buffers pass `step` of this chunk reads, after all passes before it."""
+        return 0 if self._native else (self._chunk * self._passes + step) % 2

@@ -1,0 +1,400 @@
+"""One stream on the device: its memory, and the way of a chunk over three lanes.
+
+    encode    crops, sound up | video encoder, audio encoder
+    denoise                     tables, noise up | condition | pass | pass |          context pass
+    decode                                                                 | decoder | pictures down
+
+Each waits only for what it reads. The host waits once, for the pictures. What one lane writes while another may still
+read the chunk before it, exists twice, and chunks take turns (`side`).
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...chunk import ChunkInput, ChunkStream, PendingChunk, Timed
+from ...errors import GpuError, LipStreamInternalError
+from ..base import Array
+from .cuda import DeviceMemory, Event, Lane, Layout, Pinned
+from .engine import Engine, Task
+from .ring import DeviceRing
+
+if TYPE_CHECKING:
+    from .backend import TensorRTBackend
+
+SIDES = (0, 1)
+
+
+class Workspace:
+    """The memory of one stream, on both sides, and the tasks bound to it. Streams use it one after the other.
+
+    Attributes:
+        memory: on the device. inputs: addresses of what goes up for every chunk. host: pinned arrays, a set for each
+            side; small: those of them that go up in one piece. encoded, denoised, shown, spent: events of each side:
+            latents and features are there; the clean latents are; the pictures are on the host; the context pass has
+            read what the encoders left.
+    """
+
+    def __init__(self, backend: TensorRTBackend) -> None:
+        g, audio, engines = backend.manifest.geometry, backend.manifest.audio, backend.engines
+        latent = (g.latent_channels, g.chunk_frames, *g.latent_size)
+        steps = len(backend.manifest.t_list) - 1
+        inputs = {f"noise.{step}": (latent, np.float32) for step in range(steps)} | DeviceRing.tables(g)
+        whole = Layout({name: _bytes(*of) for name, of in inputs.items()})
+        size = 4 * math.prod(latent)
+        sizes = {
+            "crops": engines["video_encoder"].tensors["frames"].bytes,
+            "samples": engines["audio_encoder"].tensors["samples"].bytes,
+            "condition": size // g.latent_channels * (3 * g.latent_channels + 1),
+            "first": size // g.chunk_frames,
+            "inputs": whole.bytes,
+            "x": size,
+            "velocity": size,
+            "frames": engines["video_decoder"].tensors["frames"].bytes,
+        }
+        for side in SIDES:
+            sizes |= {f"latents.{side}": 2 * size, f"clean.{side}": size}
+            sizes[f"audio.{side}"] = 4 * g.video_frames * audio.features
+            for name, engine in engines.items():
+                memories = {key: x for key, x in engine.tensors.items() if key.startswith("memory.")}
+                sizes |= {f"{name}.{key}.{side}": x.bytes for key, x in memories.items()}
+        cuda = backend.cuda
+        self.memory = DeviceMemory(cuda, sizes | DeviceRing.sizes(g, engines["denoiser"], backend.native))
+        self.inputs = {name: self.memory.at["inputs"] + offset for name, offset in whole.at.items()}
+        shapes = {
+            "crops": ((g.video_frames, 3, *g.crop_size), np.float32),
+            "latents": ((2, *latent), np.float32),
+            "samples": (engines["audio_encoder"].tensors["samples"].shape, np.float32),
+            "frames": ((g.video_frames, 3, *g.crop_size), np.float32),
+        }
+        self.host = [Pinned(cuda, shapes) for _ in SIDES]
+        # One copy takes all of a chunk's small inputs: these arrays are laid out as they are on the device.
+        self.small = [Pinned(cuda, inputs) for _ in SIDES]
+        self.encoded, self.denoised, self.shown, self.spent = ([Event(cuda) for _ in SIDES] for _ in range(4))
+        self.tasks: dict[tuple[Any, ...], Task] = {}
+
+
+def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
+    size: int = np.dtype(dtype).itemsize
+    return math.prod(shape) * size
+
+
+class TensorRTStream(ChunkStream):
+    """See `ChunkStream`; and `lipstream.backends.Stream`, whose passes return to the host one by one."""
+
+    ahead = True
+
+    def __init__(self, backend: TensorRTBackend, workspace: Workspace, give_back: Callable[[Workspace], None]) -> None:
+        self._backend, self._workspace = backend, workspace
+        self._manifest, self._geometry = backend.manifest, backend.manifest.geometry
+        self._steps = len(self._manifest.t_list) - 1
+        self._features = self._manifest.audio.features
+        self._close = weakref.finalize(self, give_back, workspace)
+        self._close.atexit = False
+        self._codec_side = {"video_encoder": 0, "video_decoder": 0}
+        self._pending: list[_Pending] = []
+        at = workspace.memory.at
+        self._ring = DeviceRing(self._manifest, backend.engines["denoiser"], backend.native, backend.kernels, at)
+        with backend.turn:
+            encode = backend.encode
+            for event in (*workspace.spent, *workspace.shown):  # of the stream that had the memory before
+                encode.wait(event)
+            encode.clear(workspace.memory)
+            for event in workspace.encoded:
+                encode.record(event)
+            # Before anything reads what is cleared.
+            backend.denoise.wait(workspace.encoded[0])
+            backend.decode.wait(workspace.encoded[0])
+
+    def close(self) -> None:
+        """Give the memory to the next stream."""
+        self._close()
+
+    def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
+        """See `ChunkStream`."""
+        self._pending = [pending for pending in self._pending if not pending.done]
+        if len(self._pending) > 1 or any(pending.side == chunk.number % 2 for pending in self._pending):
+            raise LipStreamInternalError("chunks are started before the pictures of the last but one are taken")
+        try:
+            with timed("reference"):
+                self._stage(chunk)
+            with timed("denoise"), self._backend.turn:
+                pending = self._put(chunk)
+        except BaseException:
+            self._close.detach()  # half a chunk is under way: nobody else gets this memory
+            with suppress(GpuError):
+                for lane in self._backend.lanes:
+                    lane.synchronize()
+            raise
+        self._pending.append(pending)
+        return pending
+
+    def _stage(self, chunk: ChunkInput) -> None:
+        """Put what the host gives into the memory that the device copies from."""
+        side = chunk.number % 2
+        host, small = self._workspace.host[side].at, self._workspace.small[side].at
+        if chunk.latents is None:
+            host["crops"][:] = chunk.crops
+        else:
+            host["latents"][:] = chunk.latents
+        host["samples"][:] = chunk.samples
+        for step, noise in enumerate(chunk.noises):
+            small[f"noise.{step}"][:] = noise
+        self._ring.start(chunk.number)
+        self._ring.fill(small)
+
+    def _put(self, chunk: ChunkInput) -> _Pending:
+        """Put the whole chunk on the lanes."""
+        work, backend = self._workspace, self._backend
+        at, side = work.memory.at, chunk.number % 2
+        host, encode, denoise, decode = work.host[side].at, backend.encode, backend.denoise, backend.decode
+        fresh: list[Task] = []
+        codecs = dict(self._codec_side)
+
+        with encode.span("encode"):
+            encode.wait(work.spent[side])
+            if chunk.latents is None:
+                encode.upload(at["crops"], host["crops"])
+                self._run(fresh, encode, "video_encoder", side, self._turn("video_encoder"))
+            else:
+                encode.upload(at[f"latents.{side}"], host["latents"])
+            encode.upload(at["samples"], host["samples"])
+            self._run(fresh, encode, "audio_encoder", side)
+            if chunk.missing:
+                self._repeat_first(encode, f"audio.{side}", chunk.missing)
+            if chunk.number == 0:
+                self._keep_first(encode, side)
+            encode.record(work.encoded[side])
+
+        with denoise.span("begin"):
+            denoise.upload(at["inputs"], work.small[side].whole)
+            self._ring.begin(denoise, work.inputs)
+            denoise.wait(work.encoded[side])
+            self._assemble(denoise, side)
+        for step in range(self._steps):
+            with denoise.span(f"pass {step}"):
+                self._pass(fresh, denoise, "denoiser", side, step)
+                self._advance(denoise, side, step)
+        denoise.record(work.denoised[side])
+
+        with decode.span("decode"):
+            decode.wait(work.denoised[side])
+            self._run(fresh, decode, "video_decoder", side, self._turn("video_decoder"))
+        with decode.span("pictures"):
+            decode.download(host["frames"], at["frames"])
+            decode.record(work.shown[side])
+
+        with denoise.span("context"):  # behind what the pictures need
+            self._pass(fresh, denoise, "context", side, self._steps)
+            denoise.record(work.spent[side])
+        for task in fresh:  # the device is busy by now: capturing takes none of its time
+            task.capture()
+        return _Pending(self, side, chunk.missing, codecs)
+
+    def _turn(self, codec: str) -> int:
+        """Which half of its double memory the codec reads now; the next time it is the other."""
+        side = self._codec_side[codec]
+        self._codec_side[codec] = 1 - side
+        return side
+
+    def _repeat_first(self, lane: Lane, features: str, missing: int) -> None:
+        """The stream's first frame of features stands for those before it."""
+        address, row = self._workspace.memory.at[features], 4 * self._features
+        for i in range(missing):
+            lane.copy(address + i * row, address + missing * row, row)
+
+    def _keep_first(self, lane: Lane, side: int) -> None:
+        """The stream's first latent frame [C, h, w] is its identity."""
+        g, at = self._geometry, self._workspace.memory.at
+        frame = 4 * math.prod(g.latent_size)
+        lane.copy_rows(at["first"], at[f"latents.{side}"], frame, g.chunk_frames * frame, g.latent_channels)
+
+    def _assemble(self, lane: Lane, side: int) -> None:
+        g, at, shape = self._geometry, self._workspace.memory.at, self._latent_shape
+        plain = at[f"latents.{side}"]
+        masked = plain + 4 * math.prod(shape)
+        sequence = masked if g.sequence == "masked" else plain
+        mask = self._backend.constants["mask.latent"]
+        self._backend.kernels.assemble_condition(
+            at["condition"], at["first"], mask, masked, sequence, latent_shape=shape, stream=int(lane.handle)
+        )
+
+    def _advance(self, lane: Lane, side: int, step: int) -> None:
+        """From one pass to the next: see `lipstream.denoise`."""
+        at, times = self._workspace.memory.at, self._manifest.t_list
+        last = step + 1 == self._steps
+        self._backend.kernels.advance(
+            at["x"],
+            at[f"clean.{side}"],
+            self._latent(step, side),
+            at["velocity"],
+            0 if last else self._workspace.inputs[f"noise.{step + 1}"],
+            t=times[step],
+            next_t=times[step + 1],
+            count=math.prod(self._latent_shape),
+            stream=int(lane.handle),
+        )
+
+    @property
+    def _latent_shape(self) -> tuple[int, ...]:
+        g = self._geometry
+        return (g.latent_channels, g.chunk_frames, *g.latent_size)
+
+    def _latent(self, step: int, side: int) -> int:
+        """Where pass `step` finds its latents: the noise itself, what the pass before left, or the clean ones."""
+        work = self._workspace
+        if step == self._steps:
+            return work.memory.at[f"clean.{side}"]
+        return work.memory.at["x"] if step else work.inputs["noise.0"]
+
+    def _pass(self, fresh: list[Task], lane: Lane, graph: str, side: int, step: int) -> None:
+        """One run of the DiT."""
+        work = self._workspace
+        key = (graph, side, step, *self._ring.key(step))
+        if key not in work.tasks:
+            at, constants = work.memory.at, self._backend.constants
+            addresses = {
+                "latent": self._latent(step, side),
+                "condition": at["condition"],
+                "audio": at[f"audio.{side}"],
+                "velocity": at["velocity"],
+                "time": constants[f"time.{step}"],
+                "modulation": constants[f"modulation.{step}"],
+                **{name: address for name, address in constants.items() if name.startswith("text_")},
+                **work.inputs,
+                **self._ring.addresses(step),
+            }
+            shapes = self._ring.shapes()
+            profile = self._backend.engines[graph].profile("k.0", self._ring.position.valid) if shapes else 0
+            work.tasks[key] = self._task(graph, lane, addresses, profile, shapes)
+        self._launch(fresh, work.tasks[key])
+
+    def _run(self, fresh: list[Task], lane: Lane, graph: str, side: int, turn: int = 0) -> None:
+        """One run of an encoder or the decoder."""
+        work = self._workspace
+        key = (graph, side, turn)
+        if key not in work.tasks:
+            at = work.memory.at
+            addresses = {
+                "frames": at["crops" if graph == "video_encoder" else "frames"],
+                "mask": self._backend.constants["mask.pixel"],
+                "latents": at[f"latents.{side}"],
+                "latent": at[f"clean.{side}"],
+                "samples": at["samples"],
+                "features": at[f"audio.{side}"],
+            }
+            for name in self._backend.engines[graph].tensors:
+                if name.startswith("memory"):
+                    half = turn if name.startswith("memory.") else 1 - turn
+                    addresses[name] = at[f"{graph}.{name.replace('memory_out', 'memory')}.{half}"]
+            work.tasks[key] = self._task(graph, lane, addresses)
+        self._launch(fresh, work.tasks[key])
+
+    def _task(
+        self,
+        graph: str,
+        lane: Lane,
+        addresses: Mapping[str, int],
+        profile: int = 0,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> Task:
+        engine: Engine = self._backend.engines[graph]
+        return Task(engine, lane, addresses, self._backend.scratch[lane.name], profile=profile, shapes=shapes)
+
+    def _launch(self, fresh: list[Task], task: Task) -> None:
+        if not task.captured and task not in fresh:
+            fresh.append(task)
+        task.launch()
+
+    # What follows is `lipstream.backends.Stream`: every call comes back with its result.
+
+    def encode_audio(self, samples: Array) -> Array:
+        at, result = self._workspace.memory.at, np.empty((self._geometry.video_frames, self._features), np.float32)
+        with self._stepping(self._backend.encode, samples) as (lane, given):
+            lane.upload(at["samples"], given[0])
+            self._run([], lane, "audio_encoder", 0)
+            lane.download(result, at["audio.0"])
+        return result
+
+    def encode_video(self, frames: Array) -> Array:
+        at, result = self._workspace.memory.at, np.empty((2, *self._latent_shape), np.float32)
+        with self._stepping(self._backend.encode, frames) as (lane, given):
+            lane.upload(at["crops"], given[0])
+            self._run([], lane, "video_encoder", 0, self._turn("video_encoder"))
+            lane.download(result, at["latents.0"])
+        return result
+
+    def begin_chunk(self, chunk: int) -> None:
+        self._ring.start(chunk)
+        small = self._workspace.small[0]
+        self._ring.fill(small.at)
+        with self._stepping(self._backend.denoise) as (lane, _):
+            lane.upload(self._workspace.memory.at["inputs"], small.whole)
+            self._ring.begin(lane, self._workspace.inputs)
+
+    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
+        result = np.empty_like(latent)
+        with self._stepping(self._backend.denoise, latent, condition, audio) as (lane, given):
+            self._given(lane, given, step)
+            self._pass([], lane, "denoiser", 0, step)
+            lane.download(result, self._workspace.memory.at["velocity"])
+        return result
+
+    def context(self, latent: Array, condition: Array, audio: Array) -> None:
+        with self._stepping(self._backend.denoise, latent, condition, audio) as (lane, given):
+            self._given(lane, given, self._steps)
+            self._pass([], lane, "context", 0, self._steps)
+
+    def decode(self, latent: Array) -> Array:
+        at, g = self._workspace.memory.at, self._geometry
+        result = np.empty((g.video_frames, 3, *g.crop_size), np.float32)
+        with self._stepping(self._backend.decode, latent) as (lane, given):
+            lane.upload(at["clean.0"], given[0])
+            self._run([], lane, "video_decoder", 0, self._turn("video_decoder"))
+            lane.download(result, at["frames"])
+        return result
+
+    def _given(self, lane: Lane, given: Sequence[Array], step: int) -> None:
+        at = self._workspace.memory.at
+        for address, x in zip((self._latent(step, 0), at["condition"], at["audio.0"]), given, strict=True):
+            lane.upload(address, x)
+
+    @contextmanager
+    def _stepping(self, lane: Lane, *arrays: Array) -> Iterator[tuple[Lane, list[Array]]]:
+        """The lane, and the arrays as they can be copied; what is put on it inside is waited for."""
+        given = [np.ascontiguousarray(x, np.float32) for x in arrays]
+        with self._backend.turn:
+            yield lane, given
+        lane.synchronize()
+
+
+@dataclass
+class _Pending:
+    """See `PendingChunk`. Attributes: codec_side: of the stream before the chunk. done: taken, or dropped."""
+
+    stream: TensorRTStream
+    side: int
+    missing: int
+    codec_side: dict[str, int]
+    done: bool = False
+
+    def pictures(self) -> Array:
+        work = self.stream._workspace
+        work.shown[self.side].wait()
+        self.done = True
+        frames: Array = work.host[self.side].at["frames"]
+        return frames[self.missing :].transpose(0, 2, 3, 1)
+
+    def drop(self) -> None:
+        work = self.stream._workspace
+        work.shown[self.side].wait()
+        work.spent[self.side].wait()
+        self.stream._codec_side = self.codec_side
+        self.done = True

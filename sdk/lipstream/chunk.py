@@ -1,0 +1,124 @@
+"""One chunk's way from crops and sound to pictures: what it is made of, and how chunks go through the graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from .backends.base import Array, Stream
+from .bundle import Manifest
+from .denoise import assemble_condition, generate_chunk
+
+Timed = Callable[[str], AbstractContextManager[None]]
+"""``with timed("decode"): ...`` counts what is inside as that stage's."""
+
+
+@dataclass(frozen=True)
+class ChunkInput:
+    """What one chunk is made of. Sizes as of `lipstream.backends.Stream`.
+
+    Attributes:
+        number: of the chunk in its stream, 0, 1, 2, ...
+        crops: aligned crops [n, 3, H, W] in [0, 1]; None where `latents` are known.
+        latents: [2, C, c, h, w] of the crops, or None.
+        samples: what the audio encoder hears.
+        noises: unit noise [C, c, h, w] for each pass.
+        missing: pictures that the chunk has fewer than n: the stream's first stands for several, so its first crop and
+            its first features stand for those before them.
+    """
+
+    number: int
+    crops: Array | None
+    latents: Array | None
+    samples: Array
+    noises: Sequence[Array]
+    missing: int
+
+
+class PendingChunk(Protocol):
+    """A chunk that was started."""
+
+    def pictures(self) -> Array:
+        """Crops [n - missing, H, W, 3] in [0, 1], waited for; to be read before the next but one starts."""
+
+    def drop(self) -> None:
+        """Forget it, once it is done: the next chunk that is started has its number."""
+
+
+@runtime_checkable
+class ChunkStream(Protocol):
+    """A stream that is asked for whole chunks. Not thread-safe.
+
+    Attributes:
+        ahead: whether starting returns before the chunk is done, so that the next one should be started before this
+            one's pictures are taken.
+    """
+
+    ahead: bool
+
+    def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
+        """Begin with a chunk; at most one other is pending."""
+
+    def close(self) -> None:
+        """Give its memory back. May be called again."""
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A chunk whose pictures are there."""
+
+    found: Array
+
+    def pictures(self) -> Array:
+        return self.found
+
+    def drop(self) -> None:
+        """Nothing is under way."""
+
+
+class SteppedChunks:
+    """Chunks on a stream whose every pass returns to the host. The context pass waits until the next chunk starts.
+
+    Args:
+        latent_mask: [h, w], 1 where the picture is kept.
+    """
+
+    ahead = False
+
+    def __init__(self, manifest: Manifest, stream: Stream, latent_mask: Array) -> None:
+        self._manifest, self._latent_mask, self.stream = manifest, latent_mask, stream
+        self._first_latent: Array | None = None
+        self._unfinished: tuple[Array, Array, Array] | None = None
+
+    def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
+        """See `ChunkStream`."""
+        stream = self.stream
+        if self._unfinished is not None:
+            with timed("context"):
+                stream.context(*self._unfinished)
+                self._unfinished = None
+        with timed("reference"):
+            if chunk.latents is None:
+                assert chunk.crops is not None
+                plain, masked = stream.encode_video(chunk.crops)
+            else:
+                plain, masked = chunk.latents
+        with timed("audio"):
+            features = stream.encode_audio(chunk.samples)
+            features[: chunk.missing] = features[chunk.missing]
+        with timed("denoise"):
+            if self._first_latent is None:
+                self._first_latent = plain[:, :1].copy()
+            sequence = masked if self._manifest.geometry.sequence == "masked" else plain
+            condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
+            stream.begin_chunk(chunk.number)
+            latent = generate_chunk(stream, self._manifest.t_list, chunk.noises, condition, features)
+        with timed("decode"):
+            pictures: Array = stream.decode(latent)[chunk.missing :].transpose(0, 2, 3, 1)
+        self._unfinished = latent, condition, features
+        return _Done(pictures)
+
+    def close(self) -> None:
+        """Nothing that Python does not free itself."""
