@@ -44,7 +44,7 @@ class PendingChunk(Protocol):
         """Crops [n - missing, H, W, 3] in [0, 1], waited for; to be read before the next but one starts."""
 
     def drop(self) -> None:
-        """Forget it, once it is done: the next chunk that is started has its number."""
+        """Forget it: the next chunk that is started has its number, and takes its place."""
 
 
 @runtime_checkable

@@ -103,14 +103,9 @@ class DeviceRing:
     def addresses(self, step: int) -> dict[str, int]:
         """Of the rings, read and written by pass `step` of this chunk."""
         now, after = self._side(step), self._side(step + 1)
-        found = {}
-        for i in range(self._geometry.num_layers):
-            for kind in "kv":
-                found |= {
-                    f"{kind}.{i}": self._at[f"{kind}.{i}.{now}"],
-                    f"{kind}_out.{i}": self._at[f"{kind}.{i}.{after}"],
-                }
-        return found
+        names = [(kind, i) for kind in "kv" for i in range(self._geometry.num_layers)]
+        read = {f"{kind}.{i}": self._at[f"{kind}.{i}.{now}"] for kind, i in names}
+        return read | {f"{kind}_out.{i}": self._at[f"{kind}.{i}.{after}"] for kind, i in names}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of the rings, where they vary."""

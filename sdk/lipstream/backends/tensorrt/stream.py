@@ -174,6 +174,7 @@ class TensorRTStream(ChunkStream):
             encode.record(work.encoded[side])
 
         with denoise.span("begin"):
+            denoise.wait(work.shown[side])  # the decoder of a dropped chunk may still read the clean latents
             denoise.upload(at["inputs"], work.small[side].whole)
             self._ring.begin(denoise, work.inputs)
             denoise.wait(work.encoded[side])
@@ -393,8 +394,6 @@ class _Pending:
         return frames[self.missing :].transpose(0, 2, 3, 1)
 
     def drop(self) -> None:
-        work = self.stream._workspace
-        work.shown[self.side].wait()
-        work.spent[self.side].wait()
+        # Not waited for: what replaces it comes behind it on every lane, and writes over all that it leaves.
         self.stream._codec_side = self.codec_side
         self.done = True

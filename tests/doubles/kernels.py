@@ -1,0 +1,169 @@
+"""`lipstream._native_cuda` on a `Device`: the formulas in NumPy, and the ring's kernels of the CPU.
+
+That the CUDA kernels compute the same bits is what tests/csrc/host is for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from lipstream import _native, denoise
+
+from .device import Bytes, Device
+
+Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def make(device: Device) -> ModuleType:
+    """The module."""
+
+    def put(
+        name: str,
+        stream: int,
+        reads: dict[str, tuple[int, Sequence[int]]],
+        writes: dict[str, tuple[int, Sequence[int]]],
+        compute: Callable[[dict[str, Floats]], dict[str, Floats]],
+        in_place: tuple[str, ...] = (),
+    ) -> None:
+        """float32 tensors by name: their addresses and shapes."""
+
+        def views(ends: dict[str, tuple[int, Sequence[int]]]) -> dict[str, Bytes]:
+            return {key: device.view(address, 4 * int(np.prod(shape))) for key, (address, shape) in ends.items()}
+
+        def run(given: dict[str, Bytes]) -> dict[str, Floats]:
+            shaped = {key: x.view(np.float32).reshape(reads[key][1]) for key, x in given.items()}
+            return compute(shaped)
+
+        device.put(
+            stream,
+            device.computation(name, lambda: views(reads), lambda: views(writes), run, in_place=frozenset(in_place)),
+        )
+
+    def rings(shape: Sequence[int], rolling: int, heads_first: bool) -> tuple[list[int], list[int]]:
+        slots, tokens, heads, dim = shape
+        sinks = max(slots - rolling, 1)
+        if heads_first:
+            return [heads, slots, tokens, dim], [heads, sinks, tokens, dim]
+        return [slots, tokens, heads, dim], [sinks, tokens, heads, dim]
+
+    def frames_first(x: Floats, heads_first: bool) -> Floats:
+        return np.array(x.transpose(1, 2, 0, 3) if heads_first else x, order="C")
+
+    def back(x: Floats, heads_first: bool) -> Floats:
+        return np.ascontiguousarray(x.transpose(2, 0, 1, 3) if heads_first else x)
+
+    def ring_keep(
+        k_ring: int,
+        v_ring: int,
+        sink_base: int,
+        slot: int,
+        rolling: int,
+        first: int,
+        count: int,
+        *,
+        ring_shape: Sequence[int],
+        dtype: str,
+        heads_first: bool = False,
+        stream: int = 0,
+    ) -> None:
+        assert dtype == "float32"
+        ring, sink = rings(ring_shape, rolling, heads_first)
+
+        def compute(given: dict[str, Floats]) -> dict[str, Floats]:
+            k, v, base = (frames_first(given[name], heads_first) for name in ("k", "v", "base"))
+            _native.ring_keep(k, v, base, slot, rolling, first, count)
+            return {"v": back(v, heads_first), "base": back(base, heads_first)}
+
+        ends: dict[str, tuple[int, Sequence[int]]] = {
+            "k": (k_ring, ring),
+            "v": (v_ring, ring),
+            "base": (sink_base, sink),
+        }
+        written = {name: ends[name] for name in ("v", "base")}
+        put("ring_keep", stream, ends, written, compute, ("v", "base"))
+
+    def ring_anchor(
+        k_ring: int,
+        sink_base: int,
+        rolling: int,
+        count: int,
+        cos: int,
+        sin: int,
+        *,
+        ring_shape: Sequence[int],
+        temporal_pairs: int,
+        dtype: str,
+        heads_first: bool = False,
+        stream: int = 0,
+    ) -> None:
+        assert dtype == "float32"
+        ring, sink = rings(ring_shape, rolling, heads_first)
+
+        def compute(given: dict[str, Floats]) -> dict[str, Floats]:
+            k, base = (frames_first(given[name], heads_first) for name in ("k", "base"))
+            _native.ring_anchor(k, base, rolling, count, given["cos"], given["sin"], threads=1)
+            return {"k": back(k, heads_first)}
+
+        ends: dict[str, tuple[int, Sequence[int]]] = {"k": (k_ring, ring), "base": (sink_base, sink)}
+        tables = {"cos": (cos, [temporal_pairs]), "sin": (sin, [temporal_pairs])}
+        put("ring_anchor", stream, ends | tables, {"k": ends["k"]}, compute, ("k",))
+
+    def assemble_condition(
+        condition: int,
+        first: int,
+        mask: int,
+        masked: int,
+        sequence: int,
+        *,
+        latent_shape: Sequence[int],
+        stream: int = 0,
+    ) -> None:
+        channels, frames, height, width = latent_shape
+        reads: dict[str, tuple[int, Sequence[int]]] = {
+            "first": (first, [channels, 1, height, width]),
+            "mask": (mask, [height, width]),
+            "masked": (masked, latent_shape),
+            "sequence": (sequence, latent_shape),
+        }
+        writes: dict[str, tuple[int, Sequence[int]]] = {
+            "condition": (condition, [3 * channels + 1, frames, height, width])
+        }
+        put(
+            "condition",
+            stream,
+            reads,
+            writes,
+            lambda x: {"condition": denoise.assemble_condition(x["first"], x["mask"], x["masked"], x["sequence"])},
+        )
+
+    def advance(
+        next: int,
+        clean: int,
+        x: int,
+        velocity: int,
+        noise: int,
+        *,
+        t: float,
+        next_t: float,
+        count: int,
+        stream: int = 0,
+    ) -> None:
+        size = [count]
+        reads: dict[str, tuple[int, Sequence[int]]] = {"x": (x, size), "velocity": (velocity, size)}
+        writes: dict[str, tuple[int, Sequence[int]]] = {"clean": (clean, size)}
+        if noise:
+            reads["noise"], writes["next"] = (noise, size), (next, size)
+
+        def compute(given: dict[str, Floats]) -> dict[str, Floats]:
+            x0 = denoise.predict_x0(given["x"], given["velocity"], t)
+            return {"clean": x0} | ({"next": denoise.add_noise(x0, given["noise"], next_t)} if noise else {})
+
+        put("advance", stream, reads, writes, compute, ("next",) if next == x else ())
+
+    module = ModuleType("lipstream._native_cuda")
+    for call in (ring_keep, ring_anchor, assemble_condition, advance):
+        setattr(module, call.__name__, call)
+    return module

@@ -1,0 +1,229 @@
+"""`tensorrt` on a `Device`: engines that run their ONNX graph through ONNX Runtime, and the rules of TensorRT's API."""
+
+from __future__ import annotations
+
+import enum
+import json
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from lipstream.bundle import Bundle
+from lipstream_engines.lower_ring import Lowering, load_graph, lower_ring, phases
+from onnx import external_data_helper, inliner
+from trt_bodies import bodies
+
+from .device import Device
+
+MAGIC = b"DOUBLE"
+VERSION = "11.4.0.106"
+SCRATCH = 4096
+DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "context": 30.0, "video_decoder": 12.0}
+"""Milliseconds, made up: they only set lanes against each other."""
+
+Enum = enum.IntEnum
+DataType = Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "INT64": 8})
+TensorIOMode = Enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
+TensorLocation = Enum("TensorLocation", {"DEVICE": 0, "HOST": 1})
+Strategy = Enum("ExecutionContextAllocationStrategy", {"STATIC": 0, "ON_PROFILE_CHANGE": 1, "USER_MANAGED": 2})
+SeekPosition = Enum("SeekPosition", {"SET": 0, "CUR": 1, "END": 2})
+_TYPES = {"tensor(float)": ("FLOAT", np.float32), "tensor(int64)": ("INT64", np.int64)}
+
+
+def write_plan(bundle: Bundle, graph: str, ring: Lowering, path: Path) -> None:
+    """A graph of a bundle as a plan that this module reads."""
+    geometry = bundle.manifest.geometry
+    model = lower_ring(load_graph(bundle.file(f"{graph}.onnx")), geometry, ring)
+    if ring == "native":
+        model.functions.extend(bodies())
+        model = inliner.inline_local_functions(model)
+    external_data_helper.load_external_data_for_model(model, str(bundle.path))
+    varies = ring == "function" and graph in ("denoiser", "context")
+    head = {"name": graph, "lengths": list(phases(geometry)) if varies else [], "native": ring == "native"}
+    text = json.dumps(head).encode()
+    path.write_bytes(MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString())
+
+
+_sessions: dict[bytes, onnxruntime.InferenceSession] = {}
+
+
+def _session(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 3
+    if model not in _sessions:  # hundreds of tests read the same plans
+        _sessions[model] = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return _sessions[model]
+
+
+class ILogger:
+    Severity = Enum("Severity", {"INTERNAL_ERROR": 0, "ERROR": 1, "WARNING": 2, "INFO": 3, "VERBOSE": 4})
+
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class IStreamReaderV2:
+    def __init__(self) -> None:
+        self.ready = True
+
+
+class ICudaEngine:
+    def __init__(self, device: Device, head: dict[str, Any], model: bytes) -> None:
+        self._device, self._head, self._run = device, head, _session(model)
+        self._ends = {x.name: (x, TensorIOMode.INPUT) for x in self._run.get_inputs()}
+        self._ends |= {x.name: (x, TensorIOMode.OUTPUT) for x in self._run.get_outputs()}
+        self.num_io_tensors = len(self._ends)
+        self.num_optimization_profiles = max(1, len(head["lengths"]))
+        self.device_memory_size_v2 = SCRATCH
+
+    def get_tensor_name(self, index: int) -> str:
+        return [*self._ends][index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return self._ends[name][1]
+
+    def get_tensor_shape(self, name: str) -> list[int]:
+        return [length if isinstance(length, int) else -1 for length in self._ends[name][0].shape]
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return DataType[_TYPES[self._ends[name][0].type][0]]
+
+    def get_tensor_location(self, name: str) -> Any:
+        return TensorLocation.DEVICE
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        aliased = self._head["native"] and name.startswith(("k_out.", "v_out."))
+        return name.replace("_out", "") if aliased else None
+
+    def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
+        shape = self.get_tensor_shape(name)
+        if -1 in shape:
+            shape[0] = self._head["lengths"][profile_index]
+        return [shape] * 3
+
+    def create_execution_context(self, strategy: Any) -> IExecutionContext:
+        assert strategy == Strategy.USER_MANAGED
+        return IExecutionContext(self._device, self)
+
+
+class IExecutionContext:
+    def __init__(self, device: Device, engine: ICudaEngine) -> None:
+        self._device, self._engine = device, engine
+        self._addresses: dict[str, int] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._scratch = (0, 0)
+        self._profile = 0
+        self._version = 0  # what a captured graph was captured with
+        self._updated = -1  # shapes that a direct run has dealt with
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert memory % 256 == 0
+        assert size >= self._engine.device_memory_size_v2
+        self._device.view(memory, size)
+        self._scratch = memory, self._engine.device_memory_size_v2
+        self._version += 1
+
+    def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
+        assert stream_handle in self._device.streams
+        self._profile, self._version = profile_index, self._version + 1
+        return 0 <= profile_index < self._engine.num_optimization_profiles
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self._shapes[name], self._version = tuple(shape), self._version + 1
+        return list(shape) == self._engine.get_tensor_profile_shape(name, self._profile)[1]
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        if name not in self._engine._ends or memory % 256 or not self._device.is_device(memory):
+            return False
+        self._addresses[name], self._version = memory, self._version + 1
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        return [name for name in self._engine._ends if -1 in self._shape(name)]
+
+    def _shape(self, name: str) -> list[int]:
+        shape = self._engine.get_tensor_shape(name)
+        if -1 in shape:  # of our graphs only the rings, all of one length
+            known = self._shapes.get(name.replace("_out", ""))
+            shape = list(known) if known else shape
+        return shape
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        device, engine, version = self._device, self._engine, self._version
+        if self.infer_shapes() or {*self._addresses} != {*engine._ends} or not self._scratch[1]:
+            return False
+        for output in engine._ends:
+            aliased = engine.get_aliased_input_tensor(output)
+            if aliased and self._addresses[output] != self._addresses[aliased]:
+                return False
+        capturing = device.streams[stream_handle].capturing is not None
+        if capturing and self._updated != version:
+            return False  # shapes are dealt with by a direct run, not by one that is captured
+        self._updated = version
+        addresses, scratch = dict(self._addresses), self._scratch
+        types = {name: _TYPES[end.type][1] for name, (end, _) in engine._ends.items()}
+        shapes = {name: self._shape(name) for name in engine._ends}
+        inputs = [name for name, (_, mode) in engine._ends.items() if mode == TensorIOMode.INPUT]
+        outputs = [name for name, (_, mode) in engine._ends.items() if mode == TensorIOMode.OUTPUT]
+
+        def memory(name: str) -> Any:
+            size = int(np.prod(shapes[name])) * np.dtype(types[name]).itemsize
+            return device.view(addresses[name], size)
+
+        def compute(given: dict[str, Any]) -> dict[str, Any]:
+            feed = {name: x.view(types[name]).reshape(shapes[name]) for name, x in given.items()}
+            found = dict(zip(outputs, engine._run.run(outputs, feed), strict=True))
+            return found | {"scratch": np.frombuffer(device.random.randbytes(scratch[1]), np.uint8)}
+
+        work = device.computation(
+            engine._head["name"],
+            lambda: {name: memory(name) for name in inputs},
+            lambda: {name: memory(name) for name in outputs} | {"scratch": device.view(*scratch)},
+            compute,
+            DURATIONS[engine._head["name"]],
+            frozenset(name for name in outputs if engine.get_aliased_input_tensor(name)),
+            lambda: self._version == version,
+        )
+        device.counts["runs"] += 1
+        device.put(stream_handle, work)
+        return True
+
+
+def make(device: Device) -> ModuleType:
+    """The module."""
+
+    class Runtime:
+        def __init__(self, logger: ILogger) -> None:
+            assert logger.ready
+            self.engine_host_code_allowed = False
+
+        def deserialize_cuda_engine(self, stream_reader_v2: IStreamReaderV2) -> ICudaEngine | None:
+            assert stream_reader_v2.ready
+            data = b""
+            while piece := stream_reader_v2.read(1 << 30, 0):  # type: ignore[attr-defined]
+                data += piece
+            if not data.startswith(MAGIC):
+                return None
+            size = int.from_bytes(data[6:10], "little")
+            device.allocate(len(data))  # the weights
+            return ICudaEngine(device, json.loads(data[10 : 10 + size]), data[10 + size :])
+
+    module = ModuleType("tensorrt")
+    contents = SimpleNamespace(
+        __version__=VERSION,
+        ILogger=ILogger,
+        IStreamReaderV2=IStreamReaderV2,
+        Runtime=Runtime,
+        ICudaEngine=ICudaEngine,
+        IExecutionContext=IExecutionContext,
+        DataType=DataType,
+        TensorIOMode=TensorIOMode,
+        TensorLocation=TensorLocation,
+        SeekPosition=SeekPosition,
+        ExecutionContextAllocationStrategy=Strategy,
+    )
+    vars(module).update(vars(contents))
+    return module
