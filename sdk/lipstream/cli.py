@@ -257,7 +257,7 @@ def _command(
 
 def _engine_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
-    command.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
+    command.add_argument("--backend", help="default: tensorrt for engines, else onnxruntime; torch")
     command.add_argument("--provider", help="of onnxruntime: cpu (default), or with lipstream[gpu] cuda or tensorrt")
     command.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as pay)")
     command.add_argument("--seed", type=int, default=42, help="of the noise; equal seeds, equal videos (default 42)")

@@ -179,7 +179,7 @@ def _tensorrt(machine: Driver | str) -> list[Finding]:
     if not isinstance(machine, str) and int(machine.cuda.split(".")[0]) < 13:
         found = f"the driver runs CUDA up to {machine.cuda}, and TensorRT's cu13 packages need 13"
         findings.append(Finding("broken", "CUDA", found, "install a driver of version 580 or later"))
-    for module in ("polygraphy", "onnx"):
+    for module in ("cuda-bindings", "polygraphy", "onnx"):
         if not _package(module):
             findings.append(Finding("missing", module, "not installed", "pip install 'lipstream[tensorrt]'"))
     return findings

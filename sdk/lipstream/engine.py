@@ -55,7 +55,7 @@ class LipSyncEngine:
         cls,
         bundle: str | os.PathLike[str] = "tiny",
         *,
-        backend: str = "onnxruntime",
+        backend: str | None = None,
         threads: int = 0,
         verify: bool = True,
         provider: str | None = None,
@@ -64,7 +64,8 @@ class LipSyncEngine:
 
         Args:
             bundle: its folder, or the name of a shipped one ("tiny").
-            backend: "onnxruntime", or another that is installed ("torch").
+            backend: by default the one that the bundle is for: "tensorrt" if `lipstream build` wrote it, else
+                "onnxruntime"; or another that is installed ("torch").
             threads: CPU threads, 0 for the default: as many as pay for one chunk, at most the cores of this process.
                 A number given here also limits, for the whole process, decoding, encoding and OpenCV.
             verify: compare every file with the manifest's SHA-256 first.
@@ -72,7 +73,7 @@ class LipSyncEngine:
 
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
-            BackendError: no such backend, or it cannot run the bundle.
+            BackendError: no such backend, or it cannot run the bundle. PlanError, GpuMemoryError: of TensorRT plans.
             ConfigError: a number of threads that cannot be.
         """
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
@@ -88,7 +89,8 @@ class LipSyncEngine:
             if missing:
                 raise BundleCorruptError(f"{loaded.path} has no {', '.join(sorted(missing))}", fix=REBUILD)
             options = {} if provider is None else {"provider": provider}
-            return cls(loaded, load_backend(backend, loaded, threads=threads, **options))
+            name = backend or ("tensorrt" if loaded.manifest.plans else "onnxruntime")
+            return cls(loaded, load_backend(name, loaded, threads=threads, **options))
 
         if threads:
             limit_threads(threads)

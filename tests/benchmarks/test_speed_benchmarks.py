@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import re
+import shlex
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 import torch
+from lipstream.cli import build_parser as lipstream_parser
+from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
+from lipstream_training.models import STUDENTS, StudentConfig, WanVAEConfig
 from toys import CONFIG, toy_student, toy_text
+from transformers import Wav2Vec2Config
 
-from benchmarks import flatness, passes, precision, ring, throughput
+from benchmarks import flatness, passes, precision, random_release, ring, stream, throughput, timeline
+
+ROOT = Path(__file__).parents[2]
+H100 = ROOT / "benchmarks" / "h100.sh"
 
 
 @pytest.mark.parametrize(("window", "sink"), [(7, 1), (8, 2), (10, 1), (6, 0)])
@@ -128,3 +142,86 @@ def test_passes_on_a_cpu(tmp_path: Path) -> None:
 def test_passes_without_a_gpu() -> None:
     with pytest.raises(ConfigError):
         passes.run(passes.build_parser().parse_args([]))
+
+
+def test_stream(bundle: Path, tmp_path: Path) -> None:
+    found = run(stream, tmp_path, "--bundle", str(bundle), "--against", str(bundle), "--streams", "1", "2", "--quick")
+    assert found["relative_error"] == 0
+    assert [row["streams"] for row in found["rows"]] == [1, 2]
+    for row in found["rows"]:
+        assert 0 < row["chunk_ms"]["p50"] <= row["chunk_ms"]["p95"] <= row["chunk_ms"]["p99"]
+
+
+def test_streams_that_give_other_pictures_fail(bundle: Path) -> None:
+    args = stream.build_parser().parse_args(["--bundle", str(bundle), "--against", "tiny", "--chunks", "1"])
+    with pytest.raises(ValueError, match="shape"):  # another model altogether
+        stream.run(args)
+    with pytest.raises(ConfigError, match="no timeline"):
+        stream.record(stream.LipSyncEngine.load(bundle), None)
+
+
+def test_a_timeline_is_drawn_to_scale() -> None:
+    spans = [("encode", "encode", 10.0, 20.0), ("decode", "pictures", 30.0, 50.0)]
+    drawn = ElementTree.fromstring(timeline.draw(spans, "<lanes>"))
+    bars = list(drawn.iter("{http://www.w3.org/2000/svg}rect"))[1:]
+    (first, second) = [(float(bar.get("x", 0)), float(bar.get("width", 0))) for bar in bars]
+    assert first[0] == timeline.LEFT
+    assert second[1] == pytest.approx(2 * first[1], abs=0.2)
+    assert second[0] - first[0] == pytest.approx(2 * first[1], abs=0.2)
+
+
+def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = {"audio_dim": 64, "audio_hidden": 8}
+    text = {"text_dim": 8, "text_len": 4}
+    toy = StudentConfig(dim=24, ffn_dim=40, num_heads=2, num_layers=2, latent_size=(4, 4), **text, **heard)
+    monkeypatch.setitem(STUDENTS, "1.3b", toy)
+    ear = Wav2Vec2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    files = random_release.write_release("1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), ear=ear)
+    assert lipstream(["export", *files, "--check"]) == 0
+    assert lipstream(["export", *files, "--no-parity", "-o", str(tmp_path / "bundle")]) == 0
+    found = run(stream, tmp_path, "--bundle", str(tmp_path / "bundle"), "--chunks", "1")
+    assert found["rows"][0]["fps_of_all"] > 0
+
+
+def test_every_part_of_the_gpu_script_is_a_command_that_exists() -> None:
+    listed = subprocess.run(["bash", H100, "--list"], capture_output=True, text=True, check=True).stdout
+    parts = dict(line.split("\t") for line in listed.splitlines())
+    measured = (ROOT / "benchmarks" / "TO_MEASURE.md").read_text()
+    seen = set()
+    for name, text in parts.items():
+        for command in re.split(r"&&|\||(?<!\S)>\s*\S+", text):
+            words = shlex.split(command.replace("$(cat", "").replace(")", ""))
+            if words[1:3] == ["-m", "lipstream"]:
+                lipstream_parser().parse_args(words[3:] if name != "export" else ["export", "b", *words[5:]])
+            elif words[1:2] == ["-m"] and words[2].startswith("benchmarks."):
+                module = importlib.import_module(words[2])
+                module.build_parser().parse_args(words[3:])
+                seen.add(words[2])
+        assert name in ("install", "doctor") or re.search(rf"h100.sh [a-z ]*\b{name}\b", measured), name
+    assert {"benchmarks.stream", "benchmarks.passes", "benchmarks.random_release"} <= seen
+
+
+def test_the_gpu_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
+
+    def script(*parts: str, **more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["bash", H100, *parts], env=environment | more, capture_output=True, text=True, timeout=120, check=False
+        )
+
+    done = script("dub", "doctor")  # there are no engines
+    assert done.returncode == 1
+    first, second = done.stdout.splitlines()
+    assert first.startswith("dub: FAILED (30)")  # BundleNotFoundError
+    assert second.startswith("doctor: ok")
+    assert "lipstream" in (tmp_path / "doctor.log").read_text()
+    assert script("doctor", LIMIT="0").stdout.startswith("doctor: not run, the time is up")
+    assert script("cook").returncode == 2

@@ -580,7 +580,7 @@ def test_the_engine_speaks_through_the_backend(tmp_path: Path) -> None:
     wanted = speak(LipSyncEngine.load("tiny", threads=1))
     device = Device(11)
     with doubles.gpu(device):
-        engine = LipSyncEngine.load(tmp_path / "plans", backend="tensorrt")
+        engine = LipSyncEngine.load(tmp_path / "plans")  # the backend that its bundle is for
         assert_same_frames(speak(engine), wanted)
         prepared = engine.prepare(source, seconds=1)
         with engine.session(prepared) as a:
@@ -623,6 +623,9 @@ def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tm
         with pytest.raises(BackendError, match="holds ONNX graphs, no TensorRT plans") as error:
             load_backend("tensorrt", bundle)
         assert "lipstream build" in error.value.fix
+        with pytest.raises(BackendError, match="TensorRT plans, no ONNX graphs") as error:
+            load_backend("onnxruntime", plans["native"])
+        assert "tensorrt" in error.value.fix
         for change, message in (
             ({"tensorrt": "11.1.0.1"}, r"built with TensorRT 11\.1\.0\.1, and here is TensorRT 11\.4"),
             ({"ring": "function"}, "does not write the ring where its recipe says"),

@@ -34,7 +34,7 @@ class OnnxRuntimeBackend:
             raise BackendError(
                 f"{bundle.path} holds TensorRT plans, no ONNX graphs",
                 expected="a bundle that lipstream export wrote",
-                fix="load the bundle that the plans were built from",
+                fix='backend="tensorrt", or load the bundle that the plans were built from',
             )
         if bundle.manifest.precision != "fp32":
             raise BackendError(

@@ -158,8 +158,8 @@ class TensorRTStream(ChunkStream):
         fresh: list[Task] = []
         codecs = dict(self._codec_side)
 
+        encode.wait(work.spent[side])
         with encode.span("encode"):
-            encode.wait(work.spent[side])
             if chunk.latents is None:
                 encode.upload(at["crops"], host["crops"])
                 self._run(fresh, encode, "video_encoder", side, self._turn("video_encoder"))
@@ -171,13 +171,14 @@ class TensorRTStream(ChunkStream):
                 self._repeat_first(encode, f"audio.{side}", chunk.missing)
             if chunk.number == 0:
                 self._keep_first(encode, side)
-            encode.record(work.encoded[side])
+        encode.record(work.encoded[side])
 
+        denoise.wait(work.shown[side])  # the decoder of a dropped chunk may still read the clean latents
         with denoise.span("begin"):
-            denoise.wait(work.shown[side])  # the decoder of a dropped chunk may still read the clean latents
             denoise.upload(at["inputs"], work.small[side].whole)
             self._ring.begin(denoise, work.inputs)
-            denoise.wait(work.encoded[side])
+        denoise.wait(work.encoded[side])
+        with denoise.span("condition"):
             self._assemble(denoise, side)
         for step in range(self._steps):
             with denoise.span(f"pass {step}"):
@@ -185,16 +186,16 @@ class TensorRTStream(ChunkStream):
                 self._advance(denoise, side, step)
         denoise.record(work.denoised[side])
 
+        decode.wait(work.denoised[side])
         with decode.span("decode"):
-            decode.wait(work.denoised[side])
             self._run(fresh, decode, "video_decoder", side, self._turn("video_decoder"))
         with decode.span("pictures"):
             decode.download(host["frames"], at["frames"])
-            decode.record(work.shown[side])
+        decode.record(work.shown[side])
 
         with denoise.span("context"):  # behind what the pictures need
             self._pass(fresh, denoise, "context", side, self._steps)
-            denoise.record(work.spent[side])
+        denoise.record(work.spent[side])
         for task in fresh:  # the device is busy by now: capturing takes none of its time
             task.capture()
         return _Pending(self, side, chunk.missing, codecs)

@@ -1,0 +1,170 @@
+"""Chunks through a backend, without video files, faces or compositing: how long one takes, and how many streams fit.
+
+Every stream has a thread of its own and asks for chunk after chunk, random crops and sound of the bundle's sizes. A
+chunk's time runs from when it was started until its pictures are on the host; the first chunks, which fill the window
+and are run before anything is captured, do not count. 12 pictures are due every 480 ms: a stream keeps up where the
+95th percentile is below that. With --against the pictures are compared with those of another bundle on its own backend
+(the float32 one from which engines were built), with --timeline what the device did is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lipstream import LipSyncEngine
+from lipstream.backends.base import Array
+from lipstream.bundle import Manifest
+from lipstream.chunk import ChunkInput, PendingChunk
+from lipstream.errors import ConfigError
+from lipstream.probe import relative_error
+
+from . import timeline
+from .common import main, parser, positive, write
+
+DEADLINE = 480.0
+"""Milliseconds of 12 frames at 25 a second."""
+WARM_UP = 6
+DRAWN = 3
+
+
+def inputs(manifest: Manifest, seed: int, count: int) -> Iterator[ChunkInput]:
+    """Chunks as a session would ask for them, of smooth random pictures and noise for sound."""
+    g, a = manifest.geometry, manifest.audio
+    latent = (g.latent_channels, g.chunk_frames, *g.latent_size)
+    rng = np.random.default_rng(seed)
+    height, width = g.crop_size
+    for number in range(count):
+        coarse = rng.random((g.video_frames, 3, 8, 8), np.float32)
+        crops = coarse.repeat(-(-height // 8), 2).repeat(-(-width // 8), 3)[:, :, :height, :width]
+        samples = 0.1 * rng.standard_normal(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead, np.float32)
+        noises = [rng.standard_normal(latent, np.float32) for _ in manifest.t_list[1:]]
+        missing = g.temporal - 1 if number == 0 else 0
+        yield ChunkInput(number, np.ascontiguousarray(crops), None, samples, noises, missing)
+
+
+def drive(engine: LipSyncEngine, seed: int, count: int) -> Iterator[tuple[Array, float]]:
+    """Pictures and milliseconds of each chunk of one stream, as a session drives it."""
+    chunks = engine._open_chunks()
+    started: list[tuple[PendingChunk, float]] = []
+
+    def finish() -> tuple[Array, float]:
+        pending, at = started.pop(0)
+        return pending.pictures(), 1000 * (time.perf_counter() - at)
+
+    try:
+        for chunk in inputs(engine.manifest, seed, count):
+            at = time.perf_counter()
+            started.append((chunks.start(chunk, lambda stage: nullcontext()), at))
+            if len(started) > chunks.ahead:
+                yield finish()
+        while started:
+            yield finish()
+    finally:
+        chunks.close()
+
+
+def measure(engine: LipSyncEngine, streams: int, count: int) -> dict[str, Any]:
+    """`count` chunks on each of `streams` streams at once, after warming up."""
+    ready = threading.Barrier(streams)
+    frames = engine.manifest.geometry.video_frames
+
+    def one(seed: int) -> tuple[float, float, list[float]]:
+        times, begun = [], 0.0
+        for i, (_, milliseconds) in enumerate(drive(engine, seed, WARM_UP + count)):
+            if i == WARM_UP - 1:
+                ready.wait()
+                begun = time.perf_counter()
+            if i >= WARM_UP:
+                times.append(milliseconds)
+        return begun, time.perf_counter(), times
+
+    with ThreadPoolExecutor(streams) as pool:
+        found = list(pool.map(one, range(streams)))
+    seconds = max(end for _, end, _ in found) - min(begun for begun, _, _ in found)
+    times = np.concatenate([times for *_, times in found])
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    return {
+        "streams": streams,
+        "chunk_ms": {"p50": p50, "p95": p95, "p99": p99, "n": times.size},
+        "fps_of_all": streams * count * frames / seconds,
+        "keeps_up": bool(p95 < DEADLINE),
+    }
+
+
+def difference(engine: LipSyncEngine, other: LipSyncEngine, count: int) -> float:
+    """Greatest relative error of a chunk's pictures."""
+    pairs = zip(drive(engine, 0, count), drive(other, 0, count), strict=True)
+    return max(relative_error(ours, theirs) for (ours, _), (theirs, _) in pairs)
+
+
+def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:
+    """What the lanes of the device do over a few chunks in the middle of a stream; also written to `trace`."""
+    if not hasattr(engine._backend, "trace"):
+        raise ConfigError("this backend notes no timeline", expected="engines, on backend tensorrt")
+    driven = drive(engine, 0, WARM_UP + 2 * DRAWN)
+    for _ in range(WARM_UP):
+        next(driven)
+    noted = engine._backend.trace()
+    for _ in range(DRAWN):
+        next(driven)
+    spans = noted.spans()
+    driven.close()
+    if trace:
+        noted.write(trace)
+    return spans
+
+
+def run(args: argparse.Namespace) -> bool:
+    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+    results: dict[str, Any] = {"backend": type(engine._backend).__name__}
+    passed = True
+    if args.against:
+        results["relative_error"] = error = difference(
+            engine, LipSyncEngine.load(args.against, threads=args.threads), args.chunks
+        )
+        passed = error <= args.tolerance
+        print(f"pictures differ from those of {args.against} by {error:.1e}, {args.tolerance:g} allowed")
+    results["rows"] = []
+    for streams in args.streams:
+        row = measure(engine, streams, args.chunks)
+        results["rows"].append(row)
+        ms = row["chunk_ms"]
+        print(
+            f"{streams} stream{'s' * (streams > 1)}: {row['fps_of_all']:.1f} fps of all, "
+            f"a chunk takes {ms['p50']:.1f} ms, p95 {ms['p95']:.1f}, p99 {ms['p99']:.1f}"
+            f"{'' if row['keeps_up'] else ': too slow to be live'}"
+        )
+    if args.trace or args.timeline:
+        spans = record(engine, args.trace)
+        if args.timeline:
+            args.timeline.write_text(timeline.draw(spans, "Chunks in the middle of a stream, as the device timed them"))
+    write(args.json, "stream", args, results)
+    return passed
+
+
+def build_parser() -> argparse.ArgumentParser:
+    options = parser("stream", __doc__)
+    options.add_argument("--backend", help="default: the one that the bundle is for")
+    options.add_argument("--streams", type=positive, nargs="+", default=[1], help="at once (default 1)")
+    options.add_argument("--chunks", type=positive, default=40, help="counted, for each stream (default 40)")
+    options.add_argument("--against", metavar="BUNDLE", help="whose pictures it must give")
+    options.add_argument("--tolerance", type=float, default=0.05, help="relative error of them (default 0.05)")
+    options.add_argument("--trace", type=Path, help="Chrome trace (JSON) of a few chunks; backend tensorrt")
+    options.add_argument("--timeline", type=Path, help="the same, drawn (SVG)")
+    return options
+
+
+if __name__ == "__main__":
+    arguments = build_parser().parse_args()
+    if arguments.quick:
+        arguments.chunks = 2
+    sys.exit(main(run, arguments))
