@@ -26,6 +26,10 @@ KEEP = RING | dict.fromkeys(("k_ring", "v_ring", "sink_base"), ADDRESS)
 KEEP |= {"slot": 0, "rolling": 6, "first": 0, "count": 1}
 ANCHOR = RING | dict.fromkeys(("k_ring", "sink_base", "cos", "sin"), ADDRESS)
 ANCHOR |= {"rolling": 6, "count": 1, "temporal_pairs": 2}
+CONDITION: Arguments = dict.fromkeys(("condition", "first", "mask", "masked", "sequence"), ADDRESS)
+CONDITION |= {"latent_shape": (16, 3, 8, 8)}
+ADVANCE: Arguments = dict.fromkeys(("next", "clean", "x", "velocity", "noise"), ADDRESS)
+ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
 
 
 @pytest.mark.parametrize(
@@ -52,6 +56,14 @@ ANCHOR |= {"rolling": 6, "count": 1, "temporal_pairs": 2}
         ("ring_anchor", ANCHOR, {"count": 2}, "rolling is 6, expected the 2 frames"),
         ("ring_anchor", ANCHOR, {"sin": 0}, "sin is 0"),
         ("ring_anchor", ANCHOR, {"k_ring": 12}, "k_ring is 12, expected a device address, a multiple of 8"),
+        ("assemble_condition", CONDITION, {"masked": 0}, "masked is 0, expected a device address"),
+        ("assemble_condition", CONDITION, {"condition": ADDRESS + 2}, "a multiple of 4"),
+        ("assemble_condition", CONDITION, {"latent_shape": (16, 3, 0, 8)}, "latent_shape is not"),
+        ("assemble_condition", CONDITION, {"latent_shape": (2**20, 2**20, 2**20, 2**20)}, "latent_shape is not"),
+        ("advance", ADVANCE, {"velocity": 0}, "velocity is 0"),
+        ("advance", ADVANCE, {"next": 0}, "next is 0"),
+        ("advance", ADVANCE, {"count": -1}, "count is -1, expected 0"),
+        ("advance", ADVANCE, {"count": 2**31}, "count is 2147483648"),
     ],
 )
 def test_what_is_wrong_is_refused(function: str, given: Arguments, wrong: Arguments, message: str) -> None:
@@ -60,7 +72,16 @@ def test_what_is_wrong_is_refused(function: str, given: Arguments, wrong: Argume
 
 
 @without_gpu
-@pytest.mark.parametrize(("function", "given"), [("ring_write", WRITE), ("ring_keep", KEEP), ("ring_anchor", ANCHOR)])
+@pytest.mark.parametrize(
+    ("function", "given"),
+    [
+        ("ring_write", WRITE),
+        ("ring_keep", KEEP),
+        ("ring_anchor", ANCHOR),
+        ("assemble_condition", CONDITION),
+        ("advance", ADVANCE),
+    ],
+)
 def test_without_a_gpu_the_error_is_cudas(function: str, given: Arguments) -> None:
     with pytest.raises(RuntimeError, match=r"^cudaError\w+: "):
         getattr(cuda, function)(**given)
