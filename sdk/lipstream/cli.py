@@ -200,7 +200,10 @@ def build_parser() -> argparse.ArgumentParser:
         "prompt to embedding, once",
         "Compute the embedding of the prompt with UMT5, once, for lipstream export --text. Needs lipstream[export].",
     )
-    embed.add_argument("encoder", metavar="FOLDER", type=Path, help="google/umt5-xxl as a Hugging Face folder")
+    embed.add_argument(
+        "encoder", metavar="UMT5", type=Path, help="google/umt5-xxl: a Hugging Face folder, or the original's one file"
+    )
+    embed.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer (default: the encoder's)")
     embed.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help=".safetensors to write")
     embed.add_argument("--prompt", default="a person talking", help="default: what the released scripts take")
 
@@ -446,7 +449,7 @@ def _text_embed(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
     with _extra("lipstream text-embed needs", "export"):
         import ftfy  # noqa: F401
         from lipstream_export.released.text import write_text
-    found: dict[str, Any] = write_text(args.encoder, args.prompt, args.output)
+    found: dict[str, Any] = write_text(args.encoder, args.prompt, args.output, tokenizer=args.tokenizer)
     report.written.append(args.output)
     if not args.json:
         print(f"{found['output']}: {found['shape']} of {found['prompt']!r}")

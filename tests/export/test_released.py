@@ -23,11 +23,12 @@ from lipstream_export.command import export
 from lipstream_export.released import describe, load_student, load_taehv, load_wan_vae, open_weights
 from lipstream_export.released.release import Release
 from lipstream_export.released.student import LORA_SCALE
-from lipstream_export.released.text import load_text
+from lipstream_export.released.text import embed, load_text
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed import checkpoint
 from toys import randomise
 
 TOY = StudentConfig(
@@ -247,6 +248,70 @@ def test_a_prompt_is_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["text-embed", str(tmp_path), "-o", str(out)]) == CheckpointError.exit_code
 
 
+def test_a_text_encoder_in_bfloat16_stays_by_float32(tmp_path: Path) -> None:
+    """As the original's file is; the reference is transformers' in float32 with the rounded weights."""
+    model = umt5(tmp_path / "umt5").bfloat16()
+    path = save(tmp_path / "umt5.pth", original_names(model))
+    found = embed(path, "a person talking", tokenizer=tmp_path / "umt5")[0, :4]
+    with torch.no_grad():
+        expected = model.float()(torch.tensor([[3, 4, 5, 1]])).last_hidden_state[0]
+    assert 1e-4 < (found - expected).norm() / expected.norm() < 2e-2
+
+
+def original_names(model: Any) -> Weights:
+    """The weights of transformers' UMT5 encoder as the original's file has them."""
+    names = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
+    for i in range(model.config.num_layers):
+        first, second = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
+        names |= {f"blocks.{i}.attn.{x}.weight": f"{first}.SelfAttention.{x}.weight" for x in "qkvo"}
+        names[f"blocks.{i}.pos_embedding.embedding.weight"] = f"{first}.SelfAttention.relative_attention_bias.weight"
+        names |= {f"blocks.{i}.norm1.weight": f"{first}.layer_norm.weight"}
+        names |= {f"blocks.{i}.norm2.weight": f"{second}.layer_norm.weight"}
+        products = {"gate.0": "wi_0", "fc1": "wi_1", "fc2": "wo"}
+        names |= {f"blocks.{i}.ffn.{a}.weight": f"{second}.DenseReluDense.{b}.weight" for a, b in products.items()}
+    weights = model.state_dict()
+    return {ours: weights[theirs].clone() for ours, theirs in names.items()}
+
+
+def test_the_originals_file_of_umt5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same embedding as from the Hugging Face folder; without a tokenizer the error says how to give it."""
+    folder, path = tmp_path / "umt5", save(tmp_path / "umt5.pth", original_names(umt5(tmp_path / "umt5")))
+    assert describe(path)["kind"] == "text encoder (UMT5)"
+    found = []
+    for source in ([str(folder)], [str(path), "--tokenizer", str(folder)]):
+        out = tmp_path / f"{len(found)}.safetensors"
+        assert main(["text-embed", *source, "-o", str(out)]) == 0
+        found.append(load_text(out, 512, 8))
+    assert torch.equal(*found)
+    assert found[0].any()
+    assert main(["text-embed", str(path), "-o", str(tmp_path / "out")]) == CheckpointError.exit_code
+    assert "--tokenizer FOLDER" in capsys.readouterr().err
+    student = save(tmp_path / "student.pth", student_weights())
+    arguments = ["text-embed", str(student), "--tokenizer", str(folder), "-o", str(tmp_path / "out")]
+    assert main(arguments) == CheckpointError.exit_code
+    assert "looks like: Lip Forcing student" in capsys.readouterr().err
+
+
+def test_a_folder_of_distributed_training(tmp_path: Path) -> None:
+    """Written by torch.distributed.checkpoint; also found beside the file of the same step."""
+    weights = student_weights()
+    folder = tmp_path / "0000100.net_model"
+    content = {f"_core.{name}": x for name, x in weights.items()} | {"step": 3}
+    checkpoint.save(content, checkpoint_id=folder, no_dist=True)
+    step = save(tmp_path / "0000100.pth", {"iteration": 100, "scheduler": {}, "grad_scaler": {}, "callbacks": {}})
+    for path in (folder, step):
+        same(load_student([path], "toy"), weights)
+    found = describe(folder)
+    assert (found["kind"], found["tensors"]) == ("Lip Forcing student", len(weights))
+    (folder / "__0_0.distcp").write_bytes((folder / "__0_0.distcp").read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_student([folder], "toy")
+    (folder / ".metadata").write_bytes(pickle.dumps(Bomb(tmp_path / "exploded")))
+    with pytest.raises(CheckpointError, match="nothing in it was executed"):
+        load_student([folder], "toy")
+    assert not (tmp_path / "exploded").exists()
+
+
 class Bomb:
     def __reduce__(self) -> Any:
         return os.mkdir, (str(self.path),)
@@ -270,7 +335,7 @@ def test_wrong_files_say_what_they_look_like_and_run_nothing(tmp_path: Path) -> 
         (cut, "cannot be read"),
         (bomb, "nothing in it was executed"),
         (tmp_path / "none.pth", "no such file"),
-        (tmp_path, "is a folder"),
+        (tmp_path, "is a folder without .metadata"),
         (save(tmp_path / "dict.pth", {"a": 1}), "holds a dict with a"),
         (save(tmp_path / "half.pth", half), "missing: blocks.2.ffn.0"),
     ]

@@ -7,6 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from lipstream_export.bundle import Parts
+from lipstream_export.precision import to_bfloat16
 from lipstream_training.models import CausalDiT, ClipAttention
 from toys import CONFIG, toy_student, toy_text
 
@@ -69,10 +71,14 @@ def base_model(dim: int) -> tuple[CausalDiT, torch.nn.Module]:
     return student, other
 
 
+@pytest.mark.parametrize(("precision", "least", "most"), [("fp32", 0, 1e-4), ("bf16", 1e-4, 2e-2)])
 @pytest.mark.parametrize("frames", [3, 6])
 @pytest.mark.parametrize("head_dim", [12, 16, 128])
-def test_velocity_is_that_of_diffusers(head_dim: int, frames: int) -> None:
+def test_velocity_is_that_of_diffusers(head_dim: int, frames: int, precision: str, least: float, most: float) -> None:
+    """One pass over one or two chunks; in bfloat16, too, against diffusers' in float32."""
     student, other = base_model(2 * head_dim)
+    if precision == "bf16":
+        student = to_bfloat16(Parts(student=student, text=toy_text(student.config))).student
     config = student.config
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, config.latent_channels, frames, *config.latent_size, generator=generator)
@@ -84,4 +90,4 @@ def test_velocity_is_that_of_diffusers(head_dim: int, frames: int) -> None:
             attend = ClipAttention(config, frames, causal=False)
             time = torch.full((1, frames), t, dtype=torch.float64)
             found = student(latent, condition, audio, time, student.text_kv(text), attend)
-        assert (found - wanted).norm() / wanted.norm() < 1e-4
+        assert least < (found - wanted).norm() / wanted.norm() < most

@@ -7,6 +7,8 @@ import re
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from lipstream_export.bundle import Parts
+from lipstream_export.precision import to_bfloat16
 from lipstream_training.models import WanVAE, WanVAEConfig
 from lipstream_training.models.wan_vae import MEAN, STD
 from torch import Tensor, nn
@@ -61,6 +63,21 @@ def test_encoding_and_decoding_are_those_of_diffusers() -> None:
     expected = theirs.decode(latent.transpose(1, 2) * std + mean).sample
     found, _ = ours.decode(latent, ours.decoder_memory(1, 32, 48))
     assert relative(2 * found[:, 3:].transpose(1, 2) - 1, expected.clamp(-1, 1)) < 1e-4
+
+
+def test_in_bfloat16_it_stays_by_diffusers_in_float32() -> None:
+    ours = random_vae()
+    theirs, low = diffusers_vae(ours), to_bfloat16(Parts(wan=ours)).wan
+    assert low
+    video, latent = torch.rand(1, 12, 3, 32, 48), torch.randn(1, 4, 16, 4, 6)
+    mean, std = (torch.tensor(x)[:, None, None, None] for x in (MEAN, STD))
+    expected = (theirs.encode(2 * video[:, 3:].transpose(1, 2) - 1).latent_dist.mean - mean) / std
+    clip = torch.cat([video[:, 3:4].repeat(1, 3, 1, 1, 1), video[:, 3:]], dim=1)
+    found, _ = low.encode(clip, low.encoder_memory(1, 32, 48))
+    assert 1e-4 < relative(found.transpose(1, 2), expected) < 2e-2
+    expected = theirs.decode(latent.transpose(1, 2) * std + mean).sample.clamp(-1, 1)
+    found, _ = low.decode(latent, low.decoder_memory(1, 32, 48))
+    assert 1e-4 < relative(2 * found[:, 3:].transpose(1, 2) - 1, expected) < 2e-2
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .distributed import open_folder
+
 Weights = dict[str, Tensor]
 
 _WRAPPINGS = (("model", "net"), ("net",), ("model_state",), ("state_dict",), ("model",))
@@ -46,14 +48,15 @@ def open_weights(path: Path, *, shapes_only: bool = False) -> Weights:
     """The tensors of a file by their plain names, memory-mapped.
 
     Args:
-        path: ``.safetensors``, or what ``torch.save`` wrote. shapes_only: tensors on the device "meta"; only headers
-            are read.
+        path: ``.safetensors``, or what ``torch.save`` wrote; or a folder of ``torch.distributed.checkpoint``, which is
+            read into memory. A file of training without weights stands for the folder ``<stem>.net_model`` beside it.
+        shapes_only: tensors on the device "meta"; only headers are read.
 
     Raises:
         CheckpointError: no such file; truncated; holds code; holds no weights.
     """
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder", expected="a file of weights (.safetensors, .pth, .pt)")
+        return _plain(open_folder(path, shapes_only=shapes_only))
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}", fix="check the path")
     with path.open("rb") as file:
@@ -62,6 +65,9 @@ def open_weights(path: Path, *, shapes_only: bool = False) -> Weights:
         found: Any = _open_safetensors(path, shapes_only)
     else:
         found = _open_torch(path, shapes_only)
+    beside = path.with_name(f"{path.stem}.net_model")
+    if isinstance(found, Mapping) and "iteration" in found and not {"net", "model"} & {*found} and beside.is_dir():
+        return open_weights(beside, shapes_only=shapes_only)
     return _plain(_unwrapped(found, path))
 
 
@@ -180,7 +186,7 @@ def describe(path: Path) -> dict[str, Any]:
         "size": kind.size,
         "tensors": len(weights),
         "parameters": sum(x.numel() for x in weights.values()),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in ([path] if path.is_file() else path.iterdir())),
     }
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .files import identify, open_weights
+from .umt5 import load_umt5
 
 PROMPT = "a person talking"
 """The released scripts' default."""
@@ -43,39 +44,29 @@ def load_text(path: Path, rows: int, width: int) -> Tensor:
     return F.pad(text.float(), (0, 0, 0, rows - text.shape[0]))
 
 
-def embed(folder: Path, prompt: str, *, rows: int = ROWS) -> Tensor:
-    """The embedding of `prompt`, float32 [1, rows, width], by the UMT5 encoder in a Hugging Face folder.
+def embed(source: Path, prompt: str, *, tokenizer: Path | None = None, rows: int = ROWS) -> Tensor:
+    """The embedding of `prompt`, float32 [1, rows, width], by a UMT5 encoder: see `load_umt5`.
 
-    The prompt is cleaned as the released encoder does it; rows beyond its tokens are zero. Weights are used in the type
-    they are stored in; nothing is downloaded.
+    The prompt is cleaned as the released encoder does it; rows beyond its tokens are zero.
 
     Raises:
-        CheckpointError: the folder holds no UMT5 encoder with its tokenizer.
+        CheckpointError: `source` is no UMT5 encoder, or has no tokenizer.
     """
     import ftfy
-    from transformers import AutoTokenizer, UMT5EncoderModel
 
     text = re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        encoder: Any = UMT5EncoderModel
-        model: Any = encoder.from_pretrained(folder, local_files_only=True, dtype="auto").eval()
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder} is no UMT5 encoder: {error}",
-            expected="a Hugging Face folder with config.json, the weights and the tokenizer (google/umt5-xxl)",
-        ) from error
-    given = tokenizer(text, padding="max_length", truncation=True, max_length=rows, return_tensors="pt")
+    encoder, words = load_umt5(source, tokenizer)
+    given = words(text, padding="max_length", truncation=True, max_length=rows, return_tensors="pt")
     mask = given["attention_mask"]
     with torch.inference_mode():
-        hidden: Tensor = model(given["input_ids"], attention_mask=mask).last_hidden_state
+        hidden: Tensor = encoder(given["input_ids"], attention_mask=mask).last_hidden_state
     embedding: Tensor = hidden.float() * mask[..., None]
     return embedding
 
 
-def write_text(folder: Path, prompt: str, out: Path) -> dict[str, Any]:
+def write_text(source: Path, prompt: str, out: Path, *, tokenizer: Path | None = None) -> dict[str, Any]:
     """Write the embedding of `prompt` to `out`, a .safetensors file; what it is, for JSON. Raises as `embed`."""
-    embedding = embed(folder, prompt)
+    embedding = embed(source, prompt, tokenizer=tokenizer)
     try:
         write_file(out, save({"context": embedding}, {"prompt": prompt}))
     except OSError as error:
