@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lipstream.errors import CheckpointError
+from lipstream.errors import CheckpointError, ConfigError
 from lipstream.media import FPS
 from lipstream_training.models.mel import SAMPLES_PER_FRAME
 from torch import Tensor, nn
@@ -23,6 +23,11 @@ from .released.files import open_weights
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
+
+LOOKBACK, LOOKAHEAD = 3.2, 0.08
+"""Seconds. What other windows give is in docs/released.md."""
+LONGEST = 30.0
+"""Seconds; longer windows cost more than they tell."""
 
 
 class Wav2VecFeatures(nn.Module):
@@ -47,21 +52,60 @@ class Wav2VecFeatures(nn.Module):
         return (torch.zeros(self.samples),)
 
     def forward(self, waveform: Tensor) -> Tensor:
-        return _features(self.model, waveform, self.frames)
+        return hidden_states(self.model, waveform, self.frames)
 
 
-def _features(model: Wav2Vec2Model, waveform: Tensor, frames: int) -> Tensor:
-    """[N], at most 640 `frames` -> [frames, (L + 2) * width]."""
+def hidden_states(model: Wav2Vec2Model, waveform: Tensor, frames: int) -> Tensor:
+    """A whole waveform [N], at most 640 `frames` -> [frames, (L + 2) * width]."""
     x = (waveform - waveform.mean()) / torch.sqrt(waveform.var(correction=0) + 1e-7)
     x = F.pad(x, (0, frames * SAMPLES_PER_FRAME - waveform.shape[-1]))
     hidden = model.feature_extractor(x[None])
+    return _transformed(model, hidden, frames)
+
+
+def hidden_states_of_part(model: Wav2Vec2Model, waveform: Tensor, there: Tensor, heard: Tensor) -> Tensor:
+    """The same of a part of `waveform`, as if that part were all there is; of the other frames something finite.
+
+    Args:
+        waveform: [640 F]. there: 1 at each sample of the part, else 0. heard: [F], 1 at each of its frames.
+    """
+    frames = heard.shape[0]
+    mean = (waveform * there).sum() / there.sum().clamp(min=1)
+    x = (waveform - mean) * there
+    x = x / torch.sqrt((x * x).sum() / there.sum().clamp(min=1) + 1e-7)
+    layers: Any = model.feature_extractor.conv_layers
+    hidden = x[None, None]
+    for i, layer in enumerate(layers):
+        if i == 0 and isinstance(layer.layer_norm, nn.GroupNorm):  # a mean over time: over the part's time alone
+            inside = heard.repeat_interleave(SAMPLES_PER_FRAME)[None, None]
+            inside = -F.max_pool1d(-inside, layer.conv.kernel_size[0], layer.conv.stride[0])
+            hidden = layer.activation(_norm_over(layer.layer_norm, layer.conv(hidden), inside))
+        else:
+            hidden = layer(hidden)
+    return _transformed(model, hidden, frames, heard)
+
+
+def _norm_over(norm: nn.GroupNorm, x: Tensor, inside: Tensor) -> Tensor:
+    """A group norm of one channel a group, x [1, C, T], with the statistics of where `inside` [1, 1, T] is 1."""
+    count = inside.sum()
+    x = x - (x * inside).sum(dim=-1, keepdim=True) / count
+    scale = torch.rsqrt((x * x * inside).sum(dim=-1, keepdim=True) / count + norm.eps)
+    return x * scale * norm.weight[:, None] + norm.bias[:, None]
+
+
+def _transformed(model: Wav2Vec2Model, hidden: Tensor, frames: int, heard: Tensor | None = None) -> Tensor:
+    """What the convolutions gave [1, C, T], stretched to `frames`, and all states of the transformer on it."""
     hidden = F.interpolate(hidden, size=frames, mode="linear", align_corners=True).transpose(1, 2)
     hidden, _ = model.feature_projection(hidden)
+    mask = None
+    if heard is not None:
+        hidden = hidden * heard[:, None]  # the convolution of positions pads with zeros
+        mask = ((heard - 1) * 1e9)[None, None, None]
     # The encoder's own loop, since how it hands out all states differs between versions of transformers.
     encoder: Any = model.encoder
     states = [encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))]
     for layer in encoder.layers:
-        output = layer(states[-1])
+        output = layer(states[-1], attention_mask=mask)
         states.append(output[0] if isinstance(output, tuple) else output)
     return torch.cat([states[-1], *states], dim=-1)[0]
 
@@ -78,14 +122,26 @@ class LiveWav2Vec(nn.Module):
     """wav2vec 2.0 in a stream: features of the frames in the middle of a window of sound.
 
     The released system hears the whole clip: its normalisation, its attention and the stretching to video frames reach
-    from end to end. Here each chunk is heard with a fixed past and a little future, and normalised by its own window.
+    from end to end. Here each chunk is heard with a fixed past and a little future, as if that were the clip. Silence
+    to the last bit before the sound is no part of it, nor is such silence after it, so that a stream that begins or
+    ends inside the window is heard as the clip it is; and a window longer than the clip gives the clip's features.
+
+    Args:
+        lookback, lookahead: seconds of sound before and after the frames asked for.
 
     Attributes:
-        lookback, lookahead: samples before and after the frames asked for, whole video frames.
+        lookback, lookahead: the same in samples, whole video frames.
+
+    Raises:
+        ConfigError: one of them is negative, or longer than LONGEST.
     """
 
-    def __init__(self, model: Wav2Vec2Model, *, lookback: float = 3.2, lookahead: float = 0.08) -> None:
+    def __init__(self, model: Wav2Vec2Model, *, lookback: float = LOOKBACK, lookahead: float = LOOKAHEAD) -> None:
         super().__init__()
+        if not (0 <= lookback <= LONGEST and 0 <= lookahead <= LONGEST):
+            raise ConfigError(
+                f"sound is heard {lookback} s back and {lookahead} s ahead", expected=f"each from 0 to {LONGEST:g} s"
+            )
         self.model = _without_weight_norm(model)
         self.lookback, self.lookahead = (round(s * FPS) * SAMPLES_PER_FRAME for s in (lookback, lookahead))
 
@@ -114,8 +170,27 @@ class LiveWav2Vec(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         """Samples [lookback + 640 n + lookahead] -> features [n, width]."""
         first, after = self.lookback // SAMPLES_PER_FRAME, self.lookahead // SAMPLES_PER_FRAME
-        whole = _features(self.model, samples, samples.shape[-1] // SAMPLES_PER_FRAME)
-        return whole[first : whole.shape[0] - after]
+        total = samples.shape[-1] // SAMPLES_PER_FRAME
+        there, heard = _part(samples, first + _MISSING, total - after)
+        return hidden_states_of_part(self.model, samples, there, heard)[first : total - after]
+
+
+_MISSING = 3
+"""Frames that the first chunk asks for before its first."""
+
+
+def _part(samples: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
+    """Which samples [640 F], and which frames [F], there are: 1, from the first sound to the last, else 0.
+
+    The frames from `first` to `end` are always there, if silent; all are if there is no sound.
+    """
+    places = torch.arange(samples.shape[-1], dtype=samples.dtype)
+    sound = samples != 0
+    start = torch.where(sound, places, first * SAMPLES_PER_FRAME).amin()
+    start = torch.where(sound.any(), start.clamp(max=first * SAMPLES_PER_FRAME), 0.0)
+    stop = torch.where(sound, places, 0.0).amax().clamp(min=end * SAMPLES_PER_FRAME - 1)
+    there = ((places >= start) & (places <= stop)).to(samples.dtype)
+    return there, there.view(-1, SAMPLES_PER_FRAME).amax(dim=1)
 
 
 def load_wav2vec(folder: Path) -> Wav2Vec2Model:

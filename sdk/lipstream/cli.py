@@ -160,6 +160,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--decoder", choices=("taehv", "wan"), default="taehv", help="of video (default taehv, as released)"
     )
     files.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h")
+    files.add_argument(
+        "--lookback", type=float, default=3.2, metavar="S", help="sound a stream hears before each chunk (default 3.2)"
+    )
+    files.add_argument(
+        "--lookahead", type=float, default=0.08, metavar="S", help="and after it: a delay (default 0.08)"
+    )
     files.add_argument("--text", type=Path, metavar="FILE", help="the prompt's embedding")
     files.add_argument("--mask", type=Path, metavar="PICTURE", help="white is kept, black is generated")
     files.add_argument("--check", action="store_true", help="read headers, say whether the set is complete, stop")
@@ -271,6 +277,13 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
         help="frames without the face: go on with its last place, leave the frame as it is, or stop with an error",
     )
     command.add_argument("--face-at", metavar="X,Y", help="pixel near the wanted face (default: the largest)")
+    command.add_argument(
+        "--insightface",
+        type=Path,
+        metavar="FOLDER",
+        help="find faces by InsightFace's models (buffalo_l), as the released system; they are for non-commercial "
+        "research only. Needs: pip install insightface",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -287,6 +300,7 @@ def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
             args.output,
             face_policy=args.face_policy,
             face_at=_point(args.face_at),
+            insightface=args.insightface,
             seed=args.seed,
             crf=args.crf,
             preset=args.preset,
@@ -425,7 +439,7 @@ def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
         wanted = ("model", "student", "wav2vec", "text", "mask")
         if missing := [f"--{name}" for name in wanted if not getattr(args, name)]:
             raise _UsageError(f"lipstream export needs SOURCE, or {', '.join(missing)}\n  fix: lipstream export --help")
-        names = (*wanted, "vae", "taehv", "encoder", "decoder")
+        names = (*wanted, "vae", "taehv", "encoder", "decoder", "lookback", "lookahead")
         source = Release(**{**{name: getattr(args, name) for name in names}, "student": tuple(args.student)})
         if args.check:
             found = source.check()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +70,7 @@ def dub(
     *,
     face_policy: Policy = "hold",
     face_at: tuple[float, float] | None = None,
+    insightface: Path_ | None = None,
     seed: int = 42,
     crf: int = 18,
     preset: str = "veryfast",
@@ -85,7 +86,7 @@ def dub(
     Args:
         audio: any file with sound; None for the video's own, at the time at which it starts in the video.
         output: .mp4, .mov, .m4v or .mkv. crf, preset, lossless: see `lipstream.media.VideoWriter`.
-        face_policy, face_at, seed: see `LipSyncEngine.session`.
+        face_policy, face_at, insightface, seed: see `LipSyncEngine.session`.
         strict: an error where there would be warnings, and no file.
         progress: called with (frames done, frames in all).
 
@@ -127,7 +128,8 @@ def dub(
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
         length = total + engine.manifest.geometry.video_frames
-        with engine.session(video, face_policy=face_policy, face_at=face_at, seed=seed, length=length) as session:
+        faces: dict[str, Any] = {"face_policy": face_policy, "face_at": face_at, "insightface": insightface}
+        with engine.session(video, **faces, seed=seed, length=length) as session:
             for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
                 now = time.perf_counter()
                 tally.first_frame = tally.first_frame or now - start

@@ -6,6 +6,7 @@ import os
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .backends.base import GRAPHS, Backend, Stream, cores, load_backend
@@ -107,6 +108,7 @@ class LipSyncEngine:
         *,
         face_policy: Policy | None = None,
         face_at: tuple[float, float] | None = None,
+        insightface: str | os.PathLike[str] | None = None,
         seed: int = 42,
         max_pending: float = 60.0,
         length: int | None = None,
@@ -120,6 +122,8 @@ class LipSyncEngine:
             face_policy: for frames without the face: "hold" its last place (the default), "bypass" the frame, or
                 "raise". Frames before the first face are bypassed. Of a prepared reference, what it was prepared with.
             face_at: (x, y) in pixels near the wanted face of several; None for the largest.
+            insightface: folder of InsightFace's models, to find faces exactly as the released system does. They are for
+                non-commercial research only; by default LipStream's own networks do it.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of audio that may wait in the session.
             length: frames that will be asked for, if known: a long video is then not kept for looping.
@@ -134,17 +138,21 @@ class LipSyncEngine:
         if isinstance(video, PreparedReference):
             if video.manifest != self.manifest:
                 raise ConfigError("a reference prepared with another bundle", fix="prepare it with this engine")
-            given = FaceOptions(face_policy or video.faces.policy, video.faces.at if face_at is None else face_at)
+            given = FaceOptions(
+                face_policy or video.faces.policy,
+                video.faces.at if face_at is None else face_at,
+                video.faces.insightface if insightface is None else Path(insightface),
+            )
             if given != video.faces:
                 raise ConfigError(
                     f"{given} for a reference prepared with {video.faces}",
-                    fix="give face_policy and face_at to prepare()",
+                    fix="give face_policy, face_at and insightface to prepare()",
                 )
             reference = video.play()
         else:
             if length is not None and (not isinstance(length, int) or length < 1):
                 raise ConfigError(f"length={length!r}", expected="a number of frames, at least 1, or None")
-            faces = FaceOptions(face_policy or "hold", face_at)
+            faces = FaceOptions(face_policy or "hold", face_at, None if insightface is None else Path(insightface))
             reference = LiveReference(video, self.manifest.geometry, faces, length=length, loop_bytes=loop_bytes)
         with ExitStack() as undo:
             undo.callback(reference.close)
@@ -167,6 +175,7 @@ class LipSyncEngine:
         seconds: float = 20.0,
         face_policy: Policy = "hold",
         face_at: tuple[float, float] | None = None,
+        insightface: str | os.PathLike[str] | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> PreparedReference:
         """Decode, track and encode the first `seconds` of `video` once, to be looped by any number of sessions.
@@ -175,7 +184,7 @@ class LipSyncEngine:
         a video that needs more is cut. Raises as `session` does.
         """
         self._check_process()
-        faces = FaceOptions(face_policy, face_at)
+        faces = FaceOptions(face_policy, face_at, None if insightface is None else Path(insightface))
         stream = self._backend.open_stream()
         return PreparedReference(video, stream, self.manifest, faces, seconds=seconds, max_bytes=loop_bytes)
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from .backends.base import Array, Stream
 from .bundle import Geometry, Manifest
 from .errors import ConfigError, FaceNotFoundError
-from .face import FaceTracker, crop
+from .face import FaceTracker, Tracker, crop
 from .face.track import Policy
 from .media import FPS, FrameLoop, FrameSpool, VideoReader, ping_pong
 from .picture import check_picture
@@ -42,10 +42,21 @@ class FaceOptions:
         policy: for frames without the face. "hold": go on with its last place; "bypass": show the frame untouched;
             "raise": FaceNotFoundError.
         at: (x, y) in pixels near the wanted face in the first frame; None for the largest.
+        insightface: folder of InsightFace's models, to find faces as the released system does (they are for
+            non-commercial research only); None for the networks that LipStream ships.
     """
 
     policy: Policy = "hold"
     at: tuple[float, float] | None = None
+    insightface: Path | None = None
+
+    def tracker(self, policy: Policy | None = None) -> Tracker:
+        """A tracker for one video; with another policy, if one is given. Raises as they do."""
+        if self.insightface is None:
+            return FaceTracker(policy or self.policy, self.at)
+        from .face.insightface import InsightFaceTracker
+
+        return InsightFaceTracker(self.insightface, policy or self.policy, self.at)
 
 
 @dataclass(frozen=True)
@@ -103,10 +114,10 @@ class LiveReference:
         loop_bytes: int = LOOP_BYTES,
     ) -> None:
         self._frames = open_source(source)
-        require_face(self._frames)
+        require_face(self._frames, faces)
         self._loop = FrameLoop(self._frames, length, max_bytes=loop_bytes)
         self._geometry = geometry
-        self._tracker = FaceTracker(faces.policy, faces.at)
+        self._tracker = faces.tracker()
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
         self._recent: deque[SourceFrame] = deque(maxlen=2 * geometry.video_frames)
@@ -177,8 +188,8 @@ class PreparedReference:
         self.manifest, self.faces = manifest, faces
         self._geometry = geometry = manifest.geometry
         opened = open_source(source)
-        require_face(opened)
-        tracker = FaceTracker(faces.policy, faces.at)
+        require_face(opened, faces)
+        tracker = faces.tracker()
         self._spool = FrameSpool()
         self._matrices: list[NDArray[np.float64] | None] = []
         self._size: tuple[int, ...] | None = None
@@ -288,7 +299,7 @@ def open_source(source: Source) -> VideoReader | Sequence[Image] | Image:
     return source
 
 
-def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) -> None:
+def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10, limit: int = 750) -> None:
     """Look at every tenth of the first `limit` frames until one shows a face.
 
     Raises:
@@ -298,7 +309,7 @@ def require_face(frames: Iterable[Image], *, every: int = 10, limit: int = 750) 
         if index >= limit:
             break
         # A tracker confirms by its landmarks what the detector alone might only believe.
-        if index % every == 0 and FaceTracker("bypass").track(frame):
+        if index % every == 0 and faces.tracker("bypass").track(frame):
             return
     raise no_face(min(index + 1, limit))
 

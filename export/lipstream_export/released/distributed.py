@@ -32,17 +32,10 @@ _ALLOWED = {
     "pathlib._local": {"Path", "PosixPath"},
 }
 
-_BROKEN: tuple[type[Exception], ...] = (
-    CheckpointException,
-    OSError,
-    EOFError,
-    ImportError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
+_BROKEN: tuple[type[BaseException], ...] = (
+    *(CheckpointException, OSError, EOFError, ImportError, RuntimeError, ValueError, TypeError, AttributeError),
+    *(LookupError, AssertionError),
 )
-_BROKEN += (LookupError, AssertionError)
 """What truncated or foreign files make of the reader."""
 
 

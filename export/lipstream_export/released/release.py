@@ -11,7 +11,7 @@ from lipstream.errors import CheckpointError
 from lipstream_training.models import STUDENTS, StudentConfig
 
 from ..bundle import Parts
-from ..wav2vec import LiveWav2Vec, load_wav2vec
+from ..wav2vec import LOOKAHEAD, LOOKBACK, LiveWav2Vec, load_wav2vec
 from .files import identify, open_weights
 from .masks import load_masks
 from .student import load_student
@@ -35,6 +35,7 @@ class Release:
         wav2vec: folder. text: the prompt's embedding. mask: the mask picture.
         vae: the Wan VAE. taehv: the small decoder. At least one; each half is done by the one named: `encoder`
             ("wan" as the released system, or "taehv") and `decoder` ("taehv" as released, or "wan").
+        lookback, lookahead: seconds of sound that a stream hears around each chunk.
     """
 
     model: str
@@ -46,6 +47,8 @@ class Release:
     taehv: Path | None = None
     encoder: str = "wan"
     decoder: str = "taehv"
+    lookback: float = LOOKBACK
+    lookahead: float = LOOKAHEAD
 
     @property
     def config(self) -> StudentConfig:
@@ -89,7 +92,7 @@ class Release:
         wan = load_wan_vae(self.vae) if self.vae and "wan" in (self.encoder, self.decoder) else None
         taehv = load_taehv(self.taehv) if self.taehv and "taehv" in (self.encoder, self.decoder) else None
         progress("wav2vec 2.0")
-        ear = LiveWav2Vec(load_wav2vec(self.wav2vec))
+        ear = LiveWav2Vec(load_wav2vec(self.wav2vec), lookback=self.lookback, lookahead=self.lookahead)
         if ear.features != config.audio_dim:
             raise CheckpointError(
                 f"{self.wav2vec} gives {ear.features} features", expected=f"{config.audio_dim}, which the student hears"

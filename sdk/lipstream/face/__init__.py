@@ -3,7 +3,7 @@
 from lipstream.face.align import Aligner, alignment_points, crop, crop_matrix
 from lipstream.face.detector import Face, FaceDetector
 from lipstream.face.landmarks import FaceMesh, Roi, lip_gap
-from lipstream.face.track import FaceObservation, FaceTracker
+from lipstream.face.track import FaceObservation, FaceTracker, Tracker
 
 __all__ = [
     "Aligner",
@@ -13,6 +13,7 @@ __all__ = [
     "FaceObservation",
     "FaceTracker",
     "Roi",
+    "Tracker",
     "alignment_points",
     "crop",
     "crop_matrix",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -36,7 +37,7 @@ class FaceObservation:
     Attributes:
         index: number of the frame, from 0.
         matrix: float64 [2, 3], similarity from frame pixels to the 420 x 560 canvas.
-        landmarks: float32 [468, 3], x, y in frame pixels and depth; unsmoothed.
+        landmarks: float32 [468, 3], x, y in frame pixels and depth; unsmoothed. (Of InsightFace [106, 2].)
         score: probability in [0, 1] that this is a face; that of the last seen frame when held.
         held: True when the face was not seen in this frame and the last transform is used again.
     """
@@ -48,13 +49,12 @@ class FaceObservation:
     held: bool = False
 
 
-class FaceTracker:
-    """Follows one face. Holds the state of one video; not thread-safe.
+Seen = tuple[NDArray[np.float32], float, NDArray[np.float64]]
+"""Landmarks, score and the three alignment points of a face."""
 
-    The first frame with a face decides whom to follow: the largest face, or the one nearest to a point. From then on
-    the landmarks of a frame say where to look in the next one. The detector is asked again when the landmarks lose
-    their face, at a scene cut, and now and then to confirm. A lost face is looked for near its last place, ever
-    farther away as time passes; after a cut, or `max_hold` frames, the selection is made anew.
+
+class Tracker(ABC):
+    """One face through a video, whatever finds it. Holds the state of one video; not thread-safe.
 
     Args:
         policy: what a frame without the face gives. "hold": the last observation again, marked as held, for up to
@@ -90,7 +90,7 @@ class FaceTracker:
         self.policy, self.max_hold = policy, max_hold
         self.found = False
         self._point = None if isinstance(select, str) or select is None else (float(select[0]), float(select[1]))
-        self._detector, self._mesh, self._aligner = FaceDetector(), FaceMesh(), Aligner()
+        self._aligner = Aligner()
         self._filter = OneEuroFilter(rate=fps) if smooth else None
         self._index = -1
         self._last: FaceObservation | None = None  # where the face was; None at the start and after a cut
@@ -108,16 +108,82 @@ class FaceTracker:
         self._index += 1
         if self._is_cut(frame):
             self._forget()
-        seen = self._follow(frame) or self._search(frame)
+        seen = self._see(frame)
         if seen is None:
             return self._missed()
-        landmarks, score = seen
-        points = alignment_points(landmarks)
+        landmarks, score, points = seen
         if self._filter is not None:
             points = self._filter(points, unit=float(np.linalg.norm(points[1] - points[0])))
         self._last = FaceObservation(self._index, self._aligner.solve(points), landmarks, score)
         self._misses, self.found = 0, True
         return self._last
+
+    @abstractmethod
+    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
+        """The wanted face in the next frame, None if it is not to be seen."""
+
+    def _missed(self) -> FaceObservation | None:
+        self._misses += 1
+        if self._misses > self.max_hold:
+            self._last = None
+        if self.policy == "raise":
+            raise FaceNotFoundError(
+                f"no face in frame {self._index}",
+                frame=self._index,
+                expected="a face in every frame, at least partly visible",
+                fix="use the face policy 'hold' or 'bypass' for videos in which the face is hidden at times",
+            )
+        if self.policy == "hold" and self._last is not None:
+            return replace(self._last, index=self._index, held=True)
+        return None
+
+    def _is_cut(self, frame: NDArray[np.uint8]) -> bool:
+        rows, columns = (max(1, length // _THUMBNAIL) for length in frame.shape[:2])
+        thumbnail = frame[::rows, ::columns].astype(np.int16)
+        before, self._thumbnail = self._thumbnail, thumbnail
+        if before is None or before.shape != thumbnail.shape:
+            return before is not None
+        return bool(np.abs(thumbnail - before).mean() > _CUT)
+
+    def _forget(self) -> None:
+        self._last, self._misses = None, 0
+        self._reset_smoothing()
+
+    def _reset_smoothing(self) -> None:
+        self._aligner.reset()
+        if self._filter is not None:
+            self._filter.reset()
+
+
+class FaceTracker(Tracker):
+    """Follows one face with the networks that LipStream ships.
+
+    The first frame with a face decides whom to follow: the largest face, or the one nearest to a point. From then on
+    the landmarks of a frame say where to look in the next one. The detector is asked again when the landmarks lose
+    their face, at a scene cut, and now and then to confirm. A lost face is looked for near its last place, ever
+    farther away as time passes; after a cut, or `max_hold` frames, the selection is made anew.
+
+    Arguments and errors are those of `Tracker`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = "hold",
+        select: Literal["largest"] | tuple[float, float] | None = "largest",
+        *,
+        max_hold: int = 60,
+        smooth: bool = True,
+        fps: float = 25.0,
+    ) -> None:
+        super().__init__(policy, select, max_hold=max_hold, smooth=smooth, fps=fps)
+        self._detector, self._mesh = FaceDetector(), FaceMesh()
+
+    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
+        found = self._follow(frame) or self._search(frame)
+        if found is None:
+            return None
+        landmarks, score = found
+        return landmarks, score, alignment_points(landmarks)
 
     def _follow(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
         """The face where it was in the frame before; None if it was not seen there, or is no longer."""
@@ -168,38 +234,6 @@ class FaceTracker:
             x, y = self._point
             return sorted(faces, key=lambda face: _distance(face, x, y))
         return faces
-
-    def _missed(self) -> FaceObservation | None:
-        self._misses += 1
-        if self._misses > self.max_hold:
-            self._last = None
-        if self.policy == "raise":
-            raise FaceNotFoundError(
-                f"no face in frame {self._index}",
-                frame=self._index,
-                expected="a face in every frame, at least partly visible",
-                fix="use the face policy 'hold' or 'bypass' for videos in which the face is hidden at times",
-            )
-        if self.policy == "hold" and self._last is not None:
-            return replace(self._last, index=self._index, held=True)
-        return None
-
-    def _is_cut(self, frame: NDArray[np.uint8]) -> bool:
-        rows, columns = (max(1, length // _THUMBNAIL) for length in frame.shape[:2])
-        thumbnail = frame[::rows, ::columns].astype(np.int16)
-        before, self._thumbnail = self._thumbnail, thumbnail
-        if before is None or before.shape != thumbnail.shape:
-            return before is not None
-        return bool(np.abs(thumbnail - before).mean() > _CUT)
-
-    def _forget(self) -> None:
-        self._last, self._misses = None, 0
-        self._reset_smoothing()
-
-    def _reset_smoothing(self) -> None:
-        self._aligner.reset()
-        if self._filter is not None:
-            self._filter.reset()
 
 
 def _place(box: NDArray[np.float32]) -> tuple[float, float, float]:

@@ -1,0 +1,133 @@
+"""Do face and picture keep up with a 1080p source on one core?
+
+Every frame of a 1080p video is tracked, aligned and cropped to 512 x 512, and a generated crop (the crop itself,
+blurred) is put back through a mask of the released one's size. The default video is the bundled face, enlarged so that
+it fills the height and moved about in smooth noise. Each step is timed for each frame on one thread; reading and
+writing the video is not in it. It passes if a median frame takes at most 1/60 s altogether.
+
+--insightface FOLDER also says how far the three alignment points are from those of the released system, which finds
+them by InsightFace's models (for non-commercial research only): the median distance over that of the brows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lipstream
+import numpy as np
+from lipstream.composite import Compositor
+from lipstream.face import FaceTracker, alignment_points, crop
+from lipstream.face.insightface import InsightFaceTracker, released_points
+from lipstream.media import VideoReader
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from .common import in_fresh_process, main, parser, spread, write
+
+SAMPLE = Path(lipstream.__file__).parent / "sample" / "face.mp4"
+WIDTH, HEIGHT, CROP = 1920, 1080, 512
+WANTED = 60.0
+"""Frames per second."""
+
+Picture = NDArray[np.uint8]
+
+
+def scene(video: Path, frames: int) -> Iterator[Picture]:
+    """Frames [1080, 1920, 3]: the video's, enlarged to the height, over a still background; from side to side."""
+    rng = np.random.default_rng(0)
+    background = cv2.resize(rng.integers(0, 256, (9, 16, 3), np.uint8), (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    pictures = [np.asarray(frame, np.uint8) for frame, _ in zip(VideoReader(video), range(100), strict=False)]
+    for i in range(frames):
+        picture = pictures[i % len(pictures)]
+        width = round(picture.shape[1] * HEIGHT / picture.shape[0])
+        large = cv2.resize(picture, (min(width, WIDTH), HEIGHT), interpolation=cv2.INTER_CUBIC)
+        left = round((WIDTH - large.shape[1]) * (0.5 + 0.3 * np.sin(i / 40)))
+        frame = np.asarray(background, np.uint8).copy()
+        frame[:, left : left + large.shape[1]] = large
+        yield frame
+
+
+def keep_mask() -> NDArray[np.float32]:
+    """Like the released mask: kept down to the eyes and beyond the cheeks and the chin."""
+    mask = np.ones((CROP, CROP), np.float32)
+    cv2.ellipse(mask, (CROP // 2, 7 * CROP // 12), (CROP * 46 // 100, CROP * 36 // 100), 0, 0, 180, 0, -1)
+    cv2.rectangle(mask, (CROP // 24, 3 * CROP // 8), (CROP * 23 // 24, 7 * CROP // 12), 0, -1)
+    return mask
+
+
+def measure(video: Path, frames: int) -> dict[str, list[float]]:
+    """Milliseconds of each step for each frame with a face."""
+    cv2.setNumThreads(1)
+    tracker, compositor = FaceTracker(), Compositor(keep_mask())
+    steps: dict[str, list[float]] = {"track": [], "crop": [], "composite": [], "all": []}
+    for frame in tqdm(scene(video, frames), total=frames, desc="frames", unit="frame", disable=None):
+        start = time.perf_counter()
+        face = tracker.track(frame)
+        tracked = time.perf_counter()
+        if face is None:
+            continue
+        aligned = crop(frame, face.matrix, CROP)
+        cropped = time.perf_counter()
+        generated = cv2.blur(aligned, (5, 5)).astype(np.float32) / 255
+        ready = time.perf_counter()
+        compositor.composite(frame, generated, aligned, face.matrix)
+        end = time.perf_counter()
+        for name, seconds in (
+            ("track", tracked - start),
+            ("crop", cropped - tracked),
+            ("composite", end - ready),
+            ("all", end - ready + cropped - start),
+        ):
+            steps[name].append(1e3 * seconds)
+    return steps
+
+
+def alignment(video: Path, frames: int, models: Path) -> list[float]:
+    """Median distances of left brow, right brow and nose from InsightFace's, in distances between its brows."""
+    ours, theirs = FaceTracker("bypass", smooth=False), InsightFaceTracker(models, "bypass")
+    rows = []
+    for frame in tqdm(scene(video, frames), total=frames, desc="alignment", unit="frame", disable=None):
+        a, b = ours.track(frame), theirs.track(frame)
+        if a and b:
+            points, wanted = alignment_points(a.landmarks), released_points(b.landmarks)
+            rows.append(np.linalg.norm(points - wanted, axis=1) / np.linalg.norm(wanted[1] - wanted[0]))
+    return [float(x) for x in np.median(rows, axis=0)] if rows else []
+
+
+def run(args: argparse.Namespace) -> bool:
+    frames = 30 if args.quick else args.frames
+    steps = in_fresh_process(measure, args.video, frames)
+    if not steps["all"]:
+        print(f"no face in {args.video}", file=sys.stderr)
+        return False
+    results: dict[str, Any] = {name: spread(found) for name, found in steps.items()}
+    rate = 1e3 / results["all"]["median"]
+    results["fps"] = rate
+    print(f"{len(steps['all'])} of {frames} frames of {WIDTH} x {HEIGHT} with a face, one thread; ms per frame")
+    print(f"{'':>10} {'median':>8} {'least':>8} {'most':>8}")
+    for name, found in steps.items():
+        print(f"{name:>10} {np.median(found):>8.2f} {min(found):>8.2f} {max(found):>8.2f}")
+    print(f"{rate:.0f} frames per second; wanted {WANTED:.0f}")
+    if args.insightface:
+        results["alignment"] = in_fresh_process(alignment, args.video, frames, args.insightface)
+        print("from InsightFace's points:", ", ".join(f"{100 * x:.1f} %" for x in results["alignment"]))
+    write(args.json, "faces", args, results)
+    return bool(rate >= WANTED)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    options = parser("faces", __doc__, bundle=False)
+    options.add_argument("--video", type=Path, default=SAMPLE, help="with a face (default: the bundled sample)")
+    options.add_argument("--frames", type=int, default=250, help="how many (default 250)")
+    options.add_argument("--insightface", type=Path, metavar="FOLDER", help="its models, to compare alignment with")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, build_parser().parse_args()))

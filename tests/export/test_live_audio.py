@@ -1,0 +1,83 @@
+"""wav2vec 2.0 in a stream, against the clip heard in one piece."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lipstream.errors import ConfigError
+from lipstream_export.wav2vec import LiveWav2Vec, Wav2VecFeatures
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import Wav2Vec2Config, Wav2Vec2Model
+
+FRAME, CHUNK, MISSING = 640, 12, 3
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    sizes = Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=48,
+        conv_dim=[16] * 7,
+        num_conv_pos_embedding_groups=2,
+        attn_implementation="eager",
+    )
+    return Wav2Vec2Model(sizes).eval().requires_grad_(False)
+
+
+def speech(samples: int) -> Tensor:
+    return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(1)) + 0.02
+
+
+def chunks(ear: LiveWav2Vec, waveform: Tensor) -> Tensor:
+    """The features of a stream, cut into chunks as a session does: the first has three frames before the sound."""
+    count = -(-(waveform.shape[0] // FRAME + MISSING) // CHUNK)
+    after = (count * CHUNK - MISSING) * FRAME + ear.lookahead - waveform.shape[0]
+    padded = F.pad(waveform, (ear.lookback + MISSING * FRAME, after))
+    length = ear.lookback + CHUNK * FRAME + ear.lookahead
+    found = [ear(padded[k * CHUNK * FRAME :][:length]) for k in range(count)]
+    return torch.cat(found)[MISSING:]
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm())
+
+
+@pytest.mark.parametrize("samples", [50 * FRAME - 123, 45 * FRAME])
+def test_a_window_longer_than_the_clip_gives_the_clips_features(model: Any, samples: int) -> None:
+    """For every chunk, the first with its missing frames and the last with sound that ends inside it."""
+    waveform = speech(samples)
+    expected = Wav2VecFeatures(model, samples, 0)(waveform)
+    found = chunks(LiveWav2Vec(model, lookback=4, lookahead=4), waveform)[: len(expected)]
+    whole = len(expected) // CHUNK * CHUNK - MISSING  # a last chunk beyond the end hears its silent rest, too
+    assert distance(found[:whole], expected[:whole]) < 1e-5
+
+
+def test_a_stream_that_begins_hears_no_silence_before_it(model: Any) -> None:
+    """The first chunk of a long clip is that of the clip that ends with its look-ahead."""
+    waveform = speech(200 * FRAME)
+    ear = LiveWav2Vec(model, lookback=3.2, lookahead=0.32)
+    heard = waveform[: (CHUNK - MISSING) * FRAME + ear.lookahead]
+    expected = Wav2VecFeatures(model, len(heard), 0)(heard)[: CHUNK - MISSING]
+    assert distance(chunks(ear, waveform)[: CHUNK - MISSING], expected) < 1e-5
+
+
+def test_loudness_and_silence(model: Any) -> None:
+    """Loudness does not matter; without any sound the features are finite and those of silence for all frames."""
+    ear = LiveWav2Vec(model, lookback=0.8, lookahead=0.08)
+    window = speech(ear.lookback + CHUNK * FRAME + ear.lookahead)
+    assert distance(ear(7 * window), ear(window)) < 1e-4
+    silence = ear(torch.zeros_like(window))
+    assert silence.isfinite().all()
+    assert silence.shape == (CHUNK, 5 * 32)
+
+
+@pytest.mark.parametrize("seconds", [{"lookback": -0.1}, {"lookahead": 31.0}, {"lookahead": float("nan")}])
+def test_windows_without_a_meaning_are_refused(model: Any, seconds: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="each from 0 to 30 s"):
+        LiveWav2Vec(model, **seconds)
