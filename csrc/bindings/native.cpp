@@ -3,12 +3,16 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
+#include <array>
+#include <cmath>
 #include <functional>
 #include <initializer_list>
 #include <string>
 #include <vector>
 
 #include "arguments.h"
+#include "lipstream/composite.h"
 #include "lipstream/ring_call.h"
 #include "lipstream/ring_cpu.h"
 
@@ -260,6 +264,52 @@ py::dict ring_call(const std::vector<std::pair<std::string, Shape>>& tensors) {
   return found;
 }
 
+// Float32 samples, [h, w, 3] or [h, w], none of the sizes 0.
+Samples samples(const py::array& array, const char* name) {
+  for (const int64_t size : shape_of(array)) {
+    if (size < 1) throw py::value_error(std::string(name) + " is of shape " + str(shape_of(array)) + ", expected pixels");
+  }
+  return {data<float>(array), array.shape(0), array.shape(1)};
+}
+
+Affine affine(const char* name, const py::object& object) {
+  const py::array array = checked(name, object, {2, 3});
+  if (!py::isinstance<py::array_t<double>>(array)) {
+    throw py::type_error(std::string(name) + " is " + str(array.dtype()) + ", expected float64");
+  }
+  Affine map{};
+  std::copy_n(data<double>(array), 6, map.m);
+  for (const double x : map.m) {
+    if (!(std::abs(x) < 1e9)) throw py::value_error(std::string(name) + " holds " + std::to_string(x));
+  }
+  return map;
+}
+
+void composite_(const py::object& frame_, const std::array<int64_t, 4>& region_, const py::object& picture_,
+                const py::object& to_picture_, const py::object& offset_, const py::object& alpha_,
+                const py::object& to_alpha_, const py::object& gate_, const py::object& to_gate_) {
+  const py::array frame = writable("frame", frame_, {kAny, kAny, 3});
+  if (!py::isinstance<py::array_t<uint8_t>>(frame)) {
+    throw py::type_error("frame is " + str(frame.dtype()) + ", expected uint8");
+  }
+  const auto [x0, y0, x1, y1] = region_;
+  if (x0 < 0 || y0 < 0 || x0 > x1 || y0 > y1 || x1 > frame.shape(1) || y1 > frame.shape(0)) {
+    throw py::value_error("region is not a part of the frame");
+  }
+  const py::array picture = angles("picture", picture_, {kAny, kAny, 3});
+  const py::array offset = angles("offset", offset_, {kAny, kAny, 3});
+  const py::array alpha = angles("alpha", alpha_, {kAny, kAny});
+  const py::array gate = gate_.is_none() ? alpha : angles("gate", gate_, {kAny, kAny});
+  check_disjoint({frame}, {picture, offset, alpha, gate});
+  const Affine to_picture = affine("to_picture", to_picture_), to_alpha = affine("to_alpha", to_alpha_);
+  const Affine to_gate = gate_.is_none() ? to_alpha : affine("to_gate", to_gate_);
+  const Samples found[] = {samples(picture, "picture"), samples(offset, "offset"), samples(alpha, "alpha"),
+                           samples(gate, "gate")};
+  const py::gil_scoped_release released;
+  composite(data<uint8_t>(frame), frame.shape(1), {x0, y0, x1, y1}, found[0], to_picture, found[1], found[2], to_alpha,
+            gate_.is_none() ? nullptr : &found[3], to_gate);
+}
+
 std::string repr(const RingPosition& p) {
   return "RingPosition(chunk=" + str(p.chunk) + ", slot=" + str(p.slot) + ", valid=" + str(p.valid) +
          ", anchored=" + str(p.anchored) + ", shift=" + str(p.shift) + ", keep_slot=" + str(p.keep_slot) +
@@ -270,7 +320,7 @@ std::string repr(const RingPosition& p) {
 
 PYBIND11_MODULE(_native, module) {
   using py::arg;
-  module.doc() = "The K/V ring: index arithmetic and CPU kernels.";
+  module.doc() = "The K/V ring: index arithmetic and CPU kernels; and the pixels of compositing.";
 
   py::class_<RingPosition>(module, "RingPosition", "What one chunk does to the ring.", py::is_final())
       .def_readonly("chunk", &RingPosition::chunk)
@@ -294,6 +344,8 @@ PYBIND11_MODULE(_native, module) {
              arg("k"), arg("v"), arg("slot"), arg("cos_t"), arg("sin_t"), arg("cos_s"), arg("sin_s"));
   module.def("ring_read_e4m3", &ring_read_e4m3, arg("to"), arg("codes"), arg("scales"));
   module.def("ring_call", &ring_call, arg("tensors"));
+  module.def("composite", &composite_, arg("frame"), arg("region"), arg("picture"), arg("to_picture"), arg("offset"),
+             arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());
   module.def("e4m3", py::vectorize([](float x) { return to_e4m3(x); }), arg("x"));
 }
 

@@ -97,7 +97,7 @@ def export(
     with tqdm(total=len(graph_modules(parts, config)) + 1, desc="export", unit="graph", disable=None) as bar:
         rounded, sensitivity = _in_precision(parts, precision, calibration or Calibration(), bar.set_postfix_str)
         if precision != "fp32":
-            files[REFERENCE] = reference(parts, rounded, config, manifest_of(parts, config)).dump()
+            files[REFERENCE] = reference(parts, rounded, config, manifest_of(parts, config), bar.set_postfix_str).dump()
         if sensitivity:
             files[PRECISION] = (json.dumps(sensitivity.report(), indent=1) + "\n").encode()
 

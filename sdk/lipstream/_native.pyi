@@ -1,5 +1,7 @@
 """The K/V ring of one layer: its index arithmetic, and its kernels on NumPy arrays (CPU, in place, without the GIL).
 
+Beside them the one loop over pixels that compositing needs: `composite`.
+
 `k_ring` and `v_ring` are [F, T, H, D], F = R + S frame slots of T tokens, H heads and D (even) elements per head. Slots
 [0, R) are the blocks that chunks take in turn, slots [R, R + S) the sink. All the arrays of a call have one dtype:
 float32, or uint16 holding the bits of bfloat16 (arithmetic is float32, rounding to nearest even). K is stored rotated:
@@ -116,6 +118,25 @@ def ring_call(tensors: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Any]:
 
     `chunk_frames`, `temporal_pairs`, `slots`, `last_slot`, and per output the input that it shares memory with.
     Raises ValueError, which says what was found and expected.
+    """
+
+def composite(
+    frame: NDArray[np.uint8],
+    region: tuple[int, int, int, int],
+    picture: NDArray[np.float32],
+    to_picture: NDArray[np.float64],
+    offset: NDArray[np.float32],
+    alpha: NDArray[np.float32],
+    to_alpha: NDArray[np.float64],
+    gate: NDArray[np.float32] | None = None,
+    to_gate: NDArray[np.float64] | None = None,
+) -> None:
+    """Blend `picture` [h, w, 3] in [0, 1] into `frame` [H, W, 3] within `region` (x0, y0, x1, y1), in place.
+
+    A pixel becomes ``frame + a (255 (picture + offset) - frame)``, rounded to nearest and saturated; it keeps its bits
+    where a, or the gate, is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The
+    picture is sampled cubically, its border repeated; `offset` [gh, gw, 3] lies over the picture edge on edge and is
+    sampled linearly, its border repeated; `alpha` [h, w] and `gate` linearly, 0 around them.
     """
 
 def e4m3(x: NDArray[np.float32]) -> NDArray[np.uint8]:

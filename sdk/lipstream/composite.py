@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from lipstream._native import composite
 from lipstream.errors import ConfigError, LipStreamInternalError
 from lipstream.face.align import WHOLE_CANVAS, Box, crop_matrix
 from lipstream.picture import check_picture
@@ -71,28 +74,22 @@ class Compositor:
         """
         check_picture(frame)
         expected = (self.size, self.size, 3)
+        generated = np.ascontiguousarray(generated, np.float32)
         if generated.shape != expected or source_crop.shape != expected:
             raise LipStreamInternalError(f"crops of shape {generated.shape} and {source_crop.shape}, not {expected}")
-        if not np.isfinite(generated).all():
+        if not math.isfinite(sum(cv2.sumElems(generated))):
             raise LipStreamInternalError("the generated picture is not finite")
         result = frame.copy()
         to_crop = crop_matrix(matrix, self.size, self._box)
         region = self._region(to_crop, frame.shape[1], frame.shape[0])
         if region is None:
             return result
-        x0, y0, x1, y1 = region
-        to_crop[:, 2] += to_crop[:, :2] @ (x0, y0)  # from here on source pixels count from the region's corner
-
-        picture, to_picture = _reduced(np.asarray(generated, np.float32), to_crop)
+        picture, to_picture = _reduced(generated, to_crop)
         offset = self._colour_offset(generated, source_crop)
-        picture = 255 * (picture + cv2.resize(offset, picture.shape[1::-1], interpolation=cv2.INTER_LINEAR))
-        picture = np.clip(picture, 0, 255, out=picture)
-        size = (x1 - x0, y1 - y0)
-        colour = _sample(picture, to_picture, size, cv2.INTER_CUBIC, cv2.BORDER_REPLICATE)
-        alpha = self._alpha_in_source(to_crop, size)
-        source = frame[y0:y1, x0:x1].astype(np.float32)
-        change = cv2.multiply(cv2.subtract(colour, source), cv2.merge([alpha, alpha, alpha]))
-        result[y0:y1, x0:x1] = cv2.add(source, change, dtype=cv2.CV_8U)  # rounds and saturates
+        alpha, to_alpha = _reduced(self._alpha, to_crop)
+        # What the mean over a coarse source pixel takes in must not reach pixels whose centres are kept.
+        gate = (None, None) if alpha is self._alpha else (self._alpha, to_crop)
+        composite(result, region, picture, to_picture, offset, alpha, to_alpha, *gate)
         return result
 
     def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
@@ -113,22 +110,13 @@ class Compositor:
             return None
         return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
-    def _alpha_in_source(self, to_crop: NDArray[np.float64], size: tuple[int, int]) -> NDArray[np.float32]:
-        """Opacity of the generated picture in each source pixel; 0 wherever the pixel's centre lies in kept crop."""
-        centre = _sample(self._alpha, to_crop, size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
-        alpha, to_alpha = _reduced(self._alpha, to_crop)
-        if alpha is self._alpha:
-            return centre
-        mean = _sample(alpha, to_alpha, size, cv2.INTER_LINEAR, cv2.BORDER_CONSTANT)
-        return np.where(centre > 0, mean, 0).astype(np.float32)
-
     def _colour_offset(self, generated: NDArray[np.float32], source_crop: NDArray[np.uint8]) -> NDArray[np.float32]:
         """What to add to `generated` so that it has the colour of the source around the mask: a coarse grid over it."""
         cells = self._ring.shape
         if not self._beside.any():
             return np.zeros((*cells, 3), np.float32)
         wanted = cv2.resize(source_crop, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        offset = wanted - cv2.resize(np.asarray(generated, np.float32), cells, interpolation=cv2.INTER_AREA)
+        offset = wanted - cv2.resize(generated, cells, interpolation=cv2.INTER_AREA)
         deviation = offset - np.median(offset[self._beside], axis=0)
         trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure
         filled = _pull_push(offset.astype(np.float32), (self._ring * trust).astype(np.float32))
@@ -182,11 +170,3 @@ def _reduced(
     matrix[:, 2] += 0.5 * scale - 0.5
     small = cv2.resize(image, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA)
     return np.asarray(small, np.float32), matrix
-
-
-def _sample(
-    image: NDArray[np.float32], to_image: NDArray[np.float64], size: tuple[int, int], interpolation: int, border: int
-) -> NDArray[np.float32]:
-    """`image` as seen from the source: [height, width, ...] for size (width, height)."""
-    flags = interpolation | cv2.WARP_INVERSE_MAP
-    return np.asarray(cv2.warpAffine(image, to_image, size, flags=flags, borderMode=border), np.float32)
