@@ -186,9 +186,9 @@ def _part(samples: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
     """
     places = torch.arange(samples.shape[-1], dtype=samples.dtype)
     sound = samples != 0
-    start = torch.where(sound, places, first * SAMPLES_PER_FRAME).amin()
-    start = torch.where(sound.any(), start.clamp(max=first * SAMPLES_PER_FRAME), 0.0)
-    stop = torch.where(sound, places, 0.0).amax().clamp(min=end * SAMPLES_PER_FRAME - 1)
+    start = torch.where(sound, places, first * SAMPLES_PER_FRAME).amin(dim=-1)
+    start = torch.where(sound.any(dim=-1), start.clamp(max=first * SAMPLES_PER_FRAME), 0.0)
+    stop = torch.where(sound, places, 0.0).amax(dim=-1).clamp(min=end * SAMPLES_PER_FRAME - 1)
     there = ((places >= start) & (places <= stop)).to(samples.dtype)
     return there, there.view(-1, SAMPLES_PER_FRAME).amax(dim=1)
 
