@@ -284,6 +284,12 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
         help="find faces by InsightFace's models (buffalo_l), as the released system; they are for non-commercial "
         "research only. Needs: pip install insightface",
     )
+    command.add_argument(
+        "--compat",
+        action="store_true",
+        help="crop, paste and take the video's frames as the released system does, to compare with its pictures; "
+        "for bundles of released weights",
+    )
     command.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
@@ -301,6 +307,7 @@ def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
             face_policy=args.face_policy,
             face_at=_point(args.face_at),
             insightface=args.insightface,
+            compat=args.compat,
             seed=args.seed,
             crf=args.crf,
             preset=args.preset,

@@ -71,6 +71,7 @@ def dub(
     face_policy: Policy = "hold",
     face_at: tuple[float, float] | None = None,
     insightface: Path_ | None = None,
+    compat: bool = False,
     seed: int = 42,
     crf: int = 18,
     preset: str = "veryfast",
@@ -86,7 +87,7 @@ def dub(
     Args:
         audio: any file with sound; None for the video's own, at the time at which it starts in the video.
         output: .mp4, .mov, .m4v or .mkv. crf, preset, lossless: see `lipstream.media.VideoWriter`.
-        face_policy, face_at, insightface, seed: see `LipSyncEngine.session`.
+        face_policy, face_at, insightface, compat, seed: see `LipSyncEngine.session`.
         strict: an error where there would be warnings, and no file.
         progress: called with (frames done, frames in all).
 
@@ -128,7 +129,8 @@ def dub(
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
         length = total + engine.manifest.geometry.video_frames
-        faces: dict[str, Any] = {"face_policy": face_policy, "face_at": face_at, "insightface": insightface}
+        faces: dict[str, Any] = {"face_policy": face_policy, "face_at": face_at}
+        faces |= {"insightface": insightface, "compat": compat}
         with engine.session(video, **faces, seed=seed, length=length) as session:
             for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
                 now = time.perf_counter()

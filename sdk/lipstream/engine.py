@@ -16,6 +16,7 @@ from .composite import Compositor
 from .errors import BundleCorruptError, ConfigError, ForkError
 from .face.track import Policy
 from .media import limit_threads
+from .original import OriginalCompositor, check_geometry
 from .reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
 from .session import LipSyncSession
 
@@ -44,7 +45,8 @@ class LipSyncEngine:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.manifest: Manifest = bundle.manifest
         self._backend = backend
-        self._compositor = Compositor(bundle.constants["mask.composite"], box=bundle.manifest.geometry.crop_box)
+        self._keep_mask = bundle.constants["mask.composite"]
+        self._compositor = Compositor(self._keep_mask, box=bundle.manifest.geometry.crop_box)
         self._latent_mask = bundle.constants["mask.latent"]
         self._process = os.getpid()
         # For the chunks of sessions that are iterated on an event loop; its threads start when they are needed.
@@ -109,6 +111,7 @@ class LipSyncEngine:
         face_policy: Policy | None = None,
         face_at: tuple[float, float] | None = None,
         insightface: str | os.PathLike[str] | None = None,
+        compat: bool = False,
         seed: int = 42,
         max_pending: float = 60.0,
         length: int | None = None,
@@ -124,6 +127,8 @@ class LipSyncEngine:
             face_at: (x, y) in pixels near the wanted face of several; None for the largest.
             insightface: folder of InsightFace's models, to find faces exactly as the released system does. They are for
                 non-commercial research only; by default LipStream's own networks do it.
+            compat: crop, paste and take the video's frames as the released system does, to compare with its pictures;
+                slower and not as good (`lipstream.original`). For bundles of released weights.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of audio that may wait in the session.
             length: frames that will be asked for, if known: a long video is then not kept for looping.
@@ -142,24 +147,26 @@ class LipSyncEngine:
                 face_policy or video.faces.policy,
                 video.faces.at if face_at is None else face_at,
                 video.faces.insightface if insightface is None else Path(insightface),
+                video.faces.compat or compat,
             )
             if given != video.faces:
                 raise ConfigError(
                     f"{given} for a reference prepared with {video.faces}",
-                    fix="give face_policy, face_at and insightface to prepare()",
+                    fix="give face_policy, face_at, insightface and compat to prepare()",
                 )
             reference = video.play()
         else:
             if length is not None and (not isinstance(length, int) or length < 1):
                 raise ConfigError(f"length={length!r}", expected="a number of frames, at least 1, or None")
-            faces = FaceOptions(face_policy or "hold", face_at, None if insightface is None else Path(insightface))
-            reference = LiveReference(video, self.manifest.geometry, faces, length=length, loop_bytes=loop_bytes)
+            given = self._faces(face_policy or "hold", face_at, insightface, compat)
+            reference = LiveReference(video, self.manifest.geometry, given, length=length, loop_bytes=loop_bytes)
         with ExitStack() as undo:
             undo.callback(reference.close)
             chunks = self._open_chunks()
             undo.callback(chunks.close)
+            compositor = OriginalCompositor(self._keep_mask) if given.compat else self._compositor
             session = LipSyncSession(
-                self.manifest, chunks, reference, self._compositor, self._pool, seed=seed, max_pending=max_pending
+                self.manifest, chunks, reference, compositor, self._pool, seed=seed, max_pending=max_pending
             )
             undo.pop_all()
         return session
@@ -176,6 +183,7 @@ class LipSyncEngine:
         face_policy: Policy = "hold",
         face_at: tuple[float, float] | None = None,
         insightface: str | os.PathLike[str] | None = None,
+        compat: bool = False,
         loop_bytes: int = LOOP_BYTES,
     ) -> PreparedReference:
         """Decode, track and encode the first `seconds` of `video` once, to be looped by any number of sessions.
@@ -184,7 +192,7 @@ class LipSyncEngine:
         a video that needs more is cut. Raises as `session` does.
         """
         self._check_process()
-        faces = FaceOptions(face_policy, face_at, None if insightface is None else Path(insightface))
+        faces = self._faces(face_policy, face_at, insightface, compat)
         stream = self._backend.open_stream()
         return PreparedReference(video, stream, self.manifest, faces, seconds=seconds, max_bytes=loop_bytes)
 
@@ -199,6 +207,17 @@ class LipSyncEngine:
         from .dub import dub  # a client of the engine
 
         return dub(self, video, audio, output, **options)
+
+    def _faces(
+        self,
+        policy: Policy,
+        at: tuple[float, float] | None,
+        insightface: str | os.PathLike[str] | None,
+        compat: bool,
+    ) -> FaceOptions:
+        if compat:
+            check_geometry(self.manifest.geometry.crop_box, self.manifest.geometry.crop_size)
+        return FaceOptions(policy, at, None if insightface is None else Path(insightface), compat)
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

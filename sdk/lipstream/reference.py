@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from . import original
 from .backends.base import Array, Stream
 from .bundle import Geometry, Manifest
 from .errors import ConfigError, FaceNotFoundError
@@ -44,11 +45,19 @@ class FaceOptions:
         at: (x, y) in pixels near the wanted face in the first frame; None for the largest.
         insightface: folder of InsightFace's models, to find faces as the released system does (they are for
             non-commercial research only); None for the networks that LipStream ships.
+        compat: crop as the released system does, and take a video's frames as they are stored (`lipstream.original`).
     """
 
     policy: Policy = "hold"
     at: tuple[float, float] | None = None
     insightface: Path | None = None
+    compat: bool = False
+
+    def crop(self, frame: Image, matrix: NDArray[np.float64], geometry: Geometry) -> Image:
+        """The aligned face, uint8 [S, S, 3]."""
+        if self.compat:
+            return original.crop(frame, matrix, geometry.crop_size[0])
+        return crop(frame, matrix, geometry.crop_size[0], geometry.crop_box)
 
     def tracker(self, policy: Policy | None = None) -> Tracker:
         """A tracker for one video; with another policy, if one is given. Raises as they do."""
@@ -113,11 +122,11 @@ class LiveReference:
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> None:
-        self._frames = open_source(source)
+        self._frames = open_source(source, retimed=not faces.compat)
         require_face(self._frames, faces)
         self._loop = FrameLoop(self._frames, length, max_bytes=loop_bytes)
         self._geometry = geometry
-        self._tracker = faces.tracker()
+        self._faces, self._tracker = faces, faces.tracker()
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
         self._recent: deque[SourceFrame] = deque(maxlen=2 * geometry.video_frames)
@@ -150,7 +159,7 @@ class LiveReference:
             if self._loop.comes_back(index):
                 self._matrices[index] = matrix
         if matrix is not None:
-            self._crop = crop(image, matrix, self._geometry.crop_size[0], self._geometry.crop_box)
+            self._crop = self._faces.crop(image, matrix, self._geometry)
         damaged = isinstance(self._frames, VideoReader) and self._frames.damaged(index)
         return SourceFrame(image, self._crop, matrix, damaged)
 
@@ -187,7 +196,7 @@ class PreparedReference:
             raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
         self.manifest, self.faces = manifest, faces
         self._geometry = geometry = manifest.geometry
-        opened = open_source(source)
+        opened = open_source(source, retimed=not faces.compat)
         require_face(opened, faces)
         tracker = faces.tracker()
         self._spool = FrameSpool()
@@ -229,7 +238,7 @@ class PreparedReference:
         shown = image if seen == index else self._spool.read(seen)
         matrix = self._matrices[seen]
         assert matrix is not None
-        face = crop(shown, matrix, self._geometry.crop_size[0], self._geometry.crop_box)
+        face = self.faces.crop(shown, matrix, self._geometry)
         return SourceFrame(image, face, self._matrices[index])
 
     def play(self) -> PreparedPlayback:
@@ -285,10 +294,10 @@ def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
     return np.ascontiguousarray(frames, np.float32) / np.float32(255)
 
 
-def open_source(source: Source) -> VideoReader | Sequence[Image] | Image:
+def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequence[Image] | Image:
     """Frames to iterate, any number of times. Raises ConfigError for what is neither a path nor frames."""
     if isinstance(source, str | os.PathLike):
-        return VideoReader(Path(source))
+        return VideoReader(Path(source), retimed=retimed)
     if isinstance(source, np.ndarray):
         found, fit = f"of shape {list(source.shape)}", source.ndim == 4
     else:

@@ -25,6 +25,7 @@ from .composite import Compositor
 from .errors import BackpressureError, ConfigError, ForkError, SessionClosedError
 from .media import FPS, to_float
 from .media.audio import check_rate
+from .original import OriginalCompositor
 from .reference import Reference, SourceFrame, stack_crops
 
 
@@ -106,7 +107,7 @@ class LipSyncSession:
         manifest: Manifest,
         chunks: ChunkStream,
         reference: Reference,
-        compositor: Compositor,
+        compositor: Compositor | OriginalCompositor,
         pool: Executor,
         *,
         seed: int = 42,

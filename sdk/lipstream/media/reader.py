@@ -74,6 +74,7 @@ class VideoReader:
 
     Args:
         path: a regular file.
+        retimed: False gives the frames as they are stored, whatever their times: of another rate, another speed.
 
     Raises:
         MediaOpenError: missing, a directory, unreadable, not media, or larger than `MAX_PIXELS`.
@@ -81,8 +82,9 @@ class VideoReader:
         MediaTruncatedError: the file breaks, or ends before its header says; also raised during iteration.
     """
 
-    def __init__(self, path: PathLike) -> None:
+    def __init__(self, path: PathLike, *, retimed: bool = True) -> None:
         self.path = Path(path)
+        self._retimed = retimed
         self._damaged: set[int] = set()
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
@@ -108,7 +110,8 @@ class VideoReader:
         reformatter = VideoReformatter()
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
-            for index, frame in enumerate(retime(_timed(container, stream, self.path))):
+            timed = _timed(container, stream, self.path)
+            for index, frame in enumerate(retime(timed) if self._retimed else (frame for _, _, frame in timed)):
                 if frame.is_corrupt:
                     self._damaged.add(index)
                 yield _upright(to_rgb(frame, reformatter, self._size), self._matrix)
