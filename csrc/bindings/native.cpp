@@ -286,8 +286,9 @@ Affine affine(const char* name, const py::object& object) {
 }
 
 void composite_(const py::object& frame_, const std::array<int64_t, 4>& region_, const py::object& picture_,
-                const py::object& to_picture_, const py::object& offset_, const py::object& alpha_,
-                const py::object& to_alpha_, const py::object& gate_, const py::object& to_gate_) {
+                const py::object& to_picture_, const py::object& offset_, const py::object& to_offset_,
+                const py::object& alpha_, const py::object& to_alpha_, const py::object& gate_,
+                const py::object& to_gate_) {
   const py::array frame = writable("frame", frame_, {kAny, kAny, 3});
   if (!py::isinstance<py::array_t<uint8_t>>(frame)) {
     throw py::type_error("frame is " + str(frame.dtype()) + ", expected uint8");
@@ -301,13 +302,14 @@ void composite_(const py::object& frame_, const std::array<int64_t, 4>& region_,
   const py::array alpha = angles("alpha", alpha_, {kAny, kAny});
   const py::array gate = gate_.is_none() ? alpha : angles("gate", gate_, {kAny, kAny});
   check_disjoint({frame}, {picture, offset, alpha, gate});
-  const Affine to_picture = affine("to_picture", to_picture_), to_alpha = affine("to_alpha", to_alpha_);
+  const Affine to_picture = affine("to_picture", to_picture_), to_offset = affine("to_offset", to_offset_);
+  const Affine to_alpha = affine("to_alpha", to_alpha_);
   const Affine to_gate = gate_.is_none() ? to_alpha : affine("to_gate", to_gate_);
   const Samples found[] = {samples(picture, "picture"), samples(offset, "offset"), samples(alpha, "alpha"),
                            samples(gate, "gate")};
   const py::gil_scoped_release released;
-  composite(data<uint8_t>(frame), frame.shape(1), {x0, y0, x1, y1}, found[0], to_picture, found[1], found[2], to_alpha,
-            gate_.is_none() ? nullptr : &found[3], to_gate);
+  composite(data<uint8_t>(frame), frame.shape(1), {x0, y0, x1, y1}, found[0], to_picture, found[1], to_offset, found[2],
+            to_alpha, gate_.is_none() ? nullptr : &found[3], to_gate);
 }
 
 std::string repr(const RingPosition& p) {
@@ -345,7 +347,7 @@ PYBIND11_MODULE(_native, module) {
   module.def("ring_read_e4m3", &ring_read_e4m3, arg("to"), arg("codes"), arg("scales"));
   module.def("ring_call", &ring_call, arg("tensors"));
   module.def("composite", &composite_, arg("frame"), arg("region"), arg("picture"), arg("to_picture"), arg("offset"),
-             arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());
+             arg("to_offset"), arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());
   module.def("e4m3", py::vectorize([](float x) { return to_e4m3(x); }), arg("x"));
 }
 

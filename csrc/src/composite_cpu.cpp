@@ -1,7 +1,8 @@
 #include "lipstream/composite.h"
 
 #include <algorithm>
-#include <cmath>
+#include <cstring>
+#include <vector>
 
 namespace lipstream {
 namespace {
@@ -54,24 +55,44 @@ inline void cubic(float t, float* weights) {
   weights[3] = 1 - weights[0] - weights[1] - weights[2];
 }
 
-// Sums are four wide, as vector registers are; the fourth is of no use.
+// Three channels and one that is of no use, as wide as vector registers are.
 constexpr int64_t kLanes = 4;
-
-inline void add(float* sums, const float* pixel, float weight) {
-  for (int64_t c = 0; c < kLanes; ++c) sums[c] += weight * pixel[c];
-}
-
-// The weighted sum of 4 x 4 pixels; a pixel more of each row is read.
-inline void sum_taps(const float* const* rows, const float* wx, const float* wy, float* sums) {
-  for (int64_t c = 0; c < kLanes; ++c) sums[c] = 0;
-  for (int64_t i = 0; i < kTaps; ++i) {
-    float line[kLanes] = {};
-    for (int64_t j = 0; j < kTaps; ++j) add(line, rows[i] + j * kChannels, wx[j]);
-    add(sums, line, wy[i]);
+#if defined(__GNUC__)
+using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+#else
+struct Lanes {
+  float x[kLanes];
+  Lanes& operator+=(const Lanes& other) {
+    for (int64_t c = 0; c < kLanes; ++c) x[c] += other.x[c];
+    return *this;
   }
+  float operator[](int64_t c) const { return x[c]; }
+};
+inline Lanes operator+(Lanes a, const Lanes& b) { return a += b; }
+inline Lanes operator*(float weight, Lanes lanes) {
+  for (int64_t c = 0; c < kLanes; ++c) lanes.x[c] *= weight;
+  return lanes;
+}
+#endif
+
+inline Lanes load(const float* pixel) {
+  Lanes lanes;
+  std::memcpy(&lanes, pixel, sizeof(lanes));
+  return lanes;
 }
 
-void sum_taps_at_border(const Samples& picture, int64_t x, int64_t y, const float* wx, const float* wy, float* sums) {
+// The weighted sum of 4 x 4 pixels; one float more of each row is read.
+inline Lanes sum_taps(const float* const* rows, const float* wx, const float* wy) {
+  Lanes sums{};
+  for (int64_t i = 0; i < kTaps; ++i) {
+    Lanes line{};
+    for (int64_t j = 0; j < kTaps; ++j) line += wx[j] * load(rows[i] + j * kChannels);
+    sums += wy[i] * line;
+  }
+  return sums;
+}
+
+Lanes sum_taps_at_border(const Samples& picture, int64_t x, int64_t y, const float* wx, const float* wy) {
   float patch[kTaps][(kTaps + 1) * kChannels] = {};
   const float* rows[kTaps];
   for (int64_t i = 0; i < kTaps; ++i) {
@@ -81,55 +102,61 @@ void sum_taps_at_border(const Samples& picture, int64_t x, int64_t y, const floa
       std::copy_n(row + std::clamp<int64_t>(x + j, 0, picture.width - 1) * kChannels, kChannels, patch[i] + j * kChannels);
     }
   }
-  sum_taps(rows, wx, wy, sums);
+  return sum_taps(rows, wx, wy);
 }
 
 // Cubic, the border repeated.
-inline void sample_picture(const Samples& picture, Place place, float* colour) {
+inline Lanes sample_picture(const Samples& picture, Place place) {
   float fx, fy, wx[kTaps], wy[kTaps];
   const int64_t x = split(place.x, fx) - 1, y = split(place.y, fy) - 1;
   cubic(fx, wx);
   cubic(fy, wy);
   if (x < 0 || y < 0 || x + kTaps >= picture.width || y + kTaps > picture.height) {
-    return sum_taps_at_border(picture, x, y, wx, wy, colour);
+    return sum_taps_at_border(picture, x, y, wx, wy);
   }
   const float* first = picture.data + (y * picture.width + x) * kChannels;
   const int64_t pitch = picture.width * kChannels;
   const float* const rows[] = {first, first + pitch, first + 2 * pitch, first + 3 * pitch};
-  sum_taps(rows, wx, wy, colour);
+  return sum_taps(rows, wx, wy);
 }
 
-// Adds the offset at a place of the picture, linear, its border repeated.
-inline void add_offset(const Samples& offset, Place place, float* colour) {
-  const double right = static_cast<double>(offset.width - 1), bottom = static_cast<double>(offset.height - 1);
-  float fx, fy;
-  const int64_t x = split(std::clamp(place.x, 0.0, right), fx), y = split(std::clamp(place.y, 0.0, bottom), fy);
-  const int64_t next_x = std::min(x + 1, offset.width - 1), next_y = std::min(y + 1, offset.height - 1);
-  const float* upper = offset.data + y * offset.width * kChannels;
-  const float* lower = offset.data + next_y * offset.width * kChannels;
-  const float weights[] = {(1 - fx) * (1 - fy), fx * (1 - fy), (1 - fx) * fy, fx * fy};
-  for (int64_t c = 0; c < kChannels; ++c) {
-    colour[c] += weights[0] * upper[x * kChannels + c] + weights[1] * upper[next_x * kChannels + c] +
-                 weights[2] * lower[x * kChannels + c] + weights[3] * lower[next_x * kChannels + c];
+// The offset's grid, a pixel to a vector.
+class Grid {
+ public:
+  explicit Grid(const Samples& offset) : width_(offset.width), height_(offset.height) {
+    pixels_.resize(static_cast<size_t>(width_ * height_));
+    for (size_t i = 0; i < pixels_.size(); ++i) std::memcpy(&pixels_[i], offset.data + i * kChannels, kChannels * sizeof(float));
   }
-}
+
+  // Linear, the border repeated.
+  Lanes sample(Place place) const {
+    const double right = static_cast<double>(width_ - 1), bottom = static_cast<double>(height_ - 1);
+    float fx, fy;
+    const int64_t x = split(std::clamp(place.x, 0.0, right), fx), y = split(std::clamp(place.y, 0.0, bottom), fy);
+    const int64_t step_x = x + 1 < width_ ? 1 : 0, step_y = y + 1 < height_ ? width_ : 0;
+    const Lanes* upper = pixels_.data() + y * width_ + x;
+    const Lanes* lower = upper + step_y;
+    return (1 - fy) * ((1 - fx) * upper[0] + fx * upper[step_x]) + fy * ((1 - fx) * lower[0] + fx * lower[step_x]);
+  }
+
+ private:
+  int64_t width_, height_;
+  std::vector<Lanes> pixels_;
+};
 
 }  // namespace
 
 void composite(uint8_t* frame, int64_t width, const Region& region, const Samples& picture, const Affine& to_picture,
-               const Samples& offset, const Samples& alpha, const Affine& to_alpha, const Samples* gate,
-               const Affine& to_gate) {
-  const double zoom_x = static_cast<double>(offset.width) / static_cast<double>(picture.width);
-  const double zoom_y = static_cast<double>(offset.height) / static_cast<double>(picture.height);
+               const Samples& offset, const Affine& to_offset, const Samples& alpha, const Affine& to_alpha,
+               const Samples* gate, const Affine& to_gate) {
+  const Grid grid(offset);
   for (int64_t y = region.y0; y < region.y1; ++y) {
     for (int64_t x = region.x0; x < region.x1; ++x) {
       const float opacity = sample_alpha(alpha, apply(to_alpha, x, y));
       if (!(opacity > 0)) continue;
       if (gate != nullptr && !(sample_alpha(*gate, apply(to_gate, x, y)) > 0)) continue;
-      const Place place = apply(to_picture, x, y);
-      float colour[kLanes];
-      sample_picture(picture, place, colour);
-      add_offset(offset, {(place.x + 0.5) * zoom_x - 0.5, (place.y + 0.5) * zoom_y - 0.5}, colour);
+      Lanes colour = sample_picture(picture, apply(to_picture, x, y));
+      colour += grid.sample(apply(to_offset, x, y));
       uint8_t* pixel = frame + (y * width + x) * kChannels;
       for (int64_t c = 0; c < kChannels; ++c) {
         const auto source = static_cast<float>(pixel[c]);

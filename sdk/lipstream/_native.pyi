@@ -126,6 +126,7 @@ def composite(
     picture: NDArray[np.float32],
     to_picture: NDArray[np.float64],
     offset: NDArray[np.float32],
+    to_offset: NDArray[np.float64],
     alpha: NDArray[np.float32],
     to_alpha: NDArray[np.float64],
     gate: NDArray[np.float32] | None = None,
@@ -135,8 +136,8 @@ def composite(
 
     A pixel becomes ``frame + a (255 (picture + offset) - frame)``, rounded to nearest and saturated; it keeps its bits
     where a, or the gate, is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The
-    picture is sampled cubically, its border repeated; `offset` [gh, gw, 3] lies over the picture edge on edge and is
-    sampled linearly, its border repeated; `alpha` [h, w] and `gate` linearly, 0 around them.
+    picture is sampled cubically and `offset` [gh, gw, 3] linearly, their borders repeated; `alpha` [h, w] and `gate`
+    linearly, 0 around them.
     """
 
 def e4m3(x: NDArray[np.float32]) -> NDArray[np.uint8]:

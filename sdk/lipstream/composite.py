@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -13,6 +14,8 @@ from lipstream.errors import ConfigError, LipStreamInternalError
 from lipstream.face.align import WHOLE_CANVAS, Box, crop_matrix
 from lipstream.picture import check_picture
 
+_MARGIN = 16  # crop pixels around the mask that its pixels may be made of
+_FINER = 1.1  # a tenth more pixels than the source has do not alias
 _OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cells a side
 _OFFSET_REACH = 0.15  # how far from the mask kept pixels count, in crop sides
 _OFFSET_SPREAD = 0.12  # offsets farther than this from their median are misplaced edges rather than colour
@@ -48,6 +51,11 @@ class Compositor:
         self._extent = None
         if rows.size:
             self._extent = (float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max()))
+            low = (max(0, int(x.min()) - _MARGIN) for x in (columns, rows))
+            high = (min(self.size, int(x.max()) + _MARGIN) for x in (columns, rows))
+            self._shown = (*low, *high)
+        # By size: a face that is followed changes its size little from frame to frame.
+        self._resized_alpha = lru_cache(16)(self._resize_alpha)
 
     def composite(
         self,
@@ -84,13 +92,25 @@ class Compositor:
         region = self._region(to_crop, frame.shape[1], frame.shape[0])
         if region is None:
             return result
-        picture, to_picture = _reduced(generated, to_crop)
         offset = self._colour_offset(generated, source_crop)
-        alpha, to_alpha = _reduced(self._alpha, to_crop)
+        to_offset = _scaled(to_crop, np.array(offset.shape[1::-1]) / self.size)
+        left, top, right, bottom = self._shown
+        shown, to_shown = generated[top:bottom, left:right], to_crop.copy()
+        to_shown[:, 2] -= left, top
+        size = _size_in_source(shown.shape, to_shown)
+        picture, to_picture = _resized(np.ascontiguousarray(shown), to_shown, size)
+        size = _size_in_source(self._alpha.shape, to_crop)
+        alpha, to_alpha = self._resized_alpha(size), _scaled(to_crop, np.array(size) / self.size)
         # What the mean over a coarse source pixel takes in must not reach pixels whose centres are kept.
         gate = (None, None) if alpha is self._alpha else (self._alpha, to_crop)
-        composite(result, region, picture, to_picture, offset, alpha, to_alpha, *gate)
+        composite(result, region, picture, to_picture, offset, to_offset, alpha, to_alpha, *gate)
         return result
+
+    def _resize_alpha(self, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The opacity as seen at `size` (width, height)."""
+        if size == (self.size, self.size):
+            return self._alpha
+        return np.asarray(cv2.resize(self._alpha, size, interpolation=cv2.INTER_AREA), np.float32)
 
     def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
         """Part of the frame (x0, y0, x1, y1) that the masked region can touch; None where there is none."""
@@ -156,17 +176,27 @@ def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDAr
     return np.asarray(filled + weight[..., None] * (values - filled), np.float32)
 
 
-def _reduced(
-    image: NDArray[np.float32], to_image: NDArray[np.float64]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """`image` averaged down to the resolution of the source where that is coarser, and the matrix source -> it."""
-    height, width = image.shape[:2]
+def _size_in_source(shape: tuple[int, ...], to_image: NDArray[np.float64]) -> tuple[int, int]:
+    """Size (width, height) of an image [h, w, ...] as fine as the source: its own, unless that is finer."""
+    height, width = shape[:2]
     zoom = np.linalg.norm(to_image[:, :2], axis=1)  # image pixels per source pixel, along the image's x and y
-    size = np.maximum(1, np.rint((width, height) / np.maximum(zoom, 1))).astype(int)
-    if (size == (width, height)).all():
+    zoom = np.where(zoom < _FINER, 1, zoom)
+    return max(1, round(width / zoom[0])), max(1, round(height / zoom[1]))
+
+
+def _resized(
+    image: NDArray[np.float32], to_image: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """`image` averaged down to `size` (width, height), and the matrix source -> it."""
+    height, width = image.shape[:2]
+    if size == (width, height):
         return image, to_image
-    scale = size / (width, height)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32), _scaled(to_image, np.array(size) / (width, height))
+
+
+def _scaled(to_image: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix to an image, continued to the same image with `scale` (x, y) times as many pixels, edge on edge."""
     matrix = to_image * scale[:, None]
     matrix[:, 2] += 0.5 * scale - 0.5
-    small = cv2.resize(image, (int(size[0]), int(size[1])), interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32), matrix
+    return matrix

@@ -63,6 +63,7 @@ def given(rng: np.random.Generator, gate: bool) -> dict[str, Any]:
         "picture": rng.random((11, 13, 3), np.float32),
         "to_picture": turned(1.3),
         "offset": rng.random((3, 4, 3), np.float32) - np.float32(0.5),
+        "to_offset": turned(0.2),
         "alpha": np.maximum(rng.random((12, 10), np.float32) - np.float32(0.3), 0),
         "to_alpha": turned(0.8),
     }
@@ -78,8 +79,6 @@ def test_a_pixel_is_what_numpy_makes_of_it(gate: bool) -> None:
         a = given(np.random.default_rng(seed), gate)
         before = a["frame"].astype(np.float64)
         _native.composite(**a)
-        height, width = a["picture"].shape[:2]
-        rows, columns = a["offset"].shape[:2]
         for y, x in np.ndindex(*before.shape[:2]):
             spot = np.array([x, y, 1.0])
             opacity = float(linear(a["alpha"], *(a["to_alpha"] @ spot), border=0.0))
@@ -91,7 +90,7 @@ def test_a_pixel_is_what_numpy_makes_of_it(gate: bool) -> None:
                 kept += 1
                 continue
             u, v = a["to_picture"] @ spot
-            shift = linear(a["offset"], (u + 0.5) * columns / width - 0.5, (v + 0.5) * rows / height - 0.5, border=None)
+            shift = linear(a["offset"], *np.clip(a["to_offset"] @ spot, 0, (3, 2)), border=None)
             colour = np.clip(255 * (cubic(a["picture"], u, v) + shift), 0, 255)
             expected = before[y, x] + opacity * (colour - before[y, x])
             np.testing.assert_allclose(a["frame"][y, x], expected, atol=0.5 + 1e-3)

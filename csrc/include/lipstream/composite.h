@@ -23,11 +23,11 @@ struct Region {
 
 // frame [_, width, 3] becomes frame + alpha * (255 * (picture + offset) - frame), rounded and saturated, in the region.
 //
-// picture [h, w, 3] is sampled cubically (Keys, a = -0.75, as OpenCV), its border repeated; offset [_, _, 3] covers the
-// picture edge on edge and is sampled linearly, its border repeated; alpha [_, _] linearly, with 0 around it. A pixel
-// whose alpha or, where there is one, gate [_, _] (sampled as alpha) is not above 0 keeps its bits.
+// picture [h, w, 3] is sampled cubically (Keys, a = -0.75, as OpenCV), its border repeated; offset [_, _, 3] linearly, its
+// border repeated; alpha [_, _] linearly, with 0 around it. A pixel whose alpha or, where there is one, gate [_, _]
+// (sampled as alpha) is not above 0 keeps its bits.
 void composite(uint8_t* frame, int64_t width, const Region& region, const Samples& picture, const Affine& to_picture,
-               const Samples& offset, const Samples& alpha, const Affine& to_alpha, const Samples* gate,
-               const Affine& to_gate);
+               const Samples& offset, const Affine& to_offset, const Samples& alpha, const Affine& to_alpha,
+               const Samples* gate, const Affine& to_gate);
 
 }  // namespace lipstream

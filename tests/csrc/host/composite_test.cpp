@@ -37,7 +37,7 @@ int main() {
     const int64_t x1 = between(static_cast<int>(x0), static_cast<int>(width));
     const int64_t y1 = between(static_cast<int>(y0), static_cast<int>(height));
     lipstream::composite(frame.data(), width, {x0, y0, x1, y1}, {picture.data(), sizes[0], sizes[1]}, map(),
-                         {offset.data(), sizes[2], sizes[3]}, {alpha.data(), sizes[4], sizes[5]}, map(),
+                         {offset.data(), sizes[2], sizes[3]}, map(), {alpha.data(), sizes[4], sizes[5]}, map(),
                          round % 2 ? &gates : nullptr, map());
     for (int64_t y = 0; y < height; ++y) {
       for (int64_t x = 0; x < width; ++x) {
