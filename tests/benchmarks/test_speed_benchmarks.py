@@ -22,9 +22,9 @@ from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
 from lipstream_training.models import STUDENTS, StudentConfig, WanVAEConfig
 from toys import CONFIG, toy_student, toy_text
-from transformers import Wav2Vec2Config
+from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from benchmarks import flatness, passes, precision, random_release, ring, stream, throughput, timeline
+from benchmarks import faces, flatness, lookahead, passes, precision, random_release, ring, stream, throughput, timeline
 
 ROOT = Path(__file__).parents[2]
 H100 = ROOT / "benchmarks" / "h100.sh"
@@ -168,6 +168,27 @@ def test_a_timeline_is_drawn_to_scale() -> None:
     assert first[0] == timeline.LEFT
     assert second[1] == pytest.approx(2 * first[1], abs=0.2)
     assert second[0] - first[0] == pytest.approx(2 * first[1], abs=0.2)
+
+
+def test_faces(tmp_path: Path) -> None:
+    """Both sizes of the face are timed in all three steps; the whole is their sum."""
+    found = run(faces, tmp_path, "--quick")
+    for case in found.values():
+        steps = [case[name]["min"] for name in ("track", "crop", "composite")]
+        assert 0 < sum(steps) <= case["all"]["max"]
+        assert case["all"]["n"] == 30
+    assert {*found} == {"0.7", "1"}
+
+
+def test_lookahead(tmp_path: Path) -> None:
+    """A window that reaches over all of a short clip gives its features; shorter ones are off."""
+    ear = Wav2Vec2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    Wav2Vec2Model(ear).save_pretrained(tmp_path / "ear")
+    options = ["--quick", "--wav2vec", str(tmp_path / "ear"), "--lookback", "2", "--lookahead", "2"]
+    rows = run(lookahead, tmp_path, *options)["rows"]
+    errors = {(row["lookback_s"], row["lookahead_s"]): row["all"] for row in rows}
+    assert errors[2.0, 0.0] > errors[2.0, 0.32] > 0.01
+    assert errors[6.4, 2.0] < 1e-4
 
 
 def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
