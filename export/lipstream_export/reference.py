@@ -15,7 +15,6 @@ from lipstream_training.models.layers import Conv2d, Conv3d, Linear
 from torch import Tensor, nn
 
 from .bundle import Parts, graph_modules
-from .video import VideoDecoder, VideoEncoder
 
 
 def reference(
@@ -31,7 +30,7 @@ def reference(
         progress: called with what is being computed.
     """
     constants = {name: x.numpy() for name, x in parts.constants().items()}
-    modules, others = graph_modules(parts, config), graph_modules(rounded, config)
+    modules, others = (graph_modules(p, config, frugal=True) for p in (parts, rounded))
     outputs: Arrays = {}
     errors: dict[str, float] = {}
     for graph, module in modules.items():
@@ -55,12 +54,12 @@ def _same_weights(a: nn.Module, b: nn.Module) -> bool:
 
 @torch.inference_mode()
 def _run(module: nn.Module, inputs: Arrays) -> Arrays:
-    """The graph's module, called as the graph is; codecs a latent frame at a time: a third of the memory."""
+    """The graph's module, called as the graph is."""
     examples = zip(module.input_names, module.example(), strict=True)  # type: ignore[arg-type, operator]
     given = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(example) for name, example in examples]
     module.eval()
     with _products_in_float32(module):
-        results = module.in_pieces(*given) if isinstance(module, VideoEncoder | VideoDecoder) else module(*given)
+        results = module(*given)
     results = results if isinstance(results, tuple) else (results,)
     return {name: x.float().numpy() for name, x in zip(module.output_names, results, strict=True)}  # type: ignore[arg-type]
 

@@ -17,11 +17,15 @@ class VideoEncoder(nn.Module):
 
     The first of the two latents is of the frames as they are, the second of the masked ones, where pixels that are not
     kept are mid-grey (0 in the [-1, 1] convention of the released model).
+
+    Args:
+        pieces: how many parts of the chunk are encoded one after the other, which divides the memory that it takes by
+            about that number. The result is the same: a stream may be cut anywhere.
     """
 
-    def __init__(self, codec: Codec, frames: int, size: tuple[int, int]) -> None:
+    def __init__(self, codec: Codec, frames: int, size: tuple[int, int], pieces: int = 1) -> None:
         super().__init__()
-        self.codec, self.frames, self.size = codec, frames, size
+        self.codec, self.frames, self.size, self.pieces = codec, frames, size, pieces
         memories = range(len(codec.encoder_memory(2, *size)))
         self.input_names = ["frames", "mask", *(f"memory.{i}" for i in memories)]
         self.output_names = ["latents", *(f"memory_out.{i}" for i in memories)]
@@ -32,24 +36,24 @@ class VideoEncoder(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
         both = torch.stack([frames, (frames - 0.5) * mask + 0.5])
-        latents, after = self.codec.encode(both, memory)
-        return latents.transpose(1, 2).float(), *after
-
-    def in_pieces(self, frames: Tensor, mask: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
-        """The same as a call, four frames at a time: it takes less memory."""
-        latents = []
-        for part in torch.split(frames, 4):
-            found, *memory = self(part, mask, *memory)
+        latents: list[Tensor] = []
+        after = list(memory)
+        for part in torch.chunk(both, self.pieces, dim=1):
+            found, after = self.codec.encode(part, after)
             latents.append(found)
-        return torch.cat(latents, dim=2), *memory
+        return torch.cat(latents, dim=1).transpose(1, 2).float(), *after
 
 
 class VideoDecoder(nn.Module):
-    """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, s h, s w] in [0, 1], memories."""
+    """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, s h, s w] in [0, 1], memories.
 
-    def __init__(self, codec: Codec, latent_frames: int, size: tuple[int, int]) -> None:
+    Args:
+        pieces: as of `VideoEncoder`.
+    """
+
+    def __init__(self, codec: Codec, latent_frames: int, size: tuple[int, int], pieces: int = 1) -> None:
         super().__init__()
-        self.codec, self.latent_frames, self.size = codec, latent_frames, size
+        self.codec, self.latent_frames, self.size, self.pieces = codec, latent_frames, size, pieces
         memories = range(len(codec.decoder_memory(1, *size)))
         self.input_names = ["latent", *(f"memory.{i}" for i in memories)]
         self.output_names = ["frames", *(f"memory_out.{i}" for i in memories)]
@@ -61,13 +65,9 @@ class VideoDecoder(nn.Module):
         return latent, *self.codec.decoder_memory(1, height, width)
 
     def forward(self, latent: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
-        frames, after = self.codec.decode(latent.transpose(0, 1)[None], memory)
-        return frames[0].float(), *after
-
-    def in_pieces(self, latent: Tensor, *memory: Tensor) -> tuple[Tensor, ...]:
-        """The same as a call, one latent frame at a time."""
-        frames = []
-        for part in torch.split(latent, 1, dim=1):
-            found, *memory = self(part, *memory)
-            frames.append(found)
-        return torch.cat(frames), *memory
+        frames: list[Tensor] = []
+        after = list(memory)
+        for part in torch.chunk(latent.transpose(0, 1)[None], self.pieces, dim=1):
+            found, after = self.codec.decode(part, after)
+            frames.append(found[0])
+        return torch.cat(frames).float(), *after
