@@ -182,7 +182,8 @@ def test_faces(tmp_path: Path) -> None:
 
 def test_lookahead(tmp_path: Path) -> None:
     """A window that reaches over all of a short clip gives its features; shorter ones are off."""
-    ear = Wav2Vec2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    ear = Wav2Vec2Config(**sizes, conv_dim=[16] * 7)
     Wav2Vec2Model(ear).save_pretrained(tmp_path / "ear")
     options = ["--quick", "--wav2vec", str(tmp_path / "ear"), "--lookback", "2", "--lookahead", "2"]
     rows = run(lookahead, tmp_path, *options)["rows"]
