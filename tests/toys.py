@@ -26,6 +26,17 @@ CONFIG = StudentConfig(
 )
 TAEHV_CONFIG = TAEHVConfig(encoder_width=4, decoder_widths=(8, 6, 4, 4), latent_channels=4)
 
+EAR = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "conv_dim": [8] * 7,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+"""Sizes of a wav2vec 2.0, by transformers' names; it gives 64 features."""
+
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:

@@ -60,7 +60,7 @@ py::array writable(const char* name, const py::object& object, const Shape& expe
   return array;
 }
 
-py::array angles(const char* name, const py::object& object, const Shape& expected) {
+py::array floats(const char* name, const py::object& object, const Shape& expected) {
   const py::array array = checked(name, object, expected);
   if (!py::isinstance<py::array_t<float>>(array)) {
     throw py::type_error(std::string(name) + " is " + str(array.dtype()) + ", expected float32");
@@ -132,12 +132,12 @@ void ring_write(const py::object& k_ring_, const py::object& v_ring_, const py::
   const py::array v_ring = writable("v_ring", v_ring_, ring);
   const py::array k = checked("k", k_, {kAny, ring[1], ring[2], ring[3]});
   const py::array v = checked("v", v_, shape_of(k));
-  const py::array cos_t = angles("cos_t", cos_t_, {k.shape(0), kAny});
+  const py::array cos_t = floats("cos_t", cos_t_, {k.shape(0), kAny});
   const FrameShape shape{k.shape(0), ring[1], ring[2], ring[3], cos_t.shape(1)};
   check_pairs(shape.head_dim, shape.temporal_pairs);
-  const py::array sin_t = angles("sin_t", sin_t_, shape_of(cos_t));
-  const py::array cos_s = angles("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
-  const py::array sin_s = angles("sin_s", sin_s_, shape_of(cos_s));
+  const py::array sin_t = floats("sin_t", sin_t_, shape_of(cos_t));
+  const py::array cos_s = floats("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
+  const py::array sin_s = floats("sin_s", sin_s_, shape_of(cos_s));
   if (shape.frames < 1) throw py::value_error("k is of shape " + str(shape_of(k)) + ", expected 1 frame or more");
   check_range("slot", slot, shape.frames, ring[0]);
   check_disjoint({k_ring, v_ring}, {k, v, cos_t, sin_t, cos_s, sin_s});
@@ -177,8 +177,8 @@ void ring_anchor(const py::object& k_ring_, const py::object& sink_base_, int64_
   const Shape ring = ring_shape(k_ring);
   check_range("rolling", rolling, 0, ring[0]);
   const py::array sink_base = checked("sink_base", sink_base_, {ring[0] - rolling, ring[1], ring[2], ring[3]});
-  const py::array cos = angles("cos", cos_, {kAny});
-  const py::array sin = angles("sin", sin_, shape_of(cos));
+  const py::array cos = floats("cos", cos_, {kAny});
+  const py::array sin = floats("sin", sin_, shape_of(cos));
   const FrameShape shape{count, ring[1], ring[2], ring[3], cos.shape(0)};
   check_pairs(shape.head_dim, shape.temporal_pairs);
   check_range("rolling", rolling, count, ring[0]);
@@ -212,12 +212,12 @@ void ring_write_e4m3(const py::object& k_codes_, const py::object& k_scales_, co
   const py::array v_scales = writable("v_scales", v_scales_, {ring[0], ring[1], ring[2]});
   const py::array k = checked("k", k_, {kAny, ring[1], ring[2], ring[3]});
   const py::array v = checked("v", v_, shape_of(k));
-  const py::array cos_t = angles("cos_t", cos_t_, {k.shape(0), kAny});
+  const py::array cos_t = floats("cos_t", cos_t_, {k.shape(0), kAny});
   const FrameShape shape{k.shape(0), ring[1], ring[2], ring[3], cos_t.shape(1)};
   check_pairs(shape.head_dim, shape.temporal_pairs);
-  const py::array sin_t = angles("sin_t", sin_t_, shape_of(cos_t));
-  const py::array cos_s = angles("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
-  const py::array sin_s = angles("sin_s", sin_s_, shape_of(cos_s));
+  const py::array sin_t = floats("sin_t", sin_t_, shape_of(cos_t));
+  const py::array cos_s = floats("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
+  const py::array sin_s = floats("sin_s", sin_s_, shape_of(cos_s));
   check_range("slot", slot, shape.frames, ring[0]);
   check_disjoint({k_codes, v_codes, k_scales, v_scales}, {k, v, cos_t, sin_t, cos_s, sin_s});
   dispatch({k, v}, [&](auto storage) {
@@ -297,10 +297,10 @@ void composite_(const py::object& frame_, const std::array<int64_t, 4>& region_,
   if (x0 < 0 || y0 < 0 || x0 > x1 || y0 > y1 || x1 > frame.shape(1) || y1 > frame.shape(0)) {
     throw py::value_error("region is not a part of the frame");
   }
-  const py::array picture = angles("picture", picture_, {kAny, kAny, 3});
-  const py::array offset = angles("offset", offset_, {kAny, kAny, 3});
-  const py::array alpha = angles("alpha", alpha_, {kAny, kAny});
-  const py::array gate = gate_.is_none() ? alpha : angles("gate", gate_, {kAny, kAny});
+  const py::array picture = floats("picture", picture_, {kAny, kAny, 3});
+  const py::array offset = floats("offset", offset_, {kAny, kAny, 3});
+  const py::array alpha = floats("alpha", alpha_, {kAny, kAny});
+  const py::array gate = gate_.is_none() ? alpha : floats("gate", gate_, {kAny, kAny});
   check_disjoint({frame}, {picture, offset, alpha, gate});
   const Affine to_picture = affine("to_picture", to_picture_), to_offset = affine("to_offset", to_offset_);
   const Affine to_alpha = affine("to_alpha", to_alpha_);

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,9 +129,15 @@ def dub(
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
         length = total + engine.manifest.geometry.video_frames
-        faces: dict[str, Any] = {"face_policy": face_policy, "face_at": face_at}
-        faces |= {"insightface": insightface, "compat": compat}
-        with engine.session(video, **faces, seed=seed, length=length) as session:
+        with engine.session(
+            video,
+            face_policy=face_policy,
+            face_at=face_at,
+            insightface=insightface,
+            compat=compat,
+            seed=seed,
+            length=length,
+        ) as session:
             for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
                 now = time.perf_counter()
                 tally.first_frame = tally.first_frame or now - start

@@ -314,12 +314,15 @@ def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10
     Raises:
         FaceNotFoundError: none does.
     """
+    # A tracker confirms by its landmarks what the detector alone might only believe.
+    tracker = faces.tracker("bypass")
     for index, frame in enumerate(frames):
         if index >= limit:
             break
-        # A tracker confirms by its landmarks what the detector alone might only believe.
-        if index % every == 0 and faces.tracker("bypass").track(frame):
-            return
+        if index % every == 0:
+            tracker.reset()  # each look is as thorough as the first
+            if tracker.track(frame):
+                return
     raise no_face(min(index + 1, limit))
 
 

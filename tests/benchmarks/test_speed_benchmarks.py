@@ -21,7 +21,7 @@ from lipstream.cli import build_parser as lipstream_parser
 from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
 from lipstream_training.models import STUDENTS, StudentConfig, WanVAEConfig
-from toys import CONFIG, toy_student, toy_text
+from toys import CONFIG, EAR, toy_student, toy_text
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from benchmarks import faces, flatness, lookahead, passes, precision, random_release, ring, stream, throughput, timeline
@@ -197,16 +197,7 @@ def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pyt
     text = {"text_dim": 8, "text_len": 4}
     toy = StudentConfig(dim=24, ffn_dim=40, num_heads=2, num_layers=2, latent_size=(4, 4), **text, **heard)
     monkeypatch.setitem(STUDENTS, "1.3b", toy)
-    ear = Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    files = random_release.write_release("1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), ear=ear)
+    files = random_release.write_release("1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), ear=Wav2Vec2Config(**EAR))
     assert lipstream(["export", *files, "--check"]) == 0
     assert lipstream(["export", *files, "--no-parity", "-o", str(tmp_path / "bundle")]) == 0
     found = run(stream, tmp_path, "--bundle", str(tmp_path / "bundle"), "--chunks", "1")

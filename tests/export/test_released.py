@@ -29,7 +29,7 @@ from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, StudentConfig,
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint
-from toys import randomise
+from toys import EAR, randomise
 
 TOY = StudentConfig(
     dim=24,
@@ -361,16 +361,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     torch.manual_seed(0)
     wan = WanVAE(WanVAEConfig(dim=4))
     randomise(wan)
-    sizes = Wav2Vec2Config(
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=24,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    Wav2Vec2Model(sizes).save_pretrained(folder / "wav2vec")
+    Wav2Vec2Model(Wav2Vec2Config(**EAR)).save_pretrained(folder / "wav2vec")
     mask = np.full((256, 256), 255, np.uint8)
     mask[128:, 32:-32] = 0
     cv2.imwrite(str(folder / "mask.png"), mask)

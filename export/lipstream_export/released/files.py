@@ -6,9 +6,10 @@ import json
 import math
 import mmap
 import pickle
+import re
 import textwrap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,16 @@ def _plain(weights: Weights) -> Weights:
         if all(name.startswith(prefix) for name in weights):
             weights = {name.removeprefix(prefix): x for name, x in weights.items()}
     return {name.replace(".base_layer.", "."): x for name, x in weights.items()}
+
+
+def renamed(weights: Weights, names: Iterable[tuple[str, str]]) -> Weights:
+    """The weights with every pattern of `names` in their names replaced, one after the other."""
+    found = {}
+    for name, x in weights.items():
+        for theirs, ours in names:
+            name = re.sub(theirs, ours, name)
+        found[name] = x
+    return found
 
 
 def identify(weights: Mapping[str, Tensor]) -> Kind:

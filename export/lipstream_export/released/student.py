@@ -12,7 +12,7 @@ from lipstream_training.models import STUDENTS, CausalDiT, StudentConfig
 from lipstream_training.models.layers import Conv3d, Linear
 from torch import Tensor
 
-from .files import Weights, identify, open_weights, require_shapes
+from .files import Weights, identify, open_weights, renamed, require_shapes
 
 LORA_SCALE = 0.5
 """alpha / rank of the released adapters and of training: 64 / 128."""
@@ -80,12 +80,7 @@ def load_student(
 def _released_names(weights: Weights) -> Weights:
     if "blocks.0.scale_shift_table" not in weights:
         return weights
-    renamed = {}
-    for name, x in weights.items():
-        for theirs, ours in _DIFFUSERS:
-            name = re.sub(theirs, ours, name)
-        renamed[name] = x
-    return renamed
+    return renamed(weights, _DIFFUSERS)
 
 
 def _layer_over(base: Weights, added: Weights, path: Path) -> Weights:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lipstream.errors import CheckpointError
 
-from .files import Weights, open_weights, require_shapes
+from .files import open_weights, renamed, require_shapes
 
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
@@ -75,7 +74,7 @@ def _of_file(path: Path) -> UMT5EncoderModel:
 
     weights = open_weights(path)
     if "token_embedding.weight" in weights:
-        weights = _renamed(weights)
+        weights = renamed(weights, _NAMES)
     try:
         vocabulary, width = weights["shared.weight"].shape
         attention = "encoder.block.0.layer.0.SelfAttention."
@@ -103,12 +102,3 @@ def _of_file(path: Path) -> UMT5EncoderModel:
     model.load_state_dict(weights, assign=True)
     loaded: UMT5EncoderModel = model.eval()
     return loaded
-
-
-def _renamed(weights: Weights) -> Weights:
-    renamed = {}
-    for name, x in weights.items():
-        for theirs, ours in _NAMES:
-            name = re.sub(theirs, ours, name)
-        renamed[name] = x
-    return renamed

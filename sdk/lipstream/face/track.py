@@ -118,6 +118,11 @@ class Tracker(ABC):
         self._misses, self.found = 0, True
         return self._last
 
+    def reset(self) -> None:
+        """Forget everything, as before the first frame."""
+        self._forget()
+        self.found, self._index, self._thumbnail = False, -1, None
+
     @abstractmethod
     def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
         """The wanted face in the next frame, None if it is not to be seen."""

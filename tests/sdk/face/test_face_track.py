@@ -87,6 +87,21 @@ def test_hold_repeats_the_last_transform_for_a_while() -> None:
     assert (repeated.index, repeated.held) == (1, True)
 
 
+def test_reset_is_as_good_as_a_new_tracker() -> None:
+    tracker = FaceTracker("hold", max_hold=2)
+    frames = [HIDDEN, SHOWN, patched(0), patched(1), patched(2)]
+    first, state = states(tracker, frames), tracker.found
+    tracker.reset()
+    assert (state, tracker.found) == (True, False)
+    assert states(tracker, frames) == first
+    tracker.reset()
+    again, new = tracker.track(SHOWN), FaceTracker("hold").track(SHOWN)
+    assert again is not None
+    assert new is not None
+    np.testing.assert_array_equal(again.matrix, new.matrix)
+    assert again.index == new.index == 0
+
+
 def test_bypass_passes_misses_on() -> None:
     assert states(FaceTracker("bypass"), [HIDDEN, SHOWN, patched(0), SHOWN]) == ".F.F"
 
