@@ -35,11 +35,14 @@ from lipstream.reference import Source
 from lipstream_training.data.clips import draw_video, evaluation_rng
 from lipstream_training.data.mouth import SAMPLES_PER_FRAME, MouthTrack, mouth_track
 from lipstream_training.data.speech import SAMPLE_RATE, speech
+from lipstream_training.evaluate.cases import loudness
+from lipstream_training.evaluate.faces import track_faces
+from lipstream_training.evaluate.statistics import correlation
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .common import duration, main, parser, positive, write
-from .mouths import Frames, Track, correlation, distance_from_rest, lip_shapes, look, summary
+from .mouths import Frames, Track, distance_from_rest, look, summary
 
 MATCHED, OTHER, WIDTH = 0.85, 0.15, 0.3
 MEASURES = ("lip_gap", "rest_diff", "lip_width")
@@ -66,9 +69,9 @@ class Case:
     said: dict[str, MouthTrack]
 
     def measured(self, frames: Frames) -> dict[str, Track]:
-        gap, width = lip_shapes(frames)
+        face = track_faces(frames)
         rest = distance_from_rest(frames, self.rest, self.rest_lips)
-        return {"lip_gap": gap, "rest_diff": rest, "lip_width": width}
+        return {"lip_gap": face.gap, "rest_diff": rest, "lip_width": face.width}
 
 
 def draw_case(person: int, seconds: float) -> Case:
@@ -230,13 +233,6 @@ def at_model_rate(audio: Audio, rate: int) -> Audio:
 
 def rule_opening(audio: Audio, frames: int) -> NDArray[np.float32]:
     return mouth_track(audio, frames).opening
-
-
-def loudness(audio: Audio, frames: int) -> NDArray[np.float32]:
-    """Root mean square of each frame's samples."""
-    whole = np.zeros(frames * SAMPLES_PER_FRAME, np.float32)
-    whole[: len(audio)] = audio[: len(whole)]
-    return np.asarray(np.sqrt(np.square(whole.reshape(frames, -1)).mean(axis=1)))
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""How far a mouth is open in a picture, measured two ways that know nothing of the model, and correlations of it."""
+"""How a mouth looks, and how far it is open, measured in ways that know nothing of the model."""
 
 from __future__ import annotations
 
@@ -16,23 +16,7 @@ Track = NDArray[np.float64]
 _WINDOW = 96  # pixels of the rectified mouth window
 _SPAN = 2.0  # its side over the width of the mouth
 _ABOVE = 0.35  # part of it above the corners of the mouth
-_EYES = (33, 263)  # FaceMesh: outer corners
 _LIPS = (61, 291, 0, 17)  # FaceMesh: corners, upper edge of the upper lip, lower edge of the lower lip
-
-
-def lip_shapes(frames: Iterable[NDArray[np.uint8]]) -> tuple[Track, Track]:
-    """The lip gap and the width of the mouth that FaceMesh sees, in distances of the outer eye corners, float64 [n]."""
-    tracker = FaceTracker("bypass", smooth=False)
-    rows = []
-    for frame in frames:
-        face = tracker.track(frame)
-        if face is None:
-            rows.append((np.nan, np.nan))
-            continue
-        left, right, outer_left, outer_right = (face.landmarks[i, :2] for i in (*_LIPS[:2], *_EYES))
-        rows.append((lip_gap(face.landmarks), np.linalg.norm(right - left) / np.linalg.norm(outer_right - outer_left)))
-    gaps, widths = np.array(rows, np.float64).reshape(-1, 2).T
-    return gaps, widths
 
 
 @dataclass(frozen=True)
@@ -118,20 +102,6 @@ def _window(frame: NDArray[np.uint8], lips: NDArray[np.float64]) -> NDArray[np.f
     matrix = np.stack([across / _WINDOW, down / _WINDOW, corner], axis=1)  # window -> frame
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     return np.asarray(cv2.warpAffine(frame, matrix, (_WINDOW, _WINDOW), flags=flags), np.float32)
-
-
-def correlation(a: NDArray[np.floating], b: NDArray[np.floating], lag: int = 0) -> float:
-    """Pearson's correlation of ``a[i + lag]`` with ``b[i]``: at a positive lag `a` comes later.
-
-    Frames that are NaN in `a` do not count. NaN when nothing varies, or fewer than half of the frames are left.
-    """
-    n = len(a)
-    x, y = (a[lag:], b[: n - lag]) if lag >= 0 else (a[:lag], b[-lag:])
-    valid = ~np.isnan(x)
-    x, y = x[valid], y[valid]
-    if 2 * len(x) < n or x.std() == 0 or y.std() == 0:
-        return float("nan")
-    return float(np.corrcoef(x, y)[0, 1])
 
 
 def summary(values: Sequence[float], *, draws: int = 10_000) -> dict[str, float | list[float]]:

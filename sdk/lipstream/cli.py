@@ -240,6 +240,47 @@ def build_parser() -> argparse.ArgumentParser:
     verify.add_argument("bundle", metavar="BUNDLE", help="folder that lipstream build wrote")
     verify.add_argument("--quiet", action="store_true", help="no progress bar")
 
+    evaluate = _command(
+        commands,
+        "evaluate",
+        _evaluate,
+        "results against references, in numbers and pictures",
+        "Judge results of one or more systems: lips against sound, pictures against their references. Writes "
+        "OUT/index.html and OUT/evaluation.json. Videos of any frame rate and size; a result that is early or late "
+        "against its reference is shifted back for the comparison, and the shift is reported. "
+        "Needs lipstream[evaluate].",
+    )
+    evaluate.add_argument(
+        "systems", metavar="[NAME=]RESULTS", nargs="+", help="a video or a folder of videos, for each system"
+    )
+    evaluate.add_argument(
+        "--references",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="the video, or the folder of the videos, they dubbed",
+    )
+    evaluate.add_argument(
+        "--audio",
+        type=Path,
+        metavar="PATH",
+        help="what should be said, a file or folder (default: each result's sound)",
+    )
+    evaluate.add_argument("-o", "--output", type=Path, metavar="OUT", help="folder for the page and the numbers")
+    evaluate.add_argument("--published", action="store_true", help="the rows that the paper publishes, beside ours")
+    weights = evaluate.add_argument_group("weights, none of which may be shipped; without them a metric is left out")
+    weights.add_argument(
+        "--syncnet",
+        metavar="FILE",
+        help="for Sync-C and Sync-D: syncnet_v2.model; or 'drawn', a small one for drawn faces",
+    )
+    weights.add_argument("--lpips", type=Path, metavar="FILE", help="for LPIPS: torchvision's AlexNet")
+    weights.add_argument("--arcface", type=Path, metavar="FILE", help="for CSIM: a face recogniser, ONNX")
+    weights.add_argument("--inception", type=Path, metavar="FILE", help="for FID: Inception of torch-fidelity")
+    weights.add_argument("--i3d", type=Path, metavar="FILE", help="for FVD: I3D of cd-fvd")
+    evaluate.add_argument("--workers", type=int, default=0, help="processes (default: one to a core)")
+    evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+
     doctor = _command(
         commands,
         "doctor",
@@ -511,6 +552,37 @@ def _verify(args: argparse.Namespace, _: _Report) -> dict[str, Any]:
     if not args.json:
         print(engines.describe_verify(result))
     return result
+
+
+def _evaluate(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
+    with _extra("lipstream evaluate needs", "evaluate"):
+        from lipstream_training.evaluate.command import Judges, evaluate
+    named = [text.partition("=") for text in args.systems]
+    systems = {name if sign else Path(name).stem: Path(path if sign else name) for name, sign, path in named}
+    if len(systems) < len(named):
+        raise _UsageError("two results have the same name\n  fix: give each one its own, as in NAME=RESULTS")
+    networks = {name: path for name in ("lpips", "arcface", "inception", "i3d") if (path := getattr(args, name))}
+    found: dict[str, Any]
+    found, text = evaluate(
+        systems,
+        args.references,
+        args.audio,
+        Judges(args.syncnet, networks),
+        args.output,
+        paper=args.published,
+        workers=args.workers,
+        quiet=args.quiet,
+    )
+    if args.output:
+        report.written.append(args.output)
+    if not args.json:
+        print(text)
+        if args.output:
+            print(f"{args.output / 'index.html'}: pictures, and the mouths over time")
+    else:
+        for metric, why in found["left_out"].items():
+            print(f"lipstream: warning: {metric} is left out: {why}", file=sys.stderr)
+    return found
 
 
 def _doctor(args: argparse.Namespace, _: _Report) -> dict[str, Any]:

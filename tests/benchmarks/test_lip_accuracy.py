@@ -8,10 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from lipstream_training.evaluate.faces import track_faces
+from lipstream_training.evaluate.statistics import correlation
 
 from benchmarks import lip_accuracy
 from benchmarks.lip_accuracy import Case, draw_case, judge
-from benchmarks.mouths import correlation, distance_from_rest, lip_shapes, look, summary
+from benchmarks.mouths import distance_from_rest, look, summary
 
 SECONDS = 2.4
 
@@ -63,7 +65,7 @@ def test_distance_from_rest_is_zero_at_rest(case: Case) -> None:
 
 def test_no_face_is_no_gap(case: Case) -> None:
     frames = [np.zeros_like(case.source[0]), case.source[0]]
-    assert list(np.isnan(lip_shapes(frames)[0])) == [True, False]
+    assert list(np.isnan(track_faces(frames).gap)) == [True, False]
 
 
 @pytest.mark.parametrize("lag", [-3, -1, 0, 2])

@@ -66,7 +66,7 @@ class Sheet:
             cv2.fillPoly(area, [fixed], 255, cv2.LINE_AA, _SHIFT)
             if soft * self.density > 0.3:
                 area = cv2.GaussianBlur(area, (0, 0), soft * self.density)
-        return area.astype(np.float32) * np.float32(1 / 255), (rows, columns)
+        return np.multiply(area, np.float32(1 / 255), dtype=np.float32), (rows, columns)
 
     def polygon(self, points: ArrayLike, colour: Colour, alpha: float = 1.0, soft: float = 0.0) -> None:
         """Paint a polygon over what is there."""
@@ -81,7 +81,9 @@ class Sheet:
     def multiply(self, points: ArrayLike, factor: Colour, soft: float = 0.0) -> None:
         """Darken or lighten a polygon: a shadow, a blush."""
         area, window = self.mask(points, soft)
-        self.rgb[window] *= 1 + (np.asarray(factor, np.float32) - 1) * area[..., None]
+        scale = area[..., None] * (np.asarray(factor, np.float32) - 1)
+        scale += 1
+        self.rgb[window] *= scale
 
     def line(self, points: ArrayLike, thickness: float, colour: Colour, alpha: float = 1.0, soft: float = 0.0) -> None:
         """Paint an open line that tapers towards both ends."""
@@ -123,10 +125,16 @@ def mirrored(right: ArrayLike) -> Points:
     return np.concatenate([half, left[left[:, 0] != 0]])
 
 
+@cache
+def _circle(points: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    turn = np.linspace(0, 2 * np.pi, points, endpoint=False)
+    return np.cos(turn), np.sin(turn)
+
+
 def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0.0, points: int = 28) -> Points:
     """Outline of an ellipse; `angle` in radians."""
-    turn = np.linspace(0, 2 * np.pi, points, endpoint=False)
-    u, v = rx * np.cos(turn), ry * np.sin(turn)
+    cosines, sines = _circle(points)
+    u, v = rx * cosines, ry * sines
     return np.stack([x + u * np.cos(angle) - v * np.sin(angle), y + u * np.sin(angle) + v * np.cos(angle)], 1)
 
 

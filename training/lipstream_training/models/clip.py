@@ -19,10 +19,20 @@ class ClipAttention:
     absolute; the sink, which the ring turns forward for each chunk, is turned for each chunk that sees it so.
 
     Args:
+        sink_moves: False leaves the sink where it is in the clip, as the released first stage has it.
         dtype: of the rotation tables. In bfloat16 training is faster, and equal to it within that type's rounding.
     """
 
-    def __init__(self, config: StudentConfig, frames: int, *, causal: bool, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        config: StudentConfig,
+        frames: int,
+        *,
+        causal: bool,
+        dtype: torch.dtype = torch.float32,
+        sink_moves: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
         self._tokens = config.tokens
         own = torch.arange(frames)
         seen = [(slice(0, frames), own, own)]  # of each chunk: its frames, the frames it sees, and their indices
@@ -34,14 +44,13 @@ class ClipAttention:
                 end = c * (chunk + 1)
                 rolling = torch.arange(end - (position.valid - position.anchored), end)
                 sink = torch.arange(position.anchored)
-                seen.append(
-                    (slice(end - c, end), torch.cat([sink, rolling]), torch.cat([sink + position.shift, rolling]))
-                )
+                shift = position.shift if sink_moves else 0
+                seen.append((slice(end - c, end), torch.cat([sink, rolling]), torch.cat([sink + shift, rolling])))
         spatial = spatial_angles(config.grid, config.head_dim)
 
         def tables(indices: Tensor) -> tuple[Tensor, Tensor]:
             angles = token_angles(temporal_angles(indices, config.head_dim), spatial).flatten(0, 1)[:, None]
-            return angles.cos().to(dtype), angles.sin().to(dtype)
+            return angles.cos().to(device, dtype), angles.sin().to(device, dtype)
 
         self._own = tables(own)
         self._seen = [

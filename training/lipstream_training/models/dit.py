@@ -12,11 +12,13 @@ Module and parameter names are those of the released checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .config import StudentConfig
 from .layers import Conv3d, LayerNorm, Linear
@@ -81,6 +83,10 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
 
+    def text_kv(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Embedded prompt [B, rows, dim] -> K and V of the cross-attention."""
+        return self.cross_attn.key_value(context)
+
     def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
         """e [B, F, 6, dim] -> shift, scale, gate of self-attention, then of the feed-forward, each [B, F, 1, dim]."""
         return (self.modulation + e).unsqueeze(3).unbind(2)
@@ -133,6 +139,10 @@ class AudioPack(nn.Module):
 
 
 class CausalDiT(nn.Module):
+    """Attributes: checkpointing: compute each block's activations again in the backward pass, to save memory."""
+
+    checkpointing = False
+
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
@@ -165,7 +175,7 @@ class CausalDiT(nn.Module):
     def text_kv(self, text: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Prompt embedding [B, text_len, text_dim] -> per layer K and V [B, text_len, H, D] of the cross-attention."""
         context = self.text_embedding(text)
-        return [block.cross_attn.key_value(context) for block in self.layers]
+        return [block.text_kv(context) for block in self.layers]
 
     def embed(self, latent: Tensor, condition: Tensor) -> Tensor:
         """Latent [B, C, F, h, w] and condition [B, 3 C + 1, F, h, w] -> tokens [B, F, T, dim]."""
@@ -203,8 +213,10 @@ class CausalDiT(nn.Module):
             if leave and i == len(self.blocks) - 1:
                 shift, scale = block.modulate(e)[:2]
                 leave(i, *block.self_attn.key_value(block.self_attention_input(x, shift, scale)))
+            elif self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, e, text_kv[i], partial(attend, i), use_reentrant=False)
             else:
-                x = block(x, e, text_kv[i], lambda q, k, v, i=i: attend(i, q, k, v))
+                x = block(x, e, text_kv[i], partial(attend, i))
         return x
 
     def forward(

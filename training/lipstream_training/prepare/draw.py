@@ -1,0 +1,32 @@
+"""Drawn people -> the same clips: one more source of the same shards."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from ..data.clips import draw_clip
+from .cut import Cut, Stretch, encoded_thumbnail
+from .sample import members, picture_bytes, tensor_bytes, video_bytes
+from .settings import FRAMES, Settings
+
+_PREPARED = 5  # seeds [5, ...]: nobody else draws from them
+
+
+def draw_clips(first: int, count: int, settings: Settings) -> Cut:
+    """The drawn clips of the numbers `first` to ``first + count - 1``."""
+    cut = Cut()
+
+    def draw(number: int) -> dict[str, bytes]:
+        rng = np.random.default_rng([_PREPARED, settings.seed, number])
+        clip = draw_clip(rng, FRAMES, settings.size, settings.config.crop_box)
+        about = {"source": f"drawn {number}", "start": 0, "student": settings.student, "measured": {}}
+        target, reference = (video_bytes(x, settings.kind) for x in (clip.target, clip.reference))
+        files = members(target, reference, picture_bytes(clip.identity), clip.heard, settings.kind, about)
+        files["safetensors"] = tensor_bytes({"mouth": clip.mouth.stacked()})
+        cut.stretches.append(Stretch(0, FRAMES, "", {}, encoded_thumbnail(clip.target[FRAMES // 2])))
+        return files
+
+    cut.samples = [(f"{number:07d}", partial(draw, number)) for number in range(first, first + count)]
+    return cut

@@ -1,0 +1,109 @@
+"""Shards: tar files in WebDataset's form, written the same bit for bit each time, read in any order."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lipstream.errors import ConfigError
+from lipstream.partial import Partial
+
+from .encode import Encoder
+from .sample import Sample, decode
+
+INDEX = "index.json"
+_CHUNK = 1 << 20
+
+
+def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
+    """Samples (key, extension -> content) as a tar whose headers hold nothing but names and sizes; whole or not."""
+    partial = Partial(path)
+    try:
+        with tarfile.open(partial.path, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for key, files in samples:
+                for extension in sorted(files):
+                    info = tarfile.TarInfo(f"{key}.{extension}")
+                    info.size = len(files[extension])
+                    tar.addfile(info, io.BytesIO(files[extension]))
+        partial.path.replace(path)
+    finally:
+        partial.remove()
+
+
+def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """What `write_tar` wrote, sample by sample."""
+    with tarfile.open(path) as tar:
+        key, files = "", dict[str, bytes]()
+        for info in tar:
+            name, _, extension = info.name.partition(".")
+            if name != key and files:
+                yield key, files
+                files = {}
+            content = tar.extractfile(info)
+            assert content is not None
+            key, files[extension] = name, content.read()
+        if files:
+            yield key, files
+
+
+def locate(path: Path) -> dict[str, dict[str, list[int]]]:
+    """key -> extension -> [offset, bytes] of all contents of a tar."""
+    found: dict[str, dict[str, list[int]]] = {}
+    with tarfile.open(path) as tar:
+        for info in tar:
+            key, _, extension = info.name.partition(".")
+            found.setdefault(key, {})[extension] = [info.offset_data, info.size]
+    return found
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: Path
+    key: str
+    files: dict[str, list[int]]
+
+
+class Shards:
+    """Clips of a folder that `lipstream-train prepare` wrote, by number. May be read by many processes at once.
+
+    The tar files can as well be given to `webdataset`, which reads them from front to back.
+
+    Args:
+        encoder: computes latents and features of clips that have none; None to leave them out.
+
+    Raises:
+        ConfigError: the folder holds no finished shards.
+    """
+
+    def __init__(self, folder: Path, encoder: Encoder | None = None) -> None:
+        if not (folder / INDEX).is_file():
+            raise ConfigError(
+                f"{folder} holds no finished shards: no {INDEX}", fix=f"lipstream-train prepare {folder} ..."
+            )
+        self.about: dict[str, Any] = json.loads((folder / INDEX).read_text())
+        self._encoder = encoder
+        self._places = [
+            _Place(folder / shard["name"], key, files)
+            for shard in self.about["shards"]
+            for key, files in shard["samples"].items()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, number: int) -> Sample:
+        place = self._places[number]
+        contents = {}
+        with place.shard.open("rb") as file:
+            for extension, (offset, size) in place.files.items():
+                file.seek(offset)
+                contents[extension] = file.read(size)
+        sample = decode(contents)
+        if self._encoder is not None and "target" not in sample.tensors:
+            sample.tensors.update(self._encoder.encode(sample))
+        return sample
