@@ -21,8 +21,8 @@ import lipstream
 import numpy as np
 import torch
 from lipstream.media import FPS, read_audio
-from lipstream_export.wav2vec import LiveWav2Vec, Wav2VecFeatures, load_wav2vec
 from lipstream_training.models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_training.released.wav2vec import LiveWav2Vec, Wav2VecFeatures, load_wav2vec
 from torch import Tensor
 from tqdm import tqdm
 from transformers import Wav2Vec2Config, Wav2Vec2Model

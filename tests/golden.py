@@ -28,8 +28,8 @@ from lipstream.face.align import Aligner
 from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.lower import to_onnx
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_export.wav2vec import Wav2VecFeatures, wav2vec
 from lipstream_training.models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_training.released.wav2vec import Wav2VecFeatures, wav2vec
 from numpy.typing import NDArray
 from safetensors import safe_open
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from lipstream_training.models import SpeechEncoder
 from lipstream_training.models.mel import SAMPLES_PER_FRAME
+from lipstream_training.released.wav2vec import LiveWav2Vec
 from torch import Tensor, nn
-
-from .wav2vec import LiveWav2Vec
 
 Ear = SpeechEncoder | LiveWav2Vec
 

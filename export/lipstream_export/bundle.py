@@ -14,6 +14,7 @@ from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifes
 from lipstream.errors import ConfigError
 from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig, WanVAE
 from lipstream_training.models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_training.released.wav2vec import LiveWav2Vec
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
@@ -21,7 +22,6 @@ from .audio import AudioEncoder, Ear
 from .denoiser import FOLDED, RingPass, dynamic_shapes, stream_constants
 from .lower import PLACES, WEIGHTS, WeightFile, save, to_onnx
 from .video import Codec, VideoDecoder, VideoEncoder
-from .wav2vec import LiveWav2Vec
 
 _HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
 """How the names of a half's weights begin; conv1 and conv2 are the Wan VAE's."""

@@ -25,7 +25,7 @@ from .precision.calibration import SAMPLE, Method, largest_inputs, largest_opera
 from .precision.sensitivity import BUDGET
 from .precision.widen import widen_bundle
 from .reference import reference
-from .released.release import Release
+from .release import Release
 from .source import load_source
 
 PRECISION = "precision.json"

@@ -21,6 +21,7 @@ from lipstream_training.models import (
     WanVAEConfig,
 )
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from lipstream_training.released.wav2vec import LiveWav2Vec
 from torch import Tensor
 
 from .audio import AudioEncoder, Ear
@@ -28,7 +29,6 @@ from .bundle import Parts, student_config
 from .denoiser import RingAttention
 from .lower import PLACES, WEIGHTS, read_weight
 from .video import VideoDecoder, VideoEncoder
-from .wav2vec import LiveWav2Vec
 
 
 class TorchStream:

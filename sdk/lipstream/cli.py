@@ -454,7 +454,7 @@ def _extra(what: str, extra: str) -> Iterator[None]:
 def _inspect_weights(args: argparse.Namespace) -> dict[str, Any]:
     """What a file of weights is, by its header."""
     with _extra("looking at files of weights needs", "export"):
-        from lipstream_export.released import describe
+        from lipstream_training.released import describe
     found: dict[str, Any] = describe(Path(args.bundle))
     if not args.json:
         size = f" ({found['size']})" if found["size"] else ""
@@ -477,7 +477,7 @@ def describe_plans(plans: Plans) -> str:
 def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
     with _extra("lipstream export needs", "export"):
         from lipstream_export.command import Calibration, export  # needs torch
-        from lipstream_export.released.release import Release
+        from lipstream_export.release import Release
     given = dict(zip(("video", "audio"), args.calibrate or (), strict=False))
     calibration = Calibration(
         chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given
@@ -510,7 +510,7 @@ def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
 def _text_embed(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
     with _extra("lipstream text-embed needs", "export"):
         import ftfy  # noqa: F401
-        from lipstream_export.released.text import write_text
+        from lipstream_training.released.text import write_text
     found: dict[str, Any] = write_text(args.encoder, args.prompt, args.output, tokenizer=args.tokenizer)
     report.written.append(args.output)
     if not args.json:

@@ -12,25 +12,31 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
+import transformers
 import webdataset
 from lipstream.errors import ConfigError
 from lipstream.media import VideoReader
 from lipstream_training.checkpoint import Checkpoint
 from lipstream_training.cli import main
+from lipstream_training.codec import encode_clip
 from lipstream_training.data.mask import mouth_mask
 from lipstream_training.data.sound import read_sound
-from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
+from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, WanVAE, WanVAEConfig
 from lipstream_training.models.config import TINY_TAEHV
 from lipstream_training.prepare.command import find_sources, prepare
 from lipstream_training.prepare.encode import Encoder
-from lipstream_training.prepare.sample import decode, video_bytes, video_frames
-from lipstream_training.prepare.settings import AFTER, FRAMES, PAST, Filters, Settings
+from lipstream_training.prepare.sample import decode, picture_bytes, video_bytes, video_frames
+from lipstream_training.prepare.settings import AFTER, FRAMES, PAST, Filters, Released, Settings
 from lipstream_training.prepare.shards import Shards, read_tar
+from lipstream_training.released.wav2vec import hidden_states, load_wav2vec
 from lipstream_training.syncnet import DRAWN, load_syncnet, sync_score
 from odd_videos import DROPPED, KEPT, make_odd_videos
+from safetensors.numpy import load_file
+from toys import EAR
 
 TINY = Settings(student="tiny", syncnet=DRAWN, shard=5)
 
@@ -232,7 +238,7 @@ def test_features_computed_ahead_are_those_computed_when_read(checkpoint: Path, 
     plain, ahead = tmp_path / "plain", tmp_path / "ahead"
     prepare(plain, [], Settings(student="tiny"), drawn=2, quiet=True)
     prepare(ahead, [], Settings(student="tiny", encode=checkpoint), drawn=2, quiet=True)
-    encoder = Encoder(checkpoint)
+    encoder = Encoder.of_checkpoint(checkpoint)
     cached, fly = Shards(ahead), Shards(plain, encoder)
     assert (ahead / "text.safetensors").is_file()
     for i in range(2):
@@ -242,6 +248,39 @@ def test_features_computed_ahead_are_those_computed_when_read(checkpoint: Path, 
         assert a["audio"].shape[0] == FRAMES
         for name in a:
             np.testing.assert_array_equal(a[name], b[name])
+
+
+@pytest.mark.slow
+def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: Path) -> None:
+    """Latents of the whole clip in pieces are those of the clip at once; wav2vec hears the clip alone."""
+    torch.manual_seed(0)
+    vae, ear = WanVAE(WanVAEConfig(dim=4)), transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**EAR))
+    torch.save(vae.state_dict(), tmp_path / "vae.pth")
+    torch.save(torch.randn(512, 4096), tmp_path / "text.pt")
+    ear.save_pretrained(tmp_path / "ear")
+    mask = np.full((256, 256), 255, np.uint8)
+    mask[120:240, 40:216] = 0
+    (tmp_path / "mask.png").write_bytes(picture_bytes(mask[..., None].repeat(3, 2)))
+    files = Released(tmp_path / "vae.pth", tmp_path / "ear", tmp_path / "text.pt", tmp_path / "mask.png")
+    prepare(tmp_path / "out", [odd / "five_seconds.mp4"], Settings(encode=files), quiet=True)
+    sample = Shards(tmp_path / "out")[0]
+    found = sample.tensors
+    assert {name: x.shape for name, x in found.items()} == {
+        "target": (16, 21, 64, 64),
+        "masked": (16, 21, 64, 64),
+        "reference": (16, 21, 64, 64),
+        "first": (16, 1, 64, 64),
+        "audio": (81, 64),
+    }
+    with torch.inference_mode():
+        kept = torch.from_numpy(cv2.resize(mask, (512, 512), interpolation=cv2.INTER_LINEAR) > 127).float()
+        whole = encode_clip(vae.eval(), sample.target[:13], kept)
+        heard = torch.from_numpy(sample.sound[PAST * 640 : (PAST + FRAMES) * 640])
+        audio = hidden_states(load_wav2vec(tmp_path / "ear"), heard, FRAMES)
+    np.testing.assert_allclose(found["masked"][:, :4], whole.numpy(), atol=5e-3)
+    np.testing.assert_allclose(found["audio"], audio.numpy(), atol=1e-5)
+    text = load_file(tmp_path / "out" / "text.safetensors")["text"]
+    np.testing.assert_allclose(text, torch.load(tmp_path / "text.pt", weights_only=True).numpy())
 
 
 def test_a_reference_to_train_on_never_shows_the_clip_itself(prepared: Path) -> None:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from lipstream.errors import LipStreamError
+from lipstream.errors import ConfigError, LipStreamError
 
 VIDEO_TEXT = "Good morning. This is how I spoke before anybody put other words on my lips."
 SPEECH_TEXT = (
@@ -60,6 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     prepare.add_argument(
         "--encode", type=Path, metavar="CHECKPOINT", help="also this student's latents, audio and text features"
     )
+    released = prepare.add_argument_group("or latents and features by the released system's files, all four")
+    released.add_argument("--vae", type=Path, metavar="FILE", help="Wan2.1_VAE")
+    released.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h")
+    released.add_argument("--text", type=Path, metavar="FILE", help="the prompt's embedding")
+    released.add_argument("--mask", type=Path, metavar="PICTURE", help="white is kept, black is generated")
     prepare.add_argument("--shard", type=int, default=64, metavar="N", help="clips in a shard (default 64)")
     prepare.add_argument("--seed", type=int, default=0, help="of drawn clips (default 0)")
     filters = prepare.add_argument_group("what a clip must have; 0 turns a filter off")
@@ -108,13 +113,16 @@ def _tiny(args: argparse.Namespace) -> None:
 def _prepare(args: argparse.Namespace) -> None:
     from .prepare.command import prepare
     from .prepare.report import describe
-    from .prepare.settings import Filters, Settings
+    from .prepare.settings import Filters, Released, Settings
 
     given = {name: value for name in _FILTERS if (value := getattr(args, name)) is not None}
+    files = {name: getattr(args, name) for name in ("vae", "wav2vec", "text", "mask")}
+    if any(files.values()) and not all(files.values()):
+        raise ConfigError("--vae, --wav2vec, --text and --mask go together")
     settings = Settings(
         student=args.student,
         syncnet=args.syncnet,
-        encode=args.encode,
+        encode=Released(**files) if all(files.values()) else args.encode,
         shard=args.shard,
         seed=args.seed,
         filters=Filters(**given),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .models import TAEHV
+from .models import TAEHV, WanVAE
 from .models.taehv import TEMPORAL, LinearEncoder, MemBlock, ShuffleGrow
 from .optim import Average, Descent
 
@@ -127,13 +127,25 @@ def _carry(layer: nn.Conv2d, source: int, target: int, factor: float) -> None:
 
 
 @torch.no_grad()
-def encode_clip(model: TAEHV, frames: Frames, mask: Tensor | None = None) -> Tensor:
-    """Crops uint8 [1 + 4 n, H, W, 3] -> latents [C, 1 + n, h, w]; the first frame stands for four, as in a stream."""
-    video = to_video(np.concatenate([np.repeat(frames[:1], TEMPORAL - 1, 0), frames]))
-    if mask is not None:
-        video = (video - 0.5) * mask + 0.5
-    latent, _ = model.encode(video[None], model.encoder_memory(1, *frames.shape[1:3]))
-    return latent[0].transpose(0, 1)
+def encode_clip(
+    model: TAEHV | WanVAE, frames: Frames, mask: Tensor | None = None, *, piece: int | None = None
+) -> Tensor:
+    """Crops uint8 [1 + 4 n, H, W, 3] -> latents [C, 1 + n, h, w]; the first frame stands for four, as in a stream.
+
+    Args:
+        mask: [H, W]; grey where it is 0. piece: frames at once, a multiple of 4; None for all.
+    """
+    device = next(model.parameters()).device
+    frames = np.concatenate([np.repeat(frames[:1], TEMPORAL - 1, 0), frames])
+    memory = model.encoder_memory(1, *frames.shape[1:3])
+    latents = []
+    for start in range(0, len(frames), piece or len(frames)):
+        video = to_video(frames[start : start + (piece or len(frames))]).to(device)
+        if mask is not None:
+            video = (video - 0.5) * mask.to(device) + 0.5
+        latent, memory = model.encode(video[None], memory)
+        latents.append(latent[0])
+    return torch.cat(latents).transpose(0, 1)
 
 
 @dataclass(frozen=True)

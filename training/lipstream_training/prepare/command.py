@@ -154,8 +154,14 @@ def _tools(settings: Settings) -> tuple[SyncNet | None, Encoder | None]:
     """Loaded once in each process."""
     if settings not in _tools_of:
         syncnet = load_syncnet(settings.syncnet) if settings.syncnet else None
-        _tools_of[settings] = syncnet, Encoder(settings.encode) if settings.encode else None
+        _tools_of[settings] = syncnet, _encoder(settings)
     return _tools_of[settings]
+
+
+def _encoder(settings: Settings) -> Encoder | None:
+    if isinstance(settings.encode, Path):
+        return Encoder.of_checkpoint(settings.encode)
+    return Encoder.of_released(settings.encode, settings.config) if settings.encode else None
 
 
 def _do(job: tuple[Path, int, Source, Settings]) -> int:

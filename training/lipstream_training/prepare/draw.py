@@ -21,7 +21,13 @@ def draw_clips(first: int, count: int, settings: Settings) -> Cut:
     def draw(number: int) -> dict[str, bytes]:
         rng = np.random.default_rng([_PREPARED, settings.seed, number])
         clip = draw_clip(rng, FRAMES, settings.size, settings.config.crop_box)
-        about = {"source": f"drawn {number}", "start": 0, "student": settings.student, "measured": {}}
+        about = {
+            "source": f"drawn {number}",
+            "start": 0,
+            "student": settings.student,
+            "measured": {},
+            "same_moment": True,
+        }
         target, reference = (video_bytes(x, settings.kind) for x in (clip.target, clip.reference))
         files = members(target, reference, picture_bytes(clip.identity), clip.heard, settings.kind, about)
         files["safetensors"] = tensor_bytes({"mouth": clip.mouth.stacked()})

@@ -45,18 +45,29 @@ class Filters:
 
 
 @dataclass(frozen=True)
+class Released:
+    """Files of the released system that make latents and features."""
+
+    vae: Path
+    wav2vec: Path
+    text: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
 class Settings:
     """What goes into the shards, and how.
 
     Attributes:
         student: whose crops: a name of `STUDENTS`. syncnet: weights for the sync filter, "drawn", or None: not checked.
-        encode: checkpoint whose codec and ear compute latents and features beside the pictures, or None.
+        encode: whose codec and ear compute latents and features beside the pictures: a checkpoint of `lipstream-train`,
+            or released files; None for neither.
         shard: clips in a shard. seed: of drawn clips.
     """
 
     student: str = "1.3b"
     syncnet: str | None = None
-    encode: Path | None = None
+    encode: Path | Released | None = None
     shard: int = 64
     seed: int = 0
     filters: Filters = field(default_factory=Filters)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lipstream.errors import CheckpointError, ConfigError
 from lipstream.media import FPS
-from lipstream_training.models.mel import SAMPLES_PER_FRAME
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
-from .released.files import open_weights
+from ..models.mel import SAMPLES_PER_FRAME
+from .files import open_weights
 
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model

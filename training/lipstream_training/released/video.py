@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from lipstream_training.models import TAEHV, TAEHVConfig, WanVAE, WanVAEConfig
 
+from ..models import TAEHV, TAEHVConfig, WanVAE, WanVAEConfig
 from .files import open_weights, require_shapes
 
 

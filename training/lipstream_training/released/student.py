@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from lipstream.errors import CheckpointError
-from lipstream_training.models import STUDENTS, CausalDiT, StudentConfig
-from lipstream_training.models.layers import Conv3d, Linear
 from torch import Tensor
 
+from ..models import STUDENTS, CausalDiT, StudentConfig
+from ..models.layers import Conv3d, Linear
 from .files import Weights, identify, open_weights, renamed, require_shapes
 
 LORA_SCALE = 0.5

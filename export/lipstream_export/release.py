@@ -9,14 +9,14 @@ from typing import Any
 
 from lipstream.errors import CheckpointError
 from lipstream_training.models import STUDENTS, StudentConfig
+from lipstream_training.released.files import identify, open_weights
+from lipstream_training.released.masks import load_masks
+from lipstream_training.released.student import load_student
+from lipstream_training.released.text import load_text
+from lipstream_training.released.video import load_taehv, load_wan_vae
+from lipstream_training.released.wav2vec import LOOKAHEAD, LOOKBACK, LiveWav2Vec, load_wav2vec
 
-from ..bundle import Parts
-from ..wav2vec import LOOKAHEAD, LOOKBACK, LiveWav2Vec, load_wav2vec
-from .files import identify, open_weights
-from .masks import load_masks
-from .student import load_student
-from .text import load_text
-from .video import load_taehv, load_wan_vae
+from .bundle import Parts
 
 _KINDS = {
     "student": ("Lip Forcing student", "Wan 2.1 base model", "training delta or adapter"),

@@ -11,9 +11,10 @@ import cv2
 import numpy as np
 import torch
 from lipstream.errors import CheckpointError
-from lipstream_training.models import StudentConfig
 from torch import Tensor
 from torch.nn import functional as F
+
+from ..models import StudentConfig
 
 
 def load_masks(path: Path, config: StudentConfig) -> dict[str, Tensor]:
