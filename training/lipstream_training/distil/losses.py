@@ -1,0 +1,71 @@
+"""The losses of the three stages, in x0 space where the released code has them there.
+
+Names: g what the student generated, f the fake score's x0 of it, T the teacher's; s the guidance, t the score's time.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..models.schedule import shift_time
+from .recipe import Recipe
+
+
+def score_times(u: Tensor, shift: float) -> Tensor:
+    """Times of the scores from `u` uniform in [0, 1): shifted towards noise, kept in 0.001 to 0.999."""
+    return shift_time(0.001 + 0.998 * u, shift).clamp(0.001, 0.999)
+
+
+def per_sample(x: Tensor) -> Tensor:
+    """Mean of everything but the batch, [B]."""
+    return x.flatten(1).mean(1)
+
+
+def guided(conditional: Tensor, unconditional: Tensor, t: Tensor, recipe: Recipe) -> Tensor:
+    """The teacher's x0 under guidance ``T_c + (s(t) - 1) (T_c - T_u)``; s is 1 outside the gate.
+
+    Args:
+        conditional, unconditional: [B, C, F, h, w]. t: [B].
+    """
+    low, high = recipe.gate
+    inside = (t >= low) & (t <= high)
+    scale = torch.where(inside, recipe.guidance - 1, 0.0).view(-1, 1, 1, 1, 1)
+    return conditional + scale * (conditional - unconditional)
+
+
+def distribution_matching(g: Tensor, f: Tensor, teacher: Tensor) -> Tensor:
+    """Loss [B] whose gradient in g is ``w (f - T)`` over the number of g's elements, with w = 1 / mean |g - T|.
+
+    Everything but g is detached (Yin et al., DMD).
+    """
+    with torch.no_grad():
+        weight = 1 / (per_sample((g.float() - teacher.float()).abs()) + 1e-6)
+        gradient = weight.view(-1, 1, 1, 1, 1) * (f.float() - teacher.float())
+        goal = g.float() - gradient
+    return 0.5 * per_sample((g.float() - goal).square())
+
+
+def rewarded(losses: Tensor, rewards: Tensor | None, recipe: Recipe) -> Tensor:
+    """One loss from those of the clips [B] and SyncNet's confidence in them [B], detached.
+
+    exp (released): mean of exp(beta r) L: nearly the best clip alone, and a scale of e^10 to e^16 that only clipping
+        and Adam undo.
+    centred: the same with r less its mean over the batch: the scale is near 1.
+    self_normalised: sum of exp(beta r) L over the sum of the weights.
+    batch_mean (the original's first version): mean weight times mean loss: all clips alike.
+    """
+    if recipe.reward == "none" or rewards is None:
+        return losses.mean()
+    r = rewards.detach().to(losses)
+    if recipe.reward in ("centred", "self_normalised"):
+        r = r - r.mean()
+    exponent = recipe.reward_beta * r
+    if recipe.reward_clamp:
+        exponent = exponent.clamp(max=recipe.reward_clamp)
+    weights = exponent.exp()
+    if recipe.reward == "self_normalised":
+        return (weights * losses).sum() / weights.sum()
+    if recipe.reward == "batch_mean":
+        return weights.mean() * losses.mean()
+    return (weights * losses).mean()

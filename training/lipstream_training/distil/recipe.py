@@ -1,0 +1,113 @@
+"""What one stage of distillation does: one definition for the command line, the file and the log."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from lipstream.errors import ConfigError
+
+Stage = Literal["teacher", "forcing", "self_forcing"]
+Reward = Literal["none", "exp", "centred", "self_normalised", "batch_mean"]
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The defaults are the released recipe of stage 2 at 14B."""
+
+    stage: Stage = _option("self_forcing", "teacher (0), forcing (1) or self_forcing (2)")  # noqa: RUF009
+    student: str = _option("14b", "sizes of the model: 14b, 1.3b, tiny or micro")
+    iterations: int = _option(600, "updates; in self_forcing of the critic")
+    batch: int = _option(1, "clips on each rank at once")
+    accumulate: int = _option(4, "batches whose gradients make one update")
+    rate: float = _option(2e-6, "learning rate of the model, constant after the warm-up")
+    critic_rate: float = _option(2e-6, "learning rate of the fake score")
+    warm_up: int = _option(0, "updates in which the rate rises")
+    beta1: float = _option(0.0, "of AdamW")
+    beta2: float = _option(0.999, "of AdamW")
+    weight_decay: float = _option(0.01, "of AdamW")
+    clip: float = _option(10.0, "norm to which the model's gradient is cut; 0: not at all")
+    average: float = _option(0.0, "decay of the moving average of the weights; 0: none, as released")
+    lora: int = _option(128, "rank of the adapters on q, k, v, o and the feed-forward; 0: all weights are trained")
+    lora_alpha: int = _option(64, "their scale times their rank")
+    precision: Literal["bf16", "fp32"] = _option("bf16", "of products; weights and updates stay in float32")
+    checkpointing: bool = _option(True, "compute each block's activations again in the backward pass")
+    seed: int = _option(0, "of everything that is drawn")
+    save_every: int = _option(100, "updates between two checkpoints")
+    sample_every: int = _option(100, "updates between two samples in the log; 0: none")
+
+    drop: float = _option(0.1, "teacher: share of clips without audio and prompt, so that it can be guided")
+    time_shift: float = _option(5.0, "teacher and scores: times move towards noise")
+
+    windows: tuple[tuple[int, int], ...] = _option(
+        ((7, 1), (10, 1), (13, 1), (9, 3), (12, 3)), "forcing: windows and sinks, one of which is drawn for each pass"
+    )
+    sink_moves: bool = _option(
+        False, "forcing: the sink stands at the window's start, as in a stream; released: where it is in the clip"
+    )
+
+    update_ratio: int = _option(5, "updates of the critic to one of the student")
+    guidance: float = _option(4.5, "of the teacher, inside the gate")
+    gate: tuple[float, float] = _option((0.556, 0.882), "times at which the teacher is guided: the sync window")
+    reward: Reward = _option("exp", "how SyncNet's confidence weighs the clips: exp is released")  # noqa: RUF009
+    reward_beta: float = _option(2.0, "its exponent")
+    reward_clamp: float = _option(0.0, "largest exponent; 0: none, as released")
+    exact_critic: bool = _option(
+        False, "divide the critic's gradient by `accumulate` in the student's iterations, too; released: not"
+    )
+
+    def __post_init__(self) -> None:
+        for name, kind in (("stage", Stage), ("reward", Reward), ("precision", Literal["bf16", "fp32"])):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(f"{name} {getattr(self, name)!r}", expected=", ".join(get_args(kind)))
+        for name in ("iterations", "batch", "accumulate", "update_ratio", "save_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)}", expected="1 or more")
+        if not 0 <= self.gate[0] <= self.gate[1] <= 1:
+            raise ConfigError(f"gate {self.gate}", expected="two times in [0, 1], the smaller one first")
+
+    def fields(self) -> dict[str, Any]:
+        """For logs and files of the run."""
+        return dataclasses.asdict(self)
+
+
+def load_recipe(path: Path | None, **changes: Any) -> Recipe:
+    """A recipe from a TOML file, or the defaults, with some fields changed.
+
+    Raises:
+        ConfigError: no such file, no TOML, unknown fields, or values that have no meaning.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise ConfigError(f"no recipe {path}: {error.strerror}") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{path} is no TOML: {error}") from error
+    values |= changes
+    known = {field.name: field for field in dataclasses.fields(Recipe)}
+    if unknown := sorted(values.keys() - known.keys()):
+        raise ConfigError(f"unknown in a recipe: {', '.join(unknown)}", expected=", ".join(known))
+    return Recipe(**{name: _as(known[name].default, value, name) for name, value in values.items()})
+
+
+def _as(default: Any, value: Any, name: str) -> Any:
+    """`value` in the default's type: lists become tuples, whole numbers floats, texts what they say."""
+    try:
+        if isinstance(default, tuple):
+            if isinstance(value, str):
+                value = tomllib.loads(f"x = [{value}]")["x"]
+            return tuple(tuple(x) if isinstance(x, list) else x for x in value)
+        if isinstance(default, bool):
+            return value if isinstance(value, bool) else {"true": True, "false": False}[str(value).lower()]
+        return type(default)(value)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{name} {value!r}", expected=f"something like {default!r}") from error

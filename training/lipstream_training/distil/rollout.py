@@ -1,0 +1,146 @@
+"""The student in a stream, for a batch, with gradients: what it will do when it is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..models import CausalDiT
+from ..models.config import StudentConfig
+from ..models.dit import attention
+from ..models.ring import RingGeometry
+from ..models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from ..models.schedule import add_noise, predict_x0
+
+TextKV = Sequence[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Clips on their way through a stage.
+
+    Attributes:
+        target: what was filmed, latents [B, C, F, h, w]. condition: [B, 3 C + 1, F, h, w]. audio: [B, 4 F, A].
+        clips: their numbers in the data.
+    """
+
+    target: Tensor
+    condition: Tensor
+    audio: Tensor
+    clips: tuple[int, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(self.target.to(device), self.condition.to(device), self.audio.to(device), self.clips)
+
+
+class Ring:
+    """The K/V ring for a batch: what each chunk attends to is what `models.KVRing` holds for it.
+
+    Slots are not reused, since gradients need what they were; what is kept is detached, so that none flows from one
+    chunk into another. The sink is turned forward for each chunk; other frames are rotated once.
+
+    Attributes:
+        chunks: of each chunk so far and each layer K, rotated K and V, [B, chunk * tokens, H, D]; emptied when they
+            are no longer attended.
+    """
+
+    def __init__(self, config: StudentConfig, device: torch.device | None = None) -> None:
+        self.config = config
+        self.geometry = RingGeometry(config.window, config.sink, config.chunk_frames)
+        self.chunks: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+        self._spatial, self._device = spatial_angles(config.grid, config.head_dim), device
+
+    def tables(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [frames * tokens, 1, D / 2]."""
+        angles = token_angles(temporal_angles(frames, self.config.head_dim), self._spatial).flatten(0, 1)[:, None]
+        return angles.cos().float().to(self._device), angles.sin().float().to(self._device)
+
+
+class ChunkAttention:
+    """Self-attention of one chunk over the ring as it is now: a backward pass that comes later still sees it so.
+
+    Args:
+        keep: leave the chunk's K and V in the ring, for the chunks after it.
+    """
+
+    def __init__(self, ring: Ring, chunk: int, *, keep: bool = False) -> None:
+        position, c = ring.geometry.at(chunk), ring.config.chunk_frames
+        end = c * (chunk + 1)
+        first = (end - (position.valid - position.anchored)) // c  # chunk with which the rolling part begins
+        self._own = ring.tables(torch.arange(end - c, end))
+        self._sink = ring.tables(torch.arange(position.anchored) + position.shift)
+        self._anchored = position.anchored * ring.config.tokens
+        self._begin = ring.chunks[0] if position.anchored else []
+        self._before = ring.chunks[first:chunk]
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] | None = None
+        if first > 1:
+            ring.chunks[first - 1] = []
+        if keep:
+            self._kept = []
+            ring.chunks.append(self._kept)
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v [B, chunk * tokens, H, D], not yet rotated -> attention output."""
+        turned = rotate(k, *self._own)
+        keys, values = ([kept[layer][i] for kept in self._before] for i in (1, 2))
+        if self._anchored:
+            sink_k, _, sink_v = self._begin[layer]
+            keys.insert(0, rotate(sink_k[:, : self._anchored], *self._sink))
+            values.insert(0, sink_v[:, : self._anchored])
+        if self._kept is not None:
+            self._kept.append((k.detach(), turned.detach(), v.detach()))
+        return attention(rotate(q, *self._own), torch.cat([*keys, turned], 1), torch.cat([*values, v], 1))
+
+
+def roll_out(
+    model: CausalDiT,
+    batch: Batch,
+    text_kv: TextKV,
+    draw: Callable[[Tensor], Tensor],
+    *,
+    exit_step: int | None = None,
+    t_list: Sequence[float] | None = None,
+    gradient: bool = False,
+) -> Tensor:
+    """Generate the clips of `batch` chunk by chunk, latents [B, C, F, h, w].
+
+    Args:
+        draw: unit noise of the shape of its argument.
+        exit_step: pass whose x0 is the result; the last if None. The same for all chunks.
+        gradient: whether one flows: through the exit step alone. Earlier steps, kept K and V and the context pass are
+            without.
+    """
+    config = model.config
+    times = tuple(t_list or config.t_list)[:-1]
+    last = len(times) - 1 if exit_step is None else exit_step
+    frames, c = batch.target.shape[2], config.chunk_frames
+    ring = Ring(config, batch.target.device)
+    noise = draw(batch.target)
+    made = []
+    for chunk in range(frames // c):
+        attend = ChunkAttention(ring, chunk)
+        now = slice(c * chunk, c * (chunk + 1))
+        condition = batch.condition[:, :, now]
+        audio = batch.audio[:, config.temporal * c * chunk : config.temporal * c * (chunk + 1)]
+
+        x = noise[:, :, now] * times[0]
+        for step in range(last + 1):
+            with torch.set_grad_enabled(gradient and step == last):
+                x0 = predict_x0(x, _velocity(model, x, times[step], condition, audio, text_kv, attend), times[step])
+            if step < last:
+                x = add_noise(x0, draw(x0), times[step + 1])
+        made.append(x0)
+        with torch.no_grad():
+            context = ChunkAttention(ring, chunk, keep=True)
+            _velocity(model, x0.detach(), 0.0, condition, audio, text_kv, context)
+    return torch.cat(made, dim=2)
+
+
+def _velocity(
+    model: CausalDiT, x: Tensor, t: float, condition: Tensor, audio: Tensor, text_kv: TextKV, attend: ChunkAttention
+) -> Tensor:
+    found: Tensor = model(x, condition, audio, torch.full((len(x), x.shape[2]), t, device=x.device), text_kv, attend)
+    return found.float()

@@ -1,0 +1,335 @@
+"""Updates, ranks, checkpoints and the log: everything about a stage that is not its loss."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from lipstream.errors import CheckpointError
+from lipstream.partial import write_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.nn.utils import clip_grad_norm_
+
+from ..models import CausalDiT
+from . import parallel
+from .noise import Noise
+from .recipe import Recipe
+from .rollout import Batch
+from .stages import Losses, Networks
+
+_KEPT = 2  # checkpoints
+
+
+class Data(Protocol):
+    """Clips by number."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, clips: tuple[int, ...]) -> Batch: ...
+
+
+class Trainer:
+    """One stage, on this rank.
+
+    The clips of an update, and every number drawn for them, follow from the recipe's seed and the update's number
+    alone. So a run goes on from any checkpoint as if it had not stopped, and ranks are the same as accumulation.
+
+    Args:
+        out: folder of checkpoints and log; what is there is gone on with.
+        sample: called now and then on rank 0 with the model and the number of updates; its pictures (uint8 [H, W, 3]
+            by name) go into the log.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        networks: Networks,
+        data: Data,
+        out: Path,
+        *,
+        device: torch.device | None = None,
+        sample: Callable[[CausalDiT], dict[str, Any]] | None = None,
+    ) -> None:
+        self.recipe, self.nets, self._data, self._out = recipe, networks, data, out
+        self._device = device or torch.device("cpu")
+        self._sample = sample
+        self._losses = Losses(networks, recipe)
+        over = parallel.mesh(self._device)
+        trained = [networks.model] + ([networks.critic] if networks.critic is not None else [])
+        for net in [*trained, *([networks.teacher] if networks.teacher is not None else [])]:
+            if net in trained and recipe.lora:
+                parallel.adapt(net, recipe.lora, recipe.lora_alpha)
+            if net not in trained:
+                net.requires_grad_(False)
+            net.checkpointing = recipe.checkpointing and net in trained
+            net.to(self._device)
+            parallel.shard(net, over, recipe.precision)
+        networks.text, networks.negative = networks.text.to(self._device), networks.negative.to(self._device)
+        self._model = _Optimised(networks.model, recipe.rate, recipe)
+        self._critic = _Optimised(networks.critic, recipe.critic_rate, recipe) if networks.critic is not None else None
+        self._average = _Average(networks.model, recipe.average) if recipe.average else None
+        self.iteration = 0
+        self._resume()
+
+    def run(self, until: int | None = None, progress: Callable[[float], None] = lambda loss: None) -> None:
+        """Update until all of the recipe's iterations are done, or `until`; checkpoints as it says, and at the end.
+
+        Args:
+            progress: called with the loss after each update.
+        """
+        recipe = self.recipe
+        end = min(until or recipe.iterations, recipe.iterations)
+        with _Log(self._out, recipe) as log:
+            while self.iteration < end:
+                started = time.monotonic()
+                numbers = self._update()
+                self.iteration += 1
+                numbers["seconds"] = time.monotonic() - started
+                log.numbers(self.iteration, numbers)
+                progress(numbers["loss"])
+                if self._sample and recipe.sample_every and self.iteration % recipe.sample_every == 0:
+                    pictures = self._sample(self.nets.model)
+                    log.pictures(self.iteration, pictures)
+                if self.iteration % recipe.save_every == 0 or self.iteration == end:
+                    self.save()
+
+    def clips(self, number: int) -> int:
+        """The clip of the `number`-th sample of the run: all of them in a new order, again and again."""
+        lap, place = divmod(number, len(self._data))
+        order = Noise(self.recipe.seed, lap, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
+        return int(order[place])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights, adapters added in, the moving average where there is one. On every rank."""
+        with self._average.in_place() if self._average else contextlib.nullcontext():
+            return {name: parallel.whole(x).cpu().clone() for name, x in parallel.merged(self.nets.model).items()}
+
+    def _update(self) -> dict[str, float]:
+        recipe, losses, it = self.recipe, self._losses, self.iteration
+        if recipe.stage != "self_forcing":
+            return self._descend(self._model, recipe.stage, lambda b, n: self._simple(b, n), recipe.accumulate)
+        assert self._critic is not None
+        turn = it % recipe.update_ratio == 0
+        share = 1 if turn and not recipe.exact_critic else recipe.accumulate
+        critic = self._descend(self._critic, "critic", lambda b, n: (losses.critic(b, n, it).mean(), {}), share)
+        numbers = {f"critic/{name}": x for name, x in critic.items()} | {"loss": critic["loss"]}
+        if turn:
+            student = self._descend(self._model, "student", lambda b, n: losses.student(b, n, it), recipe.accumulate)
+            numbers |= {name if "/" in name else f"student/{name}": x for name, x in student.items()}
+            if self._average:
+                self._average.update()
+        return numbers
+
+    def _simple(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+        if self.recipe.stage == "teacher":
+            return self._losses.teacher(batch, noise).mean(), {}
+        return self._losses.forcing(batch, noise, self.iteration).mean(), {}
+
+    def _descend(
+        self,
+        what: _Optimised,
+        use: str,
+        loss: Callable[[Batch, Noise], tuple[Tensor, dict[str, Tensor]]],
+        share: int,
+    ) -> dict[str, float]:
+        """One update of `what` from `accumulate` batches; each loss is divided by `share`."""
+        recipe = self.recipe
+        ranks, size = parallel.world(), recipe.batch
+        sums: dict[str, Tensor] = {}
+        for part in range(recipe.accumulate):
+            if ranks > 1:
+                what.module.set_requires_gradient_sync(part == recipe.accumulate - 1)
+            first = (part * ranks + parallel.rank()) * size
+            samples = range(first, first + size)
+            base = self.iteration * recipe.accumulate * ranks * size
+            batch = self._data.batch(tuple(self.clips(base + sample) for sample in samples)).to(self._device)
+            noise = Noise(recipe.seed, self.iteration, list(samples), use)
+            with parallel.products(self._device, recipe.precision):
+                value, more = loss(batch, noise)
+            (value / share).backward()  # type: ignore[no-untyped-call]
+            for name, x in {"loss": value, **more}.items():
+                sums[name] = sums.get(name, 0) + x.detach().float() / recipe.accumulate
+        norm = what.step(self.iteration)
+        if self._average and what is self._model and recipe.stage != "self_forcing":
+            self._average.update()
+        return {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()} | {"gradient": norm}
+
+    def save(self) -> None:
+        """Leave a checkpoint of this update: all of it or nothing."""
+        target = self._out / f"step-{self.iteration:07d}"
+        partial = target.with_suffix(".part")
+        if parallel.rank() == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            self._out.mkdir(parents=True, exist_ok=True)
+        _barrier()
+        save(self._state(), checkpoint_id=str(partial))
+        _barrier()
+        if parallel.rank() == 0:
+            write_file(partial / "recipe.json", (json.dumps(self.recipe.fields(), indent=1) + "\n").encode())
+            shutil.rmtree(target, ignore_errors=True)
+            partial.rename(target)
+            for old in checkpoints(self._out)[:-_KEPT]:
+                shutil.rmtree(old)
+        _barrier()
+
+    def _resume(self) -> None:
+        found = checkpoints(self._out)
+        if not found:
+            return
+        before = json.loads((found[-1] / "recipe.json").read_text())
+        now = json.loads(json.dumps(self.recipe.fields()))
+        free = ("iterations", "save_every", "sample_every")  # a run may be made longer
+        if other := [name for name in now if name not in free and before.get(name) != now[name]]:
+            raise CheckpointError(
+                f"{found[-1]} is of another recipe: {', '.join(f'{n} {before.get(n)}' for n in other)}",
+                expected=", ".join(f"{n} {now[n]}" for n in other),
+                fix="another folder, or the same recipe",
+            )
+        state = self._state()
+        load(state, checkpoint_id=str(found[-1]))
+        self.iteration = int(state["iteration"])
+        self._model.load(state["model"])
+        if self._critic is not None:
+            self._critic.load(state["critic"])
+        if self._average:
+            self._average.load(state["average"])
+
+    def _state(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"iteration": torch.tensor(self.iteration), "model": self._model.state()}
+        if self._critic is not None:
+            state["critic"] = self._critic.state()
+        if self._average:
+            state["average"] = self._average.state()
+        return state
+
+
+def checkpoints(out: Path) -> list[Path]:
+    """Finished ones, the oldest first."""
+    return sorted(path for path in out.glob("step-*") if path.suffix != ".part")
+
+
+class _Optimised:
+    """A network and its AdamW."""
+
+    def __init__(self, module: CausalDiT, rate: float, recipe: Recipe) -> None:
+        self.module: Any = module
+        self._recipe, self._rate = recipe, rate
+        self._parameters = parallel.parameters(module)
+        betas = (recipe.beta1, recipe.beta2)
+        self._optimizer = torch.optim.AdamW(self._parameters, rate, betas=betas, weight_decay=recipe.weight_decay)
+        self._options = StateDictOptions(ignore_frozen_params=True)
+
+    def step(self, iteration: int) -> float:
+        """Update, and forget the gradient; returns its norm."""
+        warm = min(1.0, (iteration + 1) / (self._recipe.warm_up + 1))
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate * warm
+        norm = clip_grad_norm_(self._parameters, self._recipe.clip or float("inf"))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return float(parallel.whole(norm))
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "weights": get_model_state_dict(self.module, options=self._options),
+            "optimizer": get_optimizer_state_dict(self.module, self._optimizer, options=self._options),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        loose = StateDictOptions(ignore_frozen_params=True, strict=False)
+        set_model_state_dict(self.module, state["weights"], options=loose)
+        set_optimizer_state_dict(self.module, self._optimizer, state["optimizer"], options=self._options)
+
+
+class _Average:
+    """Moving average of what is trained; sharded as it is."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._means = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._decay, self._updates = decay, torch.zeros((), dtype=torch.int64)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self._updates += 1
+        updates = int(self._updates)
+        decay = min(self._decay, updates / (updates + 10))
+        for name, p in self._trained.items():
+            self._means[name].lerp_(p.detach(), 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The averages stand in the network's place."""
+        kept = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._put(self._means)
+        try:
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, p in self._trained.items():
+            p.copy_(values[name])
+
+    def state(self) -> dict[str, Any]:
+        return {"means": self._means, "updates": self._updates}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self._means, self._updates = state["means"], state["updates"]
+
+
+class _Log:
+    """TensorBoard, and the same numbers as lines of JSON; on rank 0 alone."""
+
+    def __init__(self, out: Path, recipe: Recipe) -> None:
+        self._writer: Any = None
+        self._lines: Any = None
+        if parallel.rank() == 0:
+            from torch.utils.tensorboard import SummaryWriter
+
+            out.mkdir(parents=True, exist_ok=True)
+            self._writer = SummaryWriter(str(out / "log"))
+            self._lines = (out / "log.jsonl").open("a")
+            self._writer.add_text("recipe", "    " + json.dumps(recipe.fields(), indent=1).replace("\n", "\n    "))
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def numbers(self, iteration: int, numbers: dict[str, float]) -> None:
+        if self._writer is not None:
+            for name, x in numbers.items():
+                self._writer.add_scalar(name, x, iteration)
+            self._lines.write(json.dumps({"iteration": iteration, **numbers}) + "\n")
+            self._lines.flush()
+
+    def pictures(self, iteration: int, pictures: dict[str, Any]) -> None:
+        if self._writer is not None:
+            for name, picture in pictures.items():
+                self._writer.add_image(name, picture, iteration, dataformats="HWC")
+
+    def __exit__(self, *_: object) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._lines.close()
+
+
+def _barrier() -> None:
+    if parallel.world() > 1:
+        dist.barrier()
