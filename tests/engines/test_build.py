@@ -86,7 +86,13 @@ def test_every_graph_is_built(built: dict[str, Any], folder: Path, tiny: dict[st
 
 
 @pytest.mark.parametrize(
-    ("precision", "ring"), [("bf16", "function"), ("fp8", "native"), ("fp8", "function"), ("fp8-attention", "native")]
+    ("precision", "ring"),
+    [
+        ("fp8", "native"),
+        pytest.param("bf16", "function", marks=pytest.mark.slow),
+        pytest.param("fp8", "function", marks=pytest.mark.slow),
+        pytest.param("fp8-attention", "native", marks=pytest.mark.slow),
+    ],
 )
 def test_every_precision_and_lowering_builds(
     needs_rig: None, tiny: dict[str, Bundle], tmp_path: Path, precision: str, ring: str
@@ -158,6 +164,7 @@ def add_nonsense(model: onnx.ModelProto) -> None:
     model.graph.node.append(helper.make_node("Nonsense", ["sense"], ["latents"], name="nonsense_0", domain="odd"))
 
 
+@pytest.mark.slow
 def test_two_builds_at_once_do_the_work_once(needs_rig: None, tiny: dict[str, Bundle], tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lipstream", "build", tiny["bf16"].path, "--recipe", "tiny-bf16", "--json"]
     pair = [
@@ -175,7 +182,14 @@ def test_two_builds_at_once_do_the_work_once(needs_rig: None, tiny: dict[str, Bu
     assert Bundle.load(tmp_path / "a").manifest == Bundle.load(tmp_path / "b").manifest
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        signal.SIGKILL,
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_an_ended_build_leaves_no_lock_and_no_half_plan(
     needs_rig: None, tiny: dict[str, Bundle], tmp_path: Path, number: signal.Signals
 ) -> None:

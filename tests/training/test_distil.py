@@ -16,11 +16,13 @@ import torch
 import torch.distributed as dist
 from lipstream.errors import CheckpointError, ConfigError
 from lipstream_export import denoiser
-from lipstream_training.distil import Batch, Losses, Networks, Recipe, Trainer, load_recipe, parallel, roll_out
+from lipstream_training.distil import parallel
 from lipstream_training.distil.losses import distribution_matching, guided, rewarded, score_times
 from lipstream_training.distil.noise import Noise
-from lipstream_training.distil.rollout import ChunkAttention, Ring
-from lipstream_training.distil.trainer import checkpoints
+from lipstream_training.distil.recipe import Recipe, load_recipe
+from lipstream_training.distil.rollout import Batch, ChunkAttention, Ring, roll_out
+from lipstream_training.distil.stages import Losses, Networks
+from lipstream_training.distil.trainer import Trainer, checkpoints
 from lipstream_training.models import CausalDiT, KVRing
 from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from lipstream_training.models.schedule import add_noise, predict_x0

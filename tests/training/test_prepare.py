@@ -23,7 +23,7 @@ from lipstream.media import VideoReader
 from lipstream_training.checkpoint import Checkpoint
 from lipstream_training.cli import main
 from lipstream_training.codec import encode_clip
-from lipstream_training.data.mask import mouth_mask
+from lipstream_training.data.mask import latent_mask, mouth_mask
 from lipstream_training.data.sound import read_sound
 from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, WanVAE, WanVAEConfig
 from lipstream_training.models.config import TINY_TAEHV
@@ -227,7 +227,7 @@ def test_crops_come_back() -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = STUDENTS["tiny"]
     torch.manual_seed(0)
-    masks = {"pixel": torch.from_numpy(mouth_mask(64))}
+    masks = {"pixel": torch.from_numpy(mouth_mask(64)), "latent": torch.from_numpy(latent_mask(64, 4))}
     text = torch.randn(config.text_len, config.text_dim)
     folder = tmp_path_factory.mktemp("checkpoint")
     Checkpoint(CausalDiT(config), TAEHV(TINY_TAEHV), SpeechEncoder(), text, masks, {}).save(folder)
@@ -240,7 +240,7 @@ def test_features_computed_ahead_are_those_computed_when_read(checkpoint: Path, 
     prepare(ahead, [], Settings(student="tiny", encode=checkpoint), drawn=2, quiet=True)
     encoder = Encoder.of_checkpoint(checkpoint)
     cached, fly = Shards(ahead), Shards(plain, encoder)
-    assert (ahead / "text.safetensors").is_file()
+    assert (ahead / "constants.safetensors").is_file()
     for i in range(2):
         a, b = cached[i].tensors, fly[i].tensors
         assert a.keys() == b.keys() == {"target", "masked", "reference", "first", "audio", "mouth"}
@@ -279,7 +279,7 @@ def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: 
         audio = hidden_states(load_wav2vec(tmp_path / "ear"), heard, FRAMES)
     np.testing.assert_allclose(found["masked"][:, :4], whole.numpy(), atol=5e-3)
     np.testing.assert_allclose(found["audio"], audio.numpy(), atol=1e-5)
-    text = load_file(tmp_path / "out" / "text.safetensors")["text"]
+    text = load_file(tmp_path / "out" / "constants.safetensors")["text"]
     np.testing.assert_allclose(text, torch.load(tmp_path / "text.pt", weights_only=True).numpy())
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lipstream.errors import ConfigError, LipStreamError
 
@@ -73,6 +75,69 @@ def main(argv: list[str] | None = None) -> int:
     prepare.add_argument("--workers", type=int, default=0, help="processes (default: one to a core)")
     prepare.add_argument("--json", action="store_true", help="print what came of it as JSON")
     prepare.set_defaults(run=_prepare)
+    distil = commands.add_parser(
+        "distil",
+        help="one stage of distillation",
+        description="Trains a teacher (stage teacher), a causal student by diffusion forcing (forcing), or one on its "
+        "own work by Sync-Window DMD with SyncNet's reward (self_forcing). A run that was cut off goes on from its "
+        "last checkpoint in OUT. On several GPUs: torchrun --nproc-per-node 8 -m lipstream_training.cli distil ...",
+    )
+    distil.add_argument("out", type=Path, metavar="OUT", help="folder for checkpoints, log and the result")
+    distil.add_argument("--data", type=Path, required=True, metavar="SHARDS", help="of lipstream-train prepare")
+    distil.add_argument("--recipe", type=Path, metavar="TOML", help="values of the fields below")
+    for name, help_text in (
+        ("init", "first weights: a folder of a stage, or released files, as of lipstream export (default: random)"),
+        ("teacher", "of self_forcing"),
+        ("critic", "first weights of the fake score (default: the teacher's)"),
+    ):
+        distil.add_argument(f"--{name}", type=Path, nargs="+", metavar="FILE", default=[], help=help_text)
+    distil.add_argument("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
+    distil.add_argument("--syncnet", metavar="FILE", help="of the reward: syncnet_v2.model, or 'drawn'")
+    distil.add_argument("--codec", type=Path, metavar="FILE", help="of reward and samples: taew2_1, or a checkpoint")
+    distil.add_argument(
+        "--base", type=Path, metavar="CHECKPOINT", help="codec, ear and masks for OUT/checkpoint, for lipstream export"
+    )
+    fields = distil.add_argument_group("recipe")
+    for name, (default, help_text) in _recipe_fields().items():
+        fields.add_argument(f"--{name.replace('_', '-')}", metavar="X", help=f"{help_text} (default {default})")
+    distil.set_defaults(run=_distil)
+    study = commands.add_parser(
+        "study",
+        help="the miniature study",
+        description="Trains the paper's variants at toy size, three seeds each, and compares them; what is done is "
+        "found again by the next run in the same folder. About 40 minutes on two cores.",
+    )
+    study.add_argument("out", type=Path, metavar="OUT", help="folder for data, weights and results")
+    study.add_argument("--seeds", type=int, default=3, help="default 3")
+    study.add_argument("--scale", type=float, default=1.0, help="times the usual number of updates (default 1)")
+    study.add_argument("--workers", type=int, default=2, help="processes (default 2)")
+    study.set_defaults(run=_study)
+    analyze = commands.add_parser(
+        "analyze",
+        help="where a teacher finds sync and fidelity",
+        description="Measures what a teacher takes for clean along its denoising, with and without guidance, and two "
+        "steps with and without; says which landing time and guidance window a student should get. Writes "
+        "OUT/analysis.json and OUT/analysis.svg.",
+    )
+    analyze.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
+    analyze.add_argument("--data", type=Path, metavar="SHARDS", help="of lipstream-train prepare, with latents")
+    analyze.add_argument("--teacher", type=Path, nargs="+", metavar="FILE", help="its weights")
+    analyze.add_argument("--size", default="14b", help="of the teacher (default 14b)")
+    analyze.add_argument("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
+    analyze.add_argument("--syncnet", default="drawn", metavar="FILE", help="syncnet_v2.model, or 'drawn' (default)")
+    analyze.add_argument("--codec", type=Path, metavar="FILE", help="decoder: taew2_1, or a checkpoint of ours")
+    analyze.add_argument("--micro", type=Path, metavar="STUDY", help="in place of all these: a folder of the study")
+    analyze.add_argument("--clips", type=int, default=16, help="default 16")
+    analyze.add_argument("--steps", type=int, default=50, help="of the teacher (default 50)")
+    analyze.add_argument("--guidance", type=float, default=4.5, help="default 4.5")
+    analyze.set_defaults(run=_analyze)
+    plan = commands.add_parser(
+        "plan",
+        help="memory and hours of stage 2 on 4 to 64 GPUs",
+        description="Counts weights, memory of a rank and arithmetic of stage 2; nothing is allocated.",
+    )
+    plan.add_argument("--student", default="14b", choices=("14b", "1.3b"), help="default 14b")
+    plan.set_defaults(run=_plan)
     syncnet = commands.add_parser(
         "syncnet",
         help="train the small SyncNet on drawn faces",
@@ -129,6 +194,64 @@ def _prepare(args: argparse.Namespace) -> None:
     )
     found = prepare(args.out, args.inputs, settings, drawn=args.drawn, workers=args.workers)
     print(json.dumps(found, indent=2) if args.json else describe(found))
+
+
+def _recipe_fields() -> dict[str, tuple[Any, str]]:
+    """Name -> default and help. Of a module without torch, so that --help is quick."""
+    from .distil.recipe import Recipe
+
+    return {field.name: (field.default, str(field.metadata["help"])) for field in dataclasses.fields(Recipe)}
+
+
+def _distil(args: argparse.Namespace) -> None:
+    from .distil.command import Inputs, distil
+    from .distil.recipe import load_recipe
+
+    changes = {name: value for name in _recipe_fields() if (value := getattr(args, name)) is not None}
+    inputs = Inputs(
+        args.data,
+        tuple(args.init),
+        tuple(args.teacher),
+        tuple(args.critic),
+        args.negative,
+        args.syncnet,
+        args.codec,
+        args.base,
+    )
+    distil(args.out, inputs, load_recipe(args.recipe, **changes))
+    print(
+        f"{args.out / 'student.safetensors'}; next: lipstream export --student it, or the next stage --init {args.out}"
+    )
+
+
+def _study(args: argparse.Namespace) -> None:
+    from .distil.study import plots, run_study, table
+
+    found = run_study(args.out, seeds=args.seeds, scale=args.scale, workers=args.workers)
+    (args.out / "study.json").write_text(json.dumps(found, indent=1) + "\n")
+    plots(found, args.out / "study.svg")
+    print(table(found))
+
+
+def _analyze(args: argparse.Namespace) -> None:
+    from .distil.analyze import analyze_files, analyze_micro, describe, write
+
+    options = {"clips": args.clips, "steps": args.steps, "guidance": args.guidance}
+    if args.micro:
+        found = analyze_micro(args.micro, **options)
+    elif args.data and args.teacher and args.codec:
+        files = {"negative": args.negative, "syncnet": args.syncnet, "codec": args.codec}
+        found = analyze_files(args.data, args.teacher, args.size, **files, **options)
+    else:
+        raise ConfigError("analyze needs --data, --teacher and --codec, or --micro")
+    write(found, args.out)
+    print(describe(found))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from .distil.plan import markdown
+
+    print(markdown(args.student))
 
 
 def _syncnet(args: argparse.Namespace) -> None:

@@ -27,7 +27,8 @@ from ..data.mouth import SAMPLES_PER_FRAME
 from ..models import STUDENTS, SpeechEncoder
 from ..models.mel import LOOKAHEAD, LOOKBACK
 from ..optim import Descent
-from ..syncnet import DRAWN, distances, load_syncnet, mfcc, score
+from ..syncnet import DRAWN, load_syncnet, mfcc
+from .reward import sync_scores
 from .rollout import Batch
 
 CONFIG = STUDENTS["micro"]
@@ -75,8 +76,9 @@ class Micro:
         """[B, C, 9, 4, 4] -> video [B, 33, 3, 32, 32] in [0, 1]."""
         blocks = torch.einsum("bcfhw,cp->bfhwp", latents.float(), self.back)
         s = CONFIG.spatial
-        video = blocks.unflatten(-1, (4, 3, s, s)).permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(5, 6).flatten(3, 4)
-        return (video.flatten(1, 2)[:, 3:] + 0.5).clamp(0, 1)
+        video = torch.unflatten(blocks, -1, (4, 3, s, s)).permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5)
+        whole: Tensor = video.flatten(1, 2)[:, 3:] + 0.5
+        return whole.clamp(0, 1)
 
     def encode(self, video: Tensor) -> Tensor:
         """[B, 33, 3, 32, 32] in [0, 1] -> latents; the first frame stands for four."""
@@ -89,13 +91,7 @@ class Micro:
     @torch.inference_mode()
     def sync(self, latents: Tensor, clips: tuple[int, ...]) -> list[tuple[float, float]]:
         """Sync-C and Sync-D of each clip."""
-        net = _syncnet()
-        size = net.config.size
-        video = F.interpolate(self.decode(latents).flatten(0, 1), (size, size), mode="bilinear")
-        video = (video.flip(1) * 255).unflatten(0, (-1, FRAMES)).transpose(1, 2)  # blue first
-        lips, heard = net.lips(video), net.sound(self.cepstra[list(clips)])
-        found = [score(a, b) for a, b in zip(lips, heard, strict=True)]
-        assert distances(lips[0], heard[0]).shape[1] == 31
+        found = sync_scores(_syncnet(), self.decode(latents), self.cepstra[list(clips)])
         return [(one.confidence, one.distance) for one in found]
 
 
@@ -108,7 +104,7 @@ def _syncnet() -> Any:
     return _nets[0]
 
 
-def load_micro(folder: Path, clips: int = 1000, held_out: int = 48, *, quiet: bool = False) -> Micro:
+def load_micro(folder: Path, clips: int = 700, held_out: int = 48, *, quiet: bool = False) -> Micro:
     """Draw the clips, or find them in `folder`."""
     path = folder / f"micro-{clips}-{held_out}.safetensors"
     if not path.exists():
@@ -128,7 +124,8 @@ def _make(clips: int, quiet: bool) -> dict[str, Tensor]:
     pixel = torch.from_numpy(mouth_mask(SIZE))
     video, reference, identity = (_video(arrays[name]) for name in ("target", "reference", "identity"))
     forth, back = _components(video)
-    micro = Micro(*[torch.empty(0)] * 6, back, forth, 0)
+    nothing = torch.empty(0)
+    micro = Micro(nothing, nothing, nothing, nothing, nothing, nothing, back, forth, 0)
     return {
         "target": micro.encode(video),
         "masked": micro.encode((reference - 0.5) * pixel + 0.5),
@@ -165,7 +162,7 @@ def _blocks(video: Tensor) -> Tensor:
     """[B, 1 + 4 n, 3, H, W] -> [B, 1 + n, h, w, numbers of a block] around grey; the first frame stands for four."""
     s = CONFIG.spatial
     whole = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1) - 0.5
-    cut = whole.unflatten(1, (-1, 4)).unflatten(4, (-1, s)).unflatten(6, (-1, s))  # [B, F, 4, 3, h, s, w, s]
+    cut = whole.view(len(whole), -1, 4, 3, SIZE // s, s, SIZE // s, s)  # [B, F, 4, 3, h, s, w, s]
     return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
 
 
@@ -186,7 +183,7 @@ def _ear(heard: Tensor, mouth: Tensor) -> Tensor:
     torch.manual_seed(0)
     ear, read = SpeechEncoder(), nn.Linear(64, 4)
     with torch.no_grad():
-        mel = torch.cat([ear.mel(part) for part in heard.split(64)])
+        mel = torch.cat([ear.mel(part) for part in torch.split(heard, 64)])
     rows, wanted = mel.flatten(0, 1), mouth.flatten(0, 1)
     descent = Descent([ear, read], 1200, 2e-3)
     for _ in range(1200):
@@ -213,7 +210,7 @@ def fidelity(micro: Micro, latents: Tensor, clips: tuple[int, ...]) -> dict[str,
 
     def psnr(area: Tensor) -> float:
         each = error[..., area].flatten(1).mean(1)
-        return float((-10 * torch.log10(each)).mean())
+        return float((-10 * torch.log10(each.clamp_min(1e-9))).mean())  # 90 dB stand for equal pictures
 
     return {"psnr_mouth": psnr(~pixel), "psnr_outside": psnr(pixel)}
 
@@ -222,12 +219,13 @@ def opening(micro: Micro) -> Callable[[Tensor], Tensor]:
     """What reads the opening [B, 33] from latents: ridge regression on what was drawn for training."""
     train = slice(0, len(micro))
     x = micro.target[train].permute(0, 2, 1, 3, 4).flatten(2)  # [N, 9, C h w]
-    four = torch.cat([micro.mouth[train, :1].expand(-1, 3), micro.mouth[train]], 1).unflatten(1, (9, 4))
+    four = torch.cat([micro.mouth[train, :1].expand(-1, 3), micro.mouth[train]], 1).view(-1, 9, 4)
     a, b = torch.cat([x, torch.ones(*x.shape[:2], 1)], 2).flatten(0, 1).double(), four.flatten(0, 1).double()
     weights = torch.linalg.solve(a.T @ a + 30 * torch.eye(a.shape[1]), a.T @ b).float()
 
     def read(latents: Tensor) -> Tensor:
         y = latents.float().permute(0, 2, 1, 3, 4).flatten(2)
-        return (torch.cat([y, torch.ones(*y.shape[:2], 1)], 2) @ weights).flatten(1)[:, 3:]
+        found: Tensor = torch.cat([y, torch.ones(*y.shape[:2], 1)], 2) @ weights
+        return found.flatten(1)[:, 3:]
 
     return read

@@ -43,7 +43,7 @@ class Ring:
     chunk into another. The sink is turned forward for each chunk; other frames are rotated once.
 
     Attributes:
-        chunks: of each chunk so far and each layer K, rotated K and V, [B, chunk * tokens, H, D]; emptied when they
+        chunks: of each chunk so far and each layer the sink's K, rotated K and V, [B, rows, H, D]; emptied when they
             are no longer attended.
     """
 
@@ -73,6 +73,7 @@ class ChunkAttention:
         self._own = ring.tables(torch.arange(end - c, end))
         self._sink = ring.tables(torch.arange(position.anchored) + position.shift)
         self._anchored = position.anchored * ring.config.tokens
+        self._sink_rows = ring.config.sink * ring.config.tokens if chunk == 0 else 0
         self._begin = ring.chunks[0] if position.anchored else []
         self._before = ring.chunks[first:chunk]
         self._kept: list[tuple[Tensor, Tensor, Tensor]] | None = None
@@ -88,10 +89,10 @@ class ChunkAttention:
         keys, values = ([kept[layer][i] for kept in self._before] for i in (1, 2))
         if self._anchored:
             sink_k, _, sink_v = self._begin[layer]
-            keys.insert(0, rotate(sink_k[:, : self._anchored], *self._sink))
+            keys.insert(0, rotate(sink_k, *self._sink))
             values.insert(0, sink_v[:, : self._anchored])
         if self._kept is not None:
-            self._kept.append((k.detach(), turned.detach(), v.detach()))
+            self._kept.append((k[:, : self._sink_rows].detach().clone(), turned.detach(), v.detach()))
         return attention(rotate(q, *self._own), torch.cat([*keys, turned], 1), torch.cat([*values, v], 1))
 
 

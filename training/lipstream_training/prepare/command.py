@@ -39,6 +39,8 @@ from .shards import INDEX, locate, read_tar, write_tar
 
 _BLOCK = 4  # drawn clips that are one source
 _PLAN = "plan.json"
+CONSTANTS = "constants.safetensors"
+"""The prompt's embedding and the latent mask, beside shards with latents."""
 _PARTS = "parts"
 
 
@@ -199,7 +201,7 @@ def _assemble(out: Path, sources: Sequence[Source], settings: Settings) -> None:
         shards.append({"name": path.name, "bytes": path.stat().st_size, "samples": locate(path)})
     _, encoder = _tools(settings)
     if encoder is not None:
-        save_file({"text": encoder.text}, out / "text.safetensors")
+        save_file({"text": encoder.text, "mask": encoder.latent_mask.numpy()}, out / CONSTANTS)
     reports = [json.loads(_part(out, number, "json").read_text()) for number in range(len(sources))]
     unchecked = []
     if settings.syncnet is None and any(source.path for source in sources):

@@ -33,7 +33,8 @@ class Encoder:
     """The codec and the ear of a student.
 
     Attributes:
-        hear: sound [samples of the clip and around it] -> features [81, A]. mask: [H, W], 1 = keep.
+        hear: sound [samples of the clip and around it] -> features [81, A].
+        mask: [H, W], and latent_mask: [h, w], 1 = keep.
         text: the prompt's embedding, float32 [text_len, text_dim].
     """
 
@@ -41,6 +42,7 @@ class Encoder:
     hear: Callable[[Tensor], Tensor]
     mask: Tensor
     text: NDArray[np.float32]
+    latent_mask: Tensor
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Encoder:
@@ -57,7 +59,8 @@ class Encoder:
             features: Tensor = student.speech(sound[None, first:end])
             return features[0]
 
-        return cls(student.taehv, hear, student.masks["pixel"], student.text.numpy())
+        masks = student.masks
+        return cls(student.taehv, hear, masks["pixel"], student.text.numpy(), masks["latent"])
 
     @classmethod
     def of_released(cls, files: Released, config: StudentConfig) -> Encoder:
@@ -72,9 +75,9 @@ class Encoder:
         def hear(sound: Tensor) -> Tensor:
             return hidden_states(ear, sound[first:end], FRAMES)
 
-        mask = load_masks(files.mask, config)["pixel"]
+        masks = load_masks(files.mask, config)
         text = load_text(files.text, config.text_len, config.text_dim).float().numpy()
-        return cls(load_wan_vae(files.vae).to(device), hear, mask, text)
+        return cls(load_wan_vae(files.vae).to(device), hear, masks["pixel"], text, masks["latent"])
 
     @torch.inference_mode()
     def encode(self, sample: Sample) -> dict[str, NDArray[Any]]:

@@ -71,7 +71,7 @@ def distances(lips: Tensor, sound: Tensor, shifts: int = SHIFTS) -> Tensor:
 
 @torch.inference_mode()
 def embed(net: SyncNet, crops: Iterable[NDArray[np.uint8]], audio: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-    """Embeddings [T - 4, E] of the lips in T crops uint8 [S, S, 3] RGB, and [T - 4, E] of 640 T samples at 16 kHz.
+    """Embeddings [T - 4, E] of the lips in T crops uint8 [S, S, 3] RGB, and [T - 5, E] of 640 T samples at 16 kHz.
 
     Crops of another size are resized to the net's.
     """
@@ -83,7 +83,7 @@ def embed(net: SyncNet, crops: Iterable[NDArray[np.uint8]], audio: NDArray[np.fl
 
 @torch.inference_mode()
 def hear(net: SyncNet, audio: NDArray[np.float32]) -> Tensor:
-    """Embeddings [T - 4, E] of 640 T samples at 16 kHz."""
+    """Embeddings [T - 5, E] of 640 T samples at 16 kHz: the last window lacks a cepstrum."""
     device = next(net.parameters()).device
     return net.sound(torch.from_numpy(mfcc(audio)).to(device)[None])[0].cpu()
 

@@ -1,0 +1,161 @@
+"""`lipstream-train distil`: one stage of the recipe, on one process or under torchrun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lipstream.errors import ConfigError
+from lipstream.partial import write_file
+from safetensors.torch import load_file, save
+from torch import Tensor
+from tqdm import tqdm
+
+from ..checkpoint import Checkpoint
+from ..models import STUDENTS, TAEHV, CausalDiT
+from ..prepare.command import CONSTANTS
+from ..prepare.shards import Shards
+from ..released import load_taehv
+from ..syncnet import load_syncnet
+from . import parallel
+from .recipe import Recipe
+from .reward import SyncReward
+from .rollout import roll_out
+from .sampling import constant, sample
+from .sources import WEIGHTS, ShardClips, load_model, prompt
+from .stages import Networks
+from .trainer import Trainer
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Files that a stage starts from.
+
+    Attributes:
+        shards: of `lipstream-train prepare`, with latents. student: first weights; none for random ones.
+        teacher: of self_forcing. critic: the fake score's first weights; the teacher's if None.
+        negative: embedding of the negative prompt; zeros without it.
+        syncnet, codec: of the reward: SyncNet's weights, and the decoder: taew2_1, or a checkpoint of ours.
+        base: checkpoint whose codec, ear and masks go with the student into OUT/checkpoint, for `lipstream export`.
+    """
+
+    shards: Path
+    student: tuple[Path, ...] = ()
+    teacher: tuple[Path, ...] = ()
+    critic: tuple[Path, ...] = ()
+    negative: Path | None = None
+    syncnet: str | None = None
+    codec: Path | None = None
+    base: Path | None = None
+
+
+def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) -> None:
+    """Run a stage to its end, from the last checkpoint in `out` if there is one.
+
+    Leaves OUT/student.safetensors, adapters added in, and OUT/recipe.json; with `base` also OUT/checkpoint.
+
+    Raises:
+        ConfigError, CheckpointError: before anything is trained.
+    """
+    if recipe.student not in STUDENTS:
+        raise ConfigError(f"student {recipe.student!r}", expected=", ".join(STUDENTS))
+    device = parallel.start()
+    config = STUDENTS[recipe.student]
+    constants = load_file(shard_constants(inputs.shards))
+    data = ShardClips(inputs.shards, config, constants["mask"])
+    torch.manual_seed(recipe.seed)
+    model = _model(inputs.student, recipe.student)
+    networks = Networks(model, constants["text"], prompt(inputs.negative, config))
+    codec = inputs.codec or inputs.base
+    decode = open_decoder(codec, device) if codec else None
+    if recipe.stage == "self_forcing":
+        if not inputs.teacher:
+            raise ConfigError("self_forcing needs a teacher", fix="give --teacher FILE")
+        networks.teacher = load_model(inputs.teacher, "14b" if recipe.student == "1.3b" else recipe.student)
+        networks.critic = load_model(inputs.critic or inputs.teacher, recipe.student)
+        if recipe.reward != "none":
+            if inputs.syncnet is None or decode is None:
+                raise ConfigError(
+                    f"the reward {recipe.reward!r} needs SyncNet and a decoder",
+                    fix="give --syncnet FILE and --codec FILE, or --reward none",
+                )
+            networks.judge = SyncReward(load_syncnet(inputs.syncnet), decode, Shards(inputs.shards))
+    show = None if decode is None else _samples(networks, recipe, data, decode)
+    trainer = Trainer(recipe, networks, data, out, device=device, sample=show)
+    hidden = quiet or parallel.rank() > 0
+    with tqdm(total=recipe.iterations, initial=trainer.iteration, desc=recipe.stage, disable=hidden) as bar:
+
+        def progress(loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}")
+            bar.update()
+
+        trainer.run(progress=progress)
+    weights = trainer.weights()
+    if parallel.rank() == 0:
+        write_file(out / WEIGHTS, save({name: x.contiguous() for name, x in weights.items()}))
+        write_file(out / "recipe.json", (json.dumps(recipe.fields(), indent=1) + "\n").encode())
+        if inputs.base is not None:
+            whole = Checkpoint.load(inputs.base)
+            whole.student.load_state_dict(weights)
+            whole.save(out / "checkpoint")
+
+
+def shard_constants(shards: Path) -> Path:
+    path = shards / CONSTANTS
+    if not path.is_file():
+        raise ConfigError(
+            f"{shards} holds no {CONSTANTS}",
+            fix="prepare it with --encode, or --vae, --wav2vec, --text and --mask",
+        )
+    return path
+
+
+def _model(files: Sequence[Path], student: str) -> CausalDiT:
+    return load_model(files, student) if files else CausalDiT(STUDENTS[student])
+
+
+def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Latents [B, C, F, h, w] -> video [B, 4 F - 3, 3, H, W]: of released weights, or of a checkpoint of ours."""
+    codec: TAEHV = Checkpoint.load(path).taehv if path.is_dir() else load_taehv(path)
+    codec.to(device)
+
+    @torch.no_grad()
+    def decode(latents: Tensor) -> Tensor:
+        x = latents.transpose(1, 2)
+        spatial = codec.config.spatial
+        memory = codec.decoder_memory(len(x), spatial * x.shape[3], spatial * x.shape[4])
+        return codec.decode(x, memory)[0][:, 3:].clamp(0, 1)
+
+    return decode
+
+
+def _samples(
+    networks: Networks, recipe: Recipe, data: ShardClips, decode: Callable[[Tensor], Tensor]
+) -> Callable[[CausalDiT], dict[str, Any]]:
+    """For the log: two clips, generated above, filmed below."""
+    clips = tuple(range(min(2, len(data))))
+
+    def draw(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=torch.Generator().manual_seed(like.shape[2])).to(like)
+
+    @torch.no_grad()
+    def show(model: CausalDiT) -> dict[str, Any]:
+        batch = data.batch(clips).to(networks.text.device)
+        if recipe.stage == "teacher":
+            made = sample(networks, batch, draw(batch.target), 50, constant(1.0))
+        else:
+            made = roll_out(model, batch, networks.text_kv(model, len(clips)), draw)
+        found = {}
+        for i, (ours, filmed) in enumerate(zip(decode(made), decode(batch.target), strict=True)):
+            moments = torch.linspace(0, len(ours) - 1, 8).long()
+            rows = [torch.cat(list(video[moments]), dim=2) for video in (ours, filmed)]
+            picture = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0)
+            found[f"sample/{i}"] = np.ascontiguousarray(picture.cpu().numpy())
+        return found
+
+    return show

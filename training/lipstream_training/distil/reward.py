@@ -1,0 +1,48 @@
+"""SyncNet's opinion of generated clips: the reward, and a measure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data.mouth import SAMPLES_PER_FRAME
+from ..prepare.settings import FRAMES, PAST
+from ..prepare.shards import Shards
+from ..syncnet import SyncNet, SyncScore, mfcc, score
+
+
+@torch.no_grad()
+def sync_scores(net: SyncNet, video: Tensor, cepstra: Tensor) -> list[SyncScore]:
+    """Of video [B, V, 3, H, W] in [0, 1], and the cepstra of its sound [B, 4 V - 1, 13].
+
+    Pictures are resized to the net's and rounded to whole numbers, as files would have them.
+    """
+    size = net.config.size
+    frames = F.interpolate(video.flatten(0, 1).float(), (size, size), mode="bilinear")
+    frames = (frames.flip(1) * 255).round()  # blue first
+    clips = torch.unflatten(frames, 0, video.shape[:2]).transpose(1, 2)
+    heard = net.sound(cepstra)
+    return [score(net.lips(clip[None])[0][: heard.shape[1]], b) for clip, b in zip(clips, heard, strict=True)]
+
+
+class SyncReward:
+    """Sync-C of the clips of prepared shards; a `Judge`.
+
+    Args:
+        decode: latents [B, C, F, h, w] -> video [B, V, 3, H, W] in [0, 1].
+    """
+
+    def __init__(self, net: SyncNet, decode: Callable[[Tensor], Tensor], shards: Shards) -> None:
+        self._net, self._decode, self._shards = net, decode, shards
+
+    def __call__(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
+        self._net.to(latents.device)
+        begin = PAST * SAMPLES_PER_FRAME
+        sound = [self._shards[clip].sound[begin : begin + FRAMES * SAMPLES_PER_FRAME] for clip in clips]
+        cepstra = torch.from_numpy(np.stack([mfcc(x) for x in sound])).to(latents.device)
+        found = sync_scores(self._net, self._decode(latents), cepstra)
+        return torch.tensor([one.confidence for one in found], device=latents.device)

@@ -1,0 +1,88 @@
+"""Where a run's clips and first weights come from: prepared shards, checkpoints of ours, released files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lipstream.errors import CheckpointError, ConfigError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..models import STUDENTS, CausalDiT, StudentConfig
+from ..prepare.shards import Shards
+from ..released import load_student
+from ..released.text import load_text
+from .rollout import Batch
+
+WEIGHTS = "student.safetensors"
+
+
+class ShardClips:
+    """Clips of a folder of `lipstream-train prepare` with latents and features in it.
+
+    Args:
+        mask: [h, w], 1 = keep: the student's latent mask.
+
+    Raises:
+        ConfigError: no shards, or shards without latents, or of another student's sizes.
+    """
+
+    def __init__(self, folder: Path, config: StudentConfig, mask: Tensor) -> None:
+        self._shards, self._config, self._mask = Shards(folder), config, mask
+        first = self._shards[0].tensors
+        if "target" not in first:
+            raise ConfigError(
+                f"{folder} holds no latents", fix="prepare it with --encode, or --vae, --wav2vec, --text and --mask"
+            )
+        wanted = (config.latent_channels, *config.latent_size)
+        found = (first["target"].shape[0], *first["target"].shape[2:])
+        if found != wanted or first["audio"].shape[1] != config.audio_dim:
+            raise ConfigError(
+                f"{folder} holds latents {found} and {first['audio'].shape[1]} audio features",
+                expected=f"{wanted} and {config.audio_dim}, as the student has",
+            )
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def batch(self, clips: tuple[int, ...]) -> Batch:
+        samples = [self._shards[clip] for clip in clips]
+
+        def stack(name: str) -> Tensor:
+            return torch.stack([torch.from_numpy(sample.tensors[name]).float() for sample in samples])
+
+        target, masked, audio = stack("target"), stack("masked"), stack("audio")
+        sequence = masked if self._config.sequence == "masked" else stack("reference")
+        first = stack("first") if self._config.sequence == "masked" else sequence[:, :, :1]
+        mask = (1 - self._mask).expand(len(clips), 1, target.shape[2], *self._mask.shape)
+        condition = torch.cat([first.expand_as(target), mask, masked, sequence], dim=1)
+        audio = torch.cat([audio[:, :1].expand(-1, self._config.temporal - 1, -1), audio], dim=1)
+        return Batch(target, condition, audio, clips)
+
+
+def load_model(files: Sequence[Path], student: str) -> CausalDiT:
+    """A model in float32, from a folder that a stage left, or from released files (`lipstream export --student`).
+
+    Raises:
+        CheckpointError: they do not hold such a model.
+    """
+    path = files[0]
+    ours = path / WEIGHTS if path.is_dir() else path
+    if len(files) == 1 and ours.name == WEIGHTS and ours.is_file():
+        model = CausalDiT(STUDENTS[student])
+        try:
+            model.load_state_dict(load_file(ours))
+        except (RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{ours} is no {student}: {str(error).splitlines()[0]}") from error
+        return model
+    return load_student(list(files), student).float()
+
+
+def prompt(path: Path | None, config: StudentConfig) -> Tensor:
+    """The embedding of a file; zeros without one, as the released training takes for the negative prompt."""
+    if path is None:
+        return torch.zeros(config.text_len, config.text_dim)
+    return load_text(path, config.text_len, config.text_dim).float()
