@@ -138,6 +138,7 @@ def small_world() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 def test_the_study_runs_is_resumed_and_tabulated(small_world: None, tmp_path: Path) -> None:
     found = run_study(tmp_path, seeds=1, scale=0.002, workers=1, quiet=True)
     names = [variant.name for variant in variants()]

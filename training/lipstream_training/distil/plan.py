@@ -65,25 +65,21 @@ def memory(recipe: Recipe, gpus: int, *, critic: str | None = None) -> Memory:
     Args:
         critic: size of the fake score, if it is not the student's. The teacher is 14b.
     """
-    config = STUDENTS[recipe.student]
-    nets = {
-        "student": (config, constructed(config, recipe, trained=True)),
-        "critic": (other := STUDENTS[critic or recipe.student], constructed(other, recipe, trained=True)),
-        "teacher": (STUDENTS["14b"], constructed(STUDENTS["14b"], recipe, trained=False)),
-    }
-    trained = sum(count(net, trained=True) for _, net in nets.values())
+    config, fake, teacher = (STUDENTS[name] for name in (recipe.student, critic or recipe.student, "14b"))
+    counts = [_counts(config, recipe, True), _counts(fake, recipe, True), _counts(teacher, recipe, False)]
+    trained = sum(one.trained for one in counts)
     width = 2 if recipe.precision == "bf16" else 4
-    gathered = max(_gathered(net) for _, net in nets.values()) * width
+    gathered = max(one.gathered for one in counts) * width
     rows = config.tokens * config.chunk_frames
     chunks = LATENT_FRAMES // config.chunk_frames
     kept = 2 * config.num_layers * chunks * rows * config.dim * width * recipe.batch
-    through = max(c.num_layers * c.tokens * LATENT_FRAMES * c.dim for c, _ in (nets["student"], nets["critic"]))
+    through = max(c.num_layers * c.tokens * LATENT_FRAMES * c.dim for c in (config, fake))
     if not recipe.checkpointing:
         through *= 24  # tensors of a block's width that its backward pass is given, about
-    largest = max((c for c, _ in nets.values()), key=lambda c: c.dim)
+    largest = max((config, fake, teacher), key=lambda c: c.dim)
     work = largest.tokens * LATENT_FRAMES * (largest.ffn_dim * 2 + largest.dim * 12) * width * recipe.batch
     return Memory(
-        weights=sum(count(net) for _, net in nets.values()) * 4 / gpus,
+        weights=sum(one.all for one in counts) * 4 / gpus,
         gradients=trained * 4 / gpus,
         moments=trained * 8 / gpus,
         gathered=gathered,
@@ -93,9 +89,26 @@ def memory(recipe: Recipe, gpus: int, *, critic: str | None = None) -> Memory:
     )
 
 
-def _gathered(net: CausalDiT) -> int:
-    blocks = [count(block) for block in net.blocks]
-    return 2 * max(blocks) + count(net) - sum(blocks)
+@dataclass(frozen=True)
+class _Counts:
+    """Numbers in a network: all, those trained, and those that are gathered at once."""
+
+    all: int
+    trained: int
+    gathered: int
+
+
+def _counts(config: StudentConfig, recipe: Recipe, trained: bool) -> _Counts:
+    key = (config, recipe.lora, trained)
+    if key not in _counted:
+        net = constructed(config, recipe, trained=trained)
+        blocks = [count(block) for block in net.blocks]
+        gathered = 2 * max(blocks) + count(net) - sum(blocks)
+        _counted[key] = _Counts(count(net), count(net, trained=True), gathered)
+    return _counted[key]
+
+
+_counted: dict[tuple[StudentConfig, int, bool], _Counts] = {}
 
 
 def flops(config: StudentConfig, frames: int, keys: int) -> float:
