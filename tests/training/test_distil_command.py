@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lipstream.media import VideoReader
 from lipstream_training.checkpoint import Checkpoint
 from lipstream_training.cli import main
 from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_mask
@@ -87,6 +88,9 @@ def test_the_log_has_samples(stages: Path) -> None:
     log = EventAccumulator(str(stages / "forcing" / "log"))
     log.Reload()
     assert {"sample/0", "sample/1"} <= set(log.Tags()["images"])
+    frames = list(VideoReader(stages / "forcing" / "samples" / "0000002.mp4"))
+    assert len(frames) == 81
+    assert frames[0].shape == (128, 128, 3)  # two clips beside each other, generated above filmed
     assert "loss" in log.Tags()["scalars"]
 
 

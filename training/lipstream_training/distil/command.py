@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from lipstream.errors import ConfigError
+from lipstream.media import VideoWriter
 from lipstream.partial import write_file
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -85,7 +86,7 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
                     fix="give --syncnet FILE and --codec FILE, or --reward none",
                 )
             networks.judge = SyncReward(load_syncnet(inputs.syncnet), decode, Shards(inputs.shards))
-    show = None if decode is None else _samples(networks, recipe, data, decode)
+    show = None if decode is None else _samples(networks, recipe, data, decode, out / "samples")
     trainer = Trainer(recipe, networks, data, out, device=device, sample=show)
     hidden = quiet or parallel.rank() > 0
     with tqdm(total=recipe.iterations, initial=trainer.iteration, desc=recipe.stage, disable=hidden) as bar:
@@ -135,27 +136,30 @@ def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def _samples(
-    networks: Networks, recipe: Recipe, data: ShardClips, decode: Callable[[Tensor], Tensor]
-) -> Callable[[CausalDiT], dict[str, Any]]:
-    """For the log: two clips, generated above, filmed below."""
+    networks: Networks, recipe: Recipe, data: ShardClips, decode: Callable[[Tensor], Tensor], folder: Path
+) -> Callable[[CausalDiT, int], dict[str, Any]]:
+    """Two clips, generated above, filmed below: moments of them for the log, and as a video in `folder`."""
     clips = tuple(range(min(2, len(data))))
 
     def draw(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=torch.Generator().manual_seed(like.shape[2])).to(like)
 
     @torch.no_grad()
-    def show(model: CausalDiT) -> dict[str, Any]:
+    def show(model: CausalDiT, iteration: int) -> dict[str, Any]:
         batch = data.batch(clips).to(networks.text.device)
         if recipe.stage == "teacher":
             made = sample(networks, batch, draw(batch.target), 50, constant(1.0))
         else:
             made = roll_out(model, batch, networks.text_kv(model, len(clips)), draw)
-        found = {}
-        for i, (ours, filmed) in enumerate(zip(decode(made), decode(batch.target), strict=True)):
-            moments = torch.linspace(0, len(ours) - 1, 8).long()
-            rows = [torch.cat(list(video[moments]), dim=2) for video in (ours, filmed)]
-            picture = (torch.cat(rows, dim=1) * 255).round().byte().permute(1, 2, 0)
-            found[f"sample/{i}"] = np.ascontiguousarray(picture.cpu().numpy())
-        return found
+        both = torch.cat([decode(made), decode(batch.target)], dim=3)  # [clips, V, 3, 2 H, W]
+        frames = (both * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
+        if parallel.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            beside = np.concatenate(list(frames), axis=2)
+            with VideoWriter(folder / f"{iteration:07d}.mp4", beside.shape[2], beside.shape[1]) as writer:
+                for frame in beside:
+                    writer.write(frame)
+        moments = np.linspace(0, frames.shape[1] - 1, 8).astype(int)
+        return {f"sample/{i}": np.concatenate(list(clip[moments]), axis=1) for i, clip in enumerate(frames)}
 
     return show

@@ -52,8 +52,8 @@ class Trainer:
 
     Args:
         out: folder of checkpoints and log; what is there is gone on with.
-        sample: called now and then on rank 0 with the model and the number of updates; its pictures (uint8 [H, W, 3]
-            by name) go into the log.
+        sample: called now and then, on all ranks, with the model and the number of updates; the pictures it returns
+            (uint8 [H, W, 3] by name) go into the log.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Trainer:
         out: Path,
         *,
         device: torch.device | None = None,
-        sample: Callable[[CausalDiT], dict[str, Any]] | None = None,
+        sample: Callable[[CausalDiT, int], dict[str, Any]] | None = None,
     ) -> None:
         self.recipe, self.nets, self._data, self._out = recipe, networks, data, out
         self._device = device or torch.device("cpu")
@@ -104,7 +104,7 @@ class Trainer:
                 log.numbers(self.iteration, numbers)
                 progress(numbers["loss"])
                 if self._sample and recipe.sample_every and self.iteration % recipe.sample_every == 0:
-                    pictures = self._sample(self.nets.model)
+                    pictures = self._sample(self.nets.model, self.iteration)
                     log.pictures(self.iteration, pictures)
                 if self.iteration % recipe.save_every == 0 or self.iteration == end:
                     self.save()
