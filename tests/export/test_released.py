@@ -452,8 +452,9 @@ def test_a_check_of_14b_reads_headers_alone(release: Release, tmp_path: Path) ->
     for option in ("vae", "taehv", "wav2vec", "text", "mask"):
         arguments += [f"--{option}", str(getattr(release, option))]
     code = (
-        f"from lipstream.cli import main; status = main({arguments!r}); import resource, sys\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr); sys.exit(status)"
+        f"from lipstream.cli import main; status = main({arguments!r}); import sys\n"
+        "peak = next(line for line in open('/proc/self/status') if line.startswith('VmHWM'))\n"  # not its parent's
+        "print(peak.split()[1], file=sys.stderr); sys.exit(status)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
