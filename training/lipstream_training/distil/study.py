@@ -273,9 +273,13 @@ def plots(found: dict[str, Any], path: Path) -> None:
         (("psnr_mouth", "PSNR in the mouth, dB"), ("opening", "opening, correlation")),
         strict=True,
     ):
-        for entry in found["variants"].values():
+        for i, entry in enumerate(found["variants"].values()):
             rows: Sequence[dict[str, float]] = entry["rows"]
-            axes.scatter([row[name] for row in rows], [row["sync_c"] for row in rows], label=entry["what"], s=28)
+            if not rows[0]["steps"]:  # what was drawn
+                axes.axhline(rows[0]["sync_c"], color="#888888", ls=":", label=entry["what"])
+                continue
+            x, y = ([row[key] for row in rows] for key in (name, "sync_c"))
+            axes.scatter(x, y, label=entry["what"], s=34, marker="osD^v"[i % 5], color=f"C{i % 10}")
         axes.set(xlabel=label, ylabel="Sync-C")
         axes.grid(alpha=0.3)
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=7)
