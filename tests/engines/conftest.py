@@ -18,13 +18,22 @@ def needs_rig() -> None:
         pytest.skip("no TensorRT to build with: set LIPSTREAM_TRT_RIG")
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
-    """The shipped bundle in bf16, in fp8, and in fp8 with its attention."""
-    from lipstream_export.command import Calibration, export
+class Precisions(dict[str, Bundle]):
+    """The shipped bundle in "bf16", in "fp8", and in fp8 with its attention, each exported when it is first asked for:
+    it takes minutes."""
 
-    folder: Path = tmp_path_factory.mktemp("tiny")
-    for name in ("bf16", "fp8", "fp8-attention"):
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __missing__(self, name: str) -> Bundle:
+        from lipstream_export.command import Calibration, export
+
         calibration = Calibration(chunks=1, attention=name == "fp8-attention")
-        export(Path("tiny"), folder / name, precision=name[:4].strip("-"), calibration=calibration)
-    return {path.name: Bundle.load(path) for path in sorted(folder.iterdir()) if path.is_dir()}
+        export(Path("tiny"), self._folder / name, precision=name[:4].strip("-"), calibration=calibration)
+        self[name] = Bundle.load(self._folder / name)
+        return self[name]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Precisions:
+    return Precisions(tmp_path_factory.mktemp("tiny"))
