@@ -42,7 +42,7 @@ class SyncReward:
     def __call__(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
         self._net.to(latents.device)
         begin = PAST * SAMPLES_PER_FRAME
-        sound = [self._shards[clip].sound[begin : begin + FRAMES * SAMPLES_PER_FRAME] for clip in clips]
+        sound = [self._shards.sound(clip)[begin : begin + FRAMES * SAMPLES_PER_FRAME] for clip in clips]
         cepstra = torch.from_numpy(np.stack([mfcc(x) for x in sound])).to(latents.device)
         found = sync_scores(self._net, self._decode(latents), cepstra)
         return torch.tensor([one.confidence for one in found], device=latents.device)

@@ -103,7 +103,6 @@ def roll_out(
     draw: Callable[[Tensor], Tensor],
     *,
     exit_step: int | None = None,
-    t_list: Sequence[float] | None = None,
     gradient: bool = False,
 ) -> Tensor:
     """Generate the clips of `batch` chunk by chunk, latents [B, C, F, h, w].
@@ -115,7 +114,7 @@ def roll_out(
             without.
     """
     config = model.config
-    times = tuple(t_list or config.t_list)[:-1]
+    times = config.t_list[:-1]
     last = len(times) - 1 if exit_step is None else exit_step
     frames, c = batch.target.shape[2], config.chunk_frames
     ring = Ring(config, batch.target.device)

@@ -32,7 +32,7 @@ class ShardClips:
 
     def __init__(self, folder: Path, config: StudentConfig, mask: Tensor) -> None:
         self._shards, self._config, self._mask = Shards(folder), config, mask
-        first = self._shards[0].tensors
+        first = self._shards.tensors(0)
         if "target" not in first:
             raise ConfigError(
                 f"{folder} holds no latents", fix="prepare it with --encode, or --vae, --wav2vec, --text and --mask"
@@ -49,10 +49,10 @@ class ShardClips:
         return len(self._shards)
 
     def batch(self, clips: tuple[int, ...]) -> Batch:
-        samples = [self._shards[clip] for clip in clips]
+        samples = [self._shards.tensors(clip) for clip in clips]
 
         def stack(name: str) -> Tensor:
-            return torch.stack([torch.from_numpy(sample.tensors[name]).float() for sample in samples])
+            return torch.stack([torch.from_numpy(sample[name]).float() for sample in samples])
 
         target, masked, audio = stack("target"), stack("masked"), stack("audio")
         sequence = masked if self._config.sequence == "masked" else stack("reference")

@@ -85,6 +85,7 @@ class Trainer:
         self._critic = _Optimised(networks.critic, recipe.critic_rate, recipe) if networks.critic is not None else None
         self._average = _Average(networks.model, recipe.average) if recipe.average else None
         self.iteration = 0
+        self._order: tuple[int, Tensor] | None = None  # of the lap through the clips
         self._resume()
 
     def run(self, until: int | None = None, progress: Callable[[float], None] = lambda loss: None) -> None:
@@ -112,8 +113,10 @@ class Trainer:
     def clips(self, number: int) -> int:
         """The clip of the `number`-th sample of the run: all of them in a new order, again and again."""
         lap, place = divmod(number, len(self._data))
-        order = Noise(self.recipe.seed, lap, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
-        return int(order[place])
+        if self._order is None or self._order[0] != lap:
+            order = Noise(self.recipe.seed, lap, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
+            self._order = lap, order
+        return int(self._order[1][place])
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights, adapters added in, the moving average where there is one. On every rank."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
 from lipstream.errors import LipStreamError
-from lipstream.media import limit_threads
 from lipstream.partial import write_file
 from tqdm import tqdm
 
+from ..processes import in_processes
 from ..syncnet import DRAWN, SyncNet, load_syncnet
 from .cases import Case, find_cases
 from .judge import Verdict, judge
@@ -73,11 +70,11 @@ def evaluate(
     jobs = [(case, judges) for case in cases]
     workers = min(workers or os.cpu_count() or 1, len(cases))
     with tqdm(total=len(cases), desc="judging", unit="clip", disable=quiet) as bar:
-        for case, found in zip(cases, _run(jobs, workers), strict=True):
-            if isinstance(found, Verdict):
-                verdicts.append(found)
+        for case, verdict in zip(cases, in_processes(_judge, jobs, workers), strict=True):
+            if isinstance(verdict, Verdict):
+                verdicts.append(verdict)
             else:
-                missing.append(f"{case.system}: {case.result.name}: {found}")
+                missing.append(f"{case.system}: {case.result.name}: {verdict}")
             bar.update()
     found = report(verdicts, missing, judges.left_out())
     found["settings"] = {"syncnet": judges.syncnet, **{k: str(v) for k, v in (judges.networks or {}).items()}}
@@ -89,20 +86,6 @@ def evaluate(
         write_file(output / "index.html", page(found, verdicts, paper=paper).encode())
     text = "\n".join([table(found, paper=paper), *found.get("notes", [])])
     return found, text
-
-
-def _run(jobs: list[tuple[Case, Judges]], workers: int) -> Any:
-    if workers == 1:
-        yield from map(_judge, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
-        yield from pool.imap(_judge, jobs)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    limit_threads(1)
 
 
 _loaded: dict[Any, tuple[SyncNet | None, dict[str, Any]]] = {}

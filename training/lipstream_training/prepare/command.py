@@ -9,18 +9,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
 from lipstream.errors import ConfigError
 from lipstream.media import limit_threads
 from lipstream.partial import write_file
@@ -28,6 +25,7 @@ from safetensors.numpy import load, save_file
 from tqdm import tqdm
 
 from ..evaluate.cases import VIDEOS
+from ..processes import in_processes
 from ..syncnet import SyncNet, load_syncnet
 from .cut import cut_video, plain
 from .draw import draw_clips
@@ -96,7 +94,7 @@ def prepare(
         workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
         with tqdm(total=len(sources), initial=len(sources) - len(jobs), desc="sources", disable=quiet) as bar:
             kept = 0
-            for found in _run(jobs, workers):
+            for found in in_processes(_do, jobs, workers, ordered=False):
                 kept += found
                 bar.set_postfix_str(f"{kept} clips")
                 bar.update()
@@ -134,19 +132,6 @@ def _fingerprint(source: Source) -> str:
 
 def _part(out: Path, number: int, suffix: str) -> Path:
     return out / _PARTS / f"{number:06d}.{suffix}"
-
-
-def _run(jobs: list[tuple[Path, int, Source, Settings]], workers: int) -> Iterator[int]:
-    if workers == 1 or len(jobs) == 1:
-        yield from map(_do, jobs)
-        return
-    with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
-        yield from pool.imap_unordered(_do, jobs)
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(1)  # the processes are the threads
-    torch.set_num_threads(1)
 
 
 _tools_of: dict[Settings, tuple[SyncNet | None, Encoder | None]] = {}

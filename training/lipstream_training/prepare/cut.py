@@ -14,7 +14,7 @@ import numpy as np
 from lipstream.errors import LipStreamError, MediaTruncatedError, NoAudioError
 from lipstream.face import FaceDetector, FaceObservation, FaceTracker, crop, lip_gap
 from lipstream.face.landmarks import bounding_box
-from lipstream.media import VideoReader
+from lipstream.media import VideoReader, ping_pong
 from numpy.typing import NDArray
 
 from ..data.mouth import SAMPLES_PER_FRAME
@@ -212,7 +212,7 @@ class _Judge:
         elif why != "end" or frames < _SECOND:
             reason = why if why != "end" else f"too short: {frames} frames"
             return Stretch(window.start, frames, reason, measured, first)
-        crops = [window.crops[_there_and_back(i, frames)] for i in range(FRAMES)]
+        crops = [window.crops[ping_pong(i, frames)] for i in range(FRAMES)]
         middle = picture_bytes(window.crops[frames // 2])
         video = self._work / f"{window.start}.{self._settings.kind}"
         video.write_bytes(video_bytes(crops, self._settings.kind))
@@ -280,12 +280,6 @@ def _around(sound: NDArray[np.float32], start: int) -> NDArray[np.float32]:
     part = sound[max(first, 0) : first + len(whole)]
     whole[max(-first, 0) :][: len(part)] = part
     return whole
-
-
-def _there_and_back(i: int, n: int) -> int:
-    """Frame i of n frames that are played forth and back, the turning frames once."""
-    i %= max(1, 2 * n - 2)
-    return i if i < n else 2 * n - 2 - i
 
 
 def _sharpness(frame: Image, box: NDArray[np.float64]) -> float:

@@ -81,24 +81,30 @@ def picture(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(found, cv2.COLOR_BGR2RGB), np.uint8)
 
 
-def sound_bytes(sound: NDArray[np.float32]) -> bytes:
+def sound_bytes(samples: NDArray[np.float32]) -> bytes:
     """As WAV of 16 bits."""
     target = io.BytesIO()
     with wave.open(target, "wb") as file:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
-        file.writeframes(np.round(sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
+        file.writeframes(np.round(samples.clip(-1, 1) * 32767).astype("<i2").tobytes())
     return target.getvalue()
 
 
+def sound(data: bytes) -> NDArray[np.float32]:
+    """What `sound_bytes` wrote."""
+    with wave.open(io.BytesIO(data)) as file:
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(32767)
+
+
 def members(
-    target: bytes, reference: bytes, identity: bytes, sound: NDArray[np.float32], kind: str, about: Mapping[str, Any]
+    target: bytes, reference: bytes, identity: bytes, heard: NDArray[np.float32], kind: str, about: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """The files of a sample, by their WebDataset extensions, but for tensors (`tensor_bytes`)."""
     return {
         f"target.{kind}": target,
         f"reference.{kind}": reference,
         "identity.png": identity,
-        "sound.wav": sound_bytes(sound),
+        "sound.wav": sound_bytes(heard),
         "json": (json.dumps(about, sort_keys=True) + "\n").encode(),
     }
 
@@ -111,13 +117,11 @@ def tensor_bytes(tensors: Mapping[str, NDArray[Any]]) -> bytes:
 def decode(files: Mapping[str, bytes]) -> Sample:
     """A sample from its files."""
     kind = "npy" if "target.npy" in files else "mp4"
-    with wave.open(io.BytesIO(files["sound.wav"])) as file:
-        sound = np.frombuffer(file.readframes(file.getnframes()), "<i2").astype(np.float32) / np.float32(32767)
     return Sample(
         video_frames(files[f"target.{kind}"], kind),
         video_frames(files[f"reference.{kind}"], kind),
         picture(files["identity.png"]),
-        sound,
+        sound(files["sound.wav"]),
         json.loads(files["json"]),
         load(files["safetensors"]) if "safetensors" in files else {},
     )

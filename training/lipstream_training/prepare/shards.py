@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lipstream.errors import ConfigError
 from lipstream.partial import Partial
+from numpy.typing import NDArray
+from safetensors.numpy import load
 
 from .encode import Encoder
-from .sample import Sample, decode
+from .sample import Sample, decode, sound
 
 INDEX = "index.json"
 _CHUNK = 1 << 20
@@ -97,13 +100,26 @@ class Shards:
         return len(self._places)
 
     def __getitem__(self, number: int) -> Sample:
-        place = self._places[number]
-        contents = {}
-        with place.shard.open("rb") as file:
-            for extension, (offset, size) in place.files.items():
-                file.seek(offset)
-                contents[extension] = file.read(size)
-        sample = decode(contents)
+        sample = decode(self._read(number, self._places[number].files))
         if self._encoder is not None and "target" not in sample.tensors:
             sample.tensors.update(self._encoder.encode(sample))
         return sample
+
+    def tensors(self, number: int) -> dict[str, NDArray[Any]]:
+        """What was computed ahead, without decoding pictures; empty if nothing was."""
+        files = self._read(number, self._places[number].files.keys() & {"safetensors"})
+        return load(files["safetensors"]) if files else {}
+
+    def sound(self, number: int) -> NDArray[np.float32]:
+        """`Sample.sound` alone."""
+        return sound(self._read(number, ["sound.wav"])["sound.wav"])
+
+    def _read(self, number: int, extensions: Iterable[str]) -> dict[str, bytes]:
+        place = self._places[number]
+        contents = {}
+        with place.shard.open("rb") as file:
+            for extension in extensions:
+                offset, size = place.files[extension]
+                file.seek(offset)
+                contents[extension] = file.read(size)
+        return contents
