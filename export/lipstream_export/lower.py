@@ -112,8 +112,8 @@ def read_weight(data: NDArray[np.uint8], place: dict[str, Any]) -> Tensor:
     return torch.from_numpy(np.array(stored.T if place["transposed"] else stored))
 
 
-def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:
-    """Trace `module` (a `GraphModule`) into an ONNX model, opset 23, which holds the ring's function if it calls it."""
+def trace(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx_ir.Model:
+    """`module` (a `GraphModule`) as an ONNX graph, opset 23, whose weights are still the module's own memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -128,7 +128,12 @@ def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] |
             verbose=False,
         )
     assert program is not None
-    model = onnx_ir.to_proto(program.model)
+    return program.model
+
+
+def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:
+    """`trace`, as a model that can be saved; it holds the ring's function if it calls it."""
+    model = onnx_ir.to_proto(trace(module, dynamic=dynamic))
     if any(node.domain == DOMAIN.domain for node in model.graph.node):
         model.functions.append(KVRingWrite.to_function_proto())
         if DOMAIN.domain not in {opset.domain for opset in model.opset_import}:

@@ -94,11 +94,19 @@ class SteppedChunks:
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
         """See `ChunkStream`."""
-        stream = self.stream
+        self.finish(timed)
+        return _Done(self.decode(self.denoise(chunk, timed), chunk, timed))
+
+    def finish(self, timed: Timed) -> None:
+        """The context pass of the chunk that was denoised last, if it is owed."""
         if self._unfinished is not None:
             with timed("context"):
-                stream.context(*self._unfinished)
+                self.stream.context(*self._unfinished)
                 self._unfinished = None
+
+    def denoise(self, chunk: ChunkInput, timed: Timed) -> Array:
+        """Clean latents of a chunk; its context pass is owed from then on."""
+        stream = self.stream
         with timed("reference"):
             if chunk.latents is None:
                 assert chunk.crops is not None
@@ -115,10 +123,14 @@ class SteppedChunks:
             condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
             stream.begin_chunk(chunk.number)
             latent = generate_chunk(stream, self._manifest.t_list, chunk.noises, condition, features)
-        with timed("decode"):
-            pictures: Array = stream.decode(latent)[chunk.missing :].transpose(0, 2, 3, 1)
         self._unfinished = latent, condition, features
-        return _Done(pictures)
+        return latent
+
+    def decode(self, latent: Array, chunk: ChunkInput, timed: Timed) -> Array:
+        """What `PendingChunk.pictures` gives."""
+        with timed("decode"):
+            pictures: Array = self.stream.decode(latent)[chunk.missing :].transpose(0, 2, 3, 1)
+        return pictures
 
     def close(self) -> None:
         """Nothing that Python does not free itself."""

@@ -173,6 +173,10 @@ def dub(
     )
 
 
+_LEAD = 4.0
+"""Seconds of sound that wait in the session, so that it can work ahead."""
+
+
 @dataclass
 class _Tally:
     """What is counted on the way."""
@@ -213,10 +217,13 @@ def _shifted(sound: AudioReader, late: int, samples: int) -> Iterator[NDArray[np
 
 
 def _frames(session: LipSyncSession, blocks: Iterator[NDArray[np.float32]], rate: int) -> Iterator[Frame]:
+    pushed = taken = 0
     for block in blocks:
         # In pieces, since a block may be longer than a session holds.
         for start in range(0, len(block), rate):
-            session.push_audio(block[start : start + rate], rate)
-            yield from session
+            pushed += session.push_audio(block[start : start + rate], rate)
+            while taken < (pushed / rate - _LEAD) * FPS and (frame := next(session.frames(), None)):
+                taken += 1
+                yield frame
     session.flush()
     yield from session

@@ -17,6 +17,7 @@ from .errors import BundleCorruptError, ConfigError, ForkError
 from .face.track import Policy
 from .media import limit_threads
 from .original import OriginalCompositor, check_geometry
+from .overlap import OverlappedChunks, Retractable
 from .reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
 from .session import LipSyncSession
 
@@ -173,7 +174,11 @@ class LipSyncEngine:
 
     def _open_chunks(self) -> ChunkStream:
         stream = self._backend.open_stream()
-        return stream if isinstance(stream, ChunkStream) else SteppedChunks(self.manifest, stream, self._latent_mask)
+        if isinstance(stream, ChunkStream):
+            return stream
+        if isinstance(stream, Retractable) and stream.overlaps:
+            return OverlappedChunks(self.manifest, stream, self._latent_mask)
+        return SteppedChunks(self.manifest, stream, self._latent_mask)
 
     def prepare(
         self,

@@ -49,20 +49,25 @@ class Ring:
 
         self.k, self.v, self._sink_k = zeros(geometry.window), zeros(geometry.window), zeros(geometry.sink)
         self._spare_k, self._spare_v = zeros(geometry.window), zeros(geometry.window)
+        self._begun = -1
         self.begin(0)
 
     def begin(self, chunk: int) -> None:
-        """Make room for `chunk`: sink frames leave the block it overwrites, and the sink is re-anchored."""
+        """Make room for `chunk`: sink frames leave the block it overwrites, and the sink is re-anchored.
+
+        May be called again for the chunk it was called for last: its passes are then run anew.
+        """
         g = self.geometry
         self.position = p = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
         self.cos, self.sin = temporal_tables(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
         cos, sin = (table[0] for table in temporal_tables(np.array([p.shift]), g.head_dim))
         rolling = g.window - g.sink
         for k, v, sink_k in zip(self.k, self.v, self._sink_k, strict=True):
-            if p.keep_count:
+            if p.keep_count and chunk != self._begun:  # the second time its block holds what its passes wrote
                 _native.ring_keep(k, v, sink_k, p.keep_slot, rolling, p.keep_first, p.keep_count)
             if p.anchored:
                 _native.ring_anchor(k, sink_k, rolling, p.anchored, cos, sin, threads=1)  # a copy: more do not pay
+        self._begun = chunk
 
     def attended(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Per layer the attended prefix of K and V; contiguous views."""

@@ -133,6 +133,7 @@ class LipSyncSession:
         self._closed = self._released = False
         self._ended_by = ""
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._counting = threading.Lock()
 
     @property
     def lookahead(self) -> float:
@@ -141,8 +142,12 @@ class LipSyncSession:
 
     @property
     def timings(self) -> dict[str, float]:
-        """Seconds spent so far, by stage: reference, audio, denoise, decode, composite, context."""
-        return dict(self._seconds)
+        """Seconds spent so far, by stage: reference, audio, denoise, decode, composite, context; wait: for pictures.
+
+        Stages that ran at the same time, on threads of their own or on a GPU, each count in full.
+        """
+        with self._counting:
+            return dict(self._seconds)
 
     def push_audio(self, pcm: ArrayLike, sample_rate: int) -> int:
         """Append audio.
@@ -382,7 +387,7 @@ class LipSyncSession:
             self._chunk += 1
             if self._chunks.ahead and place.number:  # the first chunk's frames wait for nothing
                 self._start_ahead(epoch, place)
-            with self._timed("denoise"):
+            with self._timed("wait"):
                 pictures = started.pending.pictures()
             with self._timed("composite"):
                 images = [self._show(*pair) for pair in zip(sources, pictures, strict=True)]
@@ -460,4 +465,5 @@ class LipSyncSession:
     def _timed(self, stage: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self._seconds[stage] += time.perf_counter() - start
+        with self._counting:
+            self._seconds[stage] += time.perf_counter() - start

@@ -116,7 +116,7 @@ def test_a_video_speaks_its_own_sound(engine: LipSyncEngine, media: Path, tmp_pa
     pictures, _ = decoded(tmp_path / "out.mp4")
     assert len(pictures) == result.frames == 31
     assert shown == [(i, 31) for i in range(1, 32)]
-    assert {*result.stages} == {"reference", "audio", "denoise", "decode", "composite", "context", "encode"}
+    assert {*result.stages} == {"reference", "audio", "denoise", "decode", "wait", "composite", "context", "encode"}
     assert 0 < result.first_frame < result.seconds
     assert sum(result.stages.values()) < result.seconds
     assert result.fps == pytest.approx(31 / result.seconds)

@@ -83,10 +83,9 @@ def cores() -> int:
 
 
 def default_threads(bundle: Bundle) -> int:
-    """CPU threads that pay for one chunk of `bundle`, at most the cores of this process.
+    """CPU threads that pay for one stream of `bundle`, at most the cores of this process.
 
-    Measured with `tiny` on two cores: the whole job runs at 90 frames a second with one thread, 103 with two. More were
-    not measured; graphs so small have little to share out.
+    With a small one more than two were not measured; graphs so small have little to share out.
     """
     return min(cores(), MOST_FOR_SMALL) if bundle.manifest.model.get("parameters", 0) < SMALL else cores()
 

@@ -44,7 +44,8 @@ class OnnxRuntimeBackend:
             )
         self._device = Device("cuda", require_provider(provider)) if provider != "cpu" else None
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads or default_threads(bundle)
+        self.threads = threads or default_threads(bundle)
+        options.intra_op_num_threads = self.threads
         # Threads that wait for work sleep: a spinning one takes a core from whatever else the product does.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
@@ -95,9 +96,10 @@ class _Memory:
 
 
 class OnnxRuntimeStream:
-    """See `lipstream.backends.Stream`."""
+    """See `lipstream.backends.Stream`, and `lipstream.overlap.Retractable`."""
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
+        self.overlaps = backend.threads > 1
         self._graphs, self._constants = backend.graphs, backend.constants
         geometry = backend.manifest.geometry
         self._steps = len(backend.manifest.t_list) - 1
@@ -129,6 +131,10 @@ class OnnxRuntimeStream:
 
     def context(self, latent: Array, condition: Array, audio: Array) -> None:
         self._pass("context", latent, condition, audio, self._steps, {}, {})
+
+    def retract(self, *, encoded: bool) -> None:
+        for graph in ("video_encoder", "video_decoder") if encoded else ("video_decoder",):
+            self._memory[graph].swap()  # what it was before the chunk still lies in the other buffer
 
     def _pass(
         self,

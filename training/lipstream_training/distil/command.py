@@ -68,7 +68,7 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
     device = parallel.start()
     config = STUDENTS[recipe.student]
     constants = load_file(shard_constants(inputs.shards))
-    data = ShardClips(inputs.shards, config, constants["mask"])
+    data = ShardClips(inputs.shards, config, constants["mask"], recipe.frames)
     torch.manual_seed(recipe.seed)
     model = _model(inputs.student, recipe.student)
     networks = Networks(model, constants["text"], prompt(inputs.negative, config))

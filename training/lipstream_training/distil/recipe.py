@@ -26,6 +26,7 @@ class Recipe:
     student: str = _option("14b", "sizes of the model: 14b, 1.3b, tiny or micro")
     iterations: int = _option(600, "updates; in self_forcing of the critic")
     batch: int = _option(1, "clips on each rank at once")
+    frames: int = _option(0, "latent frames of each clip that are used, its first; 0: all")
     accumulate: int = _option(4, "batches whose gradients make one update")
     rate: float = _option(2e-6, "learning rate of the model, constant after the warm-up")
     critic_rate: float = _option(2e-6, "learning rate of the fake score")
@@ -70,6 +71,8 @@ class Recipe:
         for name in ("iterations", "batch", "accumulate", "update_ratio", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="1 or more")
+        if self.frames < 0:
+            raise ConfigError(f"frames {self.frames}", expected="0 for all, or how many")
         if not 0 <= self.gate[0] <= self.gate[1] <= 1:
             raise ConfigError(f"gate {self.gate}", expected="two times in [0, 1], the smaller one first")
 

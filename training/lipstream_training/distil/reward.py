@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.mouth import SAMPLES_PER_FRAME
-from ..prepare.settings import FRAMES, PAST
+from ..prepare.settings import PAST
 from ..prepare.shards import Shards
 from ..syncnet import SyncNet, SyncScore, mfcc, score
 
@@ -41,8 +41,9 @@ class SyncReward:
 
     def __call__(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
         self._net.to(latents.device)
+        video = self._decode(latents)
         begin = PAST * SAMPLES_PER_FRAME
-        sound = [self._shards.sound(clip)[begin : begin + FRAMES * SAMPLES_PER_FRAME] for clip in clips]
-        cepstra = torch.from_numpy(np.stack([mfcc(x) for x in sound])).to(latents.device)
-        found = sync_scores(self._net, self._decode(latents), cepstra)
+        end = begin + video.shape[1] * SAMPLES_PER_FRAME
+        cepstra = torch.from_numpy(np.stack([mfcc(self._shards.sound(clip)[begin:end]) for clip in clips]))
+        found = sync_scores(self._net, video, cepstra.to(latents.device))
         return torch.tensor([one.confidence for one in found], device=latents.device)

@@ -25,12 +25,14 @@ class ShardClips:
 
     Args:
         mask: [h, w], 1 = keep: the student's latent mask.
+        frames: latent frames of each clip that are used, its first; 0: all.
 
     Raises:
-        ConfigError: no shards, or shards without latents, or of another student's sizes.
+        ConfigError: no shards, or shards without latents, or of another student's sizes; frames that a clip has not, or
+            no whole number of chunks.
     """
 
-    def __init__(self, folder: Path, config: StudentConfig, mask: Tensor) -> None:
+    def __init__(self, folder: Path, config: StudentConfig, mask: Tensor, frames: int = 0) -> None:
         self._shards, self._config, self._mask = Shards(folder), config, mask
         first = self._shards.tensors(0)
         if "target" not in first:
@@ -44,6 +46,10 @@ class ShardClips:
                 f"{folder} holds latents {found} and {first['audio'].shape[1]} audio features",
                 expected=f"{wanted} and {config.audio_dim}, as the student has",
             )
+        held, c = first["target"].shape[1], config.chunk_frames
+        self._frames = frames or held
+        if self._frames > held or self._frames % c:
+            raise ConfigError(f"frames {self._frames}", expected=f"a multiple of {c} up to {held}, which a clip has")
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -54,8 +60,9 @@ class ShardClips:
         def stack(name: str) -> Tensor:
             return torch.stack([torch.from_numpy(sample[name]).float() for sample in samples])
 
-        target, masked, audio = stack("target"), stack("masked"), stack("audio")
-        sequence = masked if self._config.sequence == "masked" else stack("reference")
+        target, masked = (stack(name)[:, :, : self._frames] for name in ("target", "masked"))
+        audio = stack("audio")[:, : self._config.temporal * (self._frames - 1) + 1]
+        sequence = masked if self._config.sequence == "masked" else stack("reference")[:, :, : self._frames]
         first = stack("first") if self._config.sequence == "masked" else sequence[:, :, :1]
         mask = (1 - self._mask).expand(len(clips), 1, target.shape[2], *self._mask.shape)
         condition = torch.cat([first.expand_as(target), mask, masked, sequence], dim=1)

@@ -1,0 +1,143 @@
+"""Sessions on toy bundles, and what is said to them: the same scripts on any stream must give the same pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.bundle import Bundle
+from lipstream.chunk import ChunkInput, ChunkStream, PendingChunk, SteppedChunks, Timed
+from lipstream.composite import Compositor
+from lipstream.reference import SourceFrame
+from lipstream.session import Frame, LipSyncSession
+from lipstream_export.bundle import Parts, export_bundle
+from numpy_stream import assert_same_frames, noise
+from toys import CONFIG, toy_checkpoint
+
+TOY = replace(CONFIG, latent_size=(4, 4), num_layers=2)
+SIDE = TOY.crop_size[0]
+RATE, FRAME = 16_000, 640
+CHUNKS = 40
+POOL = ThreadPoolExecutor(4)
+
+
+class Recorded(ChunkStream):
+    """A stream that writes down the crops it gives. Attributes: taken: float32, one array a chunk."""
+
+    def __init__(self, inner: ChunkStream) -> None:
+        self.inner, self.ahead = inner, inner.ahead
+        self.taken: list[np.ndarray[Any, Any]] = []
+
+    def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
+        return _Recording(self, self.inner.start(chunk, timed))
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@dataclass
+class _Recording:
+    stream: Recorded
+    inner: PendingChunk
+
+    def pictures(self) -> np.ndarray[Any, Any]:
+        self.stream.taken.append(self.inner.pictures().copy())
+        return self.stream.taken[-1]
+
+    def drop(self) -> None:
+        self.inner.drop()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a session gave: frames, and the crops before they were rounded to grey levels."""
+
+    frames: list[Frame]
+    crops: list[np.ndarray[Any, Any]]
+
+    def same(self, other: Result) -> None:
+        assert_same_frames(self.frames, other.frames)
+        assert len(self.crops) == len(other.crops)
+        for found, wanted in zip(self.crops, other.crops, strict=True):
+            np.testing.assert_array_equal(found, wanted)
+
+
+class Pictures:
+    """A reference whose every frame is another picture; see `lipstream.reference.Reference`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.seed = seed
+
+    def frames(self, first: int, count: int) -> list[SourceFrame]:
+        matrix = np.array([[420 / SIDE, 0, 0], [0, 560 / SIDE, 0]])
+        images = [
+            np.random.default_rng([self.seed, i]).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+            for i in range(first, first + count)
+        ]
+        return [SourceFrame(image, image, matrix) for image in images]
+
+    def latents(self, first: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def export_toy(folder: Path) -> Bundle:
+    """A bundle whose codec has memories in both halves, and whose pictures show a small difference."""
+    saved = toy_checkpoint(TOY)
+    *_, weight, bias = saved.taehv.decoder.parameters()
+    weight.data *= 10 / weight.data.abs().max()  # pictures of all greys
+    bias.data[:] = 0.5
+    parts = Parts(saved.student, saved.text, saved.taehv, saved.speech, saved.masks, saved.model)
+    return export_bundle(parts, TOY, folder)
+
+
+def session(chunks: ChunkStream, bundle: Bundle, *, seed: int = 0, pictures: int = 0) -> LipSyncSession:
+    compositor = Compositor(np.zeros((SIDE, SIDE), np.float32), box=(0.0, 0.0, 420.0, 560.0))
+    recorded = Recorded(chunks)
+    return LipSyncSession(bundle.manifest, recorded, Pictures(pictures), compositor, POOL, seed=seed, max_pending=90)
+
+
+def result(opened: LipSyncSession, frames: list[Frame]) -> Result:
+    assert isinstance(opened._chunks, Recorded)
+    return Result(frames, opened._chunks.taken)
+
+
+def offline(bundle: Bundle, **options: Any) -> LipSyncSession:
+    """A session on the ONNX Runtime backend: what is to come out."""
+    stream = OnnxRuntimeBackend(bundle, threads=1).open_stream()
+    return session(SteppedChunks(bundle.manifest, stream, bundle.constants["mask.latent"]), bundle, **options)
+
+
+Script = Callable[[LipSyncSession], Result]
+
+
+def whole(opened: LipSyncSession, chunks: int = CHUNKS) -> Result:
+    """One long segment, all its sound at once."""
+    opened.push_audio(noise((12 * chunks - 3) * FRAME), RATE)
+    opened.flush()
+    return result(opened, list(opened))
+
+
+def short(opened: LipSyncSession) -> Result:
+    return whole(opened, 12)
+
+
+def talk(opened: LipSyncSession) -> Result:
+    """Sound in pieces, flushes in the middle of chunks, interrupts with frames and a started chunk left."""
+    sound = noise(60 * RATE, seed=3)
+    frames: list[Frame] = []
+    turns = [(60, 14), (30, 25), (3, 99), (50, 13), (29, 1), (40, 40), (5, 2), (31, 99), (70, 99)]
+    for turn, (pushed, taken) in enumerate(turns):
+        opened.push_audio(sound[turn * RATE : turn * RATE + pushed * FRAME], RATE)
+        if turn % 3 == 1:
+            opened.flush()
+        frames += [frame for _, frame in zip(range(taken), opened, strict=False)]
+        if turn in (0, 3, 4, 6):  # at first with chunk 2 started, which moves the sink
+            opened.interrupt()
+    opened.flush()
+    return result(opened, frames + list(opened))
