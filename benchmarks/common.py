@@ -26,8 +26,14 @@ _PACKAGES = ("lipstream", "numpy", "onnxruntime", "torch", "opencv-python-headle
 _T = TypeVar("_T")
 
 
-def parser(module: str, description: str | None, *, bundle: bool = True) -> argparse.ArgumentParser:
-    """The options that all benchmarks have; `module` is the script's name, `bundle` whether it runs one."""
+def parser(
+    module: str, description: str | None, *, bundle: bool = True, least: dict[str, Any] | None = None
+) -> argparse.ArgumentParser:
+    """The options that all benchmarks have.
+
+    Args:
+        module: the script's name. bundle: whether it runs one. least: what --quick sets.
+    """
     options = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{module}",
         description=description,
@@ -38,6 +44,7 @@ def parser(module: str, description: str | None, *, bundle: bool = True) -> argp
     options.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: all cores)")
     options.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers there")
     options.add_argument("--quick", action="store_true", help="the least that exercises everything; no result to quote")
+    options.set_defaults(least=least or {})
     return options
 
 
@@ -59,6 +66,8 @@ def duration(text: str) -> float:
 
 def main(run: Callable[[argparse.Namespace], bool], args: argparse.Namespace) -> int:
     """Exit status of a benchmark: 0 if `run` says that all criteria hold, else 1; an error's own for bad input."""
+    for name, value in getattr(args, "least", {}).items() if getattr(args, "quick", False) else ():
+        setattr(args, name, value)
     try:
         return 0 if run(args) else 1
     except LipStreamError as error:
@@ -114,7 +123,7 @@ def write(path: Path | None, benchmark: str, args: argparse.Namespace, results: 
     """
     if path is None:
         return
-    options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k != "json"}
+    options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("json", "least")}
     report: dict[str, Any] = {"benchmark": benchmark, "commit": commit(), "machine": machine(), "options": options}
     if "bundle" in options:
         folder = Bundle.load(options["bundle"], verify=False).path

@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    options = parser("flatness", __doc__)
+    options = parser("flatness", __doc__, least={"seconds": 6.0})
     options.add_argument("--seconds", type=duration, default=600.0, help="of sound (default 600)")
     options.add_argument("--live", action="store_true", help="an unprepared reference")
     options.add_argument("--video", type=Path, default=SAMPLE / "face.mp4", help="default: the shipped sample")
@@ -131,7 +131,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    arguments = build_parser().parse_args()
-    if arguments.quick:
-        arguments.seconds = 6.0
-    sys.exit(main(run, arguments))
+    sys.exit(main(run, build_parser().parse_args()))

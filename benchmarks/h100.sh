@@ -29,17 +29,26 @@ part tiny "$LIPSTREAM export tiny --precision bf16 -o $OUT/tiny-bf16 &&
   $LIPSTREAM verify $OUT/tiny-engines --json > $OUT/tiny-verify.json &&
   $PY -m benchmarks.stream --bundle $OUT/tiny-engines --against tiny --streams 1 2 4 8 --json $OUT/tiny-stream.json \
     --trace $OUT/tiny-trace.json --timeline $OUT/tiny-timeline.svg"
-part eager "$PY -m benchmarks.passes --size $SIZE --json $OUT/eager-$SIZE.json"
+part eager "$PY -m benchmarks.passes --size $SIZE --json $OUT/passes-$SIZE.json"
+part fits "$PY -m benchmarks.stream --bundle $OUT/tiny-engines --streams 1 2 4 8 --prepared --json $OUT/tiny-prepared.json"
 part files "$PY -m benchmarks.random_release $SIZE $OUT/files > $OUT/files.txt"
 part export "$LIPSTREAM export \$(cat $OUT/files.txt) --precision bf16 --no-parity -o $OUT/$SIZE-bf16"
 part build "$LIPSTREAM build $OUT/$SIZE-bf16 --recipe $SIZE-bf16-h100 -o $OUT/$SIZE-engines --json > $OUT/build-$SIZE.json"
-part stream "$PY -m benchmarks.stream --bundle $OUT/$SIZE-engines --streams 1 2 4 --json $OUT/stream-$SIZE.json \
+part stream "$PY -m benchmarks.stream --bundle $OUT/$SIZE-engines --streams 1 2 4 8 --json $OUT/stream-$SIZE.json \
   --trace $OUT/trace-$SIZE.json --timeline $OUT/timeline-$SIZE.svg"
+part prepared "$PY -m benchmarks.stream --bundle $OUT/$SIZE-engines --streams 1 2 4 8 --prepared \
+  --json $OUT/prepared-$SIZE.json"
+part light "$LIPSTREAM export \$(cat $OUT/files.txt) --encoder taehv --precision bf16 --no-parity -o $OUT/$SIZE-light &&
+  $LIPSTREAM build $OUT/$SIZE-light --recipe $SIZE-bf16-h100 -o $OUT/$SIZE-light-engines --json > $OUT/light-$SIZE.json &&
+  $PY -m benchmarks.stream --bundle $OUT/$SIZE-light-engines --streams 1 2 4 --json $OUT/stream-light-$SIZE.json"
 part verify "$LIPSTREAM verify $OUT/$SIZE-engines --json > $OUT/verify-$SIZE.json"
 part layers "$LIPSTREAM inspect $OUT/$SIZE-engines --layers > $OUT/layers-$SIZE.txt"
 part fp8 "$LIPSTREAM export tiny --precision fp8 -o $OUT/tiny-fp8 &&
   $LIPSTREAM build $OUT/tiny-fp8 --recipe tiny-fp8 -o $OUT/tiny-fp8-engines --json > $OUT/fp8-build.json &&
   $LIPSTREAM verify $OUT/tiny-fp8-engines --json > $OUT/fp8-verify.json"
+part fp8size "$LIPSTREAM export \$(cat $OUT/files.txt) --precision fp8 --no-parity -o $OUT/$SIZE-fp8 &&
+  $LIPSTREAM build $OUT/$SIZE-fp8 --recipe $SIZE-fp8-h100 -o $OUT/$SIZE-fp8-engines --json > $OUT/fp8-$SIZE.json &&
+  $PY -m benchmarks.stream --bundle $OUT/$SIZE-fp8-engines --streams 1 2 4 8 --json $OUT/stream-fp8-$SIZE.json"
 part dub "$LIPSTREAM run sdk/lipstream/sample/face.mp4 sdk/lipstream/sample/speech.wav -o $OUT/dub.mp4 \
   --bundle $OUT/tiny-engines --json > $OUT/dub.json"
 part onnxruntime "$LIPSTREAM run sdk/lipstream/sample/face.mp4 sdk/lipstream/sample/speech.wav -o $OUT/ort.mp4 --provider cuda"

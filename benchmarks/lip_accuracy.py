@@ -30,6 +30,7 @@ from typing import Any
 import cv2
 import numpy as np
 from lipstream import LipSyncEngine
+from lipstream.errors import ConfigError
 from lipstream.media import FPS, FrameLoop, StreamResampler, VideoReader, read_audio
 from lipstream.reference import Source
 from lipstream_training.data.clips import draw_video, evaluation_rng
@@ -236,7 +237,7 @@ def rule_opening(audio: Audio, frames: int) -> NDArray[np.float32]:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    options = parser("lip_accuracy", __doc__)
+    options = parser("lip_accuracy", __doc__, least={"people": 1, "seconds": 2.0})
     options.add_argument("--backend", default="onnxruntime", help="onnxruntime (default) or another installed one")
     options.add_argument("--people", type=positive, default=12, help="drawn people (default 12)")
     options.add_argument("--seconds", type=duration, default=6.0, help="of speech for each of them (default 6)")
@@ -248,14 +249,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> bool:
+    if bool(args.video) != bool(args.audio):
+        raise ConfigError("--video and --audio go together", fix="give both, or none for drawn people")
     return run_files(args) if args.video else run_drawn(args)
 
 
 if __name__ == "__main__":
-    parser_ = build_parser()
-    arguments = parser_.parse_args()
-    if bool(arguments.video) != bool(arguments.audio):
-        parser_.error("--video and --audio go together")
-    if arguments.quick:
-        arguments.people, arguments.seconds = 1, 2.0
-    sys.exit(main(run, arguments))
+    sys.exit(main(run, build_parser().parse_args()))

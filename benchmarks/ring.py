@@ -206,14 +206,11 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    options = parser("ring", __doc__)
+    options = parser("ring", __doc__, least={"windows": (7, 10), "repeats": 2})
     options.add_argument("--windows", type=positive, nargs="+", default=WINDOWS, help="default: 7 10 13")
     options.add_argument("--repeats", type=positive, default=40, help="of each case, wide ones a quarter (default 40)")
     return options
 
 
 if __name__ == "__main__":
-    arguments = build_parser().parse_args()
-    if arguments.quick:
-        arguments.windows, arguments.repeats = (7, 10), 2
-    sys.exit(main(run, arguments))
+    sys.exit(main(run, build_parser().parse_args()))

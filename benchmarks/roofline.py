@@ -3,7 +3,8 @@
 Operations, bytes and kernel launches come from the exported ONNX (benchmarks/count.py says how), for tiny, 1.3b and
 14b in each precision and at every length of the window. A kernel's bound is the longer of two times: its operations at
 the ceiling of their type, its bytes at that of memory; a graph's is the sum. Ceilings of GPUs are their makers' dense
-figures; products reach some two thirds of them in practice (--reach), and both are shown.
+figures; products reach some two thirds of them in practice (--reach), and a kernel takes two microseconds at least (an
+assumption): both are shown.
 
 The rows of this machine are checked: its own ceilings are measured in the same run (a large matrix product, and copies
 that stay in the cache and that do not), and every graph of the bundle is timed on ONNX Runtime. How far the measured
@@ -14,9 +15,11 @@ of: its weights are not there (benchmarks/hollow.py).
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,31 +29,23 @@ import numpy as np
 import onnx_ir
 import torch
 from lipstream import LipSyncEngine
-from lipstream.bundle import Bundle
-from lipstream_training.models import STUDENTS
+from lipstream.bundle import Bundle, Geometry
+from lipstream_training.models import STUDENTS, StudentConfig
 from tqdm import tqdm
 
 from . import hollow
-from .common import main, parser, positive, spread, write
-from .count import Cost, Ring, count
+from .ceilings import Ceiling, measured
+from .common import ROOT, main, parser, positive, spread, write
+from .count import Cost, Kernel, Ring, count
 
 DEADLINE = 0.48
 """Seconds that a chunk's 12 frames are shown."""
 FRAMES = 12
+LAUNCH = 2e-6
+"""Seconds that a kernel of a captured graph takes at least: an assumption."""
+RESULTS = ROOT / "benchmarks" / "results" / "roofline.json"
 SPARE = 0.9  # of a GPU's memory
 GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
-
-
-@dataclass(frozen=True)
-class Ceiling:
-    """What a device can do at most: operations a second by type, bytes a second, bytes of memory."""
-
-    fp32: float
-    bf16: float
-    fp8: float
-    bandwidth: float
-    memory: float
-    origin: str = "datasheet, dense"
 
 
 DEVICES = {
@@ -61,14 +56,57 @@ DEVICES = {
 }
 
 
-def bound(cost: Cost, ceiling: Ceiling, reach: float = 1.0) -> float:
-    """Seconds that a graph takes at least; with `reach` products come to that share of their ceiling."""
+def bound(cost: Cost, ceiling: Ceiling, reach: float = 1.0, launch: float = 0.0) -> float:
+    """Seconds that a graph takes at least.
 
-    def one(operations: int, number: str, moved: int) -> float:
-        peak = getattr(ceiling, number) * reach if number else math.inf
-        return max(operations / peak, moved / ceiling.bandwidth)
+    Args:
+        reach: share of their ceiling that products come to. launch: seconds that a kernel takes at least.
+    """
+    return sum(_longest(kernel, ceiling, reach, launch) for kernel in cost.kernels)
 
-    return sum(one(kernel.operations, kernel.number, kernel.bytes) for kernel in cost.kernels)
+
+def _longest(kernel: Kernel, ceiling: Ceiling, reach: float, launch: float) -> float:
+    peak = getattr(ceiling, kernel.number) * reach if kernel.number else math.inf
+    return max(kernel.operations / peak, kernel.bytes / ceiling.bandwidth, launch)
+
+
+def recorded_bound(
+    size: str, precision: str, graph: str, attended: int, ceiling: Ceiling, codec: str = ""
+) -> float | None:
+    """Seconds that a graph takes at least, by the counts in results/roofline.json; None where there are none."""
+    try:
+        found = json.loads(RESULTS.read_text())["results"]["graphs"][f"{size} {precision}"]
+    except (OSError, KeyError):
+        return None
+    for row in found:
+        if (row["graph"], row["codec"], row["attended"]) == (graph, codec, attended):
+            kernels = [(Kernel("", int(ops), number, int(moved)), n) for number, ops, moved, n in row["alike"]]
+            return sum(n * _longest(kernel, ceiling, 1.0, 0.0) for kernel, n in kernels)
+    return None
+
+
+def recorded(costs: Costs) -> list[dict[str, Any]]:
+    """Counts of graphs as results/roofline.json has them: `alike` lists [type, operations, bytes, how many kernels]."""
+
+    def alike(cost: Cost) -> list[list[Any]]:
+        kinds = Counter((kernel.number, kernel.operations, kernel.bytes) for kernel in cost.kernels)
+        return [[*kind, n] for kind, n in kinds.items()]
+
+    return [
+        {
+            "graph": name,
+            "codec": codec,
+            "attended": frames,
+            "operations": cost.operations,
+            "bytes": cost.bytes,
+            "kernels": len(cost.kernels),
+            "weights": cost.weights,
+            "state": cost.state,
+            "workspace": cost.workspace,
+            "alike": alike(cost),
+        }
+        for (name, codec, frames), cost in costs.items()
+    ]
 
 
 @dataclass(frozen=True)
@@ -91,9 +129,8 @@ Costs = dict[tuple[str, str, int], Cost]
 """By graph, codec and attended frames (0 where nothing depends on them)."""
 
 
-def phases(size: str) -> list[int]:
+def phases(config: StudentConfig | Geometry) -> list[int]:
     """How many latent frames a pass attends: while the window fills, and from then on."""
-    config = STUDENTS[size]
     return [*range(config.chunk_frames, config.window - config.sink + 1, config.chunk_frames), config.window]
 
 
@@ -101,28 +138,27 @@ def student(size: str, precision: str, layers: int = 0) -> Costs:
     """All graphs of a student, from a model without weights."""
     found: Costs = {}
     for graph in tqdm(hollow.graphs(size, precision, layers=layers), f"{size} {precision}", unit="graph", disable=None):
-        found |= _each_phase(graph.name, graph.codec, graph.model, size, "native")
+        found |= _each_phase(graph.name, graph.codec, graph.model, STUDENTS[size], "native")
     return found
 
 
-def of_bundle(bundle: Bundle, size: str) -> Costs:
+def of_bundle(bundle: Bundle) -> Costs:
     """The graphs of a bundle of float32 ONNX, as ONNX Runtime runs them: the ring's function copies it."""
     found: Costs = {}
     for name in GRAPHS:
-        codec = "taehv" if name.startswith("video") else ""
-        found |= _each_phase(name, codec, onnx_ir.load(bundle.file(f"{name}.onnx")), size, "function")
+        found |= _each_phase(name, "", onnx_ir.load(bundle.file(f"{name}.onnx")), bundle.manifest.geometry, "function")
     return found
 
 
-def _each_phase(name: str, codec: str, model: onnx_ir.Model, size: str, ring: Ring) -> Costs:
-    lengths = phases(size) if name in ("denoiser", "context") else [0]
+def _each_phase(name: str, codec: str, model: onnx_ir.Model, config: StudentConfig | Geometry, ring: Ring) -> Costs:
+    lengths = phases(config) if name in ("denoiser", "context") else [0]
     return {(name, codec, frames): count(model, frames, ring) for frames in lengths}
 
 
 def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], reach: float) -> list[dict[str, Any]]:
     """One row for each way and device."""
     steps, window = len(STUDENTS[size].t_list) - 1, STUDENTS[size].window
-    first = phases(size)[0]
+    first = phases(STUDENTS[size])[0]
     found = []
     for way in WAYS[size]:
         stages = {
@@ -141,7 +177,8 @@ def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], r
         workspace = max(cost.workspace for cost, _ in stages.values())
         for device, ceiling in devices.items():
             times = {name: times_ * bound(cost, ceiling) for name, (cost, times_) in stages.items()}
-            real = sum(times_ * bound(cost, ceiling, reach) for cost, times_ in stages.values())
+            real = sum(times_ * bound(cost, ceiling, reach, LAUNCH) for cost, times_ in stages.values())
+            begun = sum(times_ * bound(cost, ceiling, reach, LAUNCH) for cost, times_ in begin.values())
             room = SPARE * ceiling.memory - weights - workspace
             by_memory = max(0, int(room // stream))
             found.append(
@@ -157,7 +194,7 @@ def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], r
                     "chunk_ms": 1000 * sum(times.values()),
                     "fps": FRAMES / sum(times.values()),
                     "fps_at_reach": FRAMES / real,
-                    "first_chunk_ms": 1000 * sum(n * bound(cost, ceiling, reach) for cost, n in begin.values()),
+                    "first_chunk_ms": 1000 * begun,
                     "weights_gb": weights / 1e9,
                     "stream_gb": stream / 1e9,
                     "workspace_gb": workspace / 1e9,
@@ -167,28 +204,6 @@ def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], r
                 }
             )
     return found
-
-
-def this_cpu(threads: int) -> tuple[Ceiling, dict[str, float]]:
-    """Ceilings of this machine, measured: float32 products, and copies inside the cache (the bound) and outside."""
-    torch.set_num_threads(threads)
-    a = torch.randn(1536, 1536)
-    product = 2 * 1536**3 / _best(lambda: a @ a, 12)
-    small, large = torch.randn(2**17), torch.randn(2**26)  # 0.5 MB, 256 MB
-    to_small, to_large = torch.empty_like(small), torch.empty_like(large)
-    cached = 2 * small.nbytes / _best(lambda: to_small.copy_(small), 200)
-    memory = 2 * large.nbytes / _best(lambda: to_large.copy_(large), 8)
-    figures = {"product_gflops": product / 1e9, "cached_copy_gb_s": cached / 1e9, "memory_copy_gb_s": memory / 1e9}
-    return Ceiling(product, product, product, cached, 0.0, "measured"), figures
-
-
-def _best(function: Callable[[], object], repeats: int) -> float:
-    def once() -> float:
-        start = time.perf_counter()
-        function()
-        return time.perf_counter() - start
-
-    return min(once() for _ in range(repeats))
 
 
 def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict[str, float]]:
@@ -206,7 +221,7 @@ def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict
     latent = normal(g.latent_channels, g.chunk_frames, *g.latent_size)
     condition = normal(3 * g.latent_channels + 1, g.chunk_frames, *g.latent_size)
     heard = normal(g.video_frames, a.features)
-    lengths = [*range(g.chunk_frames, g.window - g.sink + 1, g.chunk_frames), g.window]
+    lengths = phases(g)
     seconds: dict[tuple[str, int], list[float]] = {}
 
     def call(key: tuple[str, int], function: Callable[..., object], *arguments: object) -> None:
@@ -229,16 +244,16 @@ def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
     """This machine's bound of every graph of the bundle, beside what was measured."""
-    ceiling, figures = this_cpu(args.threads)
-    costs = of_bundle(Bundle.load(args.bundle), "tiny")
-    measured = timed(args.bundle, args.threads, args.repeats)
+    ceiling, figures = measured(torch.device("cpu"), args.threads)
+    costs = of_bundle(Bundle.load(args.bundle))
+    times = timed(args.bundle, args.threads, args.repeats)
     found = []
     for (name, _, frames), cost in costs.items():
-        least, real = 1000 * bound(cost, ceiling), measured[name, frames]
+        least, real = 1000 * bound(cost, ceiling), times[name, frames]
         row = {"graph": name, "attended": frames, "operations": cost.operations, "bytes": cost.bytes}
         row |= {"kernels": len(cost.kernels), "bound_ms": least, "measured_ms": real, "ratio": real["median"] / least}
         found.append(row)
-    return {"ceilings": figures, "threads": args.threads, "graphs": found}
+    return {"ceilings": figures, "threads": args.threads, "graphs": found, "counts": recorded(costs)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -316,20 +331,7 @@ def run(args: argparse.Namespace) -> bool:
         for precision in args.precisions:
             costs = student(size, precision, args.layers)
             results["rows"] += rows(size, precision, costs, DEVICES, args.reach)
-            results.setdefault("graphs", {})[f"{size} {precision}"] = [
-                {
-                    "graph": name,
-                    "codec": codec,
-                    "attended": frames,
-                    "operations": cost.operations,
-                    "bytes": cost.bytes,
-                    "kernels": len(cost.kernels),
-                    "weights": cost.weights,
-                    "state": cost.state,
-                    "workspace": cost.workspace,
-                }
-                for (name, codec, frames), cost in costs.items()
-            ]
+            results.setdefault("graphs", {})[f"{size} {precision}"] = recorded(costs)
     print(table(results))
     write(args.json, "roofline", args, results)
     if args.plot:
@@ -338,7 +340,8 @@ def run(args: argparse.Namespace) -> bool:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    options = parser("roofline", __doc__)
+    least = {"sizes": ["tiny"], "precisions": ["bf16"], "layers": 2, "repeats": 2}
+    options = parser("roofline", __doc__, least=least)
     options.add_argument("--sizes", nargs="+", choices=WAYS, default=[*WAYS], help="students (default: all)")
     options.add_argument("--precisions", nargs="+", choices=("bf16", "fp8"), default=["bf16", "fp8"], help="of GPUs")
     options.add_argument("--reach", type=float, default=0.68, help="share of their ceiling that products reach")
@@ -349,7 +352,4 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    arguments = build_parser().parse_args()
-    if arguments.quick:
-        arguments.sizes, arguments.precisions, arguments.layers, arguments.repeats = ["tiny"], ["bf16"], 2, 2
-    sys.exit(main(run, arguments))
+    sys.exit(main(run, build_parser().parse_args()))

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import os
+import statistics
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .backends.base import GRAPHS, Backend, Stream, cores, load_backend
 from .bundle import REBUILD, Bundle, Manifest, reading
-from .chunk import ChunkStream, SteppedChunks
+from .chunk import ChunkInput, ChunkStream, SteppedChunks
 from .composite import Compositor
 from .errors import BundleCorruptError, ConfigError, ForkError
 from .face.track import Policy
 from .media import limit_threads
+from .metrics import Metrics, NoMetrics
 from .original import OriginalCompositor, check_geometry
 from .overlap import OverlappedChunks, Retractable
 from .reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
-from .session import LipSyncSession
+from .session import LOG, Idle, LipSyncSession
 
 if TYPE_CHECKING:
     from .dub import DubResult
@@ -43,9 +48,9 @@ class LipSyncEngine:
         manifest: what the bundle says of itself.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, metrics: Metrics | None = None) -> None:
         self.manifest: Manifest = bundle.manifest
-        self._backend = backend
+        self._backend, self._metrics = backend, metrics or NoMetrics()
         self._keep_mask = bundle.constants["mask.composite"]
         self._compositor = Compositor(self._keep_mask, box=bundle.manifest.geometry.crop_box)
         self._latent_mask = bundle.constants["mask.latent"]
@@ -63,6 +68,7 @@ class LipSyncEngine:
         threads: int = 0,
         verify: bool = True,
         provider: str | None = None,
+        metrics: Metrics | None = None,
     ) -> LipSyncEngine:
         """Load a bundle.
 
@@ -74,6 +80,7 @@ class LipSyncEngine:
                 A number given here also limits, for the whole process, decoding, encoding and OpenCV.
             verify: compare every file with the manifest's SHA-256 first.
             provider: of backend "onnxruntime": "cpu" (the default), "cuda" or "tensorrt" (`lipstream[gpu]`).
+            metrics: told what the engine and its sessions count and measure.
 
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
@@ -94,7 +101,7 @@ class LipSyncEngine:
                 raise BundleCorruptError(f"{loaded.path} has no {', '.join(sorted(missing))}", fix=REBUILD)
             options = {} if provider is None else {"provider": provider}
             name = backend or ("tensorrt" if loaded.manifest.plans else "onnxruntime")
-            return cls(loaded, load_backend(name, loaded, threads=threads, **options))
+            return cls(loaded, load_backend(name, loaded, threads=threads, **options), metrics)
 
         if threads:
             limit_threads(threads)
@@ -115,6 +122,7 @@ class LipSyncEngine:
         compat: bool = False,
         seed: int = 42,
         max_pending: float = 60.0,
+        idle: Idle | None = None,
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> LipSyncSession:
@@ -132,6 +140,8 @@ class LipSyncEngine:
                 slower and not as good (`lipstream.original`). For bundles of released weights.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of audio that may wait in the session.
+            idle: what is shown where there is no audio: "closed", the face with its mouth at rest, generated like
+                speech; "reference", the video untouched, which costs next to nothing. None: iterating ends, or waits.
             length: frames that will be asked for, if known: a long video is then not kept for looping.
             loop_bytes: of temporary disk that a looped video's frames may take; a longer video is turned round there.
 
@@ -167,10 +177,47 @@ class LipSyncEngine:
             undo.callback(chunks.close)
             compositor = OriginalCompositor(self._keep_mask) if given.compat else self._compositor
             session = LipSyncSession(
-                self.manifest, chunks, reference, compositor, self._pool, seed=seed, max_pending=max_pending
+                self.manifest,
+                chunks,
+                reference,
+                compositor,
+                self._pool,
+                seed=seed,
+                max_pending=max_pending,
+                idle=idle,
+                metrics=self._metrics,
             )
             undo.pop_all()
+        self._metrics.count("sessions_opened")
+        LOG.debug("session opened, idle=%s", idle)
         return session
+
+    def warmup(self, chunks: int = 6) -> float:
+        """Run a stream of `chunks` chunks on nothing, so that the first session finds everything loaded and warm.
+
+        Returns:
+            Seconds that a chunk takes once it is: the median of the second half. 12 frames are shown for 0.48 s.
+        """
+        self._check_process()
+        m, g = self.manifest, self.manifest.geometry
+        stream = self._open_chunks()
+        samples = np.zeros(
+            m.audio.lookback + g.video_frames * m.audio.samples_per_frame + m.audio.lookahead, np.float32
+        )
+        crops = np.zeros((g.video_frames, 3, *g.crop_size), np.float32)
+        noise = np.zeros((g.latent_channels, g.chunk_frames, *g.latent_size), np.float32)
+        seconds = []
+        try:
+            for number in range(max(2, chunks)):
+                begun = time.perf_counter()
+                chunk = ChunkInput(number, crops, None, samples, [noise] * (len(m.t_list) - 1), 0)
+                stream.start(chunk, lambda stage: nullcontext()).pictures()
+                seconds.append(time.perf_counter() - begun)
+        finally:
+            stream.close()
+        found = statistics.median(seconds[len(seconds) // 2 :])
+        LOG.info("warm: a chunk takes %.3f s", found)
+        return found
 
     def _open_chunks(self) -> ChunkStream:
         stream = self._backend.open_stream()

@@ -33,7 +33,7 @@ class Retractable(Stream, Protocol):
 
 
 class OverlappedChunks:
-    """See `ChunkStream`; its arguments are those of `SteppedChunks`. `close` waits for the graph that is running."""
+    """See `ChunkStream`; arguments as of `SteppedChunks`. After `close` a graph that runs is not waited for."""
 
     ahead = True
 
@@ -60,7 +60,7 @@ class OverlappedChunks:
     def close(self) -> None:
         """See `ChunkStream`."""
         for lane in (self._passes, self._decoder):
-            lane.shutdown(wait=True, cancel_futures=True)
+            lane.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)

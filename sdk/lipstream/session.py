@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 import os
 import threading
 import time
@@ -13,7 +14,9 @@ from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Literal, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -25,8 +28,11 @@ from .composite import Compositor
 from .errors import BackpressureError, ConfigError, ForkError, SessionClosedError
 from .media import FPS, to_float
 from .media.audio import check_rate
+from .metrics import Metrics, NoMetrics
 from .original import OriginalCompositor
 from .reference import Reference, SourceFrame, stack_crops
+
+LOG = logging.getLogger("lipstream")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +48,9 @@ class Frame:
         damaged: True if the reference's file is damaged at this frame.
         segment: number of the segment that the frame belongs to, from 0: `flush` and `interrupt` end one.
         end_of_segment: True for the last frame of a flushed segment.
+        speaking: True while there is sound above -45 dB in the frame, and for a third of a second after it.
+        idle: True if the frame stands where there was no audio; its sound is silence, its segment the next one.
+        generated: share of the generated mouth in the picture: 1, or less in a fade from or to an untouched frame.
     """
 
     image: NDArray[np.uint8]
@@ -52,17 +61,45 @@ class Frame:
     damaged: bool = False
     segment: int = 0
     end_of_segment: bool = False
+    speaking: bool = False
+    idle: bool = False
+    generated: float = 1.0
+
+
+Idle = Literal["closed", "reference"]
+"""What a session shows without audio. "closed": the mouth as the model keeps it in silence, at the price of speech.
+"reference": the video as it is, at next to no price, faded over to and from speech."""
+
+_GATE = 10 ** (-45 / 20)
+_HOLD = 8  # frames after the last sound that still count as speaking
+_FADE = 5  # frames in which the generated mouth comes in
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a chunk stands: its number in the stream, its first frame in a segment, its first picture, and how many."""
+    """Where a chunk stands: its number in the stream, its first frame in a segment, its first picture, and how many.
+
+    Without a segment it is an idle one.
+    """
 
     number: int
-    segment: SegmentAudio
+    segment: SegmentAudio | None
     first: int
     picture: int
     count: int
+
+
+class _Silence:
+    """Sound of idle frames: silence, at the rate and with the channels that were pushed last."""
+
+    def __init__(self, rate: int) -> None:
+        self._rate, self._channels = rate, 1
+
+    def like(self, rate: int, samples: NDArray[np.float32]) -> None:
+        self._rate, self._channels = rate, samples.shape[1] if samples.ndim > 1 else 1
+
+    def of_frame(self, index: int) -> NDArray[np.float32]:
+        return np.zeros(((index + 1) * self._rate // FPS - index * self._rate // FPS, self._channels), np.float32)
 
 
 @dataclass(frozen=True)
@@ -95,6 +132,9 @@ class LipSyncSession:
     more audio instead, until `close`. A frame depends on sound up to `lookahead` seconds after it, and frames come in
     chunks. Audio is what makes time pass: push silence to keep an idle face moving.
 
+    With `idle` it never ends or waits: where audio is missing, it gives idle frames, and whoever iterates does so at
+    the pace of the clock, 25 a second. Idle frames that nobody took give way to speech as soon as there is some.
+
     A segment is what is spoken between two calls of `flush`. `flush` ends it: its last frame is filled up with silence
     and says `end_of_segment`, so a segment has ceil(seconds * 25) frames. The picture goes on where it was. The next
     push begins the next segment. docs/session.md has the whole life of a session as a table.
@@ -112,7 +152,11 @@ class LipSyncSession:
         *,
         seed: int = 42,
         max_pending: float = 60.0,
+        idle: Idle | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
+        if idle not in (None, *get_args(Idle)):
+            raise ConfigError(f"idle={idle!r}", expected=" or ".join(map(repr, get_args(Idle))))
         least = 2 * manifest.geometry.video_frames / FPS  # a chunk and its look-ahead must fit
         if not isinstance(max_pending, int | float) or not max_pending >= least:
             raise ConfigError(f"max_pending={max_pending!r}", expected=f"at least {least:g} seconds, two chunks")
@@ -121,6 +165,11 @@ class LipSyncSession:
         self._manifest, self._chunks, self._reference = manifest, chunks, reference
         self._compositor, self._pool = compositor, pool
         self._seed, self._max_pending = int(seed), max_pending
+        self._idle, self._metrics = idle, metrics or NoMetrics()
+        self._silence = _Silence(manifest.audio.sample_rate)
+        self._hold = 0
+        self._share = -1.0  # of the generated mouth in the last frame that was taken; none was
+        self._heard_at: float | None = None  # when the sound came whose first frame is awaited
         self._segments: deque[SegmentAudio] = deque()
         self._out: deque[Frame] = deque()
         self._changed = threading.Condition()
@@ -131,6 +180,7 @@ class LipSyncSession:
         self._chunk = self._segment = self._segment_frame = self._index = self._delivered = self._picture = 0
         self._ahead: _Started | None = None
         self._closed = self._released = False
+        self._interrupted_at: float | None = None
         self._ended_by = ""
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self._counting = threading.Lock()
@@ -182,6 +232,9 @@ class LipSyncSession:
             taken = segment.push(samples, rate)
             if fresh:
                 self._segments.append(segment)
+                self._heard_at = time.perf_counter()
+                self._silence.like(segment.rate, samples)
+            self._give_way()
             self._notify()
             return taken
 
@@ -192,6 +245,7 @@ class LipSyncSession:
             self._check_open()
             if self._segments:
                 self._segments[-1].end()
+            self._give_way()
             self._notify()
 
     def interrupt(self) -> float:
@@ -204,9 +258,11 @@ class LipSyncSession:
             Seconds of the result that had been taken.
         """
         self._check_process()
+        begun = time.perf_counter()
         with self._changed:
             self._check_open()
             self._epoch += 1
+            self._interrupted_at, self._heard_at, self._hold = begun, None, 0
             self._segment += len(self._segments)
             self._segments.clear()
             self._picture -= len(self._out)
@@ -214,6 +270,7 @@ class LipSyncSession:
             self._segment_frame = 0
             self._index = self._delivered
             self._notify()
+            self._metrics.count("interrupts")
             return self._delivered / FPS
 
     def frames(self, *, wait: bool = False) -> Iterator[Frame]:
@@ -314,6 +371,10 @@ class LipSyncSession:
         if not self._released:
             self._released = True
             self._ahead = None
+            self._metrics.count("sessions_closed")
+            LOG.debug(
+                "session closed after %d frames%s", self._delivered, f", by {self._ended_by}" * bool(self._ended_by)
+            )
             self._reference.close()
             self._chunks.close()
 
@@ -332,7 +393,12 @@ class LipSyncSession:
         if not self._out:
             return None
         self._delivered += 1
-        return self._out.popleft()
+        frame = self._out.popleft()
+        self._share = frame.generated
+        if self._heard_at is not None and not frame.idle:
+            self._metrics.observe("first_frame", time.perf_counter() - self._heard_at)
+            self._heard_at = None
+        return frame
 
     def _work(self) -> bool:
         """Generate the next chunk, if no other thread has by then; False once the session is closed."""
@@ -354,7 +420,7 @@ class LipSyncSession:
             self._segments.popleft()
             self._segment += 1
             self._segment_frame = 0
-        return self._place(self._chunk, self._segment_frame, self._picture) is not None
+        return self._idle is not None or self._place(self._chunk, self._segment_frame, self._picture) is not None
 
     def _place(self, number: int, frame: int, picture: int) -> _Place | None:
         """Chunk `number`, from `frame` of the first segment on, if its audio is here. Under `_changed`."""
@@ -366,13 +432,31 @@ class LipSyncSession:
             return _Place(number, segment, frame, picture, count) if segment.ready(frame + count) else None
         return None
 
+    def _give_way(self) -> None:
+        """Forget idle frames that were not taken, once there is audio to speak; under `_changed`."""
+        if self._out and self._out[0].idle and self._place(self._chunk, self._segment_frame, self._picture):
+            self._picture -= len(self._out)
+            self._index -= len(self._out)
+            self._out.clear()
+
     def _generate(self) -> None:
         """The next chunk, if the audio suffices for it: its frames go to `_out`."""
+        begun = time.perf_counter()
         with self._changed:
             if self._closed or self._out or not self._ready():
                 return
+            if self._interrupted_at is not None:
+                self._metrics.observe("interrupt", begun - self._interrupted_at)
+                self._interrupted_at = None
             epoch, place = self._epoch, self._place(self._chunk, self._segment_frame, self._picture)
-            assert place is not None
+            if place is None:
+                count = self._manifest.geometry.video_frames if self._chunk else self._manifest.geometry.first_frames
+                place = _Place(self._chunk, None, 0, self._picture, count)
+            else:
+                self._metrics.observe("queue", self._pending())
+        if place.segment is None and self._idle == "reference" and self._share <= 0:
+            self._show_reference(epoch, place)
+            return
         started, self._ahead = self._ahead, None
         if started is not None and started.place != place:  # audio or pictures changed since
             started.pending.drop()
@@ -381,19 +465,51 @@ class LipSyncSession:
         if place.number == 0 and sources[0].matrix is None:
             # The stream's first frame is its identity for good: wait for one with a face.
             sources = list(itertools.takewhile(lambda source: source.matrix is None, sources))
-            images = [source.image.copy() for source in sources]
+            images, shares = [source.image.copy() for source in sources], [0.0] * len(sources)
         else:
             started = started or self._start(place, sources)
             self._chunk += 1
-            if self._chunks.ahead and place.number:  # the first chunk's frames wait for nothing
+            # The first chunk's frames wait for nothing, idle ones may have to give way.
+            if self._chunks.ahead and place.number and place.segment is not None:
                 self._start_ahead(epoch, place)
             with self._timed("wait"):
                 pictures = started.pending.pictures()
             with self._timed("composite"):
                 images = [self._show(*pair) for pair in zip(sources, pictures, strict=True)]
+                shares = self._fade(place, sources, images)
+            self._metrics.count("chunks")
+            self._metrics.observe("chunk", time.perf_counter() - begun)
         with self._changed:
             if epoch == self._epoch:
-                self._put(place.segment, place.first, sources, images)
+                self._put(place, sources, images, shares)
+
+    def _show_reference(self, epoch: int, place: _Place) -> None:
+        """One idle frame, untouched."""
+        with self._timed("reference"):
+            sources = self._reference.frames(place.picture, 1)
+        with self._changed:
+            if epoch == self._epoch:
+                self._put(place, sources, [sources[0].image.copy()], [0.0])
+
+    def _fade(self, place: _Place, sources: list[SourceFrame], images: list[NDArray[np.uint8]]) -> list[float]:
+        """Mix the source into the first frames after untouched ones, and into an idle chunk before them.
+
+        Returns the share of the generated mouth in each frame.
+        """
+        count = len(images)
+        shares = [0.0 if source.matrix is None else 1.0 for source in sources]
+        if self._idle != "reference":
+            return shares
+        if place.segment is None:
+            wanted = [1 - (i + 1) / count for i in range(count)]
+        else:
+            before = 1.0 if self._share < 0 else self._share
+            wanted = [min(1.0, before + (i + 1) / (_FADE + 1)) for i in range(count)]
+        for i, (share, source) in enumerate(zip(wanted, sources, strict=True)):
+            if shares[i] and share < 1:
+                images[i] = cv2.addWeighted(images[i], share, source.image, 1 - share, 0)  # type: ignore[assignment]
+                shares[i] = share
+        return shares
 
     def _look(self, place: _Place) -> list[SourceFrame]:
         with self._timed("reference"):
@@ -405,8 +521,12 @@ class LipSyncSession:
             latents = self._reference.latents(place.picture)
             crops = None if latents is not None else stack_crops(g, [source.crop for source in sources])
         missing = g.video_frames - place.count
-        with self._changed:
-            samples = place.segment.window(place.first - missing, g.video_frames)
+        if place.segment is None:
+            a = self._manifest.audio
+            samples = np.zeros(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead, np.float32)
+        else:
+            with self._changed:
+                samples = place.segment.window(place.first - missing, g.video_frames)
         shape = (g.latent_channels, g.chunk_frames, *g.latent_size)
         noises = self._noise(place.number, shape)
         chunk = ChunkInput(place.number, crops, latents, samples, noises, missing)
@@ -417,6 +537,7 @@ class LipSyncSession:
         with self._changed:
             if epoch != self._epoch:
                 return
+            assert place.segment is not None
             wanted = min(place.count, place.segment.frames - place.first)
             following = self._place(place.number + 1, place.first + wanted, place.picture + wanted)
         if following is None:
@@ -432,28 +553,62 @@ class LipSyncSession:
         return self._compositor.composite(source.image, picture, source.crop, source.matrix)
 
     def _put(
-        self, segment: SegmentAudio, first: int, sources: list[SourceFrame], images: list[NDArray[np.uint8]]
+        self, place: _Place, sources: list[SourceFrame], images: list[NDArray[np.uint8]], shares: list[float]
     ) -> None:
         """Hand out what the segment has sound for; under `_changed`."""
+        segment, first = place.segment, place.first
+        if segment is None:
+            self._put_idle(sources, images, shares)
+            return
         wanted = min(len(images), segment.frames - first)
         for i, (source, image) in enumerate(zip(sources[:wanted], images[:wanted], strict=True)):
             last = segment.ended and first + i + 1 == segment.frames
+            audio = segment.of_frame(first + i)
+            loud = audio.size > 0 and float(np.sqrt(np.mean(np.square(audio)))) > _GATE
+            self._hold = _HOLD if loud else max(0, self._hold - 1)
             self._out.append(
                 Frame(
                     image=image,
-                    audio=segment.of_frame(first + i),
+                    audio=audio,
                     pts=self._index / FPS,
                     index=self._index,
                     bypassed=source.matrix is None,
                     damaged=source.damaged,
                     segment=self._segment,
                     end_of_segment=last,
+                    speaking=self._hold > 0,
+                    generated=shares[i],
                 )
             )
             self._index += 1
         self._picture += wanted
         self._segment_frame = first + wanted
         segment.forget(self._segment_frame)
+        self._metrics.count("frames", wanted)
+        self._notify()
+
+    def _put_idle(self, sources: list[SourceFrame], images: list[NDArray[np.uint8]], shares: list[float]) -> None:
+        """Hand out idle frames, unless there is something to say by now; under `_changed`."""
+        if self._place(self._chunk, self._segment_frame, self._picture) is not None:
+            return
+        self._hold = 0
+        for source, image, share in zip(sources, images, shares, strict=True):
+            self._out.append(
+                Frame(
+                    image=image,
+                    audio=self._silence.of_frame(self._index),
+                    pts=self._index / FPS,
+                    index=self._index,
+                    bypassed=source.matrix is None,
+                    damaged=source.damaged,
+                    segment=self._segment,
+                    idle=True,
+                    generated=share,
+                )
+            )
+            self._index += 1
+        self._picture += len(images)
+        self._metrics.count("frames", len(images))
         self._notify()
 
     def _noise(self, chunk: int, shape: tuple[int, ...]) -> list[Array]:

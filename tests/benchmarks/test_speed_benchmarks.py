@@ -20,11 +20,31 @@ import torch
 from lipstream.cli import build_parser as lipstream_parser
 from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
+from lipstream_export.bundle import Parts
+from lipstream_export.torch_backend import TorchBackend
 from lipstream_training.models import STUDENTS, StudentConfig, WanVAEConfig
 from toys import CONFIG, EAR, toy_student, toy_text
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from benchmarks import faces, flatness, lookahead, passes, precision, random_release, ring, stream, throughput, timeline
+from benchmarks import (
+    __main__ as suite,
+)
+from benchmarks import (
+    drift,
+    faces,
+    flatness,
+    kernels,
+    lookahead,
+    page,
+    passes,
+    precision,
+    random_release,
+    ring,
+    stream,
+    throughput,
+    timeline,
+)
+from benchmarks.original import OriginalStream
 
 ROOT = Path(__file__).parents[2]
 H100 = ROOT / "benchmarks" / "h100.sh"
@@ -129,13 +149,82 @@ def test_what_counts_as_flat(chunk_ms: float, growth: float, passed: bool) -> No
 
 def test_passes_on_a_cpu(tmp_path: Path) -> None:
     found = run(passes, tmp_path, "--size", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2")
-    assert {name for name in found if name.endswith("_ms")} == {
-        "denoise_0_ms",
-        "denoise_1_ms",
-        "context_ms",
-        "chunk_ms",
-    }
-    assert found["video_fps"] == pytest.approx(12_000 / found["chunk_ms"]["median"], rel=1e-4)
+    assert {*found["structures"]} == {"ring", "original"}
+    for structure in found["structures"].values():
+        names = {name for name in structure if name.endswith("_ms")}
+        assert names == {"denoise_0_ms", "denoise_1_ms", "context_ms", "chunk_ms"}
+        assert structure["video_fps"] == pytest.approx(12_000 / structure["chunk_ms"]["median"], rel=1e-4)
+    assert found["ceilings"]["fp32_tflops"] > 0
+
+
+@pytest.mark.parametrize(("window", "sink"), [(7, 1), (8, 2), (6, 0)])
+def test_the_released_structure_computes_what_the_ring_computes(window: int, sink: int) -> None:
+    student, rng = toy_student(replace(CONFIG, window=window, sink=sink)), np.random.default_rng(0)
+    config = student.config
+    backend = TorchBackend.of(Parts(student, toy_text()), config)
+    ours, theirs = backend.open_stream(), OriginalStream(backend)
+
+    def normal(*shape: int) -> Any:
+        return rng.standard_normal(shape, np.float32)
+
+    for chunk in range(6):
+        latents = [normal(config.latent_channels, config.chunk_frames, *config.latent_size) for _ in range(3)]
+        condition = normal(config.in_channels - config.latent_channels, config.chunk_frames, *config.latent_size)
+        audio = normal(config.temporal * config.chunk_frames, config.audio_dim)
+        _, wanted = throughput.one_chunk(ours, chunk, latents, condition, audio)
+        _, found = throughput.one_chunk(theirs, chunk, latents, condition, audio)
+        for a, b in zip(found, wanted, strict=True):
+            assert ring.relative_error(a, b) < 1e-5
+
+
+def test_kernels(bundle: Path, tmp_path: Path) -> None:
+    found = run(kernels, tmp_path, "--bundle", str(bundle), "--repeats", "2")
+    assert {*found["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
+    for graph in found["graphs"].values():
+        assert 0 < sum(x["ms"] for x in graph["operators"].values()) < 1.2 * graph["ms"]
+    assert all(kernel["gb_s"] > 0 for kernel in found["kernels"].values())
+
+
+def test_a_simulated_stream_loses_no_sample(tmp_path: Path) -> None:
+    found = run(drift, tmp_path, "--hours", "0.05")
+    assert found["exact"]
+    assert found["frames"] == 0.05 * 3600 * 25
+    assert abs(found["hours"][-1]["drift_samples"]) < 1764
+
+
+@pytest.mark.parametrize(
+    ("change", "passed"),
+    [({}, True), ({"frames": 99}, False), ({"out_of_order": 1}, False), ({"samples_given": 90}, False)],
+)
+def test_what_counts_as_no_drift(change: dict[str, Any], passed: bool) -> None:
+    hours = [{"hours": h, "drift_samples": 0, "chunk_ms": 1.0, "rss_mib": 100.0} for h in (1, 2)]
+    found = {"frames": 100, "frames_wanted": 100, "samples_pushed": 100, "samples_given": 100, "out_of_order": 0}
+    assert drift.judge(found | {"hours": hours} | change)["passed"] == passed
+    hours[1]["chunk_ms"] = 1.2
+    assert not drift.judge(found | {"hours": hours})["passed"]
+
+
+def test_prepared_streams(bundle: Path, tmp_path: Path) -> None:
+    found = run(stream, tmp_path, "--bundle", str(bundle), "--prepared", "--chunks", "2")
+    assert found["streams_that_fit"] in (0, 1)
+
+
+def test_the_suite_lists_and_runs(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert suite.start([]) == 0
+    listed = capsys.readouterr().out
+    for name in suite.BENCHMARKS:
+        module = importlib.import_module(f"benchmarks.{name}")
+        module.build_parser()
+        assert re.search(rf"^{name} ", listed, re.MULTILINE)
+    assert suite.start(["all", "--quick", "--only", "drift", "stream", "--out", str(tmp_path)]) in (0, 1)
+    assert json.loads((tmp_path / "stream.json").read_text())["options"]["chunks"] == 2
+    assert re.search(r"^stream +ok ", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_the_page_says_what_the_results_say() -> None:
+    text = (ROOT / "docs" / page.PAGE).read_text()
+    assert {*re.findall(r"<!-- results (\w+) -->", text)} == {*page.BLOCKS}
+    assert page.filled(text, ROOT / "benchmarks" / "results") == text
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")

@@ -136,7 +136,7 @@ def test_an_error_on_a_lane_ends_the_session(bundle: Bundle, call: str, monkeypa
             list(opened)
         with pytest.raises(SessionClosedError, match="MemoryError"):
             opened.push_audio(noise(10), RATE)
-    assert not lanes()
+    assert not lanes(patience=10)
 
 
 def test_closing_leaves_no_thread(bundle: Bundle) -> None:
@@ -145,11 +145,16 @@ def test_closing_leaves_no_thread(bundle: Bundle) -> None:
     next(iter(opened))
     assert lanes()
     opened.close()
-    assert not lanes()
+    assert not lanes(patience=10)
 
 
-def lanes() -> list[str]:
-    return [t.name for t in threading.enumerate() if t.name.startswith(("lipstream-passes", "lipstream-decode"))]
+def lanes(patience: float = 0) -> list[str]:
+    """Threads of lanes that there are, still after `patience` seconds."""
+    names = ("lipstream-passes", "lipstream-decode")
+    end = time.monotonic() + patience
+    while (found := [t.name for t in threading.enumerate() if t.name.startswith(names)]) and time.monotonic() < end:
+        time.sleep(0.01)
+    return found
 
 
 def test_an_engine_with_two_threads_overlaps_and_gives_the_frames_of_steps(

@@ -1,0 +1,228 @@
+"""docs/performance.md from results: each block between `<!-- results NAME -->` and `<!-- end -->` is written anew."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import roofline
+
+PAGE = "performance.md"
+Results = dict[str, Any]
+
+
+def fill(results: Path, docs: Path) -> None:
+    """Write the page's blocks and pictures from the result files."""
+    page = docs / PAGE
+    page.write_text(filled(page.read_text(), results))
+    draw(results, docs)
+
+
+def filled(text: str, results: Path) -> str:
+    """The page with its blocks as the results have them."""
+
+    def block(found: re.Match[str]) -> str:
+        name = found.group(1)
+        return f"<!-- results {name} -->\n{BLOCKS[name](results)}\n<!-- end -->"
+
+    return re.sub(r"<!-- results (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def load(results: Path, name: str) -> Results:
+    found: Results = json.loads((results / f"{name}.json").read_text())
+    return found
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in lines)
+
+
+def median(x: dict[str, float], digits: int = 1) -> str:
+    return f"{x['median']:.{digits}f} ({x['min']:.{digits}f} to {x['max']:.{digits}f})"
+
+
+def origin(found: Results) -> str:
+    m = found["machine"]
+    return f"{m['cpu']}, {m['cores']} cores, onnxruntime {m['versions']['onnxruntime']}, commit {found['commit']}"
+
+
+def throughput(results: Path) -> str:
+    found = load(results, "throughput")
+    r = found["results"]
+    rows = [
+        (
+            {"onnxruntime": "LipStream, ONNX Runtime", "torch": "PyTorch, eager"}[name],
+            median(run["fps"]),
+            median(run["first_frame_seconds"], 2),
+            f"{run['peak_memory_mib']['median']:.0f}",
+            ", ".join(f"{stage} {s['median']:.2f}" for stage, s in run["stages_seconds"].items()),
+        )
+        for name, run in r["dub"].items()
+    ]
+    passes = r["passes"]
+    kinds = [*passes["onnxruntime_ms"]]
+    released = median(passes["ours_times_faster_than_original"], 2)
+    second = [
+        (label, *(median(passes[f"{name}_ms"][kind]) for kind in kinds))
+        for name, label in (
+            ("onnxruntime", "ONNX Runtime"),
+            ("torch", "PyTorch, eager, with the ring"),
+            ("original", "PyTorch, in the released structure"),
+        )
+    ]
+    share = ["of what the machine allows", *(f"{passes['of_bound'][kind]:.0%}" for kind in kinds[:-1]), ""]
+    return "\n".join(
+        [
+            f"{origin(found)}.",
+            "",
+            table(["whole job", "fps", "first frame, s", "peak MiB", "seconds by stage"], rows),
+            "",
+            f"The whole job is {median(r['dub_times_faster'], 2)} times as fast as with eager PyTorch, the passes "
+            f"{median(passes['ours_times_faster'], 2)} times, and {released} times as fast as in the released "
+            "structure.",
+            "",
+            table(["milliseconds of", *kinds], [*second, share]),
+        ]
+    )
+
+
+def stream(results: Path) -> str:
+    found = load(results, "stream")
+    rows = []
+    for name, label in (("stream", "live"), ("stream_prepared", "prepared")):
+        for row in load(results, name)["results"]["rows"]:
+            ms = row["chunk_ms"]
+            fits = "yes" if row["keeps_up"] else "no"
+            rows.append(
+                (
+                    label,
+                    row["streams"],
+                    *(f"{ms[p]:.0f}" for p in ("p50", "p95", "p99")),
+                    f"{row['fps_of_all']:.0f}",
+                    fits,
+                )
+            )
+    head = ["reference", "streams", "p50, ms", "p95", "p99", "fps of all", "keeps up"]
+    return f"{origin(found)}.\n\n{table(head, rows)}"
+
+
+def ring(results: Path) -> str:
+    found = load(results, "ring")
+    rows = [
+        (
+            name,
+            kind,
+            m["latent_frames"],
+            median(m["ring_chunk_ms"]),
+            median(m["recompute_chunk_ms"]),
+            median(m["chunk_ratio"], 2),
+        )
+        for name, kinds in found["results"].items()
+        for kind, m in kinds.items()
+    ]
+    head = ["student", "where", "latent frames", "ring, ms a chunk", "recomputing", "times as long"]
+    return f"{origin(found)}.\n\n{table(head, rows)}"
+
+
+def flat(results: Path) -> str:
+    found, day = load(results, "flatness"), load(results, "drift")["results"]
+    rows = [(f"{r['seconds']:g} s", f"{r['chunk_ms']:.1f}", f"{r['rss_mib']:.1f}") for r in found["results"]["table"]]
+    hours = [day["hours"][i] for i in sorted({0, len(day["hours"]) // 2, len(day["hours"]) - 1})]
+    simulated = [
+        (f"{r['hours']:.0f} h", r["drift_samples"], f"{r['chunk_ms']:.2f}", f"{r['rss_mib']:.1f}") for r in hours
+    ]
+    extra = day["samples_given"] - day["samples_pushed"]
+    return "\n".join(
+        [
+            f"{origin(found)}. The whole engine, on a prepared reference:",
+            "",
+            table(["after", "ms a chunk", "resident MiB"], rows),
+            "",
+            f"A day by simulated clock, the networks replaced by copies: {day['frames']} frames of "
+            f"{day['frames_wanted']}, {day['out_of_order']} out of order, {extra} samples of silence in the last:",
+            "",
+            table(["after", "drift, samples", "ms a chunk", "resident MiB"], simulated),
+        ]
+    )
+
+
+def kernels(results: Path) -> str:
+    found = load(results, "kernels")
+    rows = []
+    for name, graph in found["results"]["graphs"].items():
+        operators = [*graph["operators"].items()]
+        most = ", ".join(f"{kind} {x['ms']:.1f}" for kind, x in operators[:6])
+        rows.append((name, f"{graph['ms']:.1f}", most))
+    own = [
+        (name, f"{k['microseconds']['median']:.0f}", f"{k['gb_s']:.2f}", f"{k['of_copy']:.0%}")
+        for name, k in found["results"]["kernels"].items()
+    ]
+    return "\n".join(
+        [
+            f"{origin(found)}. One thread; milliseconds by operator as ONNX Runtime's profiler has them:",
+            "",
+            table(["graph", "ms", "most of it"], rows),
+            "",
+            table(["kernel of csrc", "us", "GB/s", "of a copy"], own),
+        ]
+    )
+
+
+def bounds(results: Path) -> str:
+    found = load(results, "roofline")
+    return f"Counted at commit {found['commit']}.\n\n{roofline.table(found['results'])}"
+
+
+def check(results: Path) -> str:
+    found = load(results, "roofline")
+    figures = ", ".join(
+        f"{name.replace('_', ' ')} {x:.0f}" for name, x in found["results"]["check"]["ceilings"].items()
+    )
+    return f"{origin(found)}. Ceilings measured: {figures}.\n\n{roofline.check_table(found['results']['check'])}"
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "throughput": throughput,
+    "stream": stream,
+    "ring": ring,
+    "flat": flat,
+    "kernels": kernels,
+    "bounds": bounds,
+    "check": check,
+}
+
+
+def draw(results: Path, docs: Path) -> None:
+    """docs/performance.svg: this machine. docs/roofline.svg: bounds of GPUs."""
+    import matplotlib.figure
+
+    roofline.plot(load(results, "roofline")["results"], docs / "roofline.svg")
+    figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    dub = load(results, "throughput")["results"]["dub"]
+    names = {"onnxruntime": "LipStream", "torch": "PyTorch, eager"}
+    for i, run_ in enumerate(dub.values()):
+        fps = run_["fps"]
+        error = [[fps["median"] - fps["min"]], [fps["max"] - fps["median"]]]
+        left.bar(i, fps["median"], yerr=error, capsize=4, color=("#f58518", "#bab0ac")[i])
+    left.set(xticks=range(len(dub)), xticklabels=[names[name] for name in dub], ylabel="fps, whole job")
+    for name, label in (("stream", "live"), ("stream_prepared", "prepared")):
+        rows = load(results, name)["results"]["rows"]
+        middle.plot([r["streams"] for r in rows], [r["chunk_ms"]["p99"] for r in rows], "o-", label=f"{label}, p99")
+    middle.axhline(480, color="#888888", ls=":", label="12 frames last 480 ms")
+    middle.set(xlabel="streams at once", ylabel="ms from start to pictures")
+    middle.legend(fontsize=8)
+    rows = [r for r in load(results, "roofline")["results"]["check"]["graphs"] if r["attended"] in (0, 7)]
+    places = range(len(rows))
+    right.bar([i - 0.2 for i in places], [r["bound_ms"] for r in rows], 0.4, label="bound", color="#bab0ac")
+    right.bar(
+        [i + 0.2 for i in places], [r["measured_ms"]["median"] for r in rows], 0.4, label="measured", color="#f58518"
+    )
+    right.set(ylabel="ms a call", xticks=places, xticklabels=[r["graph"].replace("_", "\n") for r in rows])
+    right.tick_params(axis="x", labelsize=7)
+    right.legend(fontsize=8)
+    figure.savefig(docs / "performance.svg", format="svg", metadata={"Date": None})
