@@ -89,7 +89,7 @@ class Reference(Protocol):
     """Frames of one session by their place in its picture, 0, 1, 2, ... without end, and their latents."""
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
-        """Frames ``[first, first + count)``. `first` never lies more than two chunks before the last frame given."""
+        """Frames ``[first, first + count)``. `first` never lies more than three chunks before the last frame given."""
 
     def latents(self, first: int) -> Array | None:
         """Latents [2, C, c, h, w] of a chunk whose frames start at `first`, as they are and with the mouth masked.
@@ -98,6 +98,9 @@ class Reference(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+_KEPT = 3  # chunks: one that is started, one that is handed out, one that nobody saw
 
 
 class LiveReference:
@@ -129,7 +132,7 @@ class LiveReference:
         self._faces, self._tracker = faces, faces.tracker()
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        self._recent: deque[SourceFrame] = deque(maxlen=2 * geometry.video_frames)
+        self._recent: deque[SourceFrame] = deque(maxlen=_KEPT * geometry.video_frames)
         self._given = 0
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:

@@ -248,14 +248,17 @@ class LipSyncSession:
             self._give_way()
             self._notify()
 
-    def interrupt(self) -> float:
+    def interrupt(self, unshown: int = 0) -> float:
         """Forget all audio and all frames that were not taken yet; what is pushed next is spoken next.
 
         A chunk that is being generated is finished and thrown away: the next frame comes at most one chunk later than
-        from idle. The picture goes on after the last frame that was taken.
+        from idle. The picture goes on after the last frame that was taken, or shown.
+
+        Args:
+            unshown: of the frames that were taken last, how many nobody saw; at most a chunk of 12.
 
         Returns:
-            Seconds of the result that had been taken.
+            Seconds of the result that had been taken, and shown.
         """
         self._check_process()
         begun = time.perf_counter()
@@ -265,13 +268,36 @@ class LipSyncSession:
             self._interrupted_at, self._heard_at, self._hold = begun, None, 0
             self._segment += len(self._segments)
             self._segments.clear()
-            self._picture -= len(self._out)
-            self._out.clear()
+            self._rewind(unshown)
             self._segment_frame = 0
-            self._index = self._delivered
             self._notify()
             self._metrics.count("interrupts")
             return self._delivered / FPS
+
+    @property
+    def has_speech(self) -> bool:
+        """Whether there is audio enough for the next frames to be spoken ones."""
+        with self._changed:
+            return self._place(self._chunk, self._segment_frame, self._picture) is not None
+
+    def give_way(self, unshown: int) -> None:
+        """Take back the last `unshown` frames that were taken, idle ones that nobody saw, so that speech comes at once.
+
+        At most a chunk of 12. For those who take frames before they are due.
+        """
+        self._check_process()
+        with self._changed:
+            self._check_open()
+            if not self._out or self._out[0].idle:
+                self._rewind(unshown)
+
+    def _rewind(self, unshown: int) -> None:
+        """Forget the frames that were not taken, and those that nobody saw; under `_changed`."""
+        unshown = min(unshown, self._manifest.geometry.video_frames, self._delivered)
+        self._picture -= len(self._out) + unshown
+        self._out.clear()
+        self._delivered -= unshown
+        self._index = self._delivered
 
     def frames(self, *, wait: bool = False) -> Iterator[Frame]:
         """Frames, as far as the audio goes.
@@ -435,9 +461,7 @@ class LipSyncSession:
     def _give_way(self) -> None:
         """Forget idle frames that were not taken, once there is audio to speak; under `_changed`."""
         if self._out and self._out[0].idle and self._place(self._chunk, self._segment_frame, self._picture):
-            self._picture -= len(self._out)
-            self._index -= len(self._out)
-            self._out.clear()
+            self._rewind(0)
 
     def _generate(self) -> None:
         """The next chunk, if the audio suffices for it: its frames go to `_out`."""

@@ -122,6 +122,32 @@ def test_an_interrupt_falls_back_to_idle() -> None:
     assert [frame.index for frame in frames] == list(range(30))
 
 
+@pytest.mark.parametrize("idle", ["closed", "reference"])
+def test_frames_taken_ahead_give_way_when_nobody_saw_them(idle: Idle) -> None:
+    opened = OpenSession(idle=idle)
+    session = opened.session
+    shown = take(session, 20)[:13]  # seven were taken ahead
+    session.push_audio(noise(30 * FRAME), RATE)
+    session.flush()
+    assert session.has_speech
+    session.give_way(7)
+    frames = shown + take(session, 30)
+    assert [frame.index for frame in frames] == list(range(43))
+    assert [frame.idle for frame in frames] == [True] * 13 + [False] * 30
+    session.give_way(0)
+    assert not session.has_speech
+
+
+def test_an_interrupt_takes_back_what_nobody_saw() -> None:
+    session = open_session(idle="reference")
+    session.push_audio(noise(100 * FRAME), RATE)
+    take(session, 30)
+    assert session.interrupt(unshown=10) == 20 / 25
+    frame = take(session, 20)[-1]
+    assert frame.index == 39
+    assert int(frame.image[0, 0, 0]) == 39  # the picture went back as far
+
+
 def test_idle_sound_has_the_rate_and_channels_of_the_last_speech() -> None:
     session = open_session(idle="closed")
     session.push_audio(noise(44_100, channels=2), 44_100)
