@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
@@ -280,6 +281,31 @@ def build_parser() -> argparse.ArgumentParser:
     weights.add_argument("--i3d", type=Path, metavar="FILE", help="for FVD: I3D of cd-fvd")
     evaluate.add_argument("--workers", type=int, default=0, help="processes (default: one to a core)")
     evaluate.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    serve = _command(
+        commands,
+        "serve",
+        _serve,
+        "live sessions over WebSocket, with a page to try them",
+        "Serve live sessions: sound comes in, pictures and sound go out (docs/protocol.md). Prints the address of a "
+        "page to try it with. Needs lipstream[server].",
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="default 8000")
+    serve.add_argument("--token", default=os.environ.get("LIPSTREAM_TOKEN", ""), help="that clients must give")
+    serve.add_argument(
+        "--origin", action="append", default=[], help="of another site's pages that may connect; repeatable"
+    )
+    serve.add_argument("--max-sessions", type=int, default=0, help="at once (default: measured at the start)")
+    serve.add_argument("--idle-limit", type=float, default=120, help="seconds without sound that end a session")
+    serve.add_argument("--total-limit", type=float, default=3600, help="seconds that end any session")
+    serve.add_argument("--drain", type=float, default=30, help="seconds that sessions may go on after SIGTERM")
+    serve.add_argument("--upload-mb", type=int, default=64, help="largest video that a client may upload")
+    serve.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
+    serve.add_argument("--backend", help="default: the one that the bundle is for")
+    serve.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as pay)")
 
     doctor = _command(
         commands,
@@ -583,6 +609,29 @@ def _evaluate(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
         for metric, why in found["left_out"].items():
             print(f"lipstream: warning: {metric} is left out: {why}", file=sys.stderr)
     return found
+
+
+def _serve(args: argparse.Namespace, _: _Report) -> None:
+    with _extra("serving", "server"):
+        from .server.app import Settings
+        from .server.command import serve
+
+    serve(
+        Settings(
+            host=args.host,
+            port=args.port,
+            token=args.token,
+            origins=tuple(args.origin),
+            max_sessions=args.max_sessions,
+            idle_limit=args.idle_limit,
+            total_limit=args.total_limit,
+            drain=args.drain,
+            upload_mb=args.upload_mb,
+            bundle=args.bundle,
+            backend=args.backend,
+            threads=args.threads,
+        )
+    )
 
 
 def _doctor(args: argparse.Namespace, _: _Report) -> dict[str, Any]:

@@ -322,6 +322,22 @@ class LipSyncSession:
             elif not ready or not self._work():
                 return
 
+    def take(self) -> Frame | None:
+        """The next frame that is made already, None if there is none; makes none."""
+        self._check_process()
+        with self._changed:
+            self._check_open()
+            return self._take()
+
+    def make(self) -> bool:
+        """Make the next frames, if the audio suffices for some and none are waiting; False once the session is closed.
+
+        With `take` what `frames` is made of, for those who make frames on one thread and take them on another. Raises
+        as `frames` does.
+        """
+        self._check_process()
+        return self._work()
+
     def __iter__(self) -> Iterator[Frame]:
         return self.frames()
 

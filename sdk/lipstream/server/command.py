@@ -1,0 +1,52 @@
+"""Runs the server until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from types import FrameType
+
+import uvicorn
+
+from .app import Settings, State, create_app, drain
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which lets open sessions end before it does. A second signal ends it at once."""
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+        self._draining: asyncio.Future[None] | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._draining is None and self.started:
+            self._draining = asyncio.get_running_loop().create_task(self._drained())
+        else:
+            self.force_exit = True
+            super().handle_exit(sig, frame)
+
+    async def _drained(self) -> None:
+        await drain(self._state)
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> None:
+    """Until SIGTERM or Ctrl-C."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    app = create_app(settings)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        ws_max_size=1 << 20,
+        ws_max_queue=32,
+        ws_per_message_deflate=False,
+        log_level="warning",
+        timeout_graceful_shutdown=5,
+    )
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    token = f"?token={settings.token}" if settings.token else ""
+    print(f"LipStream: open http://{host}:{settings.port}/{token}", file=sys.stderr, flush=True)
+    Server(config, app.state.lipstream).run()

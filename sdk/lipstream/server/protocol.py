@@ -1,0 +1,120 @@
+"""What goes over the WebSocket, version 1: small JSON messages, and binary ones for sound and pictures.
+
+The client sends text messages (`Start`, `Flush`, `Interrupt`, `Close`) and, as binary ones, its sound: PCM, int16,
+little endian, channels interleaved. The server sends text messages and binary ones with a header (`pack`).
+docs/protocol.md is the same for people.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from ..errors import LipStreamError
+
+VERSION = 1
+HEADER = struct.Struct("<BBHIQ")
+"""Kind, flags, segment modulo 65536, frame's index, samples of the session's clock before it."""
+JPEG, H264, PCM = 1, 2, 3
+KEY, IDLE, SPEAKING, LAST = 1, 2, 4, 8
+"""Flags: a picture to begin with; no speech; sound above the gate; the last one of a segment."""
+NOTICE = "The picture is generated: the mouth is synthetic."
+# RFC 6455 and its registry.
+NORMAL, GOING_AWAY, POLICY, TRY_AGAIN = 1000, 1001, 1008, 1013
+
+
+class ProtocolError(LipStreamError):
+    """A message that is unknown, malformed, or out of order. The session goes on without it."""
+
+    code, exit_code = "protocol", 50
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Start(_Message):
+    """The first message: through which face to speak, and how sound comes and pictures go."""
+
+    type: Literal["start"]
+    reference: str = Field("bundled", max_length=64)
+    sample_rate: int = Field(16000, ge=4000, le=384000)
+    channels: int = Field(1, ge=1, le=8)
+    video: Literal["jpeg", "h264"] = "jpeg"
+    idle: Literal["closed", "reference"] = "closed"
+    seed: int = Field(42, ge=0, lt=2**64)
+
+
+class Flush(_Message):
+    """End the segment: all sound sent so far is spoken to its end."""
+
+    type: Literal["flush"]
+
+
+class Interrupt(_Message):
+    """Forget what was sent and not yet shown."""
+
+    type: Literal["interrupt"]
+
+
+class Close(_Message):
+    """End the session."""
+
+    type: Literal["close"]
+
+
+ClientMessage = Start | Flush | Interrupt | Close
+_CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field(discriminator="type")])
+
+
+def parse(text: str) -> ClientMessage:
+    """A client's text message.
+
+    Raises:
+        ProtocolError: it is none.
+    """
+    try:
+        return _CLIENT.validate_json(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ProtocolError(
+            f"{where + ': ' if where else ''}{first['msg']}",
+            expected='a JSON object with "type": "start", "flush", "interrupt" or "close"; docs/protocol.md',
+        ) from error
+    except RecursionError as error:  # of the JSON parser
+        raise ProtocolError("the message is nested too deeply", expected="a flat JSON object") from error
+
+
+def hello(server: str, references: list[str]) -> dict[str, Any]:
+    """The server's first message."""
+    return {"type": "hello", "protocol": VERSION, "server": server, "notice": NOTICE, "references": references}
+
+
+def failure(error: LipStreamError, *, fatal: bool) -> dict[str, Any]:
+    """An error, as a message. After a fatal one the server closes."""
+    return {
+        "type": "error",
+        "code": error.code,
+        "message": error.found,
+        "expected": error.expected,
+        "fix": error.fix,
+        "fatal": fatal,
+    }
+
+
+def pack(kind: int, flags: int, segment: int, index: int, at: int, payload: bytes) -> bytes:
+    """A binary message of the server.
+
+    Args:
+        kind: JPEG, H264 or PCM. flags: of KEY, IDLE, SPEAKING, LAST.
+        at: samples on the session's clock before this frame.
+    """
+    return HEADER.pack(kind, flags, segment & 0xFFFF, index & 0xFFFFFFFF, at) + payload
+
+
+def unpack(message: bytes) -> tuple[int, int, int, int, int, bytes]:
+    """What `pack` was given."""
+    return *HEADER.unpack_from(message), message[HEADER.size :]

@@ -1,0 +1,108 @@
+"""Faces that sessions speak through: the bundled one, and what clients upload, kept for a while and never on disk.
+
+An upload lies in a temporary file while it is decoded; what is kept of it are frames in a file without a name, which
+are gone with the process, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..engine import LipSyncEngine
+from ..errors import LipStreamError
+from ..reference import PreparedReference
+
+BUNDLED = "bundled"
+SAMPLE = Path(__file__).parent.parent / "sample" / "face.mp4"
+
+
+class UnknownReferenceError(LipStreamError):
+    """A reference that was never uploaded, or has been forgotten."""
+
+    code, exit_code = "unknown_reference", 52
+
+
+class UploadTooLargeError(LipStreamError):
+    """An upload above the limit."""
+
+    code, exit_code = "upload_too_large", 53
+
+
+@dataclass
+class _Kept:
+    prepared: PreparedReference
+    used: float = field(default_factory=time.monotonic)
+
+
+class References:
+    """Prepared references by name.
+
+    Args:
+        most: uploads that are kept; of more the one that was unused longest is forgotten.
+        seconds: of an upload that are used. keep: seconds that an unused one is kept.
+        megabytes: that an upload may have; its frames may take ten times as much on disk.
+    """
+
+    def __init__(
+        self, engine: LipSyncEngine, *, most: int = 8, seconds: float = 12.0, megabytes: int = 64, keep: float = 900.0
+    ) -> None:
+        self._engine, self._most, self._seconds = engine, most, seconds
+        self._bytes, self._keep = megabytes << 20, keep
+        self._kept: dict[str, _Kept] = {}
+        self._one_at_a_time = asyncio.Lock()
+
+    def load_bundled(self) -> None:
+        """Prepare the face that ships; takes a second."""
+        self._kept[BUNDLED] = _Kept(self._engine.prepare(SAMPLE, seconds=self._seconds))
+
+    def names(self) -> list[str]:
+        """Of those that every client may know."""
+        return [BUNDLED] if BUNDLED in self._kept else []
+
+    def get(self, name: str) -> PreparedReference:
+        """Raises UnknownReferenceError."""
+        self._forget()
+        if name not in self._kept:
+            raise UnknownReferenceError(
+                f"no reference {name!r}", expected="'bundled', or what POST /v1/references gave", fix="upload it again"
+            )
+        self._kept[name].used = time.monotonic()
+        return self._kept[name].prepared
+
+    async def upload(self, body: AsyncIterator[bytes]) -> tuple[str, PreparedReference]:
+        """Prepare a video or picture; its name is a secret of whoever uploaded it.
+
+        Raises:
+            UploadTooLargeError; and what `LipSyncEngine.prepare` raises: no face, no video, ...
+        """
+        async with self._one_at_a_time:
+            with tempfile.NamedTemporaryFile(prefix="lipstream-", suffix=".video") as file:
+                size = 0
+                async for piece in body:
+                    size += len(piece)
+                    if size > self._bytes:
+                        raise UploadTooLargeError(
+                            f"more than {self._bytes >> 20} MB", expected="a few seconds of video", fix="cut it"
+                        )
+                    file.write(piece)
+                file.flush()
+                prepared = await asyncio.to_thread(
+                    self._engine.prepare, file.name, seconds=self._seconds, loop_bytes=10 * self._bytes
+                )
+        name = secrets.token_urlsafe(12)
+        self._kept[name] = _Kept(prepared)
+        self._forget()
+        return name, prepared
+
+    def _forget(self) -> None:
+        uploads = sorted((kept.used, name) for name, kept in self._kept.items() if name != BUNDLED)
+        now = time.monotonic()
+        for i, (used, name) in enumerate(uploads):
+            if len(uploads) - i > self._most or now - used > self._keep:
+                del self._kept[name]
