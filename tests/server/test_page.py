@@ -1,0 +1,146 @@
+"""The page in a real browser: Debian's headless Chromium, driven by its own protocol, with a WAV for a microphone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import lipstream
+import numpy as np
+import pytest
+from client_and_server import Served
+from websockets.asyncio.client import ClientConnection, connect
+
+SPEECH = Path(lipstream.__file__).parent / "sample" / "speech.wav"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-headless-shell")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed (Debian: chromium)")
+OPTIONS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--autoplay-policy=no-user-gesture-required",
+    "--use-fake-ui-for-media-stream",
+    "--use-fake-device-for-media-stream",
+    f"--use-file-for-fake-audio-capture={SPEECH}",
+    "--remote-debugging-port=0",
+    "--window-size=390,844",  # a phone
+]
+
+
+class Tab:
+    """A page, by Chromium's DevTools protocol."""
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket, self._numbers = socket, itertools.count(1)
+        self.complaints: list[str] = []
+
+    async def call(self, method: str, **parameters: Any) -> Any:
+        number = next(self._numbers)
+        await self._socket.send(json.dumps({"id": number, "method": method, "params": parameters}))
+        while True:
+            message = json.loads(await self._socket.recv())
+            if message.get("method") == "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(message["params"]["exceptionDetails"])[:500])
+            if message.get("id") == number:
+                assert "error" not in message, message
+                return message["result"]
+
+    async def run(self, code: str) -> Any:
+        """The value of an expression, awaited."""
+        found = await self.call("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def until(self, code: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not await self.run(code):
+            state = await self.run(
+                "[lipstream.states, lipstream.shown, document.querySelector('#problem').textContent]"
+            )
+            assert time.monotonic() < end, (code, state, self.complaints)
+            await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def browser(address: str) -> AsyncIterator[Tab]:
+    assert CHROMIUM
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        process = subprocess.Popen(
+            [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            port_file = Path(profile) / "DevToolsActivePort"
+            for _ in range(300):
+                if port_file.exists() and port_file.read_text().strip():
+                    break
+                await asyncio.sleep(0.1)
+            port = port_file.read_text().split()[0]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json/list", timeout=10) as answer:
+                target = next(t for t in json.loads(answer.read()) if t["type"] == "page")
+            async with connect(target["webSocketDebuggerUrl"], max_size=None) as socket:
+                tab = Tab(socket)
+                await tab.call("Runtime.enable")
+                await tab.call("Page.enable")
+                await tab.call("Page.navigate", url=address)
+                for _ in range(100):
+                    if await tab.run("typeof lipstream !== 'undefined'"):
+                        break
+                    await asyncio.sleep(0.1)
+                yield tab
+        finally:
+            process.terminate()
+            process.wait(20)
+
+
+def test_a_face_answers_a_microphone(served: Served) -> None:
+    async def talk() -> None:
+        async with browser(f"http://127.0.0.1:{served.port}/") as tab:
+            await tab.run("document.querySelector('#microphone').click()")
+            begun = time.monotonic()
+            await tab.until("lipstream.shown >= 200 && lipstream.speaking >= 50", 30 - (time.monotonic() - begun))
+            mouths = np.array(await tab.run("lipstream.mouths"))
+            assert np.abs(np.diff(mouths[-150:])).mean() > 0.1  # the mouth's grey level moves
+            assert "speaking" in await tab.run("lipstream.states")
+            assert 0 < await tab.run("lipstream.latency") < 5000
+
+            await tab.run("lipstream.queue_before = lipstream.queue; document.querySelector('#interrupt').click()")
+            await tab.until("lipstream.interrupts.length === 1", 5)
+            assert await tab.run("lipstream.queue") <= 12
+            assert await tab.run("lipstream.interrupts[0] - lipstream.interrupted") < 2000
+
+            assert served.metric("lipstream_sessions_active") == 1
+            await tab.call("Page.reload")
+            await asyncio.to_thread(served.wait_for, "lipstream_sessions_active", 0)
+            assert not tab.complaints
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)
+
+
+def test_closing_the_page_leaves_no_session(served: Served) -> None:
+    async def talk() -> None:
+        async with browser(f"http://127.0.0.1:{served.port}/") as tab:
+            await tab.run("document.querySelector('#microphone').click()")
+            await tab.until("lipstream.shown >= 10")
+            # Whoever does not see finds everything by name and by key.
+            unnamed = "[...document.querySelectorAll('button, input, canvas')].filter(e => !e.hidden && "
+            unnamed += "!(e.textContent.trim() || e.ariaLabel || e.labels?.length)).length"
+            assert await tab.run(unnamed) == 0
+            assert await tab.run("document.documentElement.scrollWidth <= innerWidth")  # no scrolling sideways
+            await tab.run("dispatchEvent(new Event('pagehide'))")
+            await asyncio.to_thread(served.wait_for, "lipstream_sessions_active", 0)
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)

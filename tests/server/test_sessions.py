@@ -1,0 +1,272 @@
+"""Sessions through a real server and a real WebSocket client."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import signal
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lipstream
+import numpy as np
+import pytest
+from client_and_server import RATE, Client, Served, is_jpeg, tone
+from lipstream.server.protocol import IDLE, LAST
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
+
+ACTIVE = "lipstream_sessions_active"
+
+
+def test_a_session_speaks_and_idles(served: Served) -> None:
+    async def talk() -> None:
+        client = await Client.open(served)
+        heard = await client.until(lambda h: len(h.pictures) >= 10)
+        assert heard.said[0]["notice"]
+        assert all(flags & IDLE for *_, flags, _ in heard.pictures)
+        sound = tone(2.0)
+        await client.speak(sound)
+        await client.say("flush")
+        heard = await client.until(lambda h: "segment_end" in h.types() and len(h.pictures) > 80)
+        assert [index for index, *_ in heard.pictures] == list(range(len(heard.pictures)))
+        assert all(is_jpeg(data) for *_, data in heard.pictures)
+        speech = [sound for sound in heard.sounds if not sound[2] & IDLE]
+        assert len(speech) == 50
+        assert speech[-1][2] & LAST
+        given = np.concatenate([np.frombuffer(data, "<i2") for *_, data in speech])
+        assert np.abs(given - np.trunc(sound * 32767)).max() <= 1  # every sample, in order
+        at = 0
+        for _, stamp, _, data in heard.sounds:  # one clock, by sample counts
+            assert stamp == at
+            at += len(data) // 2
+        states = [message["state"] for message in heard.said if message["type"] == "state"]
+        assert states[:2] == ["idle", "speaking"]
+        assert states[-1] == "idle"
+        await client.say("close")
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.until(lambda h: False)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1000
+
+    asyncio.run(talk())
+    served.wait_for(ACTIVE, 0)
+
+
+def test_h264_stereo_at_another_rate(served: Served) -> None:
+    async def talk() -> None:
+        import av
+
+        client = await Client.open(served, video="h264", sample_rate=44_100, channels=2, idle="reference")
+        heard = await client.until(lambda h: len(h.pictures) >= 40)
+        decoder = av.CodecContext.create("h264", "r")
+        frames: list[Any] = []
+        for *_, data in heard.pictures:
+            frames += decoder.decode(av.Packet(data))  # type: ignore[attr-defined]
+        assert len(frames) >= 39
+        assert (frames[0].width, frames[0].height) == (heard.said[1]["width"], heard.said[1]["height"])
+        assert {len(data) for *_, data in heard.sounds} <= {2 * 2 * 1764, 2 * 640}
+        await client.close()
+
+    asyncio.run(talk())
+
+
+def test_an_interrupt_empties_the_queue(served: Served) -> None:
+    async def talk() -> None:
+        client = await Client.open(served)
+        await client.speak(tone(8.0))
+        await client.until(lambda h: any(not flags & IDLE for *_, flags, _ in h.pictures))
+        before = len(client.heard.sounds)
+        await client.say("interrupt")
+        heard = await client.until(lambda h: "interrupted" in h.types())
+        at = next(message["at"] for message in heard.said if message["type"] == "interrupted")
+        count = len(heard.sounds)
+        heard = await client.until(lambda h: len(h.sounds) >= count + 15)
+        assert all(flags & IDLE for *_, flags, _ in heard.sounds[count:])  # not one more word
+        assert count - before < 12
+        assert heard.sounds[count][1] == at  # the clock goes on where it stood
+        await client.close()
+
+    asyncio.run(talk())
+    served.wait_for(ACTIVE, 0)
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("nonsense", "protocol"),
+        ('{"type": "dance"}', "protocol"),
+        ('{"type": "start"}', "protocol"),
+        (b"odd", "protocol"),
+        (b"\0" * 2 * RATE * 61, "backpressure"),
+    ],
+)
+def test_a_wrong_message_is_answered_and_the_session_goes_on(served: Served, message: str | bytes, code: str) -> None:
+    async def talk() -> None:
+        client = await Client.open(served, sample_rate=4000 if code == "backpressure" else RATE)
+        if code == "backpressure":  # more than a minute of sound at once
+            for _ in range(4):
+                await client.socket.send(b"\0" * 2 * 4000 * 20)
+        else:
+            await client.socket.send(message)
+        heard = await client.until(lambda h: "error" in h.types())
+        (error,) = [said for said in heard.said if said["type"] == "error"]
+        assert error["code"] == code
+        assert not error["fatal"]
+        count = len(heard.pictures)
+        await client.until(lambda h: len(h.pictures) > count + 5)
+        await client.close()
+
+    asyncio.run(talk())
+
+
+def test_before_the_start_nothing_else_counts(served: Served) -> None:
+    async def talk() -> None:
+        async with connect(served.address) as socket:
+            assert json.loads(await socket.recv())["type"] == "hello"
+            for wrong in (b"\0\0", '{"type": "flush"}', "{"):
+                await socket.send(wrong)
+                assert json.loads(await socket.recv())["code"] == "protocol"
+            await socket.send('{"type": "start", "reference": "nobody"}')
+            answer = json.loads(await socket.recv())
+            assert answer["code"] == "unknown_reference"
+            assert answer["fatal"]
+            with pytest.raises(ConnectionClosed):
+                await socket.recv()
+
+    asyncio.run(talk())
+    served.wait_for(ACTIVE, 0)
+
+
+def test_one_more_than_fit_is_refused_and_the_others_go_on(served: Served) -> None:
+    async def talk() -> None:
+        clients = [await Client.open(served, idle="reference") for _ in range(3)]
+        async with connect(served.address) as socket:
+            with pytest.raises(ConnectionClosed) as closed:
+                await socket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1013
+        assert "3 sessions" in closed.value.rcvd.reason
+        await asyncio.gather(*(client.until(lambda h: len(h.pictures) > 30) for client in clients))
+        await clients.pop().close()
+        again = await asyncio.to_thread(served.wait_for, ACTIVE, 2)
+        assert again is None
+        clients.append(await Client.open(served))
+        for client in clients:
+            await client.close()
+
+    asyncio.run(talk())
+    served.wait_for(ACTIVE, 0)
+    assert served.metric('lipstream_sessions_rejected_total{reason="capacity"}') >= 1
+
+
+def test_one_that_does_not_read_and_one_that_vanishes_leave_the_others_alone(served: Served) -> None:
+    async def talk() -> None:
+        good = await Client.open(served, idle="reference")
+        deaf = await connect(served.address, max_size=None, max_queue=1)
+        await deaf.send('{"type": "start", "idle": "reference"}')
+        gone = await Client.open(served, idle="reference")
+        gone.socket.transport.abort()
+        begun = time.monotonic()
+        count = len(good.heard.pictures)
+        heard = await good.until(lambda h: len(h.pictures) >= count + 100)
+        assert time.monotonic() - begun < 8  # four seconds of pictures
+        indices = [index for index, *_ in heard.pictures]
+        assert indices == list(range(len(indices)))
+        await good.close()
+        deaf.transport.abort()
+
+    asyncio.run(talk())
+    served.wait_for(ACTIVE, 0)
+
+
+def test_a_face_is_uploaded_and_spoken_through(served: Served, tmp_path: Path) -> None:
+    def post(body: bytes) -> tuple[int, dict[str, Any]]:
+        request = urllib.request.Request(f"http://127.0.0.1:{served.port}/v1/references", body, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            return error.code, json.loads(error.read())
+
+    face = (Path(lipstream.__file__).parent / "sample" / "face.mp4").read_bytes()
+    status, found = post(face)
+    assert status == 200
+
+    async def talk() -> None:
+        client = await Client.open(served, reference=found["reference"])
+        heard = await client.until(lambda h: len(h.pictures) >= 15)
+        assert (heard.said[1]["width"], heard.said[1]["height"]) == (found["width"], found["height"])
+        await client.close()
+
+    asyncio.run(talk())
+    status, found = post(b"Once upon a time " * 100)
+    assert (status, found["code"]) == (422, "media_open")
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    connection.putrequest("POST", "/v1/references")
+    connection.putheader("Content-Length", str(65 << 20))
+    connection.endheaders()
+    answer = connection.getresponse()  # before a byte of it was sent
+    assert (answer.status, json.loads(answer.read())["code"]) == (413, "upload_too_large")
+
+
+def test_what_else_is_asked_of_it(served: Served) -> None:
+    assert json.loads(served.get("/v1/health/live")) == {"status": "live"}
+    assert json.loads(served.get("/v1/version"))["bundle"] == "tiny"
+    assert "LipStream" in served.get("/")
+    assert "/v1/references" in served.get("/openapi.json")
+    assert served.get("/docs")
+    assert "lipstream_build_info{" in served.get("/v1/metrics")
+
+
+def test_sigterm_tells_the_sessions_and_takes_no_more(start_server: Callable[..., Any]) -> None:
+    async def talk(server: Served) -> None:
+        client = await Client.open(server, idle="reference")
+        await client.until(lambda h: len(h.pictures) > 5)
+        server.process.send_signal(signal.SIGTERM)
+        heard = await client.until(lambda h: "closing" in h.types())
+        assert heard.said[-1]["seconds"] == 2
+        async with connect(server.address) as socket:
+            with pytest.raises(ConnectionClosed) as refused:
+                await socket.recv()
+        assert refused.value.rcvd is not None
+        assert refused.value.rcvd.code == 1013
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.until(lambda h: False)
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+
+    with start_server("--max-sessions", "1", "--drain", "2") as server:
+        asyncio.run(talk(server))
+        assert server.process.wait(20) == 0
+
+
+def test_a_token_and_limits(start_server: Callable[..., Any]) -> None:
+    async def talk(server: Served) -> None:
+        async with connect(server.address) as socket:
+            with pytest.raises(ConnectionClosed) as refused:
+                await socket.recv()
+        assert refused.value.rcvd is not None
+        assert refused.value.rcvd.code == 1008
+        async with connect(f"{server.address}?token=secret", origin="http://evil.example") as socket:  # type: ignore[arg-type]
+            with pytest.raises(ConnectionClosed) as refused:
+                await socket.recv()
+        assert refused.value.rcvd is not None
+        assert "origin" in refused.value.rcvd.reason
+        async with connect(
+            server.address, additional_headers={"Authorization": "Bearer secret"}, max_size=None
+        ) as socket:
+            await socket.send('{"type": "start", "idle": "reference"}')
+            client = Client(socket)
+            with pytest.raises(ConnectionClosed) as ended:
+                await client.until(lambda h: False)
+        assert ended.value.rcvd is not None
+        assert (ended.value.rcvd.code, ended.value.rcvd.reason) == (1000, "no sound for 2 s")
+
+    with start_server("--max-sessions", "1", "--token", "secret", "--idle-limit", "2") as server:
+        asyncio.run(talk(server))
