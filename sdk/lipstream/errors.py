@@ -194,5 +194,29 @@ class SessionClosedError(LipStreamError):
     code, exit_code = "session_closed", 41
 
 
+class ProtocolError(LipStreamError):
+    """A message that is unknown, malformed, or out of order. The session goes on without it."""
+
+    code, exit_code = "protocol", 50
+
+
+class SlowClientError(LipStreamError):
+    """A client that does not read what it is sent."""
+
+    code, exit_code = "slow_client", 51
+
+
+class UnknownReferenceError(LipStreamError):
+    """A reference that was never uploaded, or has been forgotten."""
+
+    code, exit_code = "unknown_reference", 52
+
+
+class UploadTooLargeError(LipStreamError):
+    """An upload above the limit."""
+
+    code, exit_code = "upload_too_large", 53
+
+
 class LipStreamInternalError(Exception):
     """An invariant of LipStream itself is broken: please report it."""

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lipstream.errors import ConfigError
+from lipstream.errors import ConfigError, ProtocolError
 from lipstream.server.app import Settings, _has_token, _may_come_from
 from lipstream.server.pictures import packer
-from lipstream.server.protocol import Close, Flush, Interrupt, ProtocolError, Start, pack, parse, unpack
+from lipstream.server.protocol import Close, Flush, Interrupt, Start, pack, parse, unpack
 
 
 def test_messages_are_what_they_say() -> None:

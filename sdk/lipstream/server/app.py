@@ -23,8 +23,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ..backends.base import cores
 from ..engine import LipSyncEngine
-from ..errors import ConfigError, LipStreamError
-from .live import LiveSession, SlowClientError
+from ..errors import ConfigError, LipStreamError, ProtocolError, SlowClientError, UploadTooLargeError
+from .live import LiveSession
 from .measures import Measures, sessions_that_fit
 from .protocol import (
     GOING_AWAY,
@@ -34,13 +34,12 @@ from .protocol import (
     Close,
     Flush,
     Interrupt,
-    ProtocolError,
     Start,
     failure,
     hello,
     parse,
 )
-from .references import References, UploadTooLargeError
+from .references import References
 
 LOG = logging.getLogger("lipstream")
 PAGE = Path(__file__).with_name("page.html")

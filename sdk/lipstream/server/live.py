@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from ..engine import LipSyncEngine
-from ..errors import LipStreamError
+from ..errors import ProtocolError, SlowClientError
 from ..media import FPS
 from ..metrics import Metrics
 from ..reference import PreparedReference
 from ..session import Frame
 from .pictures import packer
-from .protocol import IDLE, KEY, LAST, PCM, SPEAKING, ProtocolError, Start, pack
+from .protocol import IDLE, KEY, LAST, PCM, SPEAKING, Start, pack
 
 LOG = logging.getLogger("lipstream")
 AHEAD = 12
@@ -44,12 +44,6 @@ class _Out:
     frame: Frame
     at: int
     picture: bool = True
-
-
-class SlowClientError(LipStreamError):
-    """A client that does not read what it is sent."""
-
-    code, exit_code = "slow_client", 51
 
 
 class LiveSession:

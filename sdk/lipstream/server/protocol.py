@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from ..errors import LipStreamError
+from ..errors import LipStreamError, ProtocolError
 
 VERSION = 1
 HEADER = struct.Struct("<BBHIQ")
@@ -23,12 +23,6 @@ KEY, IDLE, SPEAKING, LAST = 1, 2, 4, 8
 NOTICE = "The picture is generated: the mouth is synthetic."
 # RFC 6455 and its registry.
 NORMAL, GOING_AWAY, POLICY, TRY_AGAIN = 1000, 1001, 1008, 1013
-
-
-class ProtocolError(LipStreamError):
-    """A message that is unknown, malformed, or out of order. The session goes on without it."""
-
-    code, exit_code = "protocol", 50
 
 
 class _Message(BaseModel):

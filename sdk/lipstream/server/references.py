@@ -15,23 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..engine import LipSyncEngine
-from ..errors import LipStreamError
+from ..errors import UnknownReferenceError, UploadTooLargeError
 from ..reference import PreparedReference
 
 BUNDLED = "bundled"
 SAMPLE = Path(__file__).parent.parent / "sample" / "face.mp4"
-
-
-class UnknownReferenceError(LipStreamError):
-    """A reference that was never uploaded, or has been forgotten."""
-
-    code, exit_code = "unknown_reference", 52
-
-
-class UploadTooLargeError(LipStreamError):
-    """An upload above the limit."""
-
-    code, exit_code = "upload_too_large", 53
 
 
 @dataclass
