@@ -118,6 +118,16 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--lossless", action="store_true", help="FFV1 in .mkv: untouched pixels stay equal to the bit")
     run.add_argument("--strict", action="store_true", help="an error where there would be warnings about the result")
     run.add_argument("--sheet", metavar="PNG", help="also write a contact sheet of the result")
+    run.add_argument(
+        "--sign",
+        nargs=2,
+        type=Path,
+        metavar=("CERT", "KEY"),
+        help="put a signed C2PA manifest into OUT that says it is generated: certificate chain and private key, PEM. "
+        "Needs lipstream[provenance]",
+    )
+    run.add_argument("--sign-algorithm", default="es256", metavar="ALG", help="of the key (default es256)")
+    run.add_argument("--no-sidecar", action="store_true", help="without --sign: no OUT.provenance.json either")
     _engine_options(run)
 
     demo = _command(commands, "demo", _demo, "dub the bundled sample", "Dub the sample that ships with LipStream.")
@@ -361,10 +371,15 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
+    from . import provenance
     from .engine import LipSyncEngine
 
     if args.sheet:
         _check_sheet(args)
+    signer = None
+    if args.sign:
+        certificate, key = args.sign
+        signer = provenance.Signer(certificate, key, Path(args.output), args.sign_algorithm)
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
@@ -383,6 +398,12 @@ def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
             progress=progress,
         )
     report.written.append(result.output)
+    if signer or not args.no_sidecar:
+        made = provenance.record(args.bundle, Path(args.video), Path(args.audio) if args.audio else None)
+        if signer:
+            signer.sign(result.output, made)
+        else:
+            report.written.append(provenance.write_sidecar(result.output, made))
     if args.sheet:
         from .contact_sheet import contact_sheet
 

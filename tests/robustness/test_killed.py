@@ -78,7 +78,7 @@ def test_killed_outright_the_next_run_sweeps(tmp_path: Path, old: bytes, short: 
     assert out.read_bytes() == old or frames_in(out) > 0
     assert len([*tmp_path.iterdir()]) <= 2
     subprocess.run([*short, "-o", str(out)], check=True, capture_output=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.mp4.provenance.json"}
 
 
 def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_run_writes_the_video_and_says_what_it_did(lipstream: Any, media: Path, 
     picture = cv2.imread(str(sheet))
     assert picture is not None
     assert picture.shape[1] == 1600
-    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "sheet.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.mp4.provenance.json", "sheet.png"}
 
 
 def test_run_as_json_with_the_videos_own_sound(lipstream: Any, media: Path, tmp_path: Path) -> None:

@@ -1,0 +1,137 @@
+"""Says of a dubbed file what it is: a C2PA manifest in it, signed; or a JSON file beside it.
+
+A mouth that is generated in a filmed face is, in the words of the IPTC, a composite with trained algorithmic media.
+C2PA needs `lipstream[provenance]`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from .bundle import MANIFEST, Bundle, sha256
+from .errors import ConfigError, MissingExtraError, OutputError
+from .partial import Partial, write_file
+
+SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
+FORMATS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
+ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
+
+
+def record(bundle: str | os.PathLike[str], video: Path, audio: Path | None) -> dict[str, Any]:
+    """What was done: program, model and sources, by name and SHA-256."""
+    folder = Bundle.find(bundle)
+    sources = {"video": video} | ({"audio": audio} if audio is not None else {})
+    return {
+        "statement": "The mouth in this video is generated.",
+        "digital_source_type": SOURCE_TYPE,
+        "made_with": {"name": "LipStream", "version": version("lipstream")},
+        "model": {"bundle": folder.name, "manifest_sha256": sha256(folder / MANIFEST)},
+        "sources": {role: {"name": path.name, "sha256": sha256(path)} for role, path in sources.items()},
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def sidecar(output: Path) -> Path:
+    """Where the JSON of a dubbed file goes: OUT.mp4 -> OUT.mp4.provenance.json."""
+    return output.with_name(f"{output.name}.provenance.json")
+
+
+def write_sidecar(output: Path, made: dict[str, Any]) -> Path:
+    """Write the JSON beside a finished file; it names the file by its SHA-256.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = sidecar(output)
+    try:
+        write_file(path, (json.dumps({**made, "sha256": sha256(output)}, indent=2) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
+    return path
+
+
+class Signer:
+    """A certificate chain (leaf first) and its private key, PEM files: opened before the work begins.
+
+    Raises:
+        MissingExtraError: c2pa-python is not installed. ConfigError: files that cannot be read, or do not sign; or an
+            output of a kind that is not signed.
+    """
+
+    def __init__(self, certificate: Path, key: Path, output: Path, algorithm: str = "es256") -> None:
+        try:
+            import c2pa
+        except ImportError as error:
+            raise MissingExtraError(
+                f"signing needs the module {error.name!r}, which is not installed",
+                fix="pip install 'lipstream[provenance]'",
+            ) from error
+        if output.suffix.lower() not in FORMATS:
+            raise ConfigError(f"signing {output.suffix or output.name}", expected=", ".join(FORMATS))
+        try:
+            chain, secret = certificate.read_bytes(), key.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{error.filename} cannot be read: {error.strerror}", expected="PEM files") from error
+        self._format = FORMATS[output.suffix.lower()]
+        try:
+            # ta_url None: no time stamp is fetched from anywhere.
+            info = c2pa.C2paSignerInfo(algorithm.encode(), chain, secret, None)
+            self._signer = c2pa.Signer.from_info(info)
+            _, picture = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))
+            probe = io.BytesIO(picture.tobytes())  # whether they sign shows when they do
+            c2pa.Builder(json.dumps(_manifest("probe", "", {}))).sign(self._signer, "image/jpeg", probe, io.BytesIO())
+        except Exception as error:  # its errors share no base but Exception
+            raise ConfigError(
+                f"{certificate} and {key} do not sign: {error}",
+                expected=f"a certificate chain and the private key of its first, for {algorithm}",
+                fix="see https://opensource.contentauthenticity.org/docs/signing/prod-cert",
+            ) from error
+
+    def sign(self, output: Path, made: dict[str, Any]) -> None:
+        """Put a signed manifest into a finished file: all of it, or the file stays as it was.
+
+        Raises:
+            OutputError: the file cannot be written; ConfigError: the certificate is not one for signing media.
+        """
+        import c2pa
+
+        manifest = _manifest(output.name, made["made_at"], made)
+        try:
+            partial = Partial(output)
+        except OSError as error:
+            raise OutputError(f"{output.parent} cannot be written: {error.strerror}") from error
+        try:
+            with output.open("rb") as source, partial.path.open("w+b") as signed:
+                c2pa.Builder(json.dumps(manifest)).sign(self._signer, self._format, source, signed)
+            partial.path.replace(output)
+        except Exception as error:
+            raise ConfigError(
+                f"{output} is complete but was not signed: {error}",
+                expected="a certificate with digitalSignature and emailProtection, chain included",
+            ) from error
+        finally:
+            partial.remove()
+
+
+def _manifest(title: str, when: str, made: dict[str, Any]) -> dict[str, Any]:
+    agent = {"name": "LipStream", "version": version("lipstream")}
+    action = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": agent}
+    if when:
+        action |= {"when": when, "description": made["statement"]}
+    return {
+        "claim_generator_info": [agent],
+        "title": title,
+        "assertions": [
+            {"label": "c2pa.actions.v2", "data": {"actions": [action]}},
+            {"label": "org.lipstream.dub", "data": made},
+        ],
+    }

@@ -1,0 +1,116 @@
+"""What a dubbed file says of itself, read by C2PA's own reader."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import c2pa
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+from lipstream import provenance
+from lipstream.cli import main
+from lipstream.media import VideoReader
+
+
+def name(common: str) -> x509.Name:
+    pairs = (NameOID.COMMON_NAME, common), (NameOID.ORGANIZATION_NAME, "A test")
+    return x509.Name([x509.NameAttribute(oid, text) for oid, text in pairs])
+
+
+@pytest.fixture(scope="module")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A chain of two certificates, and the key of its leaf."""
+    folder = tmp_path_factory.mktemp("pem")
+    root_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    today = datetime.datetime.now(datetime.UTC)
+
+    def certificate(subject: str, public: Any, *, ca: bool) -> x509.Certificate:
+        usage = dict.fromkeys(
+            ("content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "encipher_only"), False
+        )
+        usage |= {"digital_signature": not ca, "key_cert_sign": ca, "crl_sign": ca, "decipher_only": False}
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(name(subject))
+            .issuer_name(name("root"))
+            .public_key(public)
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(today - datetime.timedelta(days=1))
+            .not_valid_after(today + datetime.timedelta(days=30))
+            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
+            .add_extension(x509.KeyUsage(**usage), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+            .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(root_key.public_key()), critical=False)
+        )
+        if not ca:
+            made = made.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
+        return made.sign(root_key, hashes.SHA256())
+
+    chain = certificate("leaf", key.public_key(), ca=False), certificate("root", root_key.public_key(), ca=True)
+    (folder / "chain.pem").write_bytes(b"".join(c.public_bytes(serialization.Encoding.PEM) for c in chain))
+    plain = serialization.NoEncryption()
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain)
+    (folder / "key.pem").write_bytes(private)
+    return folder / "chain.pem", folder / "key.pem"
+
+
+def run(media: Path, output: Path, *options: object) -> int:
+    paths = media / "talk.mp4", media / "speech.wav", "-o", output
+    return main([str(x) for x in ("run", *paths, "--quiet", "--threads", 1, *options)])
+
+
+def test_a_signed_file_says_that_it_is_generated(media: Path, tmp_path: Path, pem: tuple[Path, Path]) -> None:
+    out = tmp_path / "out.mp4"
+    assert run(media, out, "--sign", *pem) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    with out.open("rb") as file, c2pa.Reader("video/mp4", file) as reader:
+        found = json.loads(reader.json())
+        assert reader.get_validation_state() == "Valid"
+    manifest = found["manifests"][found["active_manifest"]]
+    actions = next(a for a in manifest["assertions"] if a["label"].startswith("c2pa.actions"))["data"]["actions"]
+    assert actions[0]["digitalSourceType"] == provenance.SOURCE_TYPE
+    dub = next(a for a in manifest["assertions"] if a["label"] == "org.lipstream.dub")["data"]
+    for role, source in (("video", "talk.mp4"), ("audio", "speech.wav")):
+        wanted = hashlib.sha256((media / source).read_bytes()).hexdigest()
+        assert dub["sources"][role] == {"name": source, "sha256": wanted}
+    assert sum(1 for _ in VideoReader(out)) == 15  # it still plays
+
+    changed = bytearray(out.read_bytes())
+    changed[changed.index(b"mdat") + 400] ^= 1
+    out.write_bytes(changed)
+    with out.open("rb") as file, c2pa.Reader("video/mp4", file) as reader:
+        assert reader.get_validation_state() == "Invalid"
+
+
+def test_without_a_signature_a_file_beside_it_says_it(media: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.mp4"
+    assert run(media, out) == 0
+    found = json.loads((tmp_path / "out.mp4.provenance.json").read_text())
+    assert found["sha256"] == hashlib.sha256(out.read_bytes()).hexdigest()
+    assert found["digital_source_type"] == provenance.SOURCE_TYPE
+    assert found["model"]["bundle"] == "tiny"
+    assert str(media) not in json.dumps(found)
+    assert run(media, tmp_path / "bare.mp4", "--no-sidecar") == 0
+    assert not (tmp_path / "bare.mp4.provenance.json").exists()
+
+
+@pytest.mark.parametrize("case", ["no such file", "no certificate", "no such kind"])
+def test_what_cannot_sign_is_said_before_the_work(
+    case: str, media: Path, tmp_path: Path, pem: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    chain, key = pem
+    out = tmp_path / ("out.mkv" if case == "no such kind" else "out.mp4")
+    if case == "no such file":
+        key = tmp_path / "nothing.pem"
+    elif case == "no certificate":
+        chain = media / "speech.wav"
+    assert run(media, out, "--sign", chain, key) == 3
+    assert not any(tmp_path.iterdir())
+    assert "expected" in capsys.readouterr().err
