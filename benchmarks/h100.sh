@@ -8,10 +8,11 @@
 # Needs NVIDIA's driver, CUDA's nvcc, Python 3.11 or later. The part "install" fetches packages from PyPI; with PYTHON
 # set to an interpreter that has LipStream with [dev] and [tensorrt] it is left out. Every part has a log and results in
 # OUT (default out/gpu); one that fails does not stop the others. SIZE: 1.3b (default) or 14b. LIMIT: seconds of all.
+# SIZE=tiny DEVICE=cpu QUICK=1 tries the part "eager" on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-OUT=${OUT:-out/gpu} SIZE=${SIZE:-1.3b} LIMIT=${LIMIT:-600}
+OUT=${OUT:-out/gpu} SIZE=${SIZE:-1.3b} LIMIT=${LIMIT:-600} DEVICE=${DEVICE:-cuda} QUICK=${QUICK:-}
 PYTHON=${PYTHON:-}
 PY=${PYTHON:-.venv/bin/python}
 LIPSTREAM="$PY -m lipstream"
@@ -29,7 +30,7 @@ part tiny "$LIPSTREAM export tiny --precision bf16 -o $OUT/tiny-bf16 &&
   $LIPSTREAM verify $OUT/tiny-engines --json > $OUT/tiny-verify.json &&
   $PY -m benchmarks.stream --bundle $OUT/tiny-engines --against tiny --streams 1 2 4 8 --json $OUT/tiny-stream.json \
     --trace $OUT/tiny-trace.json --timeline $OUT/tiny-timeline.svg"
-part eager "$PY -m benchmarks.passes --size $SIZE --json $OUT/passes-$SIZE.json"
+part eager "$PY -m benchmarks.passes --size $SIZE --device $DEVICE --json $OUT/passes-$SIZE.json ${QUICK:+--quick}"
 part fits "$PY -m benchmarks.stream --bundle $OUT/tiny-engines --streams 1 2 4 8 --prepared --json $OUT/tiny-prepared.json"
 part files "$PY -m benchmarks.random_release $SIZE $OUT/files > $OUT/files.txt"
 part export "$LIPSTREAM export \$(cat $OUT/files.txt) --precision bf16 --no-parity -o $OUT/$SIZE-bf16"

@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> bool:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError("no CUDA device that PyTorch can use", fix="run it on a machine with a GPU, or --device cpu")
     config = STUDENTS[args.size]
+    args.dtype = args.dtype or ("float32" if device.type == "cpu" else "bfloat16")
     ceiling, figures = measured(device, args.threads)
     results: dict[str, Any] = {"ceilings": figures, "structures": {}}
     if device.type == "cuda":
@@ -168,7 +169,7 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser("passes", __doc__, bundle=False, least={"repeats": 2})
     options.add_argument("--size", choices=STUDENTS, default="1.3b", help="of the student (default 1.3b)")
     options.add_argument("--device", default="cuda", help="of PyTorch: cuda (default), cuda:1, cpu")
-    options.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="default bfloat16")
+    options.add_argument("--dtype", choices=DTYPES, help="default bfloat16, on a CPU float32")
     options.add_argument("--structures", nargs="+", choices=STRUCTURES, default=[*STRUCTURES], help="default: both")
     options.add_argument("--repeats", type=positive, default=30, help="chunks (default 30)")
     return options

@@ -22,19 +22,14 @@ from typing import Any, Protocol
 
 import lipstream
 import numpy as np
-import torch
 from lipstream import LipSyncEngine
 from lipstream.backends.base import Array
 from lipstream.bundle import Bundle
 from lipstream.errors import ParityError
-from lipstream_export.torch_backend import TorchBackend
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from .ceilings import measured
 from .common import in_fresh_process, main, memory_mib, parser, positive, spread, write
-from .original import OriginalStream
-from .roofline import bound, of_bundle
 
 OURS, EAGER, ORIGINAL = "onnxruntime", "torch", "original"
 TOLERANCE = 1e-4
@@ -70,6 +65,14 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
     Raises:
         ParityError: the two do not compute the same.
     """
+    # Here, so that the processes that dub are not weighed down by PyTorch.
+    import torch
+    from lipstream_export.torch_backend import TorchBackend
+
+    from .ceilings import measured
+    from .original import OriginalStream
+    from .roofline import bound, of_bundle
+
     ceiling, figures = measured(torch.device("cpu"), threads)
     engines = {name: LipSyncEngine.load(bundle, backend=name, threads=threads) for name in (OURS, EAGER)}
     eager = engines[EAGER]._backend

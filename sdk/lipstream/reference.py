@@ -126,10 +126,10 @@ class LiveReference:
         loop_bytes: int = LOOP_BYTES,
     ) -> None:
         self._frames = open_source(source, retimed=not faces.compat)
-        require_face(self._frames, faces)
+        self._tracker = require_face(self._frames, faces)
         self._loop = FrameLoop(self._frames, length, max_bytes=loop_bytes)
         self._geometry = geometry
-        self._faces, self._tracker = faces, faces.tracker()
+        self._faces = faces
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
         self._recent: deque[SourceFrame] = deque(maxlen=_KEPT * geometry.video_frames)
@@ -200,8 +200,7 @@ class PreparedReference:
         self.manifest, self.faces = manifest, faces
         self._geometry = geometry = manifest.geometry
         opened = open_source(source, retimed=not faces.compat)
-        require_face(opened, faces)
-        tracker = faces.tracker()
+        tracker = require_face(opened, faces)
         self._spool = FrameSpool()
         self._matrices: list[NDArray[np.float64] | None] = []
         self._size: tuple[int, ...] | None = None
@@ -311,8 +310,11 @@ def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequen
     return source
 
 
-def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10, limit: int = 750) -> None:
+def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10, limit: int = 750) -> Tracker:
     """Look at every tenth of the first `limit` frames until one shows a face.
+
+    Returns:
+        a tracker for the video, which remembers nothing of that; loading another takes 20 ms.
 
     Raises:
         FaceNotFoundError: none does.
@@ -325,7 +327,9 @@ def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10
         if index % every == 0:
             tracker.reset()  # each look is as thorough as the first
             if tracker.track(frame):
-                return
+                tracker.reset()
+                tracker.policy = faces.policy
+                return tracker
     raise no_face(min(index + 1, limit))
 
 

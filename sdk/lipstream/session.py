@@ -280,6 +280,12 @@ class LipSyncSession:
         with self._changed:
             return self._place(self._chunk, self._segment_frame, self._picture) is not None
 
+    @property
+    def can_make(self) -> bool:
+        """Whether there is anything to make frames of: audio, or idleness."""
+        with self._changed:
+            return not self._closed and self._ready()
+
     def give_way(self, unshown: int) -> None:
         """Take back the last `unshown` frames that were taken, idle ones that nobody saw, so that speech comes at once.
 

@@ -91,6 +91,7 @@ def test_a_hollow_student_has_the_graphs_of_a_real_one() -> None:
         assert hollow_one.state == real.state == 2 * 4 * config.num_layers * frames * config.tokens * config.dim
 
 
+@pytest.mark.slow
 def test_fp8_is_counted_as_such_and_weighs_half() -> None:
     def denoiser(precision: str) -> Cost:
         (graph,) = (g for g in hollow.graphs("1.3b", precision, layers=2) if g.name == "denoiser")
@@ -112,6 +113,7 @@ def test_a_bound_is_the_longer_of_two_times() -> None:
     assert bound(cost, ceiling, reach=0.5) == pytest.approx(10 + 5 + 2)
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result, picture = tmp_path / "r.json", tmp_path / "r.svg"
     options = ["--sizes", "1.3b", "--precisions", "bf16", "--layers", "1", "--repeats", "1", "--threads", "1"]

@@ -319,6 +319,9 @@ def test_the_gpu_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Pa
             ["bash", H100, *parts], env=environment | more, capture_output=True, text=True, timeout=120, check=False
         )
 
+    tried = script("eager", SIZE="tiny", DEVICE="cpu", QUICK="1")
+    assert tried.stdout.startswith("eager: ok"), (tmp_path / "eager.log").read_text()
+    assert {*json.loads((tmp_path / "passes-tiny.json").read_text())["results"]["structures"]} == {"ring", "original"}
     done = script("dub", "doctor")  # there are no engines
     assert done.returncode == 1
     first, second = done.stdout.splitlines()

@@ -27,7 +27,7 @@ def run(model: onnx.ModelProto, bundle: Bundle, inputs: dict[str, Any]) -> dict[
     return dict(zip(names, session.run(names, {name: inputs[name] for name in wanted}), strict=True))
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "fp8-attention"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", pytest.param("fp8-attention", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("graph", ["denoiser", "context"])
 def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], graph: str, precision: str) -> None:
     bundle = tiny[precision]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
 from ..errors import ProtocolError, SlowClientError
 from ..media import FPS
@@ -29,8 +29,6 @@ from .pictures import packer
 from .protocol import IDLE, KEY, LAST, PCM, SPEAKING, Start, pack
 
 LOG = logging.getLogger("lipstream")
-AHEAD = 12
-"""Frames that are made before they are due."""
 LATE_PICTURES = FPS
 """Frames on their way to the client from which on pictures are left out."""
 TOO_SLOW = 20 * FPS
@@ -65,22 +63,18 @@ class LiveSession:
         *,
         max_pending: float = 60.0,
     ) -> None:
-        self._session = engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending)
         height, width = reference.at(0).image.shape[:2]
         self.size = width, height
         self._start, self._send, self._pool, self._metrics = start, send, pool, metrics
         self._packer = packer(start.video, width, height)
-        self._lock = threading.Condition()
-        self._made: deque[Frame] = deque()
+        self._frames = FramesAhead(engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending))
         self._on_the_way: deque[_Out | dict[str, Any]] = deque()
         self._loop = asyncio.get_running_loop()
-        self._something_made, self._something_to_send = asyncio.Event(), asyncio.Event()
+        self._something_to_send = asyncio.Event()
         self._at = 0
         self._speaking: bool | None = None
         self._closed = False
-        self._error: BaseException | None = None
         self.heard_at = time.monotonic()
-        self._thread = threading.Thread(target=self._make, name="lipstream-live", daemon=True)
 
     def push(self, data: bytes) -> None:
         """Sound of the client.
@@ -92,26 +86,19 @@ class LiveSession:
         if len(data) % (2 * channels):
             raise ProtocolError(f"{len(data)} bytes of sound", expected=f"int16 samples of {channels} channels")
         self.heard_at = time.monotonic()
-        pcm = np.frombuffer(data, "<i2").reshape(-1, channels)
-        with self._lock:
-            self._session.push_audio(pcm, self._start.sample_rate)
-            self._give_way()
+        self._frames.push(np.frombuffer(data, "<i2").reshape(-1, channels), self._start.sample_rate)
 
     def flush(self) -> None:
-        with self._lock:
-            self._session.flush()
-            self._give_way()
+        """End the segment."""
+        self._frames.flush()
 
     def interrupt(self) -> None:
         """Forget all that was not sent yet. The client is told where its clock goes on."""
-        with self._lock:
-            waiting = [out for out in self._on_the_way if isinstance(out, _Out)]
-            seconds = self._session.interrupt(unshown=len(self._made) + len(waiting))
-            self._made.clear()
-            if waiting:
-                self._at = waiting[0].at
-            self._on_the_way = deque(out for out in self._on_the_way if not isinstance(out, _Out))
-            self._lock.notify_all()
+        waiting = [out for out in self._on_the_way if isinstance(out, _Out)]
+        seconds = self._frames.interrupt(unshown=len(waiting))
+        if waiting:
+            self._at = waiting[0].at
+        self._on_the_way = deque(out for out in self._on_the_way if not isinstance(out, _Out))
         self.say({"type": "interrupted", "at": self._at, "seconds": seconds})
 
     def say(self, message: dict[str, Any]) -> None:
@@ -125,89 +112,38 @@ class LiveSession:
         Raises:
             SlowClientError, and what a session raises while it makes frames.
         """
-        self._thread.start()
+        clock, writer = asyncio.create_task(self._clock()), asyncio.create_task(self._write())
         try:
-            async with asyncio.TaskGroup() as tasks:
-                clock = tasks.create_task(self._clock())
-                writer = tasks.create_task(self._write())
-                await asyncio.wait([clock, writer], return_when=asyncio.FIRST_COMPLETED)
-                clock.cancel()
-                writer.cancel()
-        except* Exception as group:
-            raise group.exceptions[0] from None
+            done, _ = await asyncio.wait({clock, writer}, return_when=asyncio.FIRST_COMPLETED)
+            if clock in done:
+                clock.result()  # its error, if it has one
+                await writer  # what is on its way when the session is closed still goes out
+            else:
+                writer.result()
         finally:
             self.close()
+            for task in (clock, writer):
+                task.cancel()
+            await asyncio.gather(clock, writer, return_exceptions=True)
 
     def close(self) -> None:
-        """End the session; may be called again. Its thread ends with the chunk that it makes."""
-        with self._lock:
-            self._closed = True
-            self._lock.notify_all()
-        self._session.close()
-        self._something_made.set()
+        """End the session; may be called again."""
+        self._closed = True
+        self._frames.close()
         self._something_to_send.set()
-
-    def _make(self) -> None:
-        """The thread: frames ahead of the clock."""
-        try:
-            while True:
-                with self._lock:
-                    while len(self._made) >= AHEAD and not self._closed:
-                        self._lock.wait()
-                    if self._closed:
-                        return
-                    frame = self._session.take()
-                    if frame is not None:
-                        self._made.append(frame)
-                        self._wake(self._something_made)
-                        continue
-                if not self._session.make():
-                    return
-        except BaseException as error:
-            if not self._closed:
-                self._error = error
-        finally:
-            self._session.close()  # the reference is released here if a chunk was under way
-            self._wake(self._something_made)
-
-    def _wake(self, event: asyncio.Event) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(event.set)
-
-    def _give_way(self) -> None:
-        """Idle frames that were made ahead go, once there is something to say; under the lock."""
-        if self._made and self._made[0].idle and self._session.has_speech:
-            self._session.give_way(len(self._made))
-            self._made.clear()
-            self._lock.notify_all()
 
     async def _clock(self) -> None:
         """Lets a frame out every 40 ms; where one is late, the clock waits for it."""
         due = self._loop.time()
-        while not self._closed:
+        while True:
             await asyncio.sleep(max(0.0, due - self._loop.time()))
-            while (frame := self._next()) is None:
-                if self._error is not None:
-                    raise self._error
-                if self._ended():
-                    return
-                self._something_made.clear()
-                if not self._made:
-                    await self._something_made.wait()
+            frame = await self._frames.next()
+            if frame is None:
+                return
             late = max(0.0, self._loop.time() - due)
             self._metrics.observe("lateness", late)
             due += 1 / FPS + (late if late > 1 / FPS else 0.0)
             self._let_out(frame)
-
-    def _ended(self) -> bool:
-        return self._closed
-
-    def _next(self) -> Frame | None:
-        with self._lock:
-            if not self._made:
-                return None
-            self._lock.notify_all()
-            return self._made.popleft()
 
     def _let_out(self, frame: Frame) -> None:
         if frame.speaking != self._speaking:

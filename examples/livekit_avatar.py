@@ -1,0 +1,44 @@
+"""A LiveKit agent with a face, in one process: speech goes through a queue to the avatar, which joins the agent's room.
+
+    pip install 'lipstream[livekit]'
+    LIVEKIT_URL=wss://... LIVEKIT_API_KEY=... LIVEKIT_API_SECRET=... python examples/livekit_avatar.py dev
+
+Give the session your own STT, LLM and TTS. With a GPU, run the avatar in a process of its own instead, one engine for
+many rooms: let it join with a token that has the attribute lk.publish_on_behalf, give the agent a
+`DataStreamAudioOutput`, and the runner a `DataStreamAudioReceiver(room)` in place of the queue.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+from lipstream import LipSyncEngine, PreparedReference
+from lipstream.integrations.livekit import LipSyncVideo
+from lipstream.server.references import SAMPLE
+from livekit.agents import Agent, AgentSession, JobContext, WorkerOptions, cli
+from livekit.agents.voice.avatar import AvatarRunner, QueueAudioOutput
+
+
+@cache
+def face() -> tuple[LipSyncEngine, PreparedReference]:
+    engine = LipSyncEngine.load("tiny")
+    engine.warmup()
+    return engine, engine.prepare(SAMPLE)
+
+
+async def entrypoint(context: JobContext) -> None:
+    await context.connect()
+    video = LipSyncVideo(*face(), sample_rate=24000)
+    sound = QueueAudioOutput(sample_rate=24000)
+    runner = AvatarRunner(context.room, audio_recv=sound, video_gen=video, options=video.options)
+    await runner.start()
+
+    # The avatar has no pause: an interruption is for good.
+    session = AgentSession(resume_false_interruption=False)  # stt=..., llm=..., tts=...
+    session.output.audio = sound
+    context.add_shutdown_callback(video.aclose)
+    await session.start(agent=Agent(instructions="Answer in one sentence."), room=context.room)
+
+
+if __name__ == "__main__":
+    cli.run_app(WorkerOptions(entrypoint_fnc=entrypoint))

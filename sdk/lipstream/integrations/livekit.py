@@ -1,0 +1,80 @@
+"""A face for LiveKit agents: `LipSyncVideo` is the `VideoGenerator` of an `AvatarRunner`. Needs `lipstream[livekit]`.
+
+Written for and tested with livekit-agents 1.8. In one process with the agent (`QueueAudioOutput`), or, where there is a
+GPU, in a process of its own that joins the rooms (`DataStreamAudioReceiver`): agents run a process for each job, and
+each would load an engine. examples/livekit_avatar.py is the first, and says how to make it the second.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import numpy as np
+from livekit import rtc
+from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGenerator
+
+from ..ahead import FramesAhead
+from ..engine import LipSyncEngine
+from ..media import FPS
+from ..reference import PreparedReference
+from ..session import Idle
+
+MAX_PENDING = 600.0
+"""Seconds of sound that may wait: an agent's whole answer arrives at once, faster than it is spoken."""
+
+
+class LipSyncVideo(VideoGenerator):
+    """Speaks what it is pushed through the face in `reference`, and idles in between. One for each room.
+
+    Each frame of speech comes as its picture and then its sound, an idle one as a picture alone, and the end of each
+    segment as `AudioSegmentEnd`: without it the runner never says that playback has finished.
+
+    Args:
+        engine: shared by all rooms of a process. sample_rate: of the agent's speech, Hz. Make it on the event loop that
+            the runner is on, and `aclose` it.
+    """
+
+    def __init__(
+        self,
+        engine: LipSyncEngine,
+        reference: PreparedReference,
+        *,
+        sample_rate: int = 24000,
+        idle: Idle = "closed",
+        seed: int = 42,
+    ) -> None:
+        height, width = reference.at(0).image.shape[:2]
+        self.options = AvatarOptions(
+            video_width=width, video_height=height, video_fps=FPS, audio_sample_rate=sample_rate, audio_channels=1
+        )
+        self._frames = FramesAhead(engine.session(reference, idle=idle, seed=seed, max_pending=MAX_PENDING))
+
+    async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
+        """Speech of any length, or the end of a segment. Never waits."""
+        if isinstance(frame, AudioSegmentEnd):
+            self._frames.flush()
+            return
+        pcm = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
+        self._frames.push(pcm.mean(axis=1).astype(np.int16) if frame.num_channels > 1 else pcm, frame.sample_rate)
+
+    def clear_buffer(self) -> None:
+        """An interruption: nothing more of what was pushed is spoken. What the runner holds already still plays."""
+        self._frames.interrupt()
+
+    async def _stream(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
+        while (frame := await self._frames.next()) is not None:
+            height, width = frame.image.shape[:2]
+            yield rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, frame.image.tobytes())
+            if frame.idle:
+                continue
+            pcm = np.clip(np.rint(frame.audio[:, 0] * 32767), -32768, 32767).astype(np.int16)
+            yield rtc.AudioFrame(pcm.tobytes(), self.options.audio_sample_rate, 1, len(pcm))
+            if frame.end_of_segment:
+                yield AudioSegmentEnd()
+
+    def __aiter__(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
+        return self._stream()
+
+    async def aclose(self) -> None:
+        """End the session."""
+        self._frames.close()

@@ -1,0 +1,129 @@
+"""A face for Pipecat: `LipSyncVideoService` goes behind the TTS service of a pipeline. Needs `lipstream[pipecat]`.
+
+Written for and tested with pipecat-ai 1.14. Set the output transport to `video_out_enabled`, `video_out_width` and
+`video_out_height` of the service's `size`, and `video_out_framerate` 25: examples/pipecat_avatar.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import numpy as np
+from pipecat.frames.frames import (
+    CancelFrame,
+    EndFrame,
+    Frame,
+    InterruptionFrame,
+    OutputImageRawFrame,
+    TTSAudioRawFrame,
+    TTSStoppedFrame,
+)
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSetup
+from pipecat.services.ai_service import AIService
+from pipecat.services.settings import ServiceSettings
+
+from ..ahead import FramesAhead
+from ..engine import LipSyncEngine
+from ..media import FPS
+from ..reference import PreparedReference
+from ..session import Idle
+
+MAX_PENDING = 600.0
+"""Seconds of sound that may wait: TTS is faster than speech."""
+
+
+class LipSyncVideoService(AIService):
+    """Takes the speech of TTS out of the pipeline, and puts pictures and the same speech in, by the clock.
+
+    25 times a second a picture goes downstream, in speech with its sound, so that what an interruption cuts off is what
+    was not shown. `TTSStoppedFrame` follows the last sound of its segment. Between segments the face idles.
+
+    Args:
+        engine: shared. reference: the face. idle: see `LipSyncEngine.session`.
+    """
+
+    def __init__(
+        self,
+        engine: LipSyncEngine,
+        reference: PreparedReference,
+        *,
+        idle: Idle = "closed",
+        seed: int = 42,
+        **options: Any,
+    ) -> None:
+        super().__init__(settings=ServiceSettings(model=None), **options)
+        height, width = reference.at(0).image.shape[:2]
+        self.size = width, height
+        self._engine, self._reference, self._idle, self._seed = engine, reference, idle, seed
+        self._ahead: FramesAhead | None = None
+        self._showing: Any = None
+        self._rate = 0
+        self._stops: deque[TTSStoppedFrame] = deque()
+
+    async def setup(self, setup: FrameProcessorSetup) -> None:
+        await super().setup(setup)
+        session = self._engine.session(self._reference, idle=self._idle, seed=self._seed, max_pending=MAX_PENDING)
+        self._ahead = FramesAhead(session)
+        self._showing = self.create_task(self._show())
+
+    async def stop(self, frame: EndFrame) -> None:
+        await super().stop(frame)
+        await self._end()
+
+    async def cancel(self, frame: CancelFrame) -> None:
+        await super().cancel(frame)
+        await self._end()
+
+    async def cleanup(self) -> None:
+        await super().cleanup()
+        await self._end()
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        assert self._ahead is not None
+        if isinstance(frame, TTSAudioRawFrame):
+            pcm = np.frombuffer(frame.audio, np.int16).reshape(-1, frame.num_channels)
+            if self._rate not in (0, frame.sample_rate):
+                self._ahead.flush()  # a segment has one rate
+            self._rate = frame.sample_rate
+            self._ahead.push(pcm, frame.sample_rate)
+        elif isinstance(frame, TTSStoppedFrame):
+            if self._rate:
+                self._stops.append(frame)
+                self._ahead.flush()
+                self._rate = 0
+            else:  # nothing was said
+                await self.push_frame(frame, direction)
+        else:
+            if isinstance(frame, InterruptionFrame):
+                self._ahead.interrupt()
+                self._stops.clear()
+                self._rate = 0
+            await self.push_frame(frame, direction)
+
+    async def _show(self) -> None:
+        """By the clock: it waits where a frame is late."""
+        assert self._ahead is not None
+        loop = asyncio.get_running_loop()
+        due = loop.time()
+        while (frame := await self._ahead.next()) is not None:
+            height, width = frame.image.shape[:2]
+            picture = OutputImageRawFrame(image=frame.image.tobytes(), size=(width, height), format="RGB")
+            if not frame.idle:
+                pcm = np.clip(np.rint(frame.audio * 32767), -32768, 32767).astype(np.int16)
+                rate = len(pcm) * FPS
+                await self.push_frame(TTSAudioRawFrame(pcm.tobytes(), rate, pcm.shape[1]))
+            await self.push_frame(picture)
+            if frame.end_of_segment and self._stops:
+                await self.push_frame(self._stops.popleft())
+            due = max(due + 1 / FPS, loop.time() - 1 / FPS)
+            await asyncio.sleep(max(0.0, due - loop.time()))
+
+    async def _end(self) -> None:
+        if self._ahead is not None:
+            self._ahead.close()
+        if self._showing is not None:
+            await self.cancel_task(self._showing)
+            self._showing = None

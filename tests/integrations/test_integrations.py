@@ -1,0 +1,38 @@
+"""The adapters inside the real frameworks, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+Beside = Callable[[str, Path], str]
+
+
+@pytest.mark.slow
+def test_livekit_two_segments_the_first_interrupted(beside: Beside) -> None:
+    found = json.loads(beside("livekit-agents==1.8.9", HERE / "livekit_script.py").splitlines()[-1])
+    first, second = found["finished"]
+    assert first["interrupted"]
+    assert 0.3 < first["position"] < 2.5  # of four seconds
+    assert not second["interrupted"]
+    assert second["position"] == pytest.approx(2.0, abs=0.02)
+    assert found["second_sound"] == 2 * 24000
+    assert found["second_pictures"] == 50
+    assert found["idle_pictures"] > 10
+    assert found["threads_left"] == 0
+
+
+@pytest.mark.slow
+def test_pipecat_two_segments_the_first_interrupted(beside: Beside) -> None:
+    found = json.loads(beside("pipecat-ai==1.14.0", HERE / "pipecat_script.py").splitlines()[-1])
+    assert 0.2 < found["first_sound_s"] < 3.0
+    assert found["second_sound"] == 2 * 24000
+    assert found["second_pictures"] == 50
+    assert found["stopped"] == 1  # the interrupted segment's is gone with it
+    assert found["original_sound"] == 0
+    assert found["idle_pictures"] > 5
+    assert found["threads_left"] == 0
