@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,8 +20,8 @@ def beside(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], st
     def run(requirement: str, script: Path) -> str:
         if requirement not in folders:
             # LIPSTREAM_BESIDE_LIVEKIT_AGENTS and so on: a folder that has it already.
-            variable = f"LIPSTREAM_BESIDE_{requirement.split('=')[0].upper().replace('-', '_')}"
-            folders[requirement] = os.environ.get(variable, "")
+            name = re.split(r"[\[=]", requirement)[0].upper().replace("-", "_")
+            folders[requirement] = os.environ.get(f"LIPSTREAM_BESIDE_{name}", "")
         if not folders[requirement]:
             folder = tmp_path_factory.mktemp("beside")
             install = [sys.executable, "-m", "pip", "install", "--quiet", "--target", str(folder), requirement]

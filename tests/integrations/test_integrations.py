@@ -19,7 +19,8 @@ def test_livekit_two_segments_the_first_interrupted(beside: Beside) -> None:
     assert first["interrupted"]
     assert 0.3 < first["position"] < 2.5  # of four seconds
     assert not second["interrupted"]
-    assert second["position"] == pytest.approx(2.0, abs=0.02)
+    # The runner counts a frame that was waiting in its queue at the interruption towards what comes next.
+    assert 1.999 < second["position"] < 2.041
     assert found["second_sound"] == 2 * 24000
     assert found["second_pictures"] == 50
     assert found["idle_pictures"] > 10
@@ -36,3 +37,14 @@ def test_pipecat_two_segments_the_first_interrupted(beside: Beside) -> None:
     assert found["original_sound"] == 0
     assert found["idle_pictures"] > 5
     assert found["threads_left"] == 0
+
+
+@pytest.mark.slow
+def test_a_replica_that_is_killed_takes_its_own_session_alone(beside: Beside) -> None:
+    found = json.loads(beside("ray[serve]==2.60.0", HERE / "ray_script.py").splitlines()[-1])
+    assert found["replicas"] == 2
+    assert all(one["code"] is None and one["pictures"] > 40 for one in found["before"])
+    ended, unharmed = sorted(found["after"], key=lambda one: one["code"] is None)
+    assert ended["code"] == 1006
+    assert unharmed["code"] is None
+    assert unharmed["pictures"] > 80
