@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,9 +13,15 @@ HERE = Path(__file__).parent
 Beside = Callable[[str, Path], str]
 
 
+def report(printed: str) -> Any:
+    """The line of JSON among what a script and its framework print."""
+    (line,) = [line for line in printed.splitlines() if line.startswith("{")]
+    return json.loads(line)
+
+
 @pytest.mark.slow
 def test_livekit_two_segments_the_first_interrupted(beside: Beside) -> None:
-    found = json.loads(beside("livekit-agents==1.8.9", HERE / "livekit_script.py").splitlines()[-1])
+    found = report(beside("livekit-agents==1.8.9", HERE / "livekit_script.py"))
     first, second = found["finished"]
     assert first["interrupted"]
     assert 0.3 < first["position"] < 2.5  # of four seconds
@@ -29,7 +36,7 @@ def test_livekit_two_segments_the_first_interrupted(beside: Beside) -> None:
 
 @pytest.mark.slow
 def test_pipecat_two_segments_the_first_interrupted(beside: Beside) -> None:
-    found = json.loads(beside("pipecat-ai==1.14.0", HERE / "pipecat_script.py").splitlines()[-1])
+    found = report(beside("pipecat-ai==1.14.0", HERE / "pipecat_script.py"))
     assert 0.2 < found["first_sound_s"] < 3.0
     assert found["second_sound"] == 2 * 24000
     assert found["second_pictures"] == 50
@@ -41,7 +48,7 @@ def test_pipecat_two_segments_the_first_interrupted(beside: Beside) -> None:
 
 @pytest.mark.slow
 def test_a_replica_that_is_killed_takes_its_own_session_alone(beside: Beside) -> None:
-    found = json.loads(beside("ray[serve]==2.60.0", HERE / "ray_script.py").splitlines()[-1])
+    found = report(beside("ray[serve]==2.60.0", HERE / "ray_script.py"))
     assert found["replicas"] == 2
     assert all(one["code"] is None and one["pictures"] > 40 for one in found["before"])
     ended, unharmed = sorted(found["after"], key=lambda one: one["code"] is None)

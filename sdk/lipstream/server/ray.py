@@ -7,7 +7,6 @@ sessions, so it does so slowly, and a replica that is to end gets as long as a s
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, MissingExtraError
@@ -57,14 +56,3 @@ def application(settings: Settings, *, least: int = 1, replicas: int = 4, gpus: 
 
     deployment: Any = LipStream
     return deployment.bind()
-
-
-def run(settings: Settings, **options: Any) -> None:
-    """Serve on this machine's Ray, or a new one, until Ctrl-C."""
-    import ray
-    from ray import serve
-
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False)
-    serve.start(http_options={"host": settings.host, "port": settings.port})
-    serve.run(application(replace(settings), **options), route_prefix="/", blocking=True)
