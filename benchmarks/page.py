@@ -1,4 +1,4 @@
-"""docs/performance.md from results: each block between `<!-- results NAME -->` and `<!-- end -->` is written anew."""
+"""docs/performance.md and docs/scaling.md from results: what is between `<!-- results NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 from . import roofline
 
-PAGE = "performance.md"
+PAGES = ("performance.md", "scaling.md")
 Results = dict[str, Any]
 
 
 def fill(results: Path, docs: Path) -> None:
-    """Write the page's blocks and pictures from the result files."""
-    page = docs / PAGE
-    page.write_text(filled(page.read_text(), results))
+    """Write the pages' blocks and the pictures from the result files."""
+    for name in PAGES:
+        (docs / name).write_text(filled((docs / name).read_text(), results))
     draw(results, docs)
 
 
@@ -177,6 +177,16 @@ def bounds(results: Path) -> str:
     return f"Counted at commit {found['commit']}.\n\n{roofline.table(found['results'])}"
 
 
+def thousand(results: Path) -> str:
+    found = load(results, "roofline")["results"]["rows"]
+    rows = [
+        (r["student"], r["precision"], r["way"], r["device"], r["streams"], -(-1000 // r["streams"]))
+        for r in found
+        if r["student"] != "tiny" and r["device"] in ("H100", "B200") and r["streams"]
+    ]
+    return table(["student", "precision", "way", "device", "streams on one", "devices for a thousand"], rows)
+
+
 def check(results: Path) -> str:
     found = load(results, "roofline")
     figures = ", ".join(
@@ -193,6 +203,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "kernels": kernels,
     "bounds": bounds,
     "check": check,
+    "thousand": thousand,
 }
 
 
