@@ -59,13 +59,13 @@ class FaceOptions:
             return original.crop(frame, matrix, geometry.crop_size[0])
         return crop(frame, matrix, geometry.crop_size[0], geometry.crop_box)
 
-    def tracker(self, policy: Policy | None = None) -> Tracker:
-        """A tracker for one video; with another policy, if one is given. Raises as they do."""
+    def tracker(self) -> Tracker:
+        """A tracker for one video. Raises as they do."""
         if self.insightface is None:
-            return FaceTracker(policy or self.policy, self.at)
+            return FaceTracker(self.policy, self.at)
         from .face.insightface import InsightFaceTracker
 
-        return InsightFaceTracker(self.insightface, policy or self.policy, self.at)
+        return InsightFaceTracker(self.insightface, self.policy, self.at)
 
 
 @dataclass(frozen=True)
@@ -320,7 +320,8 @@ def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10
         FaceNotFoundError: none does.
     """
     # A tracker confirms by its landmarks what the detector alone might only believe.
-    tracker = faces.tracker("bypass")
+    tracker = faces.tracker()
+    asked, tracker.policy = tracker.policy, "bypass"
     for index, frame in enumerate(frames):
         if index >= limit:
             break
@@ -328,7 +329,7 @@ def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10
             tracker.reset()  # each look is as thorough as the first
             if tracker.track(frame):
                 tracker.reset()
-                tracker.policy = faces.policy
+                tracker.policy = asked
                 return tracker
     raise no_face(min(index + 1, limit))
 

@@ -19,13 +19,18 @@ from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_ma
 from lipstream_training.distil import micro as micro_world
 from lipstream_training.distil import parallel, plan
 from lipstream_training.distil.analyze import factorial, pick_landing, pick_window
+from lipstream_training.distil.command import shard_constants
 from lipstream_training.distil.micro import fidelity, opening, texts
 from lipstream_training.distil.recipe import Recipe
+from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.sampling import constant, inside, sample, schedule
+from lipstream_training.distil.sources import ShardClips
 from lipstream_training.distil.stages import Networks
 from lipstream_training.distil.study import run_study, table, variants
 from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
 from lipstream_training.models.config import TINY_TAEHV
+from lipstream_training.prepare.shards import Shards
+from lipstream_training.syncnet import load_syncnet
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -119,7 +124,27 @@ def test_wrong_use_says_what_to_do(
     assert "constants.safetensors" in refused("--data", str(tmp_path))
     assert "is no tiny" in refused("--data", shards, "--stage", "forcing", "--init", _spoilt(tmp_path))
     assert "expected" in refused("--data", shards, "--batch", "many")
+    for frames in ("4", "24"):
+        assert "a multiple of 3 up to 21" in refused("--data", shards, "--stage", "forcing", "--frames", frames)
     assert main(["analyze", str(tmp_path)]) > 0
+
+
+def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
+    """The beginning of a clip is a clip: latents, conditions, sound, and what the reward hears of it."""
+    config, mask = STUDENTS["tiny"], load_file(shard_constants(stages / "shards"))["mask"]
+    whole = ShardClips(stages / "shards", config, mask).batch((1, 0))
+    cut = ShardClips(stages / "shards", config, mask, 6).batch((1, 0))
+    torch.testing.assert_close(cut.target, whole.target[:, :, :6])
+    torch.testing.assert_close(cut.condition, whole.condition[:, :, :6])
+    torch.testing.assert_close(cut.audio, whole.audio[:, :24])
+
+    def heard(latents: torch.Tensor) -> torch.Tensor:
+        video = torch.zeros(1, 4 * latents.shape[2] - 3, 3, 64, 64)
+        video += torch.linspace(0, 1, video.shape[1]).view(1, -1, 1, 1, 1)
+        return video
+
+    judge = SyncReward(load_syncnet("drawn"), heard, Shards(stages / "shards"))
+    assert judge(cut.target[:1], (1,)).shape == (1,)
 
 
 def _spoilt(folder: Path) -> str:
