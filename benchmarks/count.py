@@ -10,9 +10,10 @@ bytes and launches are what a very good runtime would reach, and the time that f
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import onnx_ir
@@ -49,6 +50,19 @@ class Cost:
     weights: int
     state: int
     workspace: int
+
+    def grown(self, larger: Cost, steps: int) -> Cost:
+        """Of a graph that is `steps` times as far from this one as `larger` is; they differ by whole kernels."""
+        added = Counter(larger.kernels)
+        added.subtract(Counter(self.kernels))
+        assert min(added.values()) >= 0, "the larger graph lacks kernels of this one"
+        kernels = self.kernels + tuple(added.elements()) * steps
+        return Cost(
+            kernels,
+            self.weights + steps * (larger.weights - self.weights),
+            self.state + steps * (larger.state - self.state),
+            self.workspace + steps * (larger.workspace - self.workspace),
+        )
 
     @property
     def operations(self) -> int:
@@ -111,8 +125,7 @@ class _Counter:
     def _size(self, size: int | onnx_ir.SymbolicDim) -> int:
         if isinstance(size, int):
             return size
-        open_ = sympy.sympify(str(size.value))
-        return int(open_.subs(dict.fromkeys(open_.free_symbols, self._frames)))
+        return _evaluated(str(size.value), self._frames)
 
     def _folded(self, node: onnx_ir.Node) -> bool:
         """Whether a node is no work when the graph runs; its outputs are views or constants then."""
@@ -215,3 +228,10 @@ class _Counter:
 
     def _needed_constants(self, nodes: Iterable[onnx_ir.Node]) -> set[onnx_ir.Value]:
         return {self.root(v) for node in nodes for v in node.inputs if v is not None and v in self._constant}
+
+
+@cache
+def _evaluated(size: str, frames: int) -> int:
+    """An open size, such as "64*attended_frames", for so many frames."""
+    expression = sympy.sympify(size)
+    return int(expression.subs(dict.fromkeys(expression.free_symbols, frames)))

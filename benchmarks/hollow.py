@@ -45,11 +45,12 @@ class Graph:
     model: onnx_ir.Model
 
 
-def graphs(size: str, precision: str, *, layers: int = 0) -> Iterator[Graph]:
+def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) -> Iterator[Graph]:
     """Each graph that a student of `size` may run: both codecs for each half at the released sizes.
 
     Args:
         precision: "fp32", "bf16" or "fp8". layers: of the DiT, in place of the size's own.
+        passes: the DiT's graphs alone.
     """
     config = STUDENTS[size]
     if layers:
@@ -69,12 +70,12 @@ def graphs(size: str, precision: str, *, layers: int = 0) -> Iterator[Graph]:
         parts.student = quantise(parts.student, dict.fromkeys(linear_layers(parts.student), 8.0))
     for module in parts.modules().values():
         hollow(module)
-    for codec in ("taehv",) if tiny else ("taehv", "wan"):
+    for codec in ("taehv",) if tiny or passes else ("taehv", "wan"):
         parts.encoder = parts.decoder = codec
         for name, module in graph_modules(parts, config).items():
             video = name.startswith("video")
-            if not video and codec == "wan":
-                continue  # counted with the other codec
+            if (not video and codec == "wan") or (passes and name not in ("denoiser", "context")):
+                continue  # counted with the other codec, or not asked for
             dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
             with torch.no_grad():
                 yield Graph(name, codec if video else "", trace(module, dynamic=dynamic))

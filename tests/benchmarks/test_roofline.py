@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,17 @@ def test_a_hollow_student_has_the_graphs_of_a_real_one() -> None:
 
 
 @pytest.mark.slow
+def test_a_deep_student_is_counted_from_two_shallow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if all its eight layers were exported: the same kernels, weights and state."""
+    whole = roofline.student("tiny", "bf16", layers=8)
+    found = roofline.student("tiny", "bf16")
+    for key, wanted in whole.items():
+        assert Counter(found[key].kernels) == Counter(wanted.kernels), key
+        assert (found[key].weights, found[key].state) == (wanted.weights, wanted.state), key
+        assert found[key].workspace == pytest.approx(wanted.workspace, rel=0.02), key
+
+
+@pytest.mark.slow
 def test_fp8_is_counted_as_such_and_weighs_half() -> None:
     def denoiser(precision: str) -> Cost:
         (graph,) = (g for g in hollow.graphs("1.3b", precision, layers=2) if g.name == "denoiser")
@@ -105,7 +117,7 @@ def test_fp8_is_counted_as_such_and_weighs_half() -> None:
 
 
 def test_a_bound_is_the_longer_of_two_times() -> None:
-    ceiling = Ceiling(fp32=100, bf16=200, fp8=400, bandwidth=10, memory=1000)
+    ceiling = Ceiling(fp32=100, bf16=200, fp8=400, bandwidth=10, memory=1000, origin="made up")
     cost = Cost(
         (Kernel("MatMul", 1000, "bf16", 10), Kernel("MatMul", 10, "fp8", 50), Kernel("Add", 0, "", 20)), 0, 0, 0
     )
