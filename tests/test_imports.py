@@ -58,7 +58,7 @@ def test_every_module_of_the_runtime_imports_without_the_other_packages() -> Non
     modules = printed(
         """
 import importlib, pkgutil, lipstream
-optional = ("lipstream._native_cuda", "lipstream.backends.tensorrt")
+optional = ("lipstream._native_cuda", "lipstream.backends.tensorrt", "lipstream.server.", "lipstream.integrations.")
 found = pkgutil.walk_packages(lipstream.__path__, "lipstream.", onerror=lambda name: None)
 names = ["lipstream"] + [m.name for m in found if not m.name.startswith(optional)]
 for name in names:
@@ -69,7 +69,13 @@ print(json.dumps(names))
     )
     folder = ROOT / "sdk" / "lipstream"
     found = {path.relative_to(ROOT / "sdk").with_suffix("").as_posix() for path in folder.rglob("*.py")}
-    found = {name for name in found if not name.startswith("lipstream/backends/tensorrt/")}  # its extra's packages
+    extras = (
+        "lipstream/backends/tensorrt/",
+        "lipstream/server/",
+        "lipstream/integrations/",
+    )  # with packages of their own
+    found = {name for name in found if not name.startswith(extras) or name.endswith("__init__")}
+    found.discard("lipstream/backends/tensorrt/__init__")
     assert {name.replace("/", ".").removesuffix(".__init__") for name in found} <= {*modules}
     assert "lipstream._native" in modules
 
@@ -101,6 +107,9 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     }  # of their commands, with errors of their own
     lazy |= {"insightface"}  # an option of who has its models
     lazy |= {"tensorrt", "cuda", "nvtx"}  # of the extra [tensorrt], whose backend is imported when it is asked for
+    lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"}  # of `lipstream serve`
+    lazy |= {"livekit", "pipecat"}  # of their adapters
+    lazy |= {"c2pa"}  # of --sign
     assert imported - {*sys.stdlib_module_names} - {"lipstream"} - lazy == modules
 
 
@@ -126,6 +135,17 @@ def test_build_names_its_extra(tmp_path: Path, missing: tuple[str, ...]) -> None
     done = python(f"from lipstream.cli import main; sys.exit(main({args!r}))", missing)
     assert done.returncode == json.loads(done.stdout)["error"]["exit_status"] == MissingExtraError.exit_code == 4
     assert "pip install 'lipstream[tensorrt]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "missing", "extra"),
+    [(["serve"], "fastapi", "server"), (["run", "a.mp4", "-o", "b.mp4", "--sign", "c", "k"], "c2pa", "provenance")],
+)
+def test_serving_and_signing_name_their_extras(args: list[str], missing: str, extra: str) -> None:
+    done = python(f"from lipstream.cli import main; sys.exit(main({args!r}))", (missing,))
+    assert done.returncode == MissingExtraError.exit_code
+    assert f"pip install 'lipstream[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -237,7 +237,8 @@ def test_passes_without_a_gpu() -> None:
 
 
 def test_stream(bundle: Path, tmp_path: Path) -> None:
-    found = run(stream, tmp_path, "--bundle", str(bundle), "--against", str(bundle), "--streams", "1", "2", "--quick")
+    sizes = ["--streams", "1", "2", "--chunks", "2"]
+    found = run(stream, tmp_path, "--bundle", str(bundle), "--against", str(bundle), *sizes)
     assert found["relative_error"] == 0
     assert [row["streams"] for row in found["rows"]] == [1, 2]
     for row in found["rows"]:
