@@ -84,7 +84,6 @@ class _Counter:
         self._root: dict[onnx_ir.Value, onnx_ir.Value] = {}
         self._constant = {*graph.initializers.values()}
         self._level: dict[onnx_ir.Value, int] = {}
-        self._kernel_of: dict[onnx_ir.Node, int] = {}  # a node's kernel; of fused ones, any of its nodes' indices
 
     def cost(self) -> Cost:
         nodes = [node for node in self._graph if not self._folded(node)]

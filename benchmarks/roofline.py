@@ -236,7 +236,7 @@ def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape, np.float32)
 
-    samples = normal(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead)
+    samples = normal(a.window(g.video_frames))
     crops = rng.random((g.video_frames, 3, *g.crop_size), np.float32)
     latent = normal(g.latent_channels, g.chunk_frames, *g.latent_size)
     condition = normal(3 * g.latent_channels + 1, g.chunk_frames, *g.latent_size)

@@ -47,7 +47,7 @@ def inputs(manifest: Manifest, seed: int, count: int, prepared: bool = False) ->
     for number in range(count):
         coarse = rng.random((g.video_frames, 3, 8, 8), np.float32)
         crops = coarse.repeat(-(-height // 8), 2).repeat(-(-width // 8), 3)[:, :, :height, :width]
-        samples = 0.1 * rng.standard_normal(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead, np.float32)
+        samples = 0.1 * rng.standard_normal(a.window(g.video_frames), np.float32)
         noises = [rng.standard_normal(latent, np.float32) for _ in manifest.t_list[1:]]
         missing = g.temporal - 1 if number == 0 else 0
         if prepared:

@@ -53,7 +53,7 @@ def parity_report(
 
     for chunk in range(chunks):
         if "audio_encoder.onnx" in manifest.files:
-            samples = 0.1 * normal(audio.lookback + n * audio.samples_per_frame + audio.lookahead)
+            samples = 0.1 * normal(audio.window(n))
             compare(("audio_encoder",), "encode_audio", samples)
         if "video_encoder.onnx" in manifest.files:
             frames = rng.random((n, 3, *geometry.crop_size), np.float32)

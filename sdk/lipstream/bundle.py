@@ -50,6 +50,10 @@ class AudioGeometry:
     lookahead: int
     features: int
 
+    def window(self, frames: int) -> int:
+        """Samples that are heard for `frames` video frames, their context included."""
+        return self.lookback + frames * self.samples_per_frame + self.lookahead
+
 
 @dataclass(frozen=True)
 class Geometry:

@@ -166,7 +166,7 @@ def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
     pictures = (FLOAT, (frames, 3, height, width))
     features = (FLOAT, (frames, a.features))
     if name == "audio_encoder":
-        samples = a.lookback + frames * a.samples_per_frame + a.lookahead
+        samples = a.window(frames)
         return {"samples": (FLOAT, (samples,))}, {"features": features}
     if name == "video_encoder":
         encoded = (FLOAT, (2, channels, c, rows, columns))

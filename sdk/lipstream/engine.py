@@ -201,9 +201,7 @@ class LipSyncEngine:
         self._check_process()
         m, g = self.manifest, self.manifest.geometry
         stream = self._open_chunks()
-        samples = np.zeros(
-            m.audio.lookback + g.video_frames * m.audio.samples_per_frame + m.audio.lookahead, np.float32
-        )
+        samples = np.zeros(m.audio.window(g.video_frames), np.float32)
         crops = np.zeros((g.video_frames, 3, *g.crop_size), np.float32)
         noise = np.zeros((g.latent_channels, g.chunk_frames, *g.latent_size), np.float32)
         seconds = []

@@ -232,6 +232,13 @@ class PreparedReference:
             crops = [self.at(first + i).crop for i in range(length)]
             self._latents.append(stream.encode_video(stack_crops(geometry, crops)))
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of its frames."""
+        assert self._size is not None
+        height, width = self._size[:2]
+        return width, height
+
     def at(self, place: int) -> SourceFrame:
         """Frame `place` = 0, 1, 2, ... of the endless loop."""
         index = ping_pong(place, self.frames)

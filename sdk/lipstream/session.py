@@ -568,8 +568,7 @@ class LipSyncSession:
             crops = None if latents is not None else stack_crops(g, [source.crop for source in sources])
         missing = g.video_frames - place.count
         if place.segment is None:
-            a = self._manifest.audio
-            samples = np.zeros(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead, np.float32)
+            samples = np.zeros(self._manifest.audio.window(g.video_frames), np.float32)
         else:
             with self._changed:
                 samples = place.segment.window(place.first - missing, g.video_frames)
@@ -601,15 +600,19 @@ class LipSyncSession:
     def _put(
         self, place: _Place, sources: list[SourceFrame], images: list[NDArray[np.uint8]], shares: list[float]
     ) -> None:
-        """Hand out what the segment has sound for; under `_changed`."""
+        """Hand out what the segment has sound for, or idle frames unless there is something to say by now.
+
+        Under `_changed`.
+        """
         segment, first = place.segment, place.first
         if segment is None:
-            self._put_idle(sources, images, shares)
-            return
-        wanted = min(len(images), segment.frames - first)
+            if self._place(self._chunk, self._segment_frame, self._picture) is not None:
+                return
+            wanted, self._hold = len(images), 0
+        else:
+            wanted = min(len(images), segment.frames - first)
         for i, (source, image) in enumerate(zip(sources[:wanted], images[:wanted], strict=True)):
-            last = segment.ended and first + i + 1 == segment.frames
-            audio = segment.of_frame(first + i)
+            audio = self._silence.of_frame(self._index) if segment is None else segment.of_frame(first + i)
             loud = audio.size > 0 and float(np.sqrt(np.mean(np.square(audio)))) > _GATE
             self._hold = _HOLD if loud else max(0, self._hold - 1)
             self._out.append(
@@ -621,40 +624,18 @@ class LipSyncSession:
                     bypassed=source.matrix is None,
                     damaged=source.damaged,
                     segment=self._segment,
-                    end_of_segment=last,
+                    end_of_segment=segment is not None and segment.ended and first + i + 1 == segment.frames,
                     speaking=self._hold > 0,
+                    idle=segment is None,
                     generated=shares[i],
                 )
             )
             self._index += 1
         self._picture += wanted
-        self._segment_frame = first + wanted
-        segment.forget(self._segment_frame)
+        if segment is not None:
+            self._segment_frame = first + wanted
+            segment.forget(self._segment_frame)
         self._metrics.count("frames", wanted)
-        self._notify()
-
-    def _put_idle(self, sources: list[SourceFrame], images: list[NDArray[np.uint8]], shares: list[float]) -> None:
-        """Hand out idle frames, unless there is something to say by now; under `_changed`."""
-        if self._place(self._chunk, self._segment_frame, self._picture) is not None:
-            return
-        self._hold = 0
-        for source, image, share in zip(sources, images, shares, strict=True):
-            self._out.append(
-                Frame(
-                    image=image,
-                    audio=self._silence.of_frame(self._index),
-                    pts=self._index / FPS,
-                    index=self._index,
-                    bypassed=source.matrix is None,
-                    damaged=source.damaged,
-                    segment=self._segment,
-                    idle=True,
-                    generated=share,
-                )
-            )
-            self._index += 1
-        self._picture += len(images)
-        self._metrics.count("frames", len(images))
         self._notify()
 
     def _noise(self, chunk: int, shape: tuple[int, ...]) -> list[Array]:

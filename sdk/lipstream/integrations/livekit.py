@@ -15,7 +15,7 @@ from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGen
 
 from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
-from ..media import FPS
+from ..media import FPS, to_int16
 from ..reference import PreparedReference
 from ..session import Idle
 
@@ -43,7 +43,7 @@ class LipSyncVideo(VideoGenerator):
         idle: Idle = "closed",
         seed: int = 42,
     ) -> None:
-        height, width = reference.at(0).image.shape[:2]
+        width, height = reference.size
         self.options = AvatarOptions(
             video_width=width, video_height=height, video_fps=FPS, audio_sample_rate=sample_rate, audio_channels=1
         )
@@ -67,7 +67,7 @@ class LipSyncVideo(VideoGenerator):
             yield rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, frame.image.tobytes())
             if frame.idle:
                 continue
-            pcm = np.clip(np.rint(frame.audio[:, 0] * 32767), -32768, 32767).astype(np.int16)
+            pcm = to_int16(frame.audio[:, 0])
             yield rtc.AudioFrame(pcm.tobytes(), self.options.audio_sample_rate, 1, len(pcm))
             if frame.end_of_segment:
                 yield AudioSegmentEnd()

@@ -26,7 +26,7 @@ from pipecat.services.settings import ServiceSettings
 
 from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
-from ..media import FPS
+from ..media import FPS, to_int16
 from ..reference import PreparedReference
 from ..session import Idle
 
@@ -54,8 +54,7 @@ class LipSyncVideoService(AIService):
         **options: Any,
     ) -> None:
         super().__init__(settings=ServiceSettings(model=None), **options)
-        height, width = reference.at(0).image.shape[:2]
-        self.size = width, height
+        self.size = reference.size
         self._engine, self._reference, self._idle, self._seed = engine, reference, idle, seed
         self._ahead: FramesAhead | None = None
         self._showing: Any = None
@@ -112,7 +111,7 @@ class LipSyncVideoService(AIService):
             height, width = frame.image.shape[:2]
             picture = OutputImageRawFrame(image=frame.image.tobytes(), size=(width, height), format="RGB")
             if not frame.idle:
-                pcm = np.clip(np.rint(frame.audio * 32767), -32768, 32767).astype(np.int16)
+                pcm = to_int16(frame.audio)
                 rate = len(pcm) * FPS
                 await self.push_frame(TTSAudioRawFrame(pcm.tobytes(), rate, pcm.shape[1]))
             await self.push_frame(picture)

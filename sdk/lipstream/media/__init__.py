@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lipstream.media.audio import AudioInfo, AudioReader, read_audio, to_float
+from lipstream.media.audio import AudioInfo, AudioReader, read_audio, to_float, to_int16
 from lipstream.media.colour import Colour
 from lipstream.media.loop import FrameLoop, ping_pong
 from lipstream.media.reader import FPS, VideoInfo, VideoReader
@@ -27,4 +27,5 @@ __all__ = [
     "ping_pong",
     "read_audio",
     "to_float",
+    "to_int16",
 ]

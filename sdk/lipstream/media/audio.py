@@ -102,6 +102,11 @@ def read_audio(path: PathLike) -> tuple[NDArray[np.float32], int]:
     return np.concatenate(list(reader)), reader.info.rate
 
 
+def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Samples in [-1, 1] -> int16, rounded; what is louder is cut off."""
+    return np.asarray(np.clip(np.rint(samples * 32767), -32768, 32767), np.int16)
+
+
 def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
     """Check samples and bring them to one form.
 

@@ -24,6 +24,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import ConfigError, LipStreamError, ProtocolError, SlowClientError, UploadTooLargeError
+from ..media import FPS
 from .live import LiveSession
 from .measures import Measures, sessions_that_fit
 from .protocol import (
@@ -31,6 +32,7 @@ from .protocol import (
     NORMAL,
     POLICY,
     TRY_AGAIN,
+    VERSION,
     Close,
     Flush,
     Interrupt,
@@ -152,11 +154,13 @@ def create_app(settings: Settings) -> FastAPI:
         if not _may_come_from(settings, request.headers.get("origin"), request.headers.get("host", "")):
             raise HTTPException(403, "this page's origin is not allowed")
 
+    text = PAGE.read_text()
+
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         policy = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; "
         policy += "connect-src 'self' ws: wss:; img-src 'self' data: blob:; media-src 'self' blob:; worker-src blob:"
-        return HTMLResponse(PAGE.read_text(), headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
+        return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
 
     @app.get("/v1/health/live")
     async def live() -> dict[str, str]:
@@ -175,7 +179,7 @@ def create_app(settings: Settings) -> FastAPI:
         manifest = state.engine.manifest if state.engine else None
         return {
             "lipstream": version("lipstream"),
-            "protocol": 1,
+            "protocol": VERSION,
             "bundle": manifest.model.get("name") if manifest else None,
             "max_sessions": state.most,
         }
@@ -196,7 +200,7 @@ def create_app(settings: Settings) -> FastAPI:
             name, prepared = await state.references.upload(request.stream())
         except LipStreamError as error:
             return JSONResponse(failure(error, fatal=True), 413 if isinstance(error, UploadTooLargeError) else 422)
-        height, width = prepared.at(0).image.shape[:2]
+        width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
 
     @app.websocket("/v1/session")
@@ -292,7 +296,7 @@ class _Connection:
             state.live[name] = live
             state.measures.active.set(len(state.live))
             width, height = live.size
-            started = {"type": "started", "session": name, "width": width, "height": height, "fps": 25}
+            started = {"type": "started", "session": name, "width": width, "height": height, "fps": FPS}
             live.say(started | {"sample_rate": start.sample_rate, "channels": start.channels})
             code, reason = await self._talk(live)
         except TimeoutError:

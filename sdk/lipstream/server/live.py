@@ -8,7 +8,6 @@ does not read costs nobody else anything, and is let go in the end.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -21,14 +20,13 @@ import numpy as np
 from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
 from ..errors import ProtocolError, SlowClientError
-from ..media import FPS
+from ..media import FPS, to_int16
 from ..metrics import Metrics
 from ..reference import PreparedReference
 from ..session import Frame
 from .pictures import packer
 from .protocol import IDLE, KEY, LAST, PCM, SPEAKING, Start, pack
 
-LOG = logging.getLogger("lipstream")
 LATE_PICTURES = FPS
 """Frames on their way to the client from which on pictures are left out."""
 TOO_SLOW = 20 * FPS
@@ -63,10 +61,9 @@ class LiveSession:
         *,
         max_pending: float = 60.0,
     ) -> None:
-        height, width = reference.at(0).image.shape[:2]
-        self.size = width, height
+        self.size = reference.size
         self._start, self._send, self._pool, self._metrics = start, send, pool, metrics
-        self._packer = packer(start.video, width, height)
+        self._packer = packer(start.video, *self.size)
         self._frames = FramesAhead(engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending))
         self._on_the_way: deque[_Out | dict[str, Any]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -177,7 +174,7 @@ class LiveSession:
                 continue
             frame = out.frame
             flags = IDLE * frame.idle | SPEAKING * frame.speaking | LAST * frame.end_of_segment
-            pcm = np.clip(np.rint(frame.audio * 32767), -32768, 32767).astype("<i2").tobytes()
+            pcm = to_int16(frame.audio).astype("<i2").tobytes()
             await self._send(pack(PCM, flags, frame.segment, frame.index, out.at, pcm))
             if out.picture:
                 data, key = await self._loop.run_in_executor(self._pool, self._packer.pack, frame.image)
