@@ -95,15 +95,16 @@ class _Native:
             self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
         if attention is None:
             return False
-        q, out = self._before_rotation(attention.input[0]), attention.output[0]
+        q, out = self._rotated(attention.input[0]), attention.output[0]
         attention.output[0] = f"native.gone.{layer}"
         pairs = [self._quantised(name) for name in attention.input[:3]]
         if not all(pairs):
-            self._turned(q, f"native.q.{layer}", dtype, scale="native.scale")
+            self._node("Mul", [q, "native.scale"], f"native.q.{layer}.scaled")
+            self._cast(f"native.q.{layer}.scaled", f"native.q.{layer}", dtype)
             inputs = [f"native.q.{layer}", *write.output, "", "", "native.length"]
             self._node("TRT_Attention", inputs, out, domain=TRT)
             return True
-        self._turned(q, f"native.q.{layer}", dtype)  # TRT_QuantizedAttention scales itself
+        self._cast(q, f"native.q.{layer}", dtype)  # TRT_QuantizedAttention scales itself
         inputs = [
             self._pair(x, *scale)
             for x, scale in zip((f"native.q.{layer}", *write.output), filter(None, pairs), strict=True)
@@ -133,26 +134,20 @@ class _Native:
             (node,) = self.consumers[node.output[0]]
         return node
 
-    def _before_rotation(self, q: str) -> str:
-        """The tensor [1, n, dim] that the graph's own arithmetic turns into `q`, the attention's first input."""
-        passed: list[str] = []
-        while passed.count("Reshape") < 2:
-            node = self.producer[q]
-            passed.append(node.op_type)
+    def _rotated(self, q: str) -> str:
+        """Rotated Q, float32 [1, H, n, D], that the graph rounds into `q`, the attention's first input."""
+        while (node := self.producer[q]).op_type != "RotaryEmbedding":
+            if node.op_type not in ("Transpose", "Cast", *_PAIR):
+                raise LipStreamInternalError(f"{node.op_type} {node.name} stands between Q's rotation and attention")
             q = node.input[0]
-        body = [name for name in passed if name not in ("Transpose", "Cast", *_PAIR)]
-        if body != ["Reshape", "Concat", "Unsqueeze", "Sub", "Mul", "Gather", "Reshape"]:
-            raise LipStreamInternalError(f"the rotation of Q is not what is exported today: {body}")
         return q
 
-    def _turned(self, x: str, out: str, dtype: int, scale: str = "") -> None:
-        """Rotated in float32, multiplied by `scale`, rounded once."""
+    def _turned(self, x: str, out: str, dtype: int) -> None:
+        """Rotated in float32, rounded once."""
         self._heads_first(x, f"{out}.heads")
         self._cast(f"{out}.heads", f"{out}.float", TensorProto.FLOAT)
         self._node("RotaryEmbedding", [f"{out}.float", "native.cos", "native.sin"], f"{out}.turned", interleaved=1)
-        if scale:
-            self._node("Mul", [f"{out}.turned", scale], f"{out}.scaled")
-        self._cast(f"{out}.scaled" if scale else f"{out}.turned", out, dtype)
+        self._cast(f"{out}.turned", out, dtype)
 
     def _heads_first(self, x: str, out: str) -> None:
         """Tokens [.., H, D] or [.., H D] -> [1, H, tokens, D]."""

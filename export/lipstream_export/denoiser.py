@@ -10,10 +10,10 @@ from typing import TypeVar
 import torch
 from lipstream_training.models import CausalDiT, StudentConfig
 from lipstream_training.models.dit import attention
-from lipstream_training.models.rope import axis_pairs, rotate, spatial_angles
+from lipstream_training.models.rope import axis_pairs, spatial_angles
 from torch import Tensor, nn
 
-from .ring_function import join_tables, kv_ring_write
+from .ring_function import join_tables, kv_ring_write, rotate_tokens
 
 _M = TypeVar("_M", bound=nn.Module)
 
@@ -36,16 +36,16 @@ class RingAttention:
     ) -> None:
         self._write, self._student = write, student
         self._frames = cos.shape[0]
-        self._cos, self._sin = cos.flatten(0, 1)[:, None], sin.flatten(0, 1)[:, None]
+        self._cos, self._sin = cos.flatten(0, 1)[None], sin.flatten(0, 1)[None]
 
     def leave(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write K and V [1, c T, H, D] of the chunk; returns what is attended, [1, valid T, H, D]."""
-        k, v = (torch.unflatten(x[0], 0, (self._frames, -1)) for x in (k, v))
+        k, v = (torch.unflatten(x.squeeze(0), 0, (self._frames, -1)) for x in (k, v))
         k, v = self._write(layer, k, v)
         return k.flatten(0, 1)[None], v.flatten(0, 1)[None]
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q = rotate(q, self._cos, self._sin)
+        q = rotate_tokens(q, self._cos, self._sin)
         k, v = self.leave(layer, k, v)
         operands = getattr(self._student.layers[layer].self_attn, "operands", None)
         return attention(*operands(q.to(v.dtype), k, v)) if operands else attention(q, k, v)

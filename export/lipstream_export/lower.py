@@ -69,15 +69,16 @@ class WeightFile:
             model.graph.node.insert(0, node)
 
     def place(self, weight: Tensor) -> dict[str, Any]:
-        """Where a weight lies: `offset`, `shape`, `bfloat16` (else float32), `transposed` if it lies there turned.
+        """Where a weight lies: `offset`, `shape`, `bfloat16` (else float32), `transposed` if it lies there turned, as
+        a matrix of `shape[0]` rows.
 
         It is the place some graph has it at; a weight that is in none (small ones stand in the graphs) is stored now.
         """
         array = weight.detach().float().cpu().numpy()
         data, exact = _packed(array.tobytes())
         found = {"offset": 0, "shape": list(array.shape), "bfloat16": exact, "transposed": False}
-        if array.ndim == 2 and not self._holds(data):
-            turned, _ = _packed(array.T.tobytes())
+        if array.ndim > 1 and not self._holds(data):
+            turned, _ = _packed(array.reshape(len(array), -1).T.tobytes())
             if self._holds(turned):
                 data, found["transposed"] = turned, True
         return {**found, "offset": self._store(data)}
@@ -104,12 +105,14 @@ def _packed(data: bytes) -> tuple[bytes, bool]:
 
 def read_weight(data: NDArray[np.uint8], place: dict[str, Any]) -> Tensor:
     """The float32 weight that `WeightFile.place` described, out of the file's bytes."""
-    shape = place["shape"][::-1] if place["transposed"] else place["shape"]
+    shape = place["shape"]
     dtype = np.dtype(np.uint16 if place["bfloat16"] else np.float32)
-    stored = data[place["offset"] :][: math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
+    stored = data[place["offset"] :][: math.prod(shape) * dtype.itemsize].view(dtype)
     if place["bfloat16"]:
         stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    return torch.from_numpy(np.array(stored.T if place["transposed"] else stored))
+    if place["transposed"]:
+        stored = stored.reshape(-1, shape[0]).T
+    return torch.from_numpy(np.array(stored.reshape(shape)))
 
 
 def trace(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx_ir.Model:

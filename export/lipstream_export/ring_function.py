@@ -50,6 +50,14 @@ def kv_ring_write(
     return k_out, v_out
 
 
+def rotate_tokens(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Heads [B, N, H, D] turned by the float32 tables [B, N, D/2]; traced, the operator RotaryEmbedding."""
+    if not torch.onnx.is_in_onnx_export():
+        return rotate(x, cos[:, :, None], sin[:, :, None])
+    turned = torch.onnx.ops.rotary_embedding(x.transpose(1, 2).to(cos.dtype), cos, sin, interleaved=True)
+    return turned.transpose(1, 2).to(x.dtype)
+
+
 def join_tables(temporal: Tensor, spatial: Tensor) -> Tensor:
     """[c, time pairs] and [T, other pairs] -> [c, T, D/2]."""
     shape = (temporal.shape[0], spatial.shape[0], -1)
@@ -62,25 +70,19 @@ def KVRingWrite(k_ring, v_ring, k, v, slot, cos_t, sin_t, cos_s, sin_s):  # type
     one = op.Constant(value_ints=[1])
     chunk = op.Shape(k, start=0, end=1)
     tokens = op.Shape(k, start=1, end=2)
-    pairs_shape = op.Concat(op.Shape(k, start=0, end=3), op.Constant(value_ints=[-1, 2]), axis=0)
-    tiles_t = op.Concat(one, tokens, one, one, axis=0)
-    tiles_s = op.Concat(chunk, one, one, one, axis=0)
-    axes_t = op.Constant(value_ints=[1, 2])
-    axes_s = op.Constant(value_ints=[0, 2])
+    tiles_t = op.Concat(one, tokens, one, axis=0)
+    tiles_s = op.Concat(chunk, one, one, axis=0)
+    axes_t = op.Constant(value_ints=[1])
+    axes_s = op.Constant(value_ints=[0])
     cos = op.Concat(
         op.Tile(op.Unsqueeze(cos_t, axes_t), tiles_t), op.Tile(op.Unsqueeze(cos_s, axes_s), tiles_s), axis=-1
     )
     sin = op.Concat(
         op.Tile(op.Unsqueeze(sin_t, axes_t), tiles_t), op.Tile(op.Unsqueeze(sin_s, axes_s), tiles_s), axis=-1
     )
-    pairs = op.CastLike(op.Reshape(k, pairs_shape), cos)
-    last = op.Constant(value_ints=[-1])
-    a = op.Squeeze(op.Gather(pairs, op.Constant(value_ints=[0]), axis=-1), last)
-    b = op.Squeeze(op.Gather(pairs, op.Constant(value_ints=[1]), axis=-1), last)
-    real = op.Sub(op.Mul(a, cos), op.Mul(b, sin))
-    imaginary = op.Add(op.Mul(a, sin), op.Mul(b, cos))
-    turned = op.Concat(op.Unsqueeze(real, last), op.Unsqueeze(imaginary, last), axis=-1)
-    rotated = op.CastLike(op.Reshape(turned, op.Shape(k)), k_ring)
+    heads_first = op.CastLike(op.Transpose(k, perm=[0, 2, 1, 3]), cos_t)
+    turned = op.RotaryEmbedding(heads_first, cos, sin, interleaved=1)
+    rotated = op.CastLike(op.Transpose(turned, perm=[0, 2, 1, 3]), k_ring)
     zero = op.Constant(value_int=0)
     count = op.Squeeze(chunk, op.Constant(value_ints=[0]))
     frames = op.Add(slot, op.Range(zero, count, op.Constant(value_int=1)))

@@ -47,6 +47,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Te
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
+def modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """`norm(x) * (1 + scale) + shift`; where all tokens share shift and scale, in one operation."""
+    if shift.numel() == x.shape[-1]:
+        return F.layer_norm(x, norm.normalized_shape, 1 + scale.flatten(), shift.flatten(), norm.eps)
+    return cast(Tensor, norm(x) * (1 + scale) + shift)
+
+
 class Attention(nn.Module):
     """Projections of an attention layer, with q and k normalised over the full width."""
 
@@ -89,11 +96,11 @@ class Block(nn.Module):
 
     def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
         """e [B, F, 6, dim] -> shift, scale, gate of self-attention, then of the feed-forward, each [B, F, 1, dim]."""
-        return (self.modulation + e).unsqueeze(3).unbind(2)
+        return (self.modulation + e).chunk(6, dim=2)
 
     def self_attention_input(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
         """[B, F, T, dim] -> normalised and modulated tokens [B, F T, dim]."""
-        return cast(Tensor, self.norm1(x) * (1 + scale) + shift).flatten(1, 2)
+        return modulated(self.norm1, x, shift, scale).flatten(1, 2)
 
     def forward(
         self, x: Tensor, e: Tensor, text_kv: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -107,7 +114,7 @@ class Block(nn.Module):
         h = self.norm3(x).flatten(1, 2)
         y = self.cross_attn.output(attention(self.cross_attn.query(h), *text_kv))
         x = x + torch.unflatten(y, 1, (frames, -1))
-        return cast(Tensor, x + self.ffn(self.norm2(x) * (1 + scale_ff) + shift_ff) * gate_ff)
+        return cast(Tensor, x + self.ffn(modulated(self.norm2, x, shift_ff, scale_ff)) * gate_ff)
 
 
 class Head(nn.Module):
@@ -120,8 +127,8 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """x [B, F, T, dim], t_emb [B, F, dim] -> [B, F, T, patch * channels]."""
-        shift, scale = (self.modulation + t_emb.unsqueeze(2)).unsqueeze(3).unbind(2)
-        return cast(Tensor, self.head(self.norm(x) * (1 + scale) + shift))
+        shift, scale = (self.modulation + t_emb.unsqueeze(2)).chunk(2, dim=2)
+        return cast(Tensor, self.head(modulated(self.norm, x, shift, scale)))
 
 
 class AudioPack(nn.Module):
@@ -258,10 +265,9 @@ class CausalDiT(nn.Module):
             latent: [C, F, h, w]. condition: [3 C + 1, F, h, w]. audio: [4 F, audio_dim].
             t_emb: [dim], and modulation: [6, dim], of the pass (`time`).
         """
-        frames = latent.shape[1]
         x = self.embed(latent[None], condition[None])
-        x = self._run(x, modulation.expand(1, frames, -1, -1), audio[None], text_kv, attend)
-        return self.unpatchify(self.head(x, t_emb.expand(1, frames, -1)))[0]
+        x = self._run(x, modulation[None, None], audio[None], text_kv, attend)
+        return self.unpatchify(self.head(x, t_emb[None, None]))[0]
 
     def context(
         self,
@@ -274,5 +280,5 @@ class CausalDiT(nn.Module):
         leave: Callable[[int, Tensor, Tensor], object],
     ) -> None:
         """The pass at t = 0 over a clean chunk, for the K and V it leaves; those of the last layer go to `leave`."""
-        e = modulation.expand(1, latent.shape[1], -1, -1)
-        self._run(self.embed(latent[None], condition[None]), e, audio[None], text_kv, attend, leave)
+        x = self.embed(latent[None], condition[None])
+        self._run(x, modulation[None, None], audio[None], text_kv, attend, leave)
