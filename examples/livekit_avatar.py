@@ -4,8 +4,7 @@
     LIVEKIT_URL=wss://... LIVEKIT_API_KEY=... LIVEKIT_API_SECRET=... python examples/livekit_avatar.py dev
 
 Give the session your own STT, LLM and TTS. With a GPU, run the avatar in a process of its own instead, one engine for
-many rooms: let it join with a token that has the attribute lk.publish_on_behalf, give the agent a
-`DataStreamAudioOutput`, and the runner a `DataStreamAudioReceiver(room)` in place of the queue.
+many rooms: livekit_rooms.py.
 """
 
 from __future__ import annotations

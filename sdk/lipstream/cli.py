@@ -296,7 +296,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "serve",
         _serve,
-        "live sessions over WebSocket, with a page to try them",
+        "live sessions over WebSocket and WebRTC, with a page to try them",
         "Serve live sessions: sound comes in, pictures and sound go out (docs/protocol.md). Prints the address of a "
         "page to try it with. Needs lipstream[server].",
     )
@@ -313,6 +313,10 @@ def build_parser() -> argparse.ArgumentParser:
     serve.add_argument("--total-limit", type=float, default=3600, help="seconds that end any session")
     serve.add_argument("--drain", type=float, default=30, help="seconds that sessions may go on after SIGTERM")
     serve.add_argument("--upload-mb", type=int, default=64, help="largest video that a client may upload")
+    serve.add_argument("--bitrate", type=int, default=1500, help="kbit/s of a WebRTC picture (default 1500)")
+    serve.add_argument(
+        "--ice-server", action="append", default=[], metavar="URL", help="STUN or TURN server for WebRTC; repeatable"
+    )
     serve.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
     serve.add_argument("--backend", help="default: the one that the bundle is for")
     serve.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as pay)")
@@ -634,8 +638,8 @@ def _evaluate(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
 
 def _serve(args: argparse.Namespace, _: _Report) -> None:
     with _extra("serving", "server"):
-        from .server.app import Settings
         from .server.command import serve
+        from .server.state import Settings
 
     serve(
         Settings(
@@ -648,6 +652,8 @@ def _serve(args: argparse.Namespace, _: _Report) -> None:
             total_limit=args.total_limit,
             drain=args.drain,
             upload_mb=args.upload_mb,
+            bitrate=args.bitrate,
+            ice_servers=tuple(args.ice_server),
             bundle=args.bundle,
             backend=args.backend,
             threads=args.threads,

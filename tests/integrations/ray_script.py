@@ -15,8 +15,8 @@ sys.path.append(os.environ["BESIDE"])
 os.environ["PYTHONPATH"] = os.environ["BESIDE"]  # for the workers
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
-from lipstream.server.app import Settings
 from lipstream.server.ray import application
+from lipstream.server.state import Settings
 from ray import serve
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus

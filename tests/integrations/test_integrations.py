@@ -35,6 +35,19 @@ def test_livekit_two_segments_the_first_interrupted(beside: Beside) -> None:
 
 
 @pytest.mark.slow
+def test_livekit_one_engine_speaks_in_two_rooms(beside: Beside) -> None:
+    found = report(beside("livekit-agents==1.8.9", HERE / "livekit_rooms_script.py"))
+    (first, second), (other,) = found["finished"]
+    assert first["interrupted"]
+    assert 0.3 < first["position"] < 2.5  # of four seconds
+    assert not second["interrupted"]
+    assert 1.999 < second["position"] < 2.041
+    assert not other["interrupted"]
+    assert 2.999 < other["position"] < 3.041
+    assert found["threads_left"] == 0
+
+
+@pytest.mark.slow
 def test_pipecat_two_segments_the_first_interrupted(beside: Beside) -> None:
     found = report(beside("pipecat-ai==1.14.0", HERE / "pipecat_script.py"))
     assert 0.2 < found["first_sound_s"] < 3.0

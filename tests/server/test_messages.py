@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.errors import ConfigError, ProtocolError
-from lipstream.server.app import Settings, _has_token, _may_come_from
+from lipstream.server.app import _has_token, _may_come_from
 from lipstream.server.pictures import packer
 from lipstream.server.protocol import Close, Flush, Interrupt, Start, pack, parse, unpack
+from lipstream.server.state import Settings
 
 
 def test_messages_are_what_they_say() -> None:

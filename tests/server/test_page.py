@@ -129,6 +129,27 @@ def test_a_face_answers_a_microphone(served: Served) -> None:
     served.wait_for("lipstream_sessions_active", 0)
 
 
+def test_a_face_answers_over_webrtc(served: Served) -> None:
+    async def talk() -> None:
+        async with browser(f"http://127.0.0.1:{served.port}/") as tab:
+            await tab.until("!document.querySelector('#transport').hidden")
+            await tab.run("document.querySelector('input[value=peer]').click()")
+            await tab.run("document.querySelector('#microphone').click()")
+            await tab.until("lipstream.shown >= 150 && lipstream.speaking >= 50")
+            mouths = np.array(await tab.run("lipstream.mouths"))
+            assert np.abs(np.diff(mouths[-100:])).mean() > 0.1
+            assert await tab.run("document.querySelector('#remote').srcObject.getTracks().length") == 2
+            await tab.run("document.querySelector('#interrupt').click()")
+            await tab.until("lipstream.interrupts.length === 1", 5)
+            assert served.metric("lipstream_sessions_active") == 1
+            await tab.run("document.querySelector('#stop').click()")
+            await tab.until("lipstream.states.at(-1) === 'closed'", 5)
+            assert not tab.complaints
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)
+
+
 def test_closing_the_page_leaves_no_session(served: Served) -> None:
     async def talk() -> None:
         async with browser(f"http://127.0.0.1:{served.port}/") as tab:

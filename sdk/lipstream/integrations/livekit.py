@@ -1,17 +1,24 @@
 """A face for LiveKit agents: `LipSyncVideo` is the `VideoGenerator` of an `AvatarRunner`. Needs `lipstream[livekit]`.
 
-Written for and tested with livekit-agents 1.8. In one process with the agent (`QueueAudioOutput`), or, where there is a
-GPU, in a process of its own that joins the rooms (`DataStreamAudioReceiver`): agents run a process for each job, and
-each would load an engine. examples/livekit_avatar.py is the first, and says how to make it the second.
+Written for and tested with livekit-agents 1.8. In one process with the agent (examples/livekit_avatar.py), or, where
+there is a GPU, in a process of its own that joins the rooms of many agents, each by `speak_in`
+(examples/livekit_rooms.py): agents run a process for each job, and each would load an engine.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import numpy as np
 from livekit import rtc
-from livekit.agents.voice.avatar import AudioSegmentEnd, AvatarOptions, VideoGenerator
+from livekit.agents.voice.avatar import (
+    AudioSegmentEnd,
+    AvatarOptions,
+    AvatarRunner,
+    DataStreamAudioReceiver,
+    VideoGenerator,
+)
 
 from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
@@ -78,3 +85,50 @@ class LipSyncVideo(VideoGenerator):
     async def aclose(self) -> None:
         """End the session."""
         self._frames.close()
+
+
+async def speak_in(
+    room: rtc.Room,
+    engine: LipSyncEngine,
+    reference: PreparedReference,
+    *,
+    agent: str | None = None,
+    sample_rate: int = 24000,
+    idle: Idle = "closed",
+    seed: int = 42,
+) -> None:
+    """Be the face of an agent in another process, until it leaves the room or the room is lost.
+
+    The agent speaks by a `DataStreamAudioOutput`, which sends its sound over the room. Cancel it to leave sooner.
+
+    Args:
+        room: connected, by a token with the attribute `lk.publish_on_behalf`. agent: its identity; None for the first
+            agent that is there. sample_rate, idle, seed: as of `LipSyncVideo`; the agent's sound has to have that rate.
+    """
+    left = asyncio.Event()
+
+    def gone(*_: object) -> None:
+        if not room.isconnected() or not any(agent in (None, name) for name in room.remote_participants):
+            left.set()
+
+    video = LipSyncVideo(engine, reference, sample_rate=sample_rate, idle=idle, seed=seed)
+    sound = DataStreamAudioReceiver(room, sender_identity=agent)
+    runner = AvatarRunner(room, audio_recv=sound, video_gen=video, options=video.options)
+    room.on("participant_disconnected", gone)
+    room.on("disconnected", gone)
+    waiting = asyncio.ensure_future(left.wait())
+    running: asyncio.Future[None] | None = None
+    try:
+        await runner.start()  # waits for the agent
+        running = asyncio.ensure_future(runner.wait_for_complete())
+        done, _ = await asyncio.wait({running, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        if running in done:
+            running.result()
+    finally:
+        room.off("participant_disconnected", gone)
+        room.off("disconnected", gone)
+        waiting.cancel()
+        await video.aclose()
+        await runner.aclose()
+        if running is not None:
+            await asyncio.gather(running, return_exceptions=True)

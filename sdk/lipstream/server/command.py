@@ -9,7 +9,8 @@ from types import FrameType
 
 import uvicorn
 
-from .app import Settings, State, create_app, drain
+from .app import create_app, drain
+from .state import Settings, State
 
 
 class Server(uvicorn.Server):

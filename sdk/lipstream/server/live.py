@@ -1,4 +1,4 @@
-"""One live session: a thread makes frames ahead, a clock lets one out every 40 ms, a writer packs and sends them.
+"""One live session: a thread makes frames ahead, a clock lets one out every 40 ms, a writer sends them.
 
 Three queues, each bounded by the time that its frames last: made frames (a chunk), frames on their way to the client (a
 second; then pictures are left out, the oldest first, but never sound), and the session's own audio. So a client that
@@ -10,27 +10,34 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
 from ..errors import ProtocolError, SlowClientError
-from ..media import FPS, to_int16
+from ..media import FPS
 from ..metrics import Metrics
 from ..reference import PreparedReference
 from ..session import Frame
-from .pictures import packer
-from .protocol import IDLE, KEY, LAST, PCM, SPEAKING, Start, pack
+from .protocol import Start
 
 LATE_PICTURES = FPS
 """Frames on their way to the client from which on pictures are left out."""
 TOO_SLOW = 20 * FPS
 """Frames on their way from which on the client is let go."""
+
+
+class Wire(Protocol):
+    """To one client. Both wait while its buffer is full."""
+
+    async def say(self, message: dict[str, Any]) -> None:
+        """A text message."""
+
+    async def show(self, frame: Frame, at: int, picture: bool) -> None:
+        """A frame, `at` samples from the session's begin; its sound alone without `picture`."""
 
 
 @dataclass
@@ -46,8 +53,7 @@ class LiveSession:
     """See above. All methods but the thread's own are for one event loop.
 
     Args:
-        send: a text message (dict) or a binary one to the client; waits while its buffer is full.
-        pool: packs pictures.
+        start: what the client asked for. wire: to it.
     """
 
     def __init__(
@@ -55,15 +61,13 @@ class LiveSession:
         engine: LipSyncEngine,
         reference: PreparedReference,
         start: Start,
-        send: Callable[[dict[str, Any] | bytes], Awaitable[None]],
-        pool: Executor,
+        wire: Wire,
         metrics: Metrics,
         *,
         max_pending: float = 60.0,
     ) -> None:
         self.size = reference.size
-        self._start, self._send, self._pool, self._metrics = start, send, pool, metrics
-        self._packer = packer(start.video, *self.size)
+        self._start, self._wire, self._metrics = start, wire, metrics
         self._frames = FramesAhead(engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending))
         self._on_the_way: deque[_Out | dict[str, Any]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -162,20 +166,14 @@ class LiveSession:
         self._something_to_send.set()
 
     async def _write(self) -> None:
-        """Packs and sends."""
+        """Sends what is on its way."""
         while not (self._closed and not self._on_the_way):
             if not self._on_the_way:
                 self._something_to_send.clear()
                 await self._something_to_send.wait()
                 continue
             out = self._on_the_way.popleft()
-            if not isinstance(out, _Out):
-                await self._send(out)
-                continue
-            frame = out.frame
-            flags = IDLE * frame.idle | SPEAKING * frame.speaking | LAST * frame.end_of_segment
-            pcm = to_int16(frame.audio).astype("<i2").tobytes()
-            await self._send(pack(PCM, flags, frame.segment, frame.index, out.at, pcm))
-            if out.picture:
-                data, key = await self._loop.run_in_executor(self._pool, self._packer.pack, frame.image)
-                await self._send(pack(self._packer.kind, flags | KEY * key, frame.segment, frame.index, out.at, data))
+            if isinstance(out, _Out):
+                await self._wire.show(out.frame, out.at, out.picture)
+            else:
+                await self._wire.say(out)

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..errors import ConfigError, MissingExtraError
-from .app import Settings, create_app
+from .app import create_app
+from .state import Settings
 
 LOAD = 0.7
 """Share of a replica's sessions from which on another one is started."""

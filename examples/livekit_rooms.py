@@ -1,0 +1,72 @@
+"""Faces for the agents of many LiveKit rooms, by one process with one engine.
+
+    pip install 'lipstream[livekit,server]'
+    LIPSTREAM_TOKEN=secret python examples/livekit_rooms.py
+
+An agent asks for its face when it starts, in its entrypoint:
+
+    token = (
+        api.AccessToken()
+        .with_identity("face")
+        .with_grants(api.VideoGrants(room_join=True, room=context.room.name))
+        .with_attributes({"lk.publish_on_behalf": context.room.local_participant.identity})
+        .to_jwt()
+    )
+    body = {"url": os.environ["LIVEKIT_URL"], "token": token, "agent": context.room.local_participant.identity}
+    await http.post("http://127.0.0.1:8100/rooms", json=body, headers={"Authorization": "Bearer secret"})
+    session.output.audio = DataStreamAudioOutput(context.room, destination_identity="face", sample_rate=24000)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import os
+
+import uvicorn
+from fastapi import FastAPI, HTTPException, Request
+from lipstream import LipSyncEngine
+from lipstream.integrations.livekit import speak_in
+from lipstream.server.measures import sessions_that_fit
+from lipstream.server.references import SAMPLE
+from livekit import rtc
+from pydantic import BaseModel
+
+TOKEN = os.environ["LIPSTREAM_TOKEN"]
+app = FastAPI()
+engine = LipSyncEngine.load("tiny")
+face = engine.prepare(SAMPLE)
+most = sessions_that_fit(engine, face)
+rooms: set[asyncio.Task[None]] = set()
+
+
+class Room(BaseModel):
+    """Where to go. agent: the identity of whom to be the face of."""
+
+    url: str
+    token: str
+    agent: str
+
+
+@app.post("/rooms", status_code=202)
+async def join(where: Room, request: Request) -> dict[str, int]:
+    if not hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {TOKEN}"):
+        raise HTTPException(401)
+    if len(rooms) >= most:
+        raise HTTPException(503, f"all {most} faces are taken")
+    rooms.add(task := asyncio.create_task(be_there(where)))
+    task.add_done_callback(rooms.discard)
+    return {"rooms": len(rooms), "most": most}
+
+
+async def be_there(where: Room) -> None:
+    room = rtc.Room()
+    await room.connect(where.url, where.token)
+    try:
+        await speak_in(room, engine, face, agent=where.agent)
+    finally:
+        await room.disconnect()
+
+
+if __name__ == "__main__":
+    uvicorn.run(app, port=8100)
