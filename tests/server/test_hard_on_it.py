@@ -82,6 +82,7 @@ def held(process: int) -> tuple[float, int, int]:
     return int(fields["VmRSS"].split()[0]) / 1024, int(fields["Threads"]), files
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc what the server holds")
 def test_ten_thousand_messages_of_any_kind_break_nothing(served: Served) -> None:
     async def pester(seed: int, messages: int) -> None:

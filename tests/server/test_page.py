@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import av
 import lipstream
 import numpy as np
 import pytest
@@ -72,11 +73,11 @@ class Tab:
 
 
 @asynccontextmanager
-async def browser(address: str) -> AsyncIterator[Tab]:
+async def browser(address: str, *options: str) -> AsyncIterator[Tab]:
     assert CHROMIUM
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
-            [CHROMIUM, *OPTIONS, f"--user-data-dir={profile}", "about:blank"],
+            [CHROMIUM, *OPTIONS, *options, f"--user-data-dir={profile}", "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -144,6 +145,29 @@ def test_a_face_answers_over_webrtc(served: Served) -> None:
             assert served.metric("lipstream_sessions_active") == 1
             await tab.run("document.querySelector('#stop').click()")
             await tab.until("lipstream.states.at(-1) === 'closed'", 5)
+            assert not tab.complaints
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)
+
+
+def test_a_face_is_filmed_and_answers(served: Served, tmp_path: Path) -> None:
+    film = tmp_path / "face.mjpeg"
+    with av.open(str(SPEECH.with_name("face.mp4"))) as face, av.open(str(film), "w", format="mjpeg") as camera:
+        stream = camera.add_stream("mjpeg", rate=25)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 384, 320, "yuvj420p"
+        for frame in face.decode(video=0):
+            camera.mux(stream.encode(frame.reformat(format="yuvj420p")))
+        camera.mux(stream.encode())
+
+    async def talk() -> None:
+        camera = f"--use-file-for-fake-video-capture={film}"
+        async with browser(f"http://127.0.0.1:{served.port}/", camera) as tab:
+            await tab.run("document.querySelector('input[value=camera]').click()")
+            await tab.run("document.querySelector('#microphone').click()")
+            await tab.until("lipstream.shown >= 50 && lipstream.speaking >= 10", 45)
+            assert "preparing the face" in await tab.run("lipstream.states")
             assert not tab.complaints
 
     asyncio.run(talk())
