@@ -107,7 +107,8 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     }  # of their commands, with errors of their own
     lazy |= {"insightface"}  # an option of who has its models
     lazy |= {"tensorrt", "cuda", "nvtx"}  # of the extra [tensorrt], whose backend is imported when it is asked for
-    lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "ray"}  # of `lipstream serve`
+    lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "aiortc"}  # of `lipstream serve`
+    lazy |= {"ray"}  # of its deployment
     lazy |= {"livekit", "pipecat"}  # of their adapters
     lazy |= {"c2pa"}  # of --sign
     assert imported - {*sys.stdlib_module_names} - {"lipstream"} - lazy == modules

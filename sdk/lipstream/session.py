@@ -425,7 +425,6 @@ class LipSyncSession:
             )
             self._reference.close()
             self._chunks.close()
-            del self._chunks  # its memory goes now, whoever still holds the session
 
     def _notify(self) -> None:
         """Wake whoever waits for a change; under `_changed`."""
