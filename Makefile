@@ -10,7 +10,7 @@ demo: $(VENV)/.base  ## dub the bundled sample into out/
 	$(BIN)/lipstream demo --out out
 
 test: $(VENV)/.dev  ## every test but the slow ones
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 slow: $(VENV)/.dev  ## the slow ones
 	$(BIN)/python -m pytest -m slow

@@ -85,6 +85,7 @@ def test_ring(bundle: Path, tmp_path: Path) -> None:
     assert case["exact"]["pass_ratio"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_precision(bundle: Path, tmp_path: Path) -> None:
     """Lower precision is off, and lower precision still more so; the exported graphs are as far off as PyTorch says."""
     rows = {row["variant"]: row for row in run(precision, tmp_path, "--bundle", str(bundle), "--quick")["rows"]}
@@ -285,6 +286,7 @@ def test_lookahead(tmp_path: Path) -> None:
     assert errors[6.4, 2.0] < 1e-4
 
 
+@pytest.mark.slow
 def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     heard = {"audio_dim": 64, "audio_hidden": 8}
     text = {"text_dim": 8, "text_len": 4}

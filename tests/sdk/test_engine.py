@@ -265,7 +265,7 @@ class TestSources:
             5,
             iter([]),
         ],
-        ids=repr,
+        ids=lambda source: type(source).__name__,
     )
     def test_what_is_no_reference(self, engine: LipSyncEngine, source: Any) -> None:
         for open_ in (engine.session, engine.prepare):

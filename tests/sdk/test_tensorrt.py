@@ -71,7 +71,7 @@ def run(plans: Bundle, seed: int, script: Script) -> tuple[Result, Device]:
         return script(opened), device
 
 
-@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 4))])
 def test_frames_are_those_of_onnxruntime_in_any_order_of_the_device(
     plans: dict[str, Bundle], expected: dict[str, Result], part: int
 ) -> None:

@@ -185,6 +185,7 @@ def test_the_study_runs_is_resumed_and_tabulated(small_world: None, tmp_path: Pa
             assert again["variants"][name]["rows"][0][key] == found["variants"][name]["rows"][0][key]
 
 
+@pytest.mark.slow
 def test_the_micro_world_comes_back_through_its_codec(small_world: None, tmp_path: Path) -> None:
     micro = micro_world.load_micro(tmp_path)
     rows = micro.unseen

@@ -116,6 +116,7 @@ def test_the_shards_can_be_read_by_webdataset(prepared: Path) -> None:
         assert ours.about == shards[i].about
 
 
+@pytest.mark.slow
 def test_one_process_or_two_the_shards_are_the_same(odd: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         videos = [odd / name for name in ("five_seconds.mp4", "portrait.mp4", "silent.mp4")]

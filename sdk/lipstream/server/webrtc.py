@@ -34,6 +34,7 @@ from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import BackpressureError, LipStreamError, ProtocolError
@@ -72,9 +73,12 @@ class _Waiting(Generic[_T]):
         self._items: deque[_T] = deque(maxlen=most)
         self._some = asyncio.Event()
 
-    def put(self, item: _T) -> None:
+    def put(self, item: _T) -> bool:
+        """Add an item; whether the oldest one had to go for it."""
+        full = len(self._items) == self._items.maxlen
         self._items.append(item)
         self._some.set()
+        return full
 
     async def get(self) -> _T:
         while not self._items:
@@ -90,7 +94,7 @@ class PictureTrack(MediaStreamTrack):
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: _Waiting[tuple[int, np.ndarray[Any, np.dtype[np.uint8]]]] = _Waiting(_MOST_PICTURES)
+        self.waiting: _Waiting[tuple[int, NDArray[np.uint8]]] = _Waiting(_MOST_PICTURES)
 
     async def recv(self) -> VideoFrame:
         """The next picture, once it is due."""
@@ -108,8 +112,8 @@ class SoundTrack(MediaStreamTrack):
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: _Waiting[tuple[int, np.ndarray[Any, np.dtype[np.int16]]]] = _Waiting(_MOST_SOUND)
-        self._rest: tuple[int, np.ndarray[Any, np.dtype[np.int16]]] | None = None
+        self.waiting: _Waiting[tuple[int, NDArray[np.int16]]] = _Waiting(_MOST_SOUND)
+        self._rest: tuple[int, NDArray[np.int16]] | None = None
 
     async def recv(self) -> AudioFrame:
         """The next packet, once it is due."""
@@ -206,8 +210,8 @@ class WebRtcConnection:
     async def show(self, frame: Frame, at: int, picture: bool) -> None:
         """See `Wire`. Nothing waits: what the tracks do not send in time is dropped."""
         self._sound.waiting.put((self._shown * RATE // FPS, to_int16(frame.audio).reshape(-1)))
-        if picture:
-            self._pictures.waiting.put((self._shown, frame.image))
+        if picture and self._pictures.waiting.put((self._shown, frame.image)):
+            self._state.measures.count("pictures_dropped")
         self._shown += 1
 
     def _on_track(self, track: MediaStreamTrack) -> None:
