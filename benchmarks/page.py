@@ -190,7 +190,7 @@ def thousand(results: Path) -> str:
 def check(results: Path) -> str:
     found = load(results, "roofline")
     figures = ", ".join(
-        f"{name.replace('_', ' ')} {x:.0f}" for name, x in found["results"]["check"]["ceilings"].items()
+        f"{name.replace('_', ' ')} {x:.3g}" for name, x in found["results"]["check"]["ceilings"].items()
     )
     return f"{origin(found)}. Ceilings measured: {figures}.\n\n{roofline.check_table(found['results']['check'])}"
 
