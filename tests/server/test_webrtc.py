@@ -155,6 +155,34 @@ def test_an_offer_that_is_none_is_refused_in_words(served: Served, sdp: str) -> 
     assert served.metric("lipstream_sessions_active") == 0
 
 
+def test_one_peer_more_than_fit_is_refused(start_server: Callable[..., Any]) -> None:
+    """Those that only begin to connect count, too."""
+
+    async def crowd(server: Served) -> tuple[int, str | None]:
+        peers = [Peer() for _ in range(4)]
+        for peer in peers[:3]:
+            await peer.peer.setLocalDescription(await peer.peer.createOffer())
+            offer = {"type": "offer", "sdp": peer.peer.localDescription.sdp, "start": {"type": "start"}}
+            await asyncio.to_thread(post, server, offer)
+        try:
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                await peers[3].open(server)
+        finally:
+            for peer in peers:
+                await peer.close()
+        return refused.value.code, refused.value.headers["Retry-After"]
+
+    with start_server("--max-sessions", "3") as server:
+        assert asyncio.run(crowd(server)) == (503, "5")
+
+
+def test_a_face_that_is_not_there_is_refused(served: Served) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        post(served, {"type": "offer", "sdp": "v=0", "start": {"type": "start", "reference": "nobody"}})
+    assert refused.value.code == 422
+    assert "nobody" in refused.value.read().decode()
+
+
 def test_a_peer_that_vanishes_leaves_no_session(served: Served) -> None:
     async def vanish() -> None:
         peer = Peer()

@@ -192,8 +192,7 @@ class WebRtcConnection:
 
     async def close(self, code: int, reason: str) -> None:
         """See `Connection`."""
-        if not self._end.done():
-            self._end.set_result((code, reason))
+        self._finish((code, reason))
         with contextlib.suppress(Exception):
             await self.say({"type": "closed", "code": code, "reason": reason})
             await asyncio.sleep(0.1)  # the message is on its way before its channel is not
@@ -229,23 +228,26 @@ class WebRtcConnection:
         try:
             if isinstance(text, bytes):
                 raise ProtocolError("bytes on the data channel", expected="JSON; sound goes over its track")
-            end = self._visit.obey(parse(text))
+            if end := self._visit.obey(parse(text)):
+                self._finish(end)
         except LipStreamError as error:
-            try:
-                await self._visit.wrong(error)
-                return
-            except ProtocolError as last:
-                end = POLICY, last.found
-        if end and not self._end.done():
+            await self._wrong(error)
+
+    async def _wrong(self, error: LipStreamError) -> None:
+        try:
+            await self._visit.wrong(error)
+        except ProtocolError as last:
+            self._finish((POLICY, last.found))
+
+    def _finish(self, end: End) -> None:
+        if not self._end.done():
             self._end.set_result(end)
 
     def _on_state(self) -> None:
-        if self._peer.connectionState == "connected":
+        if self._peer.connectionState in ("connected", "failed", "closed"):
             self._connected.set()
-        elif self._peer.connectionState in ("failed", "closed"):
-            self._connected.set()
-            if not self._end.done():
-                self._end.set_result((NORMAL, "the client is gone"))
+        if self._peer.connectionState in ("failed", "closed"):
+            self._finish((NORMAL, "the client is gone"))
 
     async def _listen(self, live: LiveSession) -> End:
         """Sound into the session, until the end."""
@@ -267,7 +269,7 @@ class WebRtcConnection:
                     try:
                         live.push(frame.to_ndarray().tobytes())
                     except BackpressureError as error:
-                        await self._visit.wrong(error)
+                        await self._wrong(error)
         live.flush()
 
 
@@ -284,7 +286,9 @@ def add_route(
     @app.post("/v1/webrtc", dependencies=[Depends(admitted)])
     async def webrtc(offer: Offer) -> JSONResponse:
         """A WebRTC client's offer; the answer, or why there is none. docs/protocol.md."""
-        if reason := state.refusal():
+        # A peer that is still connecting holds a place, too: or any number of them could be opened.
+        reason = state.refusal() or (f"all {state.most} sessions are taken" if len(visits) >= state.most else "")
+        if reason:
             state.measures.rejected.labels("draining" if state.draining else "capacity").inc()
             raise HTTPException(503, reason, {"Retry-After": "5"})
         assert state.references is not None
