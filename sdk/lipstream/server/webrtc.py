@@ -80,6 +80,9 @@ class _Waiting(Generic[_T]):
         self._some.set()
         return full
 
+    def clear(self) -> None:
+        self._items.clear()
+
     async def get(self) -> _T:
         while not self._items:
             self._some.clear()
@@ -189,6 +192,8 @@ class WebRtcConnection:
             await self.close(*end)
         finally:
             await self._peer.close()
+            self._peer.remove_all_listeners()  # the ring of references through them would keep it all for a while
+            self._pictures.waiting.clear()
 
     async def close(self, code: int, reason: str) -> None:
         """See `Connection`."""
