@@ -70,9 +70,9 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=2_000, deadline=None)
+@settings(max_examples=10_000, deadline=None)
 @given(MESSAGES)
-def test_thousands_of_messages_are_understood_or_refused(text: str) -> None:
+def test_ten_thousand_messages_are_understood_or_refused(text: str) -> None:
     try:
         assert isinstance(parse(text), Start | Flush | Interrupt | Close)
     except ProtocolError as error:

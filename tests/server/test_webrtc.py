@@ -59,13 +59,18 @@ class Peer:
         self.peer.on("track", lambda track: self._reading.append(asyncio.create_task(self._read(track))))
         self._reading: list[asyncio.Task[None]] = []
 
-    async def open(self, server: Served, **fields: Any) -> str:
-        """Connect; the answer's SDP."""
+    async def offer(self, server: Served, **fields: Any) -> str:
+        """The SDP of the answer to an offer."""
         await self.peer.setLocalDescription(await self.peer.createOffer())
         offer = {"type": "offer", "sdp": self.peer.localDescription.sdp, "start": {"type": "start"}, **fields}
         answer = await asyncio.to_thread(post, server, offer)
-        await self.peer.setRemoteDescription(RTCSessionDescription(answer["sdp"], "answer"))
         return str(answer["sdp"])
+
+    async def open(self, server: Served, **fields: Any) -> str:
+        """Connect; the answer's SDP."""
+        sdp = await self.offer(server, **fields)
+        await self.peer.setRemoteDescription(RTCSessionDescription(sdp, "answer"))
+        return sdp
 
     async def _read(self, track: Any) -> None:
         frames, times = (self.pictures, self.seen) if track.kind == "video" else (self.sounds, self.heard)
@@ -161,9 +166,7 @@ def test_one_peer_more_than_fit_is_refused(start_server: Callable[..., Any]) -> 
     async def crowd(server: Served) -> tuple[int, str | None]:
         peers = [Peer() for _ in range(4)]
         for peer in peers[:3]:
-            await peer.peer.setLocalDescription(await peer.peer.createOffer())
-            offer = {"type": "offer", "sdp": peer.peer.localDescription.sdp, "start": {"type": "start"}}
-            await asyncio.to_thread(post, server, offer)
+            await peer.offer(server)
         try:
             with pytest.raises(urllib.error.HTTPError) as refused:
                 await peers[3].open(server)

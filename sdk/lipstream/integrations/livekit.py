@@ -108,7 +108,9 @@ async def speak_in(
     left = asyncio.Event()
 
     def gone(*_: object) -> None:
-        if not room.isconnected() or not any(agent in (None, name) for name in room.remote_participants):
+        there = room.remote_participants.values()
+        kind = rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+        if not room.isconnected() or not any(x.identity == agent if agent else x.kind == kind for x in there):
             left.set()
 
     video = LipSyncVideo(engine, reference, sample_rate=sample_rate, idle=idle, seed=seed)

@@ -48,6 +48,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="LipStream", version=version("lipstream"), lifespan=lifespan)
     app.state.lipstream = state
+    has_webrtc = find_spec("aiortc") is not None
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,
@@ -99,7 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
             "protocol": VERSION,
             "bundle": manifest.model.get("name") if manifest else None,
             "max_sessions": state.most,
-            "webrtc": find_spec("aiortc") is not None,
+            "webrtc": has_webrtc,
             "ice_servers": settings.ice_servers,
         }
 
@@ -122,7 +123,7 @@ def create_app(settings: Settings) -> FastAPI:
         width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
 
-    if find_spec("aiortc") is not None:
+    if has_webrtc:
         from .webrtc import add_route
 
         add_route(app, state, admitted, visit)

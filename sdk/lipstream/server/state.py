@@ -91,12 +91,16 @@ class State:
     def ready(self) -> bool:
         return self.most > 0 and not self.draining
 
-    def refusal(self) -> str:
-        """Why a session is not admitted now; empty if it is."""
+    def refusal(self, connected: int = 0) -> str:
+        """Why a session is not admitted now; empty if it is.
+
+        Args:
+            connected: clients that have a place already, though perhaps no session yet.
+        """
         if self.draining:
             return "the server is going away"
         if not self.ready:
             return self.failed or "the server is warming up"
-        if len(self.live) >= self.most:
+        if max(len(self.live), connected) >= self.most:
             return f"all {self.most} sessions are taken"
         return ""

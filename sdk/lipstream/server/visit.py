@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -16,7 +15,6 @@ from .live import LiveSession, Wire
 from .protocol import NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
 from .state import State
 
-LOG = logging.getLogger("lipstream")
 MOST_ERRORS = 50
 """Wrong messages after which a client is sent away."""
 End = tuple[int, str]

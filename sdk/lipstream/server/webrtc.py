@@ -53,6 +53,8 @@ _PACKET = RATE // 50
 _VIDEO_CLOCK = 90_000
 _MOST_PICTURES, _MOST_SOUND = 3, 2 * FPS
 """Frames that wait for a track to be sent; the oldest is dropped."""
+_MOST_UNSAID = 50
+"""Messages that wait for the data channel to open."""
 _T = TypeVar("_T")
 
 
@@ -208,7 +210,7 @@ class WebRtcConnection:
         text = json.dumps(message)
         if self._channel is not None and self._channel.readyState == "open":
             self._channel.send(text)
-        elif len(self._unsaid) < _MOST_SOUND:
+        elif len(self._unsaid) < _MOST_UNSAID:
             self._unsaid.append(text)
 
     async def show(self, frame: Frame, at: int, picture: bool) -> None:
@@ -292,8 +294,7 @@ def add_route(
     async def webrtc(offer: Offer) -> JSONResponse:
         """A WebRTC client's offer; the answer, or why there is none. docs/protocol.md."""
         # A peer that is still connecting holds a place, too: or any number of them could be opened.
-        reason = state.refusal() or (f"all {state.most} sessions are taken" if len(visits) >= state.most else "")
-        if reason:
+        if reason := state.refusal(connected=len(visits)):
             state.measures.rejected.labels("draining" if state.draining else "capacity").inc()
             raise HTTPException(503, reason, {"Retry-After": "5"})
         assert state.references is not None
