@@ -3,7 +3,7 @@
 python -m benchmarks                        the list: what each answers, and where its last result is from
 python -m benchmarks throughput --help      one of them, with its own options
 python -m benchmarks all --out DIR          every one that runs on this machine, results into DIR
-python -m benchmarks page                   docs/performance.md and its pictures, from benchmarks/results
+python -m benchmarks docs                   docs/performance.md and its pictures, from benchmarks/results
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import page
+from . import render_docs
 from .common import ROOT, main
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -42,7 +42,7 @@ BENCHMARKS = {
     "flatness": Benchmark("Does a stream of ten minutes get slower or larger?", 4),
     "drift": Benchmark("Does a stream of 24 hours, by simulated clock, drift?", 1),
     "faces": Benchmark("Do face and compositing keep up with 1080p on one core?", 1),
-    "passes": Benchmark("How long does a pass take at the released sizes, in eager PyTorch?", 1, gpu=True),
+    "dit_latency": Benchmark("How long does a pass take at the released sizes, in eager PyTorch?", 1, gpu=True),
     "precision": Benchmark("What do BF16 and FP8 cost in quality?", 2),
     "lip_accuracy": Benchmark("Do the lips say the new speech, and nothing else?", 3),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
@@ -96,19 +96,19 @@ def start(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command", metavar="NAME, all or page")
+    commands = parser.add_subparsers(dest="command", metavar="NAME, all or docs")
     every = commands.add_parser("all", help="every one that this machine can run")
     every.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks", help="folder (default out/benchmarks)")
     every.add_argument("--only", nargs="+", choices=BENCHMARKS, help="these alone")
     every.add_argument("--quick", action="store_true", help="the least that exercises everything")
-    pages = commands.add_parser("page", help="docs/performance.md from benchmarks/results")
+    pages = commands.add_parser("docs", help="docs/performance.md from benchmarks/results")
     pages.add_argument("--results", type=Path, default=RESULTS)
     pages.add_argument("--docs", type=Path, default=ROOT / "docs")
     args = parser.parse_args(arguments)
     if args.command == "all":
         return main(run_all, args)
-    if args.command == "page":
-        page.fill(args.results, args.docs)
+    if args.command == "docs":
+        render_docs.fill(args.results, args.docs)
         return 0
     print(f"{listing()}\n\npython -m benchmarks NAME --help says what exactly is measured; all runs them all.")
     return 0

@@ -17,13 +17,13 @@ from typing import Any, cast
 
 import numpy as np
 from lipstream.backends.base import Array
+from lipstream.backends.ring import Ring
+from lipstream.backends.stepped import SteppedChunks
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
-from lipstream.chunk import SteppedChunks
-from lipstream.composite import Compositor
+from lipstream.face.compositing import Compositor
 from lipstream.media import FPS
-from lipstream.reference import SourceFrame
-from lipstream.ring import Ring
 from lipstream.session import LipSyncSession
+from lipstream.session.reference import SourceFrame
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -77,7 +77,7 @@ class Copies:
 
 
 class Still:
-    """A reference of one picture; see `lipstream.reference.Reference`."""
+    """A reference of one picture; see `lipstream.session.reference.Reference`."""
 
     def __init__(self) -> None:
         image = np.zeros((16, 16, 3), np.uint8)

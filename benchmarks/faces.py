@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import lipstream
 import numpy as np
-from lipstream.composite import Compositor
+from lipstream import samples
 from lipstream.face import FaceTracker, alignment_points, crop
+from lipstream.face.compositing import Compositor
 from lipstream.face.insightface import InsightFaceTracker, released_points
 from lipstream.media import VideoReader
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ from tqdm import tqdm
 
 from .common import in_fresh_process, main, parser, spread, write
 
-SAMPLE = Path(lipstream.__file__).parent / "sample" / "face.mp4"
 WIDTH, HEIGHT, CROP = 1920, 1080, 512
 WANTED = 60.0
 """Frames per second."""
@@ -126,7 +125,7 @@ def run(args: argparse.Namespace) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     options = parser("faces", __doc__, bundle=False)
-    options.add_argument("--video", type=Path, default=SAMPLE, help="with a face (default: the bundled sample)")
+    options.add_argument("--video", type=Path, default=samples.FACE, help="with a face (default: the bundled sample)")
     options.add_argument("--frames", type=int, default=250, help="how many (default 250)")
     options.add_argument("--insightface", type=Path, metavar="FOLDER", help="its models, to compare alignment with")
     return options

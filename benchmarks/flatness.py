@@ -16,16 +16,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lipstream
 import numpy as np
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.media import FPS, read_audio
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .common import duration, in_fresh_process, main, memory_mib, parser, spread, write
 
-SAMPLE = Path(lipstream.__file__).parent / "sample"
 MARKS = (10, 30, 60, 120, 300, 600, 1800, 3600)  # seconds of sound at which the table has a row
 SLOWDOWN, GROWTH = 1.1, 5.0
 _WARM = 10.0  # seconds
@@ -123,10 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser("flatness", __doc__, least={"seconds": 6.0})
     options.add_argument("--seconds", type=duration, default=600.0, help="of sound (default 600)")
     options.add_argument("--live", action="store_true", help="an unprepared reference")
-    options.add_argument("--video", type=Path, default=SAMPLE / "face.mp4", help="default: the shipped sample")
-    options.add_argument(
-        "--audio", type=Path, default=SAMPLE / "speech.wav", help="repeated; default: the shipped sample"
-    )
+    options.add_argument("--video", type=Path, default=samples.FACE, help="default: the shipped sample")
+    options.add_argument("--audio", type=Path, default=samples.SPEECH, help="repeated; default: the shipped sample")
     return options
 
 

@@ -30,7 +30,7 @@ part tiny "$LIPSTREAM export tiny --precision bf16 -o $OUT/tiny-bf16 &&
   $LIPSTREAM verify $OUT/tiny-engines --json > $OUT/tiny-verify.json &&
   $PY -m benchmarks.stream --bundle $OUT/tiny-engines --against tiny --streams 1 2 4 8 --json $OUT/tiny-stream.json \
     --trace $OUT/tiny-trace.json --timeline $OUT/tiny-timeline.svg"
-part eager "$PY -m benchmarks.passes --size $SIZE --device $DEVICE --json $OUT/passes-$SIZE.json ${QUICK:+--quick}"
+part eager "$PY -m benchmarks.dit_latency --size $SIZE --device $DEVICE --json $OUT/dit_latency-$SIZE.json ${QUICK:+--quick}"
 part fits "$PY -m benchmarks.stream --bundle $OUT/tiny-engines --streams 1 2 4 8 --prepared --json $OUT/tiny-prepared.json"
 part files "$PY -m benchmarks.random_release $SIZE $OUT/files > $OUT/files.txt"
 part export "$LIPSTREAM export \$(cat $OUT/files.txt) --precision bf16 --no-parity -o $OUT/$SIZE-bf16"

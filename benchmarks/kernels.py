@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+from lipstream.backends.ring import Ring
 from lipstream.bundle import Bundle
-from lipstream.composite import Compositor
-from lipstream.face.align import WHOLE_CANVAS
-from lipstream.ring import Ring
+from lipstream.face.alignment import WHOLE_CANVAS
+from lipstream.face.compositing import Compositor
 from tqdm import tqdm
 
 from .common import main, parser, positive, spread, write

@@ -32,18 +32,18 @@ import numpy as np
 from lipstream import LipSyncEngine
 from lipstream.errors import ConfigError
 from lipstream.media import FPS, FrameLoop, StreamResampler, VideoReader, read_audio
-from lipstream.reference import Source
+from lipstream.session.reference import Source
+from lipstream_evaluate.cases import loudness
+from lipstream_evaluate.faces import track_faces
+from lipstream_evaluate.statistics import correlation
 from lipstream_training.data.clips import draw_video, evaluation_rng
 from lipstream_training.data.mouth import SAMPLES_PER_FRAME, MouthTrack, mouth_track
 from lipstream_training.data.speech import SAMPLE_RATE, speech
-from lipstream_training.evaluate.cases import loudness
-from lipstream_training.evaluate.faces import track_faces
-from lipstream_training.evaluate.statistics import correlation
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from .common import duration, main, parser, positive, write
-from .mouths import Frames, Track, distance_from_rest, look, summary
+from .mouth_metrics import Frames, Track, distance_from_rest, look, summary
 
 MATCHED, OTHER, WIDTH = 0.85, 0.15, 0.3
 MEASURES = ("lip_gap", "rest_diff", "lip_width")

@@ -17,19 +17,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lipstream
 import numpy as np
 import torch
+from lipstream import samples
 from lipstream.media import FPS, read_audio
-from lipstream_training.models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
-from lipstream_training.released.wav2vec import LiveWav2Vec, Wav2VecFeatures, load_wav2vec
+from lipstream_models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_models.released.wav2vec import LiveWav2Vec, Wav2VecFeatures, load_wav2vec
 from torch import Tensor
 from tqdm import tqdm
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from .common import main, parser, write
 
-SAMPLE = Path(lipstream.__file__).parent / "sample" / "speech.wav"
 CHUNK = 12
 """Video frames."""
 AHEAD = (0.0, 0.04, 0.08, 0.16, 0.32)
@@ -92,7 +91,9 @@ def run(args: argparse.Namespace) -> bool:
 
 def build_parser() -> argparse.ArgumentParser:
     options = parser("lookahead", __doc__, bundle=False)
-    options.add_argument("--audio", type=Path, default=SAMPLE, help="speech, 16 kHz (default: the bundled sample)")
+    options.add_argument(
+        "--audio", type=Path, default=samples.SPEECH, help="speech, 16 kHz (default: the bundled sample)"
+    )
     options.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h (default: random weights)")
     options.add_argument(
         "--lookback", type=float, default=3.2, help="seconds, where the look-ahead varies (default 3.2)"

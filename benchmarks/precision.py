@@ -24,20 +24,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.backends.base import Backend, Stream
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
 from lipstream.media import AudioReader
 from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.precision import Passes, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_bundle
-from lipstream_export.precision.calibration import SAMPLE, largest_inputs, largest_operands
+from lipstream_export.precision.calibration import largest_inputs, largest_operands
 from lipstream_export.precision.fp8 import LARGEST, to_e4m3
 from lipstream_export.precision.sensitivity import BUDGET, velocity_error
 from lipstream_export.source import parts_of_bundle
 from lipstream_export.torch_backend import TorchBackend, TorchStream
-from lipstream_training.models import CausalDiT, StudentConfig
-from lipstream_training.models.ring import KVRing
+from lipstream_models import CausalDiT, StudentConfig
+from lipstream_models.ring import KVRing
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -277,8 +277,8 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser("precision", __doc__)
     options.add_argument("--chunks", type=positive, default=21, help="chunks dubbed (default 21: 10 s)")
     options.add_argument("--calibrate", type=positive, default=6, help="chunks that FP8 is calibrated on (default 6)")
-    options.add_argument("--video", type=Path, default=SAMPLE / "face.mp4")
-    options.add_argument("--audio", type=Path, default=SAMPLE / "speech.wav")
+    options.add_argument("--video", type=Path, default=samples.FACE)
+    options.add_argument("--audio", type=Path, default=samples.SPEECH)
     return options
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models import STUDENTS, TAEHV, CausalDiT, TAEHVConfig, WanVAE, WanVAEConfig
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model

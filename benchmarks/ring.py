@@ -29,9 +29,9 @@ from lipstream.bundle import Bundle
 from lipstream.errors import ParityError
 from lipstream_export.bundle import Parts
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_training.models import CausalDiT, RingGeometry, StudentConfig
-from lipstream_training.models.dit import attention
-from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from lipstream_models import CausalDiT, RingGeometry, StudentConfig
+from lipstream_models.dit import attention
+from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 from tqdm import tqdm
 

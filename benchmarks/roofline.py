@@ -9,7 +9,7 @@ assumption): both are shown.
 The rows of this machine are checked: its own ceilings are measured in the same run (a large matrix product, and copies
 that stay in the cache and that do not), and every graph of the bundle is timed on ONNX Runtime. How far the measured
 time is from the bound says how far the other rows can be believed. Exporting 14b takes minutes, but no memory to speak
-of: its weights are not there (benchmarks/hollow.py).
+of: its weights are not there (benchmarks/synthetic_weights.py).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ import onnx_ir
 import torch
 from lipstream import LipSyncEngine
 from lipstream.bundle import Bundle, Geometry
-from lipstream_training.models import STUDENTS, StudentConfig
+from lipstream_models import STUDENTS, StudentConfig
 from tqdm import tqdm
 
-from . import hollow
-from .ceilings import Ceiling, measured
+from . import synthetic_weights
 from .common import ROOT, main, parser, positive, spread, write
 from .count import Cost, Kernel, Ring, count
+from .device_peaks import Ceiling, measured
 
 DEADLINE = 0.48
 """Seconds that a chunk's 12 frames are shown."""
@@ -148,7 +148,7 @@ def student(size: str, precision: str, layers: int = 0) -> Costs:
     def exported(layers: int, *, passes: bool) -> Costs:
         found: Costs = {}
         name = f"{size} {precision}, {layers or 'all'} layers"
-        chosen = hollow.graphs(size, precision, layers=layers, passes=passes)
+        chosen = synthetic_weights.graphs(size, precision, layers=layers, passes=passes)
         for graph in tqdm(chosen, name, unit="graph", disable=None):
             found |= _each_phase(graph.name, graph.codec, graph.model, STUDENTS[size], "native")
         return found

@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 from lipstream import LipSyncEngine
-from lipstream.backends.base import Array
+from lipstream.backends.base import Array, ChunkInput, PendingChunk
 from lipstream.bundle import Manifest
-from lipstream.chunk import ChunkInput, PendingChunk
+from lipstream.bundle.golden import relative_error
 from lipstream.errors import ConfigError
-from lipstream.probe import relative_error
 
 from . import timeline
 from .common import main, parser, positive, write

@@ -20,9 +20,8 @@ import time
 from pathlib import Path
 from typing import Any, Protocol
 
-import lipstream
 import numpy as np
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.backends.base import Array
 from lipstream.bundle import Bundle
 from lipstream.errors import ParityError
@@ -33,7 +32,6 @@ from .common import in_fresh_process, main, memory_mib, parser, positive, spread
 
 OURS, EAGER, ORIGINAL = "onnxruntime", "torch", "original"
 TOLERANCE = 1e-4
-SAMPLE = Path(lipstream.__file__).parent / "sample"
 _DIT = ("denoise", "context")
 
 
@@ -69,9 +67,9 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
     import torch
     from lipstream_export.torch_backend import TorchBackend
 
-    from .ceilings import measured
-    from .original import OriginalStream
+    from .device_peaks import measured
     from .roofline import bound, of_bundle
+    from .upstream import OriginalStream
 
     ceiling, figures = measured(torch.device("cpu"), threads)
     engines = {name: LipSyncEngine.load(bundle, backend=name, threads=threads) for name in (OURS, EAGER)}
@@ -200,8 +198,8 @@ def describe(backend: str, found: dict[str, Any]) -> str:
 
 def build_parser() -> argparse.ArgumentParser:
     options = parser("throughput", __doc__, least={"runs": 1, "chunks": 2})
-    options.add_argument("--video", type=Path, default=SAMPLE / "face.mp4", help="default: the shipped sample")
-    options.add_argument("--audio", type=Path, default=SAMPLE / "speech.wav", help="default: the shipped sample")
+    options.add_argument("--video", type=Path, default=samples.FACE, help="default: the shipped sample")
+    options.add_argument("--audio", type=Path, default=samples.SPEECH, help="default: the shipped sample")
     options.add_argument("--runs", type=positive, default=5, help="of the whole job on each backend (default 5)")
     options.add_argument("--chunks", type=positive, default=40, help="counted chunks for the passes alone (default 40)")
     return options

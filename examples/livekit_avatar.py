@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from functools import cache
 
-from lipstream import LipSyncEngine, PreparedReference
+from lipstream import LipSyncEngine, PreparedReference, samples
 from lipstream.integrations.livekit import LipSyncVideo
-from lipstream.server.references import SAMPLE
 from livekit.agents import Agent, AgentSession, JobContext, WorkerOptions, cli
 from livekit.agents.voice.avatar import AvatarRunner, QueueAudioOutput
 
@@ -22,7 +21,7 @@ from livekit.agents.voice.avatar import AvatarRunner, QueueAudioOutput
 def face() -> tuple[LipSyncEngine, PreparedReference]:
     engine = LipSyncEngine.load("tiny")
     engine.warmup()
-    return engine, engine.prepare(SAMPLE)
+    return engine, engine.prepare(samples.FACE)
 
 
 async def entrypoint(context: JobContext) -> None:

@@ -25,17 +25,16 @@ import os
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.integrations.livekit import speak_in
-from lipstream.server.measures import sessions_that_fit
-from lipstream.server.references import SAMPLE
+from lipstream.server.prometheus import sessions_that_fit
 from livekit import rtc
 from pydantic import BaseModel
 
 TOKEN = os.environ["LIPSTREAM_TOKEN"]
 app = FastAPI()
 engine = LipSyncEngine.load("tiny")
-face = engine.prepare(SAMPLE)
+face = engine.prepare(samples.FACE)
 most = sessions_that_fit(engine, face)
 rooms: set[asyncio.Task[None]] = set()
 

@@ -9,10 +9,9 @@ In a bot of your own the service stands between TTS and the output of the transp
 from __future__ import annotations
 
 import numpy as np
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.integrations.pipecat import LipSyncVideoService
 from lipstream.media import read_audio
-from lipstream.server.references import SAMPLE
 from pipecat.frames.frames import TTSAudioRawFrame, TTSStartedFrame, TTSStoppedFrame
 from pipecat.pipeline.pipeline import Pipeline
 from pipecat.pipeline.worker import PipelineWorker
@@ -25,7 +24,7 @@ from pipecat.workers.runner import WorkerRunner
 async def bot(arguments: RunnerArguments) -> None:
     engine = LipSyncEngine.load("tiny")
     engine.warmup()
-    face = LipSyncVideoService(engine, engine.prepare(SAMPLE))
+    face = LipSyncVideoService(engine, engine.prepare(samples.FACE))
     width, height = face.size
 
     def parameters() -> TransportParams:
@@ -43,7 +42,7 @@ async def bot(arguments: RunnerArguments) -> None:
 
     @transport.event_handler("on_client_connected")
     async def greet(transport: object, client: object) -> None:
-        sound, rate = read_audio(SAMPLE.with_name("speech.wav"))
+        sound, rate = read_audio(samples.SPEECH)
         pcm = (np.asarray(sound).reshape(len(sound), -1)[:, 0] * 32767).astype(np.int16)
         for frame in (TTSStartedFrame(), TTSAudioRawFrame(pcm.tobytes(), rate, 1), TTSStoppedFrame()):
             await worker.queue_frame(frame)

@@ -23,13 +23,13 @@ import onnxruntime
 import torch
 from lipstream.backends.base import Stream
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
-from lipstream.denoise import assemble_condition, generate_chunk
-from lipstream.face.align import Aligner
+from lipstream.backends.sampler import assemble_condition, generate_chunk
+from lipstream.face.alignment import Aligner
 from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.lower import to_onnx
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_training.models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
-from lipstream_training.released.wav2vec import Wav2VecFeatures, wav2vec
+from lipstream_models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models.released.wav2vec import Wav2VecFeatures, wav2vec
 from numpy.typing import NDArray
 from safetensors import safe_open
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from lipstream_training.checkpoint import Checkpoint, round_to_bfloat16
-from lipstream_training.models import TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig
-from lipstream_training.models.speech import WIDTHS
+from lipstream_models import TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig
+from lipstream_models.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_models.speech import WIDTHS
 from torch import nn
 
 torch.set_num_threads(1)  # at these sizes threads cost more than they give

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lipstream.bundle import CONSTANTS, Bundle, Geometry, writing
+from lipstream.bundle.golden import REFERENCE
+from lipstream.bundle.plans import Plans
 from lipstream.errors import ConfigError, OutputError
 from lipstream.gpu import NoDriverError, driver
-from lipstream.plans import Plans
-from lipstream.probe import REFERENCE
 
 from . import lower_ring as lowering
 from .cache import PlanCache, key_of

@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lipstream.atomic import write_file
 from lipstream.bundle import sha256
 from lipstream.errors import OutputError
-from lipstream.partial import write_file
 
 try:
     import fcntl

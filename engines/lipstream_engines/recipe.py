@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from lipstream.bundle_check import PRECISIONS
+from lipstream.bundle.validate import PRECISIONS
 from lipstream.errors import ConfigError
 
 from .lower_ring import Lowering

@@ -15,10 +15,10 @@ from typing import Any, Protocol
 import ml_dtypes
 import numpy as np
 from lipstream.bundle import Bundle
+from lipstream.bundle.golden import Arrays
+from lipstream.bundle.plans import require_runnable
 from lipstream.errors import BackendError, MissingExtraError
 from lipstream.gpu import Driver, NoDriverError, driver
-from lipstream.plans import require_runnable
-from lipstream.probe import Arrays
 
 from .trt import tensorrt
 
@@ -30,7 +30,7 @@ class Runner(Protocol):
         """Shapes of the inputs `memory.i`."""
 
     def infer(self, inputs: Arrays) -> Arrays:
-        """Inputs by name, float32 or int64 as `lipstream.probe` makes them -> outputs, float32."""
+        """Inputs by name, float32 or int64 as `lipstream.bundle.golden` makes them -> outputs, float32."""
 
 
 def require_gpu(bundle: Bundle) -> Driver:

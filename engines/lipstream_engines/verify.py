@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lipstream.atomic import write_file
 from lipstream.bundle import MANIFEST, Bundle, Geometry
+from lipstream.bundle.golden import REFERENCE, Arrays, Reference, probe_inputs
 from lipstream.errors import ConfigError, VerificationError
-from lipstream.partial import write_file
-from lipstream.probe import REFERENCE, Arrays, Reference, probe_inputs
 
 from .lower_ring import ATTENDED
 from .runner import PolygraphyRunner, Runner

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-from lipstream_training.models import SpeechEncoder
-from lipstream_training.models.mel import SAMPLES_PER_FRAME
-from lipstream_training.released.wav2vec import LiveWav2Vec
+from lipstream_models import SpeechEncoder
+from lipstream_models.mel import SAMPLES_PER_FRAME
+from lipstream_models.released.wav2vec import LiveWav2Vec
 from torch import Tensor, nn
 
 Ear = SpeechEncoder | LiveWav2Vec

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
 from lipstream.errors import ConfigError
-from lipstream_training.models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig, WanVAE
-from lipstream_training.models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
-from lipstream_training.released.wav2vec import LiveWav2Vec
+from lipstream_models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig, WanVAE
+from lipstream_models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_models.released.wav2vec import LiveWav2Vec
 from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 

@@ -10,18 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lipstream import samples
+from lipstream.atomic import write_file
 from lipstream.bundle import Bundle
+from lipstream.bundle.golden import REFERENCE
 from lipstream.errors import ConfigError, OutputError
-from lipstream.partial import write_file
-from lipstream.probe import REFERENCE
-from lipstream_training.models import StudentConfig
+from lipstream_models import StudentConfig
 from safetensors import SafetensorError
 from tqdm import tqdm
 
 from .bundle import Parts, export_bundle, graph_modules, manifest_of
 from .parity import parity_report, require_parity
 from .precision import Sensitivity, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_module
-from .precision.calibration import SAMPLE, Method, largest_inputs, largest_operands
+from .precision.calibration import Method, largest_inputs, largest_operands
 from .precision.sensitivity import BUDGET
 from .precision.widen import widen_bundle
 from .reference import reference
@@ -41,8 +42,8 @@ class Calibration:
         attention: self-attention in FP8, too (docs/precision.md says why not).
     """
 
-    video: Path = SAMPLE / "face.mp4"
-    audio: Path = SAMPLE / "speech.wav"
+    video: Path = samples.FACE
+    audio: Path = samples.SPEECH
     chunks: int = 6
     method: Method = "amax"
     budget: float = BUDGET

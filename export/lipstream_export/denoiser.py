@@ -8,9 +8,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
-from lipstream_training.models import CausalDiT, StudentConfig
-from lipstream_training.models.dit import attention
-from lipstream_training.models.rope import axis_pairs, spatial_angles
+from lipstream_models import CausalDiT, StudentConfig
+from lipstream_models.dit import attention
+from lipstream_models.rope import axis_pairs, spatial_angles
 from torch import Tensor, nn
 
 from .ring_function import join_tables, kv_ring_write, rotate_tokens

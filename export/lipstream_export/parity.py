@@ -11,9 +11,9 @@ import torch
 from lipstream.backends.base import Array
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
+from lipstream.bundle.golden import relative_error
 from lipstream.errors import ParityError
-from lipstream.probe import relative_error
-from lipstream_training.models import StudentConfig
+from lipstream_models import StudentConfig
 
 from .bundle import Parts
 from .torch_backend import TorchBackend

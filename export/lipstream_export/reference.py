@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 import torch
 from lipstream.bundle import Manifest
-from lipstream.probe import Arrays, Reference, probe_inputs, relative_error, sample
-from lipstream_training.models import StudentConfig
-from lipstream_training.models.layers import Conv2d, Conv3d, Linear
+from lipstream.bundle.golden import Arrays, Reference, probe_inputs, relative_error, sample
+from lipstream_models import StudentConfig
+from lipstream_models.layers import Conv2d, Conv3d, Linear
 from torch import Tensor, nn
 
 from .bundle import Parts, graph_modules

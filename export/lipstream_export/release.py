@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lipstream.errors import CheckpointError
-from lipstream_training.models import STUDENTS, StudentConfig
-from lipstream_training.released.files import identify, open_weights
-from lipstream_training.released.masks import load_masks
-from lipstream_training.released.student import load_student
-from lipstream_training.released.text import load_text
-from lipstream_training.released.video import load_taehv, load_wan_vae
-from lipstream_training.released.wav2vec import LOOKAHEAD, LOOKBACK, LiveWav2Vec, load_wav2vec
+from lipstream_models import STUDENTS, StudentConfig
+from lipstream_models.released.files import identify, open_weights
+from lipstream_models.released.masks import load_masks
+from lipstream_models.released.student import load_student
+from lipstream_models.released.text import load_text
+from lipstream_models.released.video import load_taehv, load_wan_vae
+from lipstream_models.released.wav2vec import LOOKAHEAD, LOOKBACK, LiveWav2Vec, load_wav2vec
 
 from .bundle import Parts
 

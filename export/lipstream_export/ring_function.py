@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import onnxscript
 import torch
-from lipstream_training.models.rope import rotate
+from lipstream_models.rope import rotate
 from onnxscript import opset23 as op
 from onnxscript.values import Opset
 from torch import Tensor

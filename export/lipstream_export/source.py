@@ -7,9 +7,9 @@ from pathlib import Path
 
 from lipstream.bundle import MANIFEST, Bundle
 from lipstream.errors import BundleNotFoundError, CheckpointError
-from lipstream_training.checkpoint import DESCRIPTION, Checkpoint
-from lipstream_training.models import StudentConfig
-from lipstream_training.models.speech import WIDTHS
+from lipstream_models import StudentConfig
+from lipstream_models.checkpoint import DESCRIPTION, Checkpoint
+from lipstream_models.speech import WIDTHS
 from safetensors import SafetensorError
 from torch import Tensor
 

@@ -10,18 +10,9 @@ import torch
 from lipstream.backends.base import Array
 from lipstream.bundle import REBUILD, Bundle
 from lipstream.errors import BackendError
-from lipstream_training.models import (
-    TAEHV,
-    CausalDiT,
-    KVRing,
-    SpeechEncoder,
-    StudentConfig,
-    TAEHVConfig,
-    WanVAE,
-    WanVAEConfig,
-)
-from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
-from lipstream_training.released.wav2vec import LiveWav2Vec
+from lipstream_models import TAEHV, CausalDiT, KVRing, SpeechEncoder, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models.released.wav2vec import LiveWav2Vec
+from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 
 from .audio import AudioEncoder, Ear

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from lipstream_training.models import TAEHV, WanVAE
+from lipstream_models import TAEHV, WanVAE
 from torch import Tensor, nn
 
 Codec = TAEHV | WanVAE

@@ -15,8 +15,8 @@ from .bundle import Bundle
 from .dub import DubResult
 from .engine import LipSyncEngine
 from .errors import LipStreamError, LipStreamInternalError
-from .reference import PreparedReference
 from .session import Frame, LipSyncSession
+from .session.reference import PreparedReference
 
 __all__ = [
     "Bundle",

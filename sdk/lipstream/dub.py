@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AudioTooShortError, ConfigError, QualityError
-from .face.track import Policy
+from .face.tracking import Policy
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
 from .session import Frame, LipSyncSession
 

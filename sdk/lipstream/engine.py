@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backends.base import GRAPHS, Backend, Stream, cores, load_backend
+from .backends.base import GRAPHS, Backend, ChunkInput, ChunkStream, Stream, cores, load_backend
+from .backends.pipelined import OverlappedChunks, Retractable
+from .backends.stepped import SteppedChunks
 from .bundle import REBUILD, Bundle, Manifest, reading
-from .chunk import ChunkInput, ChunkStream, SteppedChunks
-from .composite import Compositor
 from .errors import BundleCorruptError, ConfigError, ForkError
-from .face.track import Policy
+from .face.compositing import Compositor
+from .face.tracking import Policy
+from .face.upstream import OriginalCompositor, check_geometry
 from .media import limit_threads
 from .metrics import Metrics, NoMetrics
-from .original import OriginalCompositor, check_geometry
-from .overlap import OverlappedChunks, Retractable
-from .reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
 from .session import LOG, Idle, LipSyncSession
+from .session.reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
 
 if TYPE_CHECKING:
     from .dub import DubResult
@@ -137,7 +137,7 @@ class LipSyncEngine:
             insightface: folder of InsightFace's models, to find faces exactly as the released system does. They are for
                 non-commercial research only; by default LipStream's own networks do it.
             compat: crop, paste and take the video's frames as the released system does, to compare with its pictures;
-                slower and not as good (`lipstream.original`). For bundles of released weights.
+                slower and not as good (`lipstream.face.upstream`). For bundles of released weights.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of audio that may wait in the session.
             idle: what is shown where there is no audio: "closed", the face with its mouth at rest, generated like

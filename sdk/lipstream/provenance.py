@@ -17,9 +17,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from .atomic import Partial, write_file
 from .bundle import MANIFEST, Bundle, sha256
 from .errors import ConfigError, MissingExtraError, OutputError
-from .partial import Partial, write_file
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 FORMATS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}

@@ -8,12 +8,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from lipstream_training.evaluate.faces import track_faces
-from lipstream_training.evaluate.statistics import correlation
+from lipstream_evaluate.faces import track_faces
+from lipstream_evaluate.statistics import correlation
 
 from benchmarks import lip_accuracy
 from benchmarks.lip_accuracy import Case, draw_case, judge
-from benchmarks.mouths import distance_from_rest, look, summary
+from benchmarks.mouth_metrics import distance_from_rest, look, summary
 
 SECONDS = 2.4
 

@@ -13,13 +13,13 @@ import pytest
 import torch
 from lipstream_export.bundle import Parts, graph_modules
 from lipstream_export.lower import trace
-from lipstream_training.models import STUDENTS
+from lipstream_models import STUDENTS
 from onnx import TensorProto, helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from toys import CONFIG, toy_checkpoint
 
-from benchmarks import hollow, roofline
+from benchmarks import roofline, synthetic_weights
 from benchmarks.count import Cost, Kernel, count
 from benchmarks.roofline import Ceiling, bound
 
@@ -84,7 +84,7 @@ def test_operations_are_those_that_pytorch_counts() -> None:
 def test_a_hollow_student_has_the_graphs_of_a_real_one() -> None:
     config = STUDENTS["tiny"]
     bundle = onnx_ir.load(roofline.Bundle.load("tiny").file("denoiser.onnx"))
-    (graph,) = (g for g in hollow.graphs("tiny", "fp32") if g.name == "denoiser")
+    (graph,) = (g for g in synthetic_weights.graphs("tiny", "fp32") if g.name == "denoiser")
     for frames in roofline.phases(config):
         hollow_one, real = count(graph.model, frames), count(bundle, frames)
         assert hollow_one.operations == real.operations
@@ -106,7 +106,7 @@ def test_a_deep_student_is_counted_from_two_shallow_ones(monkeypatch: pytest.Mon
 @pytest.mark.slow
 def test_fp8_is_counted_as_such_and_weighs_half() -> None:
     def denoiser(precision: str) -> Cost:
-        (graph,) = (g for g in hollow.graphs("1.3b", precision, layers=2) if g.name == "denoiser")
+        (graph,) = (g for g in synthetic_weights.graphs("1.3b", precision, layers=2) if g.name == "denoiser")
         return count(graph.model, 7)
 
     bf16, fp8 = denoiser("bf16"), denoiser("fp8")

@@ -22,29 +22,27 @@ from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
 from lipstream_export.bundle import Parts
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_training.models import STUDENTS, StudentConfig, WanVAEConfig
+from lipstream_models import STUDENTS, StudentConfig, WanVAEConfig
 from toys import CONFIG, EAR, toy_student, toy_text
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+from benchmarks import __main__ as suite
 from benchmarks import (
-    __main__ as suite,
-)
-from benchmarks import (
+    dit_latency,
     drift,
     faces,
     flatness,
     kernels,
     lookahead,
-    page,
-    passes,
     precision,
     random_release,
+    render_docs,
     ring,
     stream,
     throughput,
     timeline,
 )
-from benchmarks.original import OriginalStream
+from benchmarks.upstream import OriginalStream
 
 ROOT = Path(__file__).parents[2]
 H100 = ROOT / "benchmarks" / "h100.sh"
@@ -149,7 +147,7 @@ def test_what_counts_as_flat(chunk_ms: float, growth: float, passed: bool) -> No
 
 
 def test_passes_on_a_cpu(tmp_path: Path) -> None:
-    found = run(passes, tmp_path, "--size", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2")
+    found = run(dit_latency, tmp_path, "--size", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2")
     assert {*found["structures"]} == {"ring", "original"}
     for structure in found["structures"].values():
         names = {name for name in structure if name.endswith("_ms")}
@@ -224,17 +222,17 @@ def test_the_suite_lists_and_runs(bundle: Path, tmp_path: Path, capsys: pytest.C
 
 def test_the_pages_say_what_the_results_say() -> None:
     blocks: set[str] = set()
-    for name in page.PAGES:
+    for name in render_docs.PAGES:
         text = (ROOT / "docs" / name).read_text()
         blocks |= {*re.findall(r"<!-- results (\w+) -->", text)}
-        assert page.filled(text, ROOT / "benchmarks" / "results") == text
-    assert blocks == {*page.BLOCKS}
+        assert render_docs.filled(text, ROOT / "benchmarks" / "results") == text
+    assert blocks == {*render_docs.BLOCKS}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_passes_without_a_gpu() -> None:
     with pytest.raises(ConfigError):
-        passes.run(passes.build_parser().parse_args([]))
+        dit_latency.run(dit_latency.build_parser().parse_args([]))
 
 
 def test_stream(bundle: Path, tmp_path: Path) -> None:
@@ -314,7 +312,7 @@ def test_every_part_of_the_gpu_script_is_a_command_that_exists() -> None:
                 module.build_parser().parse_args(words[3:])
                 seen.add(words[2])
         assert name in ("install", "doctor") or re.search(rf"h100.sh [a-z ]*\b{name}\b", measured), name
-    assert {"benchmarks.stream", "benchmarks.passes", "benchmarks.random_release"} <= seen
+    assert {"benchmarks.stream", "benchmarks.dit_latency", "benchmarks.random_release"} <= seen
 
 
 def test_the_gpu_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Path) -> None:
@@ -327,7 +325,10 @@ def test_the_gpu_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Pa
 
     tried = script("eager", SIZE="tiny", DEVICE="cpu", QUICK="1")
     assert tried.stdout.startswith("eager: ok"), (tmp_path / "eager.log").read_text()
-    assert {*json.loads((tmp_path / "passes-tiny.json").read_text())["results"]["structures"]} == {"ring", "original"}
+    assert {*json.loads((tmp_path / "dit_latency-tiny.json").read_text())["results"]["structures"]} == {
+        "ring",
+        "original",
+    }
     done = script("dub", "doctor")  # there are no engines
     assert done.returncode == 1
     first, second = done.stdout.splitlines()

@@ -13,8 +13,8 @@ from typing import Any
 
 import lipstream
 from lipstream.bundle import CONSTANTS, Bundle, writing
+from lipstream.bundle.plans import Plans
 from lipstream.gpu import Driver, Gpu
-from lipstream.plans import Plans
 from lipstream_engines.lower_ring import Lowering
 
 from . import cuda_runtime, kernels, trt

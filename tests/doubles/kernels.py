@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from lipstream import _native, denoise
+from lipstream import _native
+from lipstream.backends import sampler
 
 from .device import Bytes, Device
 
@@ -136,7 +137,7 @@ def make(device: Device) -> ModuleType:
             stream,
             reads,
             writes,
-            lambda x: {"condition": denoise.assemble_condition(x["first"], x["mask"], x["masked"], x["sequence"])},
+            lambda x: {"condition": sampler.assemble_condition(x["first"], x["mask"], x["masked"], x["sequence"])},
         )
 
     def advance(
@@ -158,8 +159,8 @@ def make(device: Device) -> ModuleType:
             reads["noise"], writes["next"] = (noise, size), (next, size)
 
         def compute(given: dict[str, Floats]) -> dict[str, Floats]:
-            x0 = denoise.predict_x0(given["x"], given["velocity"], t)
-            return {"clean": x0} | ({"next": denoise.add_noise(x0, given["noise"], next_t)} if noise else {})
+            x0 = sampler.predict_x0(given["x"], given["velocity"], t)
+            return {"clean": x0} | ({"next": sampler.add_noise(x0, given["noise"], next_t)} if noise else {})
 
         put("advance", stream, reads, writes, compute, ("next",) if next == x else ())
 

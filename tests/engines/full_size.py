@@ -28,9 +28,9 @@ def export(size: str, precision: str, folder: Path, layers: int) -> dict[str, An
     from lipstream_export.bundle import Parts, export_bundle
     from lipstream_export.precision import quantise
     from lipstream_export.precision.fp8 import linear_layers
-    from lipstream_training.models import CausalDiT
-    from lipstream_training.models.config import STUDENTS
-    from lipstream_training.models.layers import Conv3d, Linear
+    from lipstream_models import CausalDiT
+    from lipstream_models.config import STUDENTS
+    from lipstream_models.layers import Conv3d, Linear
 
     start = time.perf_counter()
     config = STUDENTS[size] if not layers else replace(STUDENTS[size], num_layers=layers)

@@ -17,8 +17,9 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from lipstream import doctor
 from lipstream.bundle import MANIFEST, Bundle, sha256
+from lipstream.bundle.plans import Plans, require_runnable
+from lipstream.cli import doctor
 from lipstream.errors import (
     BundleCorruptError,
     ConfigError,
@@ -28,7 +29,6 @@ from lipstream.errors import (
     VerificationError,
 )
 from lipstream.gpu import Gpu
-from lipstream.plans import Plans, require_runnable
 from lipstream_engines.build import facts, require_precision
 from lipstream_engines.cache import PlanCache, key_of
 from lipstream_engines.lower_ring import load_graph, lower_ring

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 import pytest
 from lipstream.bundle import Bundle
-from lipstream.probe import probe_inputs, relative_error
+from lipstream.bundle.golden import probe_inputs, relative_error
 from lipstream_engines.lower_ring import load_graph, lower_ring, phases
 from lipstream_engines.verify import from_native, to_native
 from lipstream_export.precision.widen import widen

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lipstream.bundle import Bundle
 from lipstream_export.bundle import Parts, export_bundle
-from lipstream_training.models import StudentConfig
+from lipstream_models import StudentConfig
 from toys import CONFIG, toy_checkpoint, toy_student, toy_text
 
 

@@ -15,7 +15,7 @@ from lipstream.errors import CheckpointError, ConfigError, LipStreamError, Outpu
 from lipstream_export import command, parity
 from lipstream_export.command import export
 from lipstream_export.source import load_checkpoint
-from lipstream_training.checkpoint import Checkpoint
+from lipstream_models.checkpoint import Checkpoint
 from safetensors.torch import load_file, save_file
 from toys import CONFIG, toy_checkpoint
 

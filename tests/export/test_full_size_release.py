@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lipstream import samples
 
 from benchmarks.random_release import write_release
 
-SAMPLE = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample"
 MEASURED = """
 import json, sys, time
 def gib():
@@ -66,7 +66,7 @@ def test_a_bundle_of_full_size_is_exported_and_makes_a_chunk(tmp_path: Path) -> 
     manifest = json.loads((bundle / "manifest.json").read_text())
     assert 1.5e9 < manifest["model"]["parameters"] < 1.7e9
     assert manifest["geometry"]["crop_size"] == [512, 512]
-    made = measured(CHUNK, str(bundle), str(SAMPLE / "face.mp4"), str(SAMPLE / "speech.wav"))
+    made = measured(CHUNK, str(bundle), str(samples.FACE), str(samples.SPEECH))
     assert made["frames"] == 9
     assert made["shape"] == [320, 384, 3]
     assert made["pictures"]

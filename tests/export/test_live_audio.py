@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lipstream.errors import ConfigError
-from lipstream_training.released.wav2vec import LiveWav2Vec, Wav2VecFeatures
+from lipstream_models.released.wav2vec import LiveWav2Vec, Wav2VecFeatures
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import Wav2Vec2Config, Wav2Vec2Model

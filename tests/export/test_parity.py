@@ -13,13 +13,13 @@ import torch
 from exported import Exported
 from lipstream.backends.base import Array
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStream
+from lipstream.bundle.golden import relative_error
 from lipstream.errors import ParityError
-from lipstream.probe import relative_error
 from lipstream_export import parity
 from lipstream_export.bundle import Parts
 from lipstream_export.parity import parity_report, require_parity
 from lipstream_export.torch_backend import TorchBackend, TorchStream
-from lipstream_training.models import RingGeometry
+from lipstream_models import RingGeometry
 
 GRAPHS = {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
 

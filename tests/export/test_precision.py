@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
+from lipstream.bundle.golden import REFERENCE, Reference, probe_inputs
 from lipstream.cli import main
 from lipstream.errors import BackendError
-from lipstream.probe import REFERENCE, Reference, probe_inputs
 from lipstream_export.bundle import export_bundle, manifest_of
 from lipstream_export.parity import parity_report, require_parity
 from lipstream_export.precision import (
@@ -40,7 +40,7 @@ from lipstream_export.precision.fp8 import LARGEST, linear_layers, scale_of, to_
 from lipstream_export.precision.sensitivity import velocity_error
 from lipstream_export.reference import reference
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_training.models.layers import Linear
+from lipstream_models.layers import Linear
 from torch import nn
 
 

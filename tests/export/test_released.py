@@ -22,10 +22,10 @@ from lipstream.errors import CheckpointError
 from lipstream_export.command import export
 from lipstream_export.release import Release
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
-from lipstream_training.released import describe, load_student, load_taehv, load_wan_vae, open_weights
-from lipstream_training.released.student import LORA_SCALE
-from lipstream_training.released.text import embed, load_text
+from lipstream_models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models.released import describe, load_student, load_taehv, load_wan_vae, open_weights
+from lipstream_models.released.student import LORA_SCALE
+from lipstream_models.released.text import embed, load_text
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint

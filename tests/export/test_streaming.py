@@ -9,7 +9,7 @@ import pytest
 import torch
 from lipstream_export.bundle import Parts
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_training.models import ClipAttention, RingGeometry
+from lipstream_models import ClipAttention, RingGeometry
 from toys import CONFIG, toy_student, toy_text
 
 CHUNKS = 6

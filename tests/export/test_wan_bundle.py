@@ -15,7 +15,7 @@ from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.parity import parity_report, require_parity
 from lipstream_export.precision import to_bfloat16
 from lipstream_export.source import load_source
-from lipstream_training.models import TAEHV, WanVAE, WanVAEConfig
+from lipstream_models import TAEHV, WanVAE, WanVAEConfig
 from toys import CONFIG, TAEHV_CONFIG, randomise, toy_taehv
 
 CHANNELS = CONFIG.latent_channels

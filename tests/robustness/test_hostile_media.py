@@ -16,15 +16,13 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.cli import main
 from lipstream.dub import dub
 from lipstream.errors import LipStreamError, MediaOpenError, QualityError
 from lipstream.media import AudioReader, VideoReader, VideoWriter, read_audio
 from numpy.typing import NDArray
 from voice_and_video import voice, write_video, write_wav
-
-SAMPLE = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample"
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +33,7 @@ def engine() -> LipSyncEngine:
 @pytest.fixture(scope="module")
 def person() -> NDArray[np.uint8]:
     """25 frames of the sample."""
-    reader = iter(VideoReader(SAMPLE / "face.mp4"))
+    reader = iter(VideoReader(samples.FACE))
     return np.stack([next(reader) for _ in range(25)])
 
 
@@ -58,7 +56,7 @@ def person() -> NDArray[np.uint8]:
     ],
 )
 def test_a_file_that_names_another_is_not_opened(tmp_path: Path, name: str, text: str) -> None:
-    secret = SAMPLE / "face.mp4"
+    secret = samples.FACE
     (tmp_path / name).write_text(text.format(secret=secret))
     for reader in (VideoReader, AudioReader):
         with pytest.raises(MediaOpenError):
@@ -123,7 +121,7 @@ def test_a_black_beginning(tmp_path: Path, engine: LipSyncEngine, person: NDArra
 def test_a_damaged_video_says_so_and_strict_refuses_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], engine: LipSyncEngine
 ) -> None:
-    data = bytearray((SAMPLE / "face.mp4").read_bytes())
+    data = bytearray((samples.FACE).read_bytes())
     rng = np.random.default_rng(3)
     middle = data.index(b"mdat") + 4000
     for at in rng.integers(middle, len(data) - 4000, 300):
@@ -209,9 +207,7 @@ for use in (lambda: engine.session(sys.argv[1]), lambda: engine.prepare(sys.argv
 session.close()
 os._exit(wrong)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(SAMPLE / "face.mp4")], capture_output=True, timeout=60, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(samples.FACE)], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -228,6 +224,6 @@ after, wall = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter() - st
 print((after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime) / wall)
 """
     write_wav(tmp_path / "speech.wav", voice(2.0))
-    command = [sys.executable, "-c", code, SAMPLE / "face.mp4", tmp_path / "speech.wav", tmp_path / "out.mp4"]
+    command = [sys.executable, "-c", code, samples.FACE, tmp_path / "speech.wav", tmp_path / "out.mp4"]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120, check=True)
     assert float(done.stdout) < 1.1

@@ -13,18 +13,18 @@ import wave
 from pathlib import Path
 
 import pytest
+from lipstream import samples
+from lipstream.atomic import Partial, write_file
 from lipstream.media import VideoReader
-from lipstream.partial import Partial, write_file
 
-SAMPLE = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample"
-RUN = [sys.executable, "-m", "lipstream", "run", str(SAMPLE / "face.mp4"), str(SAMPLE / "speech.wav"), "--quiet"]
+RUN = [sys.executable, "-m", "lipstream", "run", str(samples.FACE), str(samples.SPEECH), "--quiet"]
 
 
 @pytest.fixture(scope="module")
 def short(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The command with half a second of sound."""
     speech = tmp_path_factory.mktemp("short") / "speech.wav"
-    with wave.open(str(SAMPLE / "speech.wav")) as whole, wave.open(str(speech), "wb") as part:
+    with wave.open(str(samples.SPEECH)) as whole, wave.open(str(speech), "wb") as part:
         part.setparams(whole.getparams())
         part.writeframes(whole.readframes(whole.getframerate() // 2))
     return [*RUN[:5], str(speech), "--quiet", "--preset", "ultrafast"]

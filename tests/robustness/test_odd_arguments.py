@@ -10,13 +10,11 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from lipstream import LipSyncEngine, cli
+from lipstream import LipSyncEngine, cli, samples
 from lipstream.cli import main
 from lipstream.errors import AudioFormatError, BundleNotFoundError, ConfigError, MediaOpenError, OutputError
 from lipstream.media import AudioReader, FrameLoop, VideoReader, VideoWriter, ensure_distinct
 from lipstream.session import Frame
-
-SAMPLE = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample"
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def test_threads(threads: Any) -> None:
 )
 def test_options_of_a_session(engine: LipSyncEngine, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        engine.session(SAMPLE / "face.mp4", **options)
+        engine.session(samples.FACE, **options)
 
 
 def test_frames_compare_by_identity() -> None:
@@ -66,7 +64,7 @@ def test_links_in_a_circle_and_names_too_long(tmp_path: Path) -> None:
         with pytest.raises(BundleNotFoundError):
             LipSyncEngine.load(path)
     with pytest.raises(OutputError):
-        ensure_distinct("a\0b", SAMPLE / "face.mp4")
+        ensure_distinct("a\0b", samples.FACE)
 
 
 def test_sixteen_channels_are_to_be_mixed_down(tmp_path: Path) -> None:
@@ -113,7 +111,7 @@ def test_every_failure_prints_json(
 ) -> None:
     blocked = tmp_path / "blocked"
     (blocked / "demo.json").mkdir(parents=True)
-    places = {"VIDEO": SAMPLE / "face.mp4", "SOUND": SAMPLE / "speech.wav", "OUT": tmp_path, "BLOCKED": blocked}
+    places = {"VIDEO": samples.FACE, "SOUND": samples.SPEECH, "OUT": tmp_path, "BLOCKED": blocked}
     for word, place in places.items():
         args = [arg.replace(word, str(place)) for arg in args]
     assert main([*args, "--json"]) == status

@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+from lipstream.backends.stepped import SteppedChunks
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
-from lipstream.chunk import SteppedChunks
-from lipstream.composite import Compositor
-from lipstream.reference import SourceFrame
+from lipstream.face.compositing import Compositor
 from lipstream.session import Frame, LipSyncSession
+from lipstream.session.reference import SourceFrame
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]

@@ -15,7 +15,7 @@ from lipstream import LipSyncEngine
 from lipstream.bundle import Bundle
 from lipstream.errors import AudioTooShortError, FaceNotFoundError
 from lipstream.face import FaceTracker
-from lipstream.face.align import crop_matrix
+from lipstream.face.alignment import crop_matrix
 from lipstream.media import ping_pong
 from numpy.typing import NDArray
 from voice_and_video import voice, write_video, write_wav

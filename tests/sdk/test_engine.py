@@ -13,8 +13,8 @@ import pytest
 from lipstream import LipSyncEngine, PreparedReference
 from lipstream.errors import BackendError, ConfigError, FaceNotFoundError, MediaOpenError, SessionClosedError
 from lipstream.media import VideoWriter, ping_pong
-from lipstream.reference import stack_crops
 from lipstream.session import Frame
+from lipstream.session.reference import stack_crops
 from numpy.typing import NDArray
 from numpy_stream import assert_same_frames, speak
 from voice_and_video import voice

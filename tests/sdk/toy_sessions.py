@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lipstream.backends.base import ChunkInput, ChunkStream, PendingChunk, Timed
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.backends.stepped import SteppedChunks
 from lipstream.bundle import Bundle
-from lipstream.chunk import ChunkInput, ChunkStream, PendingChunk, SteppedChunks, Timed
-from lipstream.composite import Compositor
-from lipstream.reference import SourceFrame
+from lipstream.face.compositing import Compositor
 from lipstream.session import Frame, LipSyncSession
+from lipstream.session.reference import SourceFrame
 from lipstream_export.bundle import Parts, export_bundle
 from numpy_stream import assert_same_frames, noise
 from toys import CONFIG, toy_checkpoint
@@ -68,7 +69,7 @@ class Result:
 
 
 class Pictures:
-    """A reference whose every frame is another picture; see `lipstream.reference.Reference`."""
+    """A reference whose every frame is another picture; see `lipstream.session.reference.Reference`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from lipstream_models import TAEHV, TAEHVConfig
+from lipstream_models.config import TINY_TAEHV
 from lipstream_training.codec import DecoderRecipe, edge_strength, encode_clip, fit_codec, picture_loss, train_decoder
-from lipstream_training.models import TAEHV, TAEHVConfig
-from lipstream_training.models.config import TINY_TAEHV
 from numpy.typing import NDArray
 
 MASK = torch.ones(32, 32)

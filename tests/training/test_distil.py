@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 from lipstream.errors import CheckpointError, ConfigError
 from lipstream_export import denoiser
+from lipstream_models import CausalDiT, KVRing
+from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from lipstream_models.schedule import add_noise, predict_x0
 from lipstream_training.distil import parallel
 from lipstream_training.distil.losses import distribution_matching, guided, rewarded, score_times
 from lipstream_training.distil.noise import Noise
@@ -23,9 +26,6 @@ from lipstream_training.distil.recipe import Recipe, load_recipe
 from lipstream_training.distil.rollout import Batch, ChunkAttention, Ring, roll_out
 from lipstream_training.distil.stages import Losses, Networks
 from lipstream_training.distil.trainer import Trainer, checkpoints
-from lipstream_training.models import CausalDiT, KVRing
-from lipstream_training.models.rope import rotate, spatial_angles, temporal_angles, token_angles
-from lipstream_training.models.schedule import add_noise, predict_x0
 from torch import Tensor
 from toy_distillation import CONFIG, FRAMES, RECIPE, Clips, networks, toy
 

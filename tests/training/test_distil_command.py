@@ -13,24 +13,24 @@ import numpy as np
 import pytest
 import torch
 from lipstream.media import VideoReader
-from lipstream_training.checkpoint import Checkpoint
+from lipstream_evaluate.syncnet import load_syncnet
+from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
+from lipstream_models.checkpoint import Checkpoint
+from lipstream_models.config import TINY_TAEHV
 from lipstream_training.cli import main
 from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_mask
-from lipstream_training.distil import micro as micro_world
 from lipstream_training.distil import parallel, plan
+from lipstream_training.distil import toy_dataset as micro_world
 from lipstream_training.distil.analyze import factorial, pick_landing, pick_window
 from lipstream_training.distil.command import shard_constants
-from lipstream_training.distil.micro import fidelity, opening, texts
 from lipstream_training.distil.recipe import Recipe
 from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.sampling import constant, inside, sample, schedule
 from lipstream_training.distil.sources import ShardClips
 from lipstream_training.distil.stages import Networks
 from lipstream_training.distil.study import run_study, table, variants
-from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
-from lipstream_training.models.config import TINY_TAEHV
+from lipstream_training.distil.toy_dataset import fidelity, opening, texts
 from lipstream_training.prepare.shards import Shards
-from lipstream_training.syncnet import load_syncnet
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore

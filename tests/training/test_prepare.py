@@ -20,20 +20,20 @@ import transformers
 import webdataset
 from lipstream.errors import ConfigError
 from lipstream.media import VideoReader
-from lipstream_training.checkpoint import Checkpoint
+from lipstream_evaluate.sound import read_sound
+from lipstream_evaluate.syncnet import DRAWN, load_syncnet, sync_score
+from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, WanVAE, WanVAEConfig
+from lipstream_models.checkpoint import Checkpoint
+from lipstream_models.config import TINY_TAEHV
+from lipstream_models.released.wav2vec import hidden_states, load_wav2vec
 from lipstream_training.cli import main
 from lipstream_training.codec import encode_clip
 from lipstream_training.data.mask import latent_mask, mouth_mask
-from lipstream_training.data.sound import read_sound
-from lipstream_training.models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, WanVAE, WanVAEConfig
-from lipstream_training.models.config import TINY_TAEHV
 from lipstream_training.prepare.command import find_sources, prepare
 from lipstream_training.prepare.encode import Encoder
 from lipstream_training.prepare.sample import decode, picture_bytes, video_bytes, video_frames
 from lipstream_training.prepare.settings import AFTER, FRAMES, PAST, Filters, Released, Settings
 from lipstream_training.prepare.shards import Shards, read_tar
-from lipstream_training.released.wav2vec import hidden_states, load_wav2vec
-from lipstream_training.syncnet import DRAWN, load_syncnet, sync_score
 from odd_videos import DROPPED, KEPT, make_odd_videos
 from safetensors.numpy import load_file
 from toys import EAR

@@ -11,7 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lipstream_training.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_models import CausalDiT, ClipAttention, StudentConfig
+from lipstream_models.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_models.schedule import predict_x0
 from lipstream_training.diffusion import (
     Latents,
     MouthProbe,
@@ -21,8 +23,6 @@ from lipstream_training.diffusion import (
     start_as_identity,
     train_student,
 )
-from lipstream_training.models import CausalDiT, ClipAttention, StudentConfig
-from lipstream_training.models.schedule import predict_x0
 from lipstream_training.optim import Average, Cosine
 from torch import nn
 from toys import CONFIG, toy_checkpoint, toy_student, toy_text
@@ -150,7 +150,7 @@ def test_lips_are_in_the_middle() -> None:
 
 def test_a_roll_out_is_what_a_stream_generates() -> None:
     """Chunk by chunk, through the ring, by the torch backend that nothing here shares its loop with."""
-    from lipstream.denoise import generate_chunk
+    from lipstream.backends.sampler import generate_chunk
     from lipstream_export.bundle import Parts
     from lipstream_export.torch_backend import TorchBackend
 

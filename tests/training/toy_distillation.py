@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from lipstream_models import CausalDiT, StudentConfig
 from lipstream_training.distil.recipe import Recipe
 from lipstream_training.distil.rollout import Batch
 from lipstream_training.distil.stages import Networks
-from lipstream_training.models import CausalDiT, StudentConfig
 from torch import Tensor
 
 CONFIG = StudentConfig(

@@ -255,7 +255,7 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _syncnet(args: argparse.Namespace) -> None:
-    from .syncnet.train import SyncNetRecipe, train_syncnet
+    from .syncnet import SyncNetRecipe, train_syncnet
 
     train_syncnet(args.out, SyncNetRecipe())
     print(f"{args.out}: for --syncnet of lipstream evaluate and lipstream-train prepare")

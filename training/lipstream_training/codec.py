@@ -12,12 +12,12 @@ from typing import cast
 
 import numpy as np
 import torch
+from lipstream_models import TAEHV, WanVAE
+from lipstream_models.taehv import TEMPORAL, LinearEncoder, MemBlock, ShuffleGrow
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .models import TAEHV, WanVAE
-from .models.taehv import TEMPORAL, LinearEncoder, MemBlock, ShuffleGrow
 from .optim import Average, Descent
 
 Frames = NDArray[np.uint8]

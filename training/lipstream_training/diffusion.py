@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from lipstream_models import CausalDiT, ClipAttention
+from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .models import CausalDiT, ClipAttention
-from .models.schedule import add_noise, predict_x0
 from .optim import Average, Descent, Resume
 
 

@@ -17,21 +17,21 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
+from lipstream_models.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_models.config import TINY_TAEHV
+from lipstream_models.mel import LOOKAHEAD, LOOKBACK
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint import Checkpoint, round_to_bfloat16
+from .audio_encoder import HearingRecipe, speak, train_hearing
 from .codec import DecoderRecipe, encode_clip, fit_codec, train_decoder
 from .data.clips import PAST, draw_clip, training_rng
 from .data.mask import compositing_mask, latent_mask, mouth_mask
 from .data.mouth import SAMPLES_PER_FRAME
 from .diffusion import Latents, StudentRecipe, roll_out, start_as_identity, train_student
-from .hearing import HearingRecipe, speak, train_hearing
-from .models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
-from .models.config import TINY_TAEHV
-from .models.mel import LOOKAHEAD, LOOKBACK
 
 CONFIG = STUDENTS["tiny"]
 SIZE = CONFIG.crop_size[0]

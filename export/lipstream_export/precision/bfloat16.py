@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from lipstream_training.models.layers import Conv2d, Conv3d, Linear
+from lipstream_models.layers import Conv2d, Conv3d, Linear
 from torch import nn
 
 if TYPE_CHECKING:

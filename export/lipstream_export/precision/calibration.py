@@ -9,14 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-import lipstream
 import numpy as np
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.backends.base import Array, Stream
 from lipstream.bundle import Bundle
 from lipstream.errors import AudioTooShortError
 from lipstream.media import AudioReader
-from lipstream_training.models import CausalDiT
+from lipstream_models import CausalDiT
 from torch import Tensor, nn
 
 from ..torch_backend import TorchBackend
@@ -25,7 +24,6 @@ from .fp8 import linear_layers
 if TYPE_CHECKING:
     from ..bundle import Parts
 
-SAMPLE = Path(lipstream.__file__).parent / "sample"
 Method = Literal["amax", "percentile"]
 PERCENTILE = 0.9999
 """Of the inputs' absolute values, with the method "percentile": one in ten thousand is cut."""
@@ -83,8 +81,8 @@ def record_passes(
     bundle: Bundle,
     chunks: int,
     *,
-    video: Path = SAMPLE / "face.mp4",
-    audio: Path = SAMPLE / "speech.wav",
+    video: Path = samples.FACE,
+    audio: Path = samples.SPEECH,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Passes:
     """The passes of `chunks` chunks, of a session on `video` and `audio` with the whole float32 model.

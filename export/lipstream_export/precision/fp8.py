@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lipstream_training.models import CausalDiT
-from lipstream_training.models.layers import Linear
+from lipstream_models import CausalDiT
+from lipstream_models.layers import Linear
 from torch import Tensor, nn
 
 LARGEST = 448.0

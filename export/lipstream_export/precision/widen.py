@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import torch
 from lipstream.bundle import CONSTANTS, Bundle, writing
-from lipstream_training.models.layers import Conv2d, Conv3d, Linear
+from lipstream_models.layers import Conv2d, Conv3d, Linear
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, external_data_helper, numpy_helper
 from torch import nn
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +44,60 @@ class Stream(Protocol):
 
     def decode(self, latent: Array) -> Array:
         """Latents [C, c, h, w] -> frames [n, 3, H, W] in [0, 1]."""
+
+
+Timed = Callable[[str], AbstractContextManager[None]]
+"""``with timed("decode"): ...`` counts what is inside as that stage's."""
+
+
+@dataclass(frozen=True)
+class ChunkInput:
+    """What one chunk is made of. Sizes as of `Stream`.
+
+    Attributes:
+        number: of the chunk in its stream, 0, 1, 2, ...
+        crops: aligned crops [n, 3, H, W] in [0, 1]; None where `latents` are known.
+        latents: [2, C, c, h, w] of the crops, or None.
+        samples: what the audio encoder hears.
+        noises: unit noise [C, c, h, w] for each pass.
+        missing: pictures that the chunk has fewer than n: the stream's first stands for several, so its first crop and
+            its first features stand for those before them.
+    """
+
+    number: int
+    crops: Array | None
+    latents: Array | None
+    samples: Array
+    noises: Sequence[Array]
+    missing: int
+
+
+class PendingChunk(Protocol):
+    """A chunk that was started."""
+
+    def pictures(self) -> Array:
+        """Crops [n - missing, H, W, 3] in [0, 1], waited for; to be read before the next but one starts."""
+
+    def drop(self) -> None:
+        """Forget it: the next chunk that is started has its number, and takes its place."""
+
+
+@runtime_checkable
+class ChunkStream(Protocol):
+    """A stream that is asked for whole chunks. Not thread-safe.
+
+    Attributes:
+        ahead: whether starting returns before the chunk is done, so that the next one should be started before this
+            one's pictures are taken.
+    """
+
+    ahead: bool
+
+    def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
+        """Begin with a chunk; at most one other is pending."""
+
+    def close(self) -> None:
+        """Give its memory back. May be called again."""
 
 
 class Backend(Protocol):

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BackendError
-from ..ring import Ring
 from .base import GRAPHS, Array, Stream, default_threads
 from .onnxruntime_gpu import PROVIDERS, Device, DeviceStream, require_provider
+from .ring import Ring
 
 
 class OnnxRuntimeBackend:
@@ -96,7 +96,7 @@ class _Memory:
 
 
 class OnnxRuntimeStream:
-    """See `lipstream.backends.Stream`, and `lipstream.overlap.Retractable`."""
+    """See `lipstream.backends.Stream`, and `lipstream.backends.pipelined.Retractable`."""
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
         self.overlaps = backend.threads > 1

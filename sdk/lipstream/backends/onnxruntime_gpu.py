@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from .. import _native
 from ..bundle import Geometry, Manifest
+from ..bundle.rope import temporal_tables
 from ..errors import BackendError
-from ..ring import temporal_tables
 from .base import Array
 from .device import Kernels, require_gpu, require_kernels
 
@@ -58,7 +58,7 @@ class Device:
 
 
 class DeviceRing:
-    """`lipstream.ring.Ring` in device memory."""
+    """`lipstream.backends.ring.Ring` in device memory."""
 
     def __init__(self, geometry: Geometry, device: Device) -> None:
         self.geometry, self._device = geometry, device

@@ -1,9 +1,9 @@
 """Faces: found, tracked, aligned."""
 
-from lipstream.face.align import Aligner, alignment_points, crop, crop_matrix
-from lipstream.face.detector import Face, FaceDetector
-from lipstream.face.landmarks import FaceMesh, Roi, lip_gap
-from lipstream.face.track import FaceObservation, FaceTracker, Tracker
+from .alignment import Aligner, alignment_points, crop, crop_matrix
+from .detector import Face, FaceDetector
+from .landmarks import FaceMesh, Roi, lip_gap
+from .tracking import FaceObservation, FaceTracker, Tracker
 
 __all__ = [
     "Aligner",

@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.face.models import load_net
-from lipstream.face.warp import warp
-from lipstream.picture import check_picture
+from ..media.image import check_picture
+from .models import load_net
+from .warp import warp
 
 #: Order of `Face.keypoints`; left and right are those of the picture.
 KEYPOINTS = ("left eye", "right eye", "nose tip", "mouth", "left ear", "right ear")

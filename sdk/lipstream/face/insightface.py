@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.errors import ConfigError, MissingExtraError
-from lipstream.face.track import Policy, Seen, Tracker
+from ..errors import ConfigError, MissingExtraError
+from .tracking import Policy, Seen, Tracker
 
 # Of the 106 points: the upper edge of each brow; and bridge, both wings and tip of the nose.
 _LEFT_BROW = (43, 48, 49, 51, 50)

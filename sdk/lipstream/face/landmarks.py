@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.face.detector import Face
-from lipstream.face.models import load_net
-from lipstream.face.warp import warp
-from lipstream.picture import check_picture
+from ..media.image import check_picture
+from .detector import Face
+from .models import load_net
+from .warp import warp
 
 _SIZE = 192
 _MARGIN = 1.5  # side of the square over that of the face's box; what the network was trained with

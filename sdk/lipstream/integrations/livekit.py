@@ -20,11 +20,11 @@ from livekit.agents.voice.avatar import (
     VideoGenerator,
 )
 
-from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
 from ..media import FPS, to_int16
-from ..reference import PreparedReference
 from ..session import Idle
+from ..session.realtime import FramesAhead
+from ..session.reference import PreparedReference
 
 MAX_PENDING = 600.0
 """Seconds of sound that may wait: an agent's whole answer arrives at once, faster than it is spoken."""

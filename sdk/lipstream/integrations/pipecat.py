@@ -24,11 +24,11 @@ from pipecat.processors.frame_processor import FrameDirection, FrameProcessorSet
 from pipecat.services.ai_service import AIService
 from pipecat.services.settings import ServiceSettings
 
-from ..ahead import FramesAhead
 from ..engine import LipSyncEngine
 from ..media import FPS, to_int16
-from ..reference import PreparedReference
 from ..session import Idle
+from ..session.realtime import FramesAhead
+from ..session.reference import PreparedReference
 
 MAX_PENDING = 600.0
 """Seconds of sound that may wait: TTS is faster than speech."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lipstream.media.audio import AudioInfo, AudioReader, read_audio, to_float, to_int16
-from lipstream.media.colour import Colour
-from lipstream.media.loop import FrameLoop, ping_pong
-from lipstream.media.reader import FPS, VideoInfo, VideoReader
-from lipstream.media.resample import StreamResampler
-from lipstream.media.spool import FrameSpool
-from lipstream.media.threads import limit_threads
-from lipstream.media.writer import VideoWriter, ensure_distinct
+from .audio import AudioInfo, AudioReader, read_audio, to_float, to_int16
+from .colour import Colour
+from .loop import FrameLoop, ping_pong
+from .reader import FPS, VideoInfo, VideoReader
+from .resample import StreamResampler
+from .spool import FrameSpool
+from .threads import limit_threads
+from .writer import VideoWriter, ensure_distinct
 
 __all__ = [
     "FPS",

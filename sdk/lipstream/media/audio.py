@@ -13,8 +13,8 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from numpy.typing import ArrayLike, NDArray
 
-from lipstream.errors import AudioFormatError, NoAudioError
-from lipstream.media.container import PathLike, decode, open_input, stream_duration
+from ..errors import AudioFormatError, NoAudioError
+from .container import PathLike, decode, open_input, stream_duration
 
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 8

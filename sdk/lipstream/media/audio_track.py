@@ -10,9 +10,9 @@ import numpy as np
 from av.container import OutputContainer
 from numpy.typing import ArrayLike, NDArray
 
-from lipstream.errors import AudioFormatError
-from lipstream.media.audio import LAYOUTS, to_float
-from lipstream.media.resample import StreamResampler
+from ..errors import AudioFormatError
+from .audio import LAYOUTS, to_float
+from .resample import StreamResampler
 
 log = logging.getLogger("lipstream")
 

@@ -15,7 +15,7 @@ from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from lipstream.errors import MediaOpenError, MediaTruncatedError
+from ..errors import MediaOpenError, MediaTruncatedError
 
 PathLike = str | os.PathLike[str]
 

@@ -9,11 +9,11 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.errors import ConfigError, NoVideoError
-from lipstream.media.container import PathLike
-from lipstream.media.reader import VideoReader
-from lipstream.media.spool import FrameSpool
-from lipstream.picture import check_picture
+from ..errors import ConfigError, NoVideoError
+from .container import PathLike
+from .image import check_picture
+from .reader import VideoReader
+from .spool import FrameSpool
 
 _SLACK = 25  # frames a header may be wrong by before the source must be decoded twice
 

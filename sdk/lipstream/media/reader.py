@@ -18,10 +18,10 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from lipstream.errors import MediaOpenError, NoVideoError
-from lipstream.media.colour import Colour, to_rgb
-from lipstream.media.container import PathLike, decode, frame_duration, open_input, stream_duration
-from lipstream.media.threads import codec_threads
+from ..errors import MediaOpenError, NoVideoError
+from .colour import Colour, to_rgb
+from .container import PathLike, decode, frame_duration, open_input, stream_duration
+from .threads import codec_threads
 
 FPS = 25
 """Frames per second of everything that LipStream reads and generates."""

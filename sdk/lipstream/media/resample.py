@@ -6,8 +6,8 @@ import av
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lipstream.errors import AudioFormatError
-from lipstream.media.audio import LAYOUTS, check_rate, to_float
+from ..errors import AudioFormatError
+from .audio import LAYOUTS, check_rate, to_float
 
 _BLOCKS_PER_SECOND = 50
 _TAIL_SECONDS = 0.1  # of silence, more than the filter's half length at any rate allowed

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream.errors import OutputError
+from ..errors import OutputError
 
 _KEEP_FREE = 256 << 20  # bytes; a disk filled to the brim breaks more than this program
 _CHECK_EVERY = 64  # frames

@@ -16,15 +16,15 @@ from av.video.reformatter import ColorRange, VideoReformatter
 from av.video.stream import VideoStream
 from numpy.typing import ArrayLike, NDArray
 
-from lipstream.errors import AudioFormatError, ConfigError, OutputError
-from lipstream.media.audio import MAX_CHANNELS, check_rate
-from lipstream.media.audio_track import AudioTrack
-from lipstream.media.colour import Colour, from_rgb
-from lipstream.media.container import PathLike
-from lipstream.media.reader import FPS
-from lipstream.media.threads import codec_threads
-from lipstream.partial import Partial
-from lipstream.picture import check_picture
+from ..atomic import Partial
+from ..errors import AudioFormatError, ConfigError, OutputError
+from .audio import MAX_CHANNELS, check_rate
+from .audio_track import AudioTrack
+from .colour import Colour, from_rgb
+from .container import PathLike
+from .image import check_picture
+from .reader import FPS
+from .threads import codec_threads
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's format for each suffix that can be written."""

@@ -22,11 +22,11 @@ from starlette.middleware.cors import CORSMiddleware
 from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import LipStreamError, UploadTooLargeError
-from .measures import Measures, sessions_that_fit
+from .prometheus import Measures, sessions_that_fit
 from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
 from .references import References
 from .state import Connection, Settings, State, is_loopback
-from .websocket import WebSocketConnection
+from .transports.websocket import WebSocketConnection
 
 LOG = logging.getLogger("lipstream")
 PAGE = Path(__file__).with_name("page.html")
@@ -124,7 +124,7 @@ def create_app(settings: Settings) -> FastAPI:
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
 
     if has_webrtc:
-        from .webrtc import add_route
+        from .transports.webrtc import add_route
 
         add_route(app, state, admitted, visit)
 

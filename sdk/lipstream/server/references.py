@@ -12,14 +12,13 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from .. import samples
 from ..engine import LipSyncEngine
 from ..errors import UnknownReferenceError, UploadTooLargeError
-from ..reference import PreparedReference
+from ..session.reference import PreparedReference
 
 BUNDLED = "bundled"
-SAMPLE = Path(__file__).parent.parent / "sample" / "face.mp4"
 
 
 @dataclass
@@ -47,7 +46,7 @@ class References:
 
     def load_bundled(self) -> None:
         """Prepare the face that ships; takes a second."""
-        self._kept[BUNDLED] = _Kept(self._engine.prepare(SAMPLE, seconds=self._seconds))
+        self._kept[BUNDLED] = _Kept(self._engine.prepare(samples.FACE, seconds=self._seconds))
 
     def names(self) -> list[str]:
         """Of those that every client may know."""

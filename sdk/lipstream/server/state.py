@@ -8,8 +8,8 @@ from typing import Protocol
 
 from ..engine import LipSyncEngine
 from ..errors import ConfigError
-from .live import LiveSession
-from .measures import Measures
+from .prometheus import Measures
+from .realtime_session import LiveSession
 from .references import References
 
 

@@ -17,7 +17,7 @@ from lipstream.cli import main
 from lipstream.errors import ConfigError, MissingExtraError
 from lipstream.face import Aligner
 from lipstream.face.insightface import InsightFaceTracker
-from lipstream.reference import FaceOptions
+from lipstream.session.reference import FaceOptions
 
 FRAME = np.zeros((240, 320, 3), np.uint8)
 GROUPS = ((43, 48, 49, 51, 50), (101, 102, 103, 104, 105), (74, 77, 83, 86))

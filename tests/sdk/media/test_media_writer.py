@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lipstream.atomic import Partial
 from lipstream.errors import AudioFormatError, ConfigError, OutputError
 from lipstream.media import AudioReader, Colour, VideoReader, VideoWriter, ensure_distinct, read_audio
-from lipstream.partial import Partial
 from media_clips import centres, number_of, patches, stamped, write_clip
 from test_media_audio import chirp, lag
 

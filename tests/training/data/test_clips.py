@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lipstream.face.align import TEMPLATE, Aligner
+from lipstream.face.alignment import TEMPLATE, Aligner
 from lipstream_training.data.camera import Recording
 from lipstream_training.data.clips import align, crop_matrix, draw_clip, draw_video, evaluation_rng, training_rng
 from lipstream_training.data.faces import FacePainter, pose_track

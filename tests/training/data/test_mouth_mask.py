@@ -5,12 +5,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
+from lipstream_models import STUDENTS
 from lipstream_training.data.clips import align, crop_matrix, evaluation_rng
 from lipstream_training.data.faces import FacePainter, Pose
 from lipstream_training.data.identity import Identity
 from lipstream_training.data.lips import MouthShape
 from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_mask
-from lipstream_training.models import STUDENTS
 
 
 @pytest.mark.parametrize("size", [96, 256, 512])

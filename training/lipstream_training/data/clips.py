@@ -12,14 +12,14 @@ import numpy as np
 from lipstream.face import crop_matrix
 from numpy.typing import NDArray
 
-from lipstream_training.data.camera import Camera, Recording
-from lipstream_training.data.faces import FacePainter, Pose, pose_track
-from lipstream_training.data.identity import Identity
-from lipstream_training.data.lips import MouthShape
-from lipstream_training.data.microphone import Microphone
-from lipstream_training.data.mouth import LOOKAHEAD, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
-from lipstream_training.data.sheet import Points
-from lipstream_training.data.speech import SAMPLE_RATE, speech
+from .camera import Camera, Recording
+from .faces import FacePainter, Pose, pose_track
+from .identity import Identity
+from .lips import MouthShape
+from .microphone import Microphone
+from .mouth import LOOKAHEAD, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
+from .sheet import Points
+from .speech import SAMPLE_RATE, speech
 
 CANVAS = (420, 560)
 """Width and height of the alignment canvas."""

@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream_training.data.head import brow_line, paint_head
-from lipstream_training.data.identity import Identity
-from lipstream_training.data.lips import MouthPainter, MouthShape, lip_geometry
-from lipstream_training.data.scene import paint_scene
-from lipstream_training.data.sheet import Image, Points
+from .head import brow_line, paint_head
+from .identity import Identity
+from .lips import MouthPainter, MouthShape, lip_geometry
+from .scene import paint_scene
+from .sheet import Image, Points
 
 _NECK = (0.0, 330.0)  # the head turns about this point, in face units
 CROP_EXTENT = (-330.0, -130.0, 330.0, 690.0)

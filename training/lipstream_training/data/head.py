@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lipstream_training.data.identity import Identity
-from lipstream_training.data.sheet import Image, Points, Sheet, curve, ellipse, mirrored, ramp, smooth_noise, stroke
+from .identity import Identity
+from .sheet import Image, Points, Sheet, curve, ellipse, mirrored, ramp, smooth_noise, stroke
 
 HEAD_EXTENT = (-270.0, -200.0, 270.0, 600.0)
 """What a head sheet shows, in face units."""

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from lipstream_training.data.head import Head
-from lipstream_training.data.identity import Identity
-from lipstream_training.data.sheet import Image, Points, Sheet, curve, ellipse, ramp
+from .head import Head
+from .identity import Identity
+from .sheet import Image, Points, Sheet, curve, ellipse, ramp
 
 MOVING = (-158.0, 268.0, 158.0, 560.0)
 """The rectangle that a mouth may change, in face units."""

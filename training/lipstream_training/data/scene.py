@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from lipstream_training.data.head import hair_colour
-from lipstream_training.data.identity import Identity
-from lipstream_training.data.sheet import Sheet, curve, ellipse, mirrored, ramp, smooth_noise, stroke
+from .head import hair_colour
+from .identity import Identity
+from .sheet import Sheet, curve, ellipse, mirrored, ramp, smooth_noise, stroke
 
 
 def paint_scene(

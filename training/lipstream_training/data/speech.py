@@ -14,7 +14,7 @@ import numpy as np
 from lipstream.errors import MissingExtraError
 from numpy.typing import NDArray
 
-from lipstream_training.data.sentences import sentence
+from .sentences import sentence
 
 SAMPLE_RATE = 16_000
 """Samples per second of everything this module returns."""

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lipstream.partial import write_file
+from lipstream.atomic import write_file
+from lipstream_evaluate.syncnet import load_syncnet
+from lipstream_models import STUDENTS, ClipAttention
+from lipstream_models.schedule import add_noise, predict_x0
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..models import STUDENTS, ClipAttention
-from ..models.schedule import add_noise, predict_x0
 from ..prepare.shards import Shards
-from ..syncnet import load_syncnet
 from .command import open_decoder, shard_constants
 from .reward import SyncReward
 from .rollout import Batch
@@ -99,8 +99,8 @@ def factorial(
 
 def analyze_micro(folder: Path, *, clips: int, steps: int, guidance: float) -> dict[str, Any]:
     """Of the study's first teacher: sync is Sync-C, fidelity the PSNR in the mouth, on clips never trained on."""
-    from .micro import fidelity, load_micro, texts
     from .study import load_trained
+    from .toy_dataset import fidelity, load_micro, texts
 
     micro = load_micro(folder)
     chosen = micro.unseen[:clips]

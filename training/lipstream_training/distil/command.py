@@ -10,19 +10,19 @@ from typing import Any
 
 import numpy as np
 import torch
+from lipstream.atomic import write_file
 from lipstream.errors import ConfigError
 from lipstream.media import VideoWriter
-from lipstream.partial import write_file
+from lipstream_evaluate.syncnet import load_syncnet
+from lipstream_models import STUDENTS, TAEHV, CausalDiT
+from lipstream_models.checkpoint import Checkpoint
+from lipstream_models.released import load_taehv
 from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..checkpoint import Checkpoint
-from ..models import STUDENTS, TAEHV, CausalDiT
 from ..prepare.command import CONSTANTS
 from ..prepare.shards import Shards
-from ..released import load_taehv
-from ..syncnet import load_syncnet
 from . import parallel
 from .recipe import Recipe
 from .reward import SyncReward

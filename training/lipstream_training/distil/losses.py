@@ -6,9 +6,9 @@ Names: g what the student generated, f the fake score's x0 of it, T the teacher'
 from __future__ import annotations
 
 import torch
+from lipstream_models.schedule import shift_time
 from torch import Tensor
 
-from ..models.schedule import shift_time
 from .recipe import Recipe
 
 

@@ -8,12 +8,11 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+from lipstream_models import CausalDiT
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-
-from ..models import CausalDiT
 
 ADAPTED = r".*\.(q|k|v|o|ffn\.0|ffn\.2)"
 """Layers that get adapters."""

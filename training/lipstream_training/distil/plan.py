@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from lipstream_models import STUDENTS, CausalDiT, StudentConfig
 from torch import nn
 
-from ..models import STUDENTS, CausalDiT, StudentConfig
 from . import parallel
 from .recipe import Recipe
 

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from lipstream_evaluate.syncnet import SyncNet, SyncScore, mfcc, score
 from torch import Tensor
 from torch.nn import functional as F
 
 from ..data.mouth import SAMPLES_PER_FRAME
 from ..prepare.settings import PAST
 from ..prepare.shards import Shards
-from ..syncnet import SyncNet, SyncScore, mfcc, score
 
 
 @torch.no_grad()

@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from lipstream_models import CausalDiT
+from lipstream_models.config import StudentConfig
+from lipstream_models.dit import attention
+from lipstream_models.ring import RingGeometry
+from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor
-
-from ..models import CausalDiT
-from ..models.config import StudentConfig
-from ..models.dit import attention
-from ..models.ring import RingGeometry
-from ..models.rope import rotate, spatial_angles, temporal_angles, token_angles
-from ..models.schedule import add_noise, predict_x0
 
 TextKV = Sequence[tuple[Tensor, Tensor]]
 

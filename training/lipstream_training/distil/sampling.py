@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 
 import torch
+from lipstream_models import ClipAttention
+from lipstream_models.schedule import predict_x0, shift_time
 from torch import Tensor
 
-from ..models import ClipAttention
-from ..models.schedule import predict_x0, shift_time
 from .rollout import Batch
 from .stages import Networks
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 from lipstream.errors import CheckpointError, ConfigError
+from lipstream_models import STUDENTS, CausalDiT, StudentConfig
+from lipstream_models.released import load_student
+from lipstream_models.released.text import load_text
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..models import STUDENTS, CausalDiT, StudentConfig
 from ..prepare.shards import Shards
-from ..released import load_student
-from ..released.text import load_text
 from .rollout import Batch
 
 WEIGHTS = "student.safetensors"

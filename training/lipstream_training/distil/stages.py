@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
+from lipstream_models import CausalDiT, ClipAttention
+from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor
 
-from ..models import CausalDiT, ClipAttention
-from ..models.schedule import add_noise, predict_x0
 from .losses import distribution_matching, guided, per_sample, rewarded, score_times
 from .noise import Noise, shared_integer
 from .recipe import Recipe

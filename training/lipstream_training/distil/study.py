@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lipstream.atomic import write_file
 from lipstream.errors import ConfigError
-from lipstream.partial import write_file
+from lipstream_evaluate.statistics import correlation, summary
+from lipstream_models import CausalDiT
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from ..diffusion import start_as_identity
-from ..evaluate.statistics import correlation, summary
-from ..models import CausalDiT
-from .micro import CONFIG, FRAMES, Micro, fidelity, load_micro, opening, texts
 from .recipe import Recipe
 from .rollout import roll_out
 from .sampling import constant, sample
 from .stages import Networks
+from .toy_dataset import CONFIG, FRAMES, Micro, fidelity, load_micro, opening, texts
 from .trainer import Trainer
 
 FOUR_STEPS = (0.999, 0.937, 0.833, 0.624, 0.0)

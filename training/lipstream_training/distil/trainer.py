@@ -12,8 +12,9 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from lipstream.atomic import write_file
 from lipstream.errors import CheckpointError
-from lipstream.partial import write_file
+from lipstream_models import CausalDiT
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -26,7 +27,6 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.nn.utils import clip_grad_norm_
 
-from ..models import CausalDiT
 from . import parallel
 from .noise import Noise
 from .recipe import Recipe

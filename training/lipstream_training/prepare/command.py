@@ -18,15 +18,15 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from lipstream.atomic import write_file
 from lipstream.errors import ConfigError
 from lipstream.media import limit_threads
-from lipstream.partial import write_file
+from lipstream_evaluate.cases import VIDEOS
+from lipstream_evaluate.processes import in_processes
+from lipstream_evaluate.syncnet import SyncNet, load_syncnet
 from safetensors.numpy import load, save_file
 from tqdm import tqdm
 
-from ..evaluate.cases import VIDEOS
-from ..processes import in_processes
-from ..syncnet import SyncNet, load_syncnet
 from .cut import cut_video, plain
 from .draw import draw_clips
 from .encode import Encoder

@@ -15,13 +15,13 @@ from lipstream.errors import LipStreamError, MediaTruncatedError, NoAudioError
 from lipstream.face import FaceDetector, FaceObservation, FaceTracker, crop, lip_gap
 from lipstream.face.landmarks import bounding_box
 from lipstream.media import VideoReader, ping_pong
+from lipstream_evaluate.cases import loudness
+from lipstream_evaluate.faces import squares, sync_crop
+from lipstream_evaluate.sound import read_sound
+from lipstream_evaluate.syncnet import SyncNet, sync_score
 from numpy.typing import NDArray
 
 from ..data.mouth import SAMPLES_PER_FRAME
-from ..data.sound import read_sound
-from ..evaluate.cases import loudness
-from ..evaluate.faces import squares, sync_crop
-from ..syncnet import SyncNet, sync_score
 from .sample import members, picture, picture_bytes, video_bytes
 from .settings import AFTER, FRAMES, PAST, Filters, Settings
 

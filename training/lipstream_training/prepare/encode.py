@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 from lipstream.errors import CheckpointError
+from lipstream_models import TAEHV, StudentConfig, WanVAE
+from lipstream_models.checkpoint import Checkpoint
+from lipstream_models.mel import LOOKAHEAD, LOOKBACK
+from lipstream_models.released import load_wan_vae
+from lipstream_models.released.masks import load_masks
+from lipstream_models.released.text import load_text
+from lipstream_models.released.wav2vec import hidden_states, load_wav2vec
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..checkpoint import Checkpoint
 from ..codec import encode_clip
 from ..data.mouth import SAMPLES_PER_FRAME
-from ..models import TAEHV, StudentConfig, WanVAE
-from ..models.mel import LOOKAHEAD, LOOKBACK
-from ..released import load_wan_vae
-from ..released.masks import load_masks
-from ..released.text import load_text
-from ..released.wav2vec import hidden_states, load_wav2vec
 from .sample import Sample
 from .settings import FRAMES, PAST, Released
 

@@ -14,10 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 from lipstream.media import VideoReader, VideoWriter
+from lipstream_evaluate.sound import RATE
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
-
-from ..data.sound import RATE
 
 Frames = NDArray[np.uint8]
 

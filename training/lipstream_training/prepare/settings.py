@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lipstream.errors import ConfigError
-
-from ..models import STUDENTS
-from ..models.config import StudentConfig
+from lipstream_models import STUDENTS
+from lipstream_models.config import StudentConfig
 
 FRAMES = 81
 """Frames of a clip: 21 latent frames, as the released students were trained."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lipstream.atomic import Partial
 from lipstream.errors import ConfigError
-from lipstream.partial import Partial
 from numpy.typing import NDArray
 from safetensors.numpy import load
 

@@ -12,8 +12,8 @@ from cuda.bindings import runtime
 from numpy.typing import NDArray
 
 from ...bundle import Bundle
+from ...bundle.plans import require_runnable
 from ...errors import BackendError, PlanError
-from ...plans import require_runnable
 from ..base import GRAPHS
 from ..device import require_gpu, require_kernels
 from .cuda import Cuda, DeviceMemory, Lane

@@ -8,7 +8,7 @@ import numpy as np
 
 from ... import _native
 from ...bundle import Geometry, Manifest
-from ...ring import temporal_tables
+from ...bundle.rope import temporal_tables
 from ..device import Kernels
 from .cuda import Anything, Lane
 from .engine import Engine
@@ -17,7 +17,7 @@ _TYPES = {"FLOAT": "float32", "BF16": "bfloat16"}
 
 
 class DeviceRing:
-    """See `lipstream.ring.Ring`; docs/architecture.md draws it.
+    """See `lipstream.backends.ring.Ring`; docs/architecture.md draws it.
 
     A chunk that is started again writes over what it left the first time: everything else is as it was before.
 
@@ -77,7 +77,7 @@ class DeviceRing:
         tables["slot"][:], tables["attended"][:] = p.slot, p.valid
 
     def begin(self, lane: Lane, inputs: Mapping[str, int]) -> None:
-        """Make room for the chunk, whose tables are on the device by now; see `lipstream.ring.Ring.begin`."""
+        """Make room for the chunk, whose tables are on the device by now; see `lipstream.backends.ring.Ring.begin`."""
         g, p, side = self._geometry, self.position, self._side(0)
         shape = {
             "ring_shape": (g.window, g.tokens, g.num_heads, g.head_dim),

@@ -19,9 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...chunk import ChunkInput, ChunkStream, PendingChunk, Timed
 from ...errors import GpuError, LipStreamInternalError
-from ..base import Array
+from ..base import Array, ChunkInput, ChunkStream, PendingChunk, Timed
 from .cuda import DeviceMemory, Event, Lane, Layout, Pinned
 from .engine import Engine, Task
 from .ring import DeviceRing
@@ -229,7 +228,7 @@ class TensorRTStream(ChunkStream):
         )
 
     def _advance(self, lane: Lane, side: int, step: int) -> None:
-        """From one pass to the next: see `lipstream.denoise`."""
+        """From one pass to the next: see `lipstream.backends.sampler`."""
         at, times = self._workspace.memory.at, self._manifest.t_list
         last = step + 1 == self._steps
         self._backend.kernels.advance(

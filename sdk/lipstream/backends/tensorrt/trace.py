@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...partial import write_file
+from ...atomic import write_file
 
 if TYPE_CHECKING:
     from .cuda import Cuda, Event, Lane

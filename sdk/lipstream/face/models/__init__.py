@@ -8,7 +8,7 @@ from importlib.resources import files
 import cv2
 import numpy as np
 
-from lipstream.errors import LipStreamInternalError
+from ...errors import LipStreamInternalError
 
 
 @cache

@@ -1,0 +1,166 @@
+"""Files and folders that are being written: hidden, locked by their writer, and swept away if it was killed.
+
+A result is written under a hidden name beside its place and renamed at last. The lock says that its writer lives, also
+across containers that share the folder, where process numbers say nothing. Whoever writes beside it next removes what
+has no lock. Where there are no such locks (Windows), nothing is swept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+from pathlib import Path
+
+try:
+    import fcntl
+
+    LOCKS = True
+except ImportError:  # Windows
+    LOCKS = False
+
+SUFFIX = ".part"
+_AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+_CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+class Partial:
+    """A new hidden file or folder beside `target`, locked until `release` or the end of the process.
+
+    Attributes:
+        path: its name, ``.<name of target>.<random>.part``.
+
+    Raises:
+        OSError: the folder of `target` cannot be written.
+    """
+
+    def __init__(self, target: Path, *, folder: bool = False) -> None:
+        parent, stem = target.absolute().parent, _stem(target.name)
+        sweep(parent, stem)
+        while True:
+            self.path = parent / f"{stem}{secrets.token_hex(4)}{SUFFIX}"
+            if folder:
+                self.path.mkdir()
+            else:
+                self.path.open("xb").close()
+            self._lock = _locked(self.path, wait=True)
+            if self._lock is not None:  # else a sweeper was faster than the lock
+                return
+
+    def remove(self) -> None:
+        """Delete it, if it still has its name, and release the lock. May be called again."""
+        _remove(self.path)
+        self.release()
+
+    def release(self) -> None:
+        """Give up the lock: the result has its name now. May be called again."""
+        if self._lock is not None and self._lock >= 0:
+            os.close(self._lock)
+        self._lock = -1
+
+
+def write_file(target: Path, data: bytes | memoryview) -> None:
+    """Write a file: whole, or not at all. Raises OSError."""
+    partial = Partial(target)
+    try:
+        partial.path.write_bytes(data)
+        partial.path.replace(target)
+    finally:
+        partial.remove()
+
+
+def sweep(parent: Path, stem: str) -> None:
+    """Remove the partial files and folders in `parent` whose names begin with `stem` and whose writers are dead."""
+    if not LOCKS:
+        return
+    with contextlib.suppress(OSError):
+        for entry in list(os.scandir(parent)):
+            if entry.name.startswith(stem) and entry.name.endswith(SUFFIX):
+                path = Path(entry.path)
+                lock = _locked(path, wait=False)
+                if lock is not None:
+                    _remove(path)
+                    os.close(lock)
+
+
+def _stem(name: str) -> str:
+    """Of a partial's name; short enough for a file system that counts 255 bytes."""
+    return f".{os.fsencode(name)[:180].decode(errors='ignore')}."
+
+
+def _locked(path: Path, *, wait: bool) -> int | None:
+    """A descriptor that holds the lock on `path`; None where somebody else holds it, or the name is gone by then."""
+    if not LOCKS:
+        return -1
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        here, named = os.fstat(descriptor), os.stat(path)
+        if (here.st_dev, here.st_ino) == (named.st_dev, named.st_ino):
+            return descriptor
+    except OSError:
+        pass
+    os.close(descriptor)
+    return None
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def replace_folder(new: Path, target: Path) -> None:
+    """Rename the folder `new` to `target`; a folder of that name is replaced at once and then deleted.
+
+    Linux and macOS exchange the two names in one step. Where the file system cannot do that, `target` is missing for
+    the moment between two renames.
+
+    Raises:
+        OSError: it cannot be renamed; `new` and `target` are as they were.
+    """
+    while True:
+        try:
+            new.rename(target)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        try:
+            _exchange(new, target)
+        except FileNotFoundError:
+            continue  # another writer was between its two renames
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            aside = new.with_name(new.name + ".old")
+            try:
+                target.rename(aside)
+            except FileNotFoundError:
+                continue
+            new.rename(target)
+            new = aside
+        shutil.rmtree(new, ignore_errors=True)
+        return
+
+
+def _exchange(a: Path, b: Path) -> None:
+    library = ctypes.CDLL(None, use_errno=True) if sys.platform != "win32" else None
+    if library is not None and hasattr(library, "renameat2"):
+        failed = library.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE)
+    elif library is not None and hasattr(library, "renamex_np"):
+        failed = library.renamex_np(os.fsencode(a), os.fsencode(b), _RENAME_SWAP)
+    else:
+        raise OSError(errno.ENOSYS, "folders cannot be exchanged here")
+    if failed:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(b))

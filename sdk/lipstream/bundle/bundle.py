@@ -1,0 +1,246 @@
+"""The bundle: a folder with everything an engine needs, its manifest, and the checks made when it is loaded.
+
+manifest.json          sizes, geometry, schedule, and the SHA-256 of every other file
+*.onnx, *.plan         one graph a file, or one engine
+weights.bin            weights that the graphs share
+weights.json           where in it each weight stands
+constants.safetensors  what is computed once for all streams: modulation, prompt K/V, masks
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ..atomic import Partial, replace_folder
+from ..errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, LipStreamInternalError, OutputError
+from .manifest import CONSTANTS, MANIFEST, REBUILD, Manifest
+from .onnx_header import read_header
+from .validate import check_constants, check_graph, parse_manifest, plain
+
+SHIPPED = Path(__file__).parents[1] / "bundles"
+BESIDE = ("README.md", "LICENSE", "NOTICE")
+"""Files that may lie in a bundle without being listed in its manifest, as hidden ones may."""
+_T = TypeVar("_T")
+
+
+class Bundle:
+    """A bundle on disk whose manifest has been read and whose files have been checked.
+
+    Attributes:
+        path: the folder. manifest: its contents.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path, self.manifest = path, manifest
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
+        """Open the bundle in folder `source`, or the shipped one of that name ("tiny").
+
+        Args:
+            verify: compare the SHA-256 of every file with the manifest (about a second for each 2 GB).
+
+        Raises:
+            BundleNotFoundError: neither a folder with a manifest nor a shipped name.
+            BundleVersionError: written in another version of the format.
+            BundleCorruptError: a file is missing or differs from what the manifest says.
+        """
+        path = cls.find(source)
+        return reading(path, lambda text: cls.parse(path, text, verify=verify))
+
+    @staticmethod
+    def find(source: str | os.PathLike[str]) -> Path:
+        """The folder of a bundle, given by path or by a shipped name. Raises BundleNotFoundError."""
+        path = Path(source)
+        try:
+            if (path / MANIFEST).is_file():
+                return path
+        except (OSError, ValueError) as error:  # too long a name, or a null byte in it
+            raise BundleNotFoundError(f"no bundle at {str(path)[:200]!r}: {error}", fix="check the path") from error
+        shipped = SHIPPED / str(source)
+        if path.name == str(source) and (shipped / MANIFEST).is_file():
+            return shipped
+        names = ", ".join(sorted(p.parent.name for p in SHIPPED.glob(f"*/{MANIFEST}")))
+        raise BundleNotFoundError(
+            f"no bundle at {path}",
+            expected=f"a folder with {MANIFEST}, or the name of a shipped bundle ({names})",
+            fix="lipstream export --help",
+        )
+
+    @classmethod
+    def parse(cls, path: Path, text: str, *, verify: bool) -> Bundle:
+        """The bundle in folder `path` whose manifest reads `text`, checked. Raises as `load`."""
+        bundle = cls(path, parse_manifest(text, path / MANIFEST))
+        bundle.check(hashes=verify)
+        return bundle
+
+    def check(self, *, hashes: bool) -> None:
+        """Compare the files with the manifest and with each other.
+
+        Names and sizes, with `hashes` their SHA-256 too; that nothing else lies in the folder and no graph names a
+        file outside the manifest; that graphs and constants have the shapes that the manifest's sizes ask for.
+
+        Raises:
+            BundleCorruptError: what was found and what was expected.
+        """
+        listed = self.manifest.files
+        for name, expected in listed.items():
+            path = self.path / name
+            if not path.is_file():
+                raise BundleCorruptError(f"{path} is missing", expected="every file of the manifest", fix=self._again)
+            found: dict[str, Any] = {"bytes": path.stat().st_size}
+            if hashes and found["bytes"] == expected["bytes"]:
+                found["sha256"] = sha256(path)
+            if any(expected[key] != value for key, value in found.items()):
+                raise BundleCorruptError(f"{path} has {found}", expected=f"{expected} (manifest)", fix=self._again)
+        if extra := unlisted(self.path, self.manifest):
+            raise BundleCorruptError(
+                f"{self.path} holds {', '.join(extra[:5])}", expected="the files of its manifest alone", fix=REBUILD
+            )
+        try:
+            for name in listed:
+                if name.endswith(".onnx"):
+                    try:
+                        header = read_header(self.path / name)
+                    except ValueError as error:
+                        raise ValueError(f"{name} is no ONNX graph: {error}") from error
+                    if foreign := header.external - {*listed}:
+                        raise ValueError(f"{name} has weights in {sorted(foreign)}, which the manifest does not list")
+                    check_graph(self.manifest, name.removesuffix(".onnx"), header)
+            if CONSTANTS in listed:
+                check_constants(self.manifest, self.constants)
+        except (ValueError, OSError, RecursionError) as error:
+            raise BundleCorruptError(f"{self.path}: {error}", fix=REBUILD) from error
+
+    @property
+    def _again(self) -> str:
+        """The command that makes this bundle anew."""
+        plans = self.manifest.plans
+        return f"lipstream build BUNDLE --recipe {plans.recipe} -o {self.path}" if plans else REBUILD
+
+    @cached_property
+    def constants(self) -> dict[str, NDArray[np.float32]]:
+        """Tensors computed once for all streams, by name."""
+        try:
+            return load_file(self.path / CONSTANTS)
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise BundleCorruptError(f"{self.path / CONSTANTS} cannot be read: {error}", fix=REBUILD) from error
+
+    def file(self, name: str) -> Path:
+        """Path of a file that the manifest names."""
+        if name not in self.manifest.files:
+            raise LipStreamInternalError(f"the manifest of {self.path} names no {name}")
+        return self.path / name
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def unlisted(path: Path, manifest: Manifest) -> list[str]:
+    """What lies in the folder beside the manifest and its files; hidden files and those of `BESIDE` do not count."""
+    known = {MANIFEST, *manifest.files, *BESIDE}
+    return sorted(name for name in os.listdir(path) if name not in known and not name.startswith("."))
+
+
+_ATTEMPTS = 50
+
+
+def reading(path: Path, read: Callable[[str], _T]) -> _T:
+    """What `read` makes of one whole bundle at `path`, though others may replace it meanwhile.
+
+    `read` gets the manifest's text; where that has changed by the time it is done or fails, it is called again. Since
+    a manifest holds the hashes of all files, an unchanged one means that the files were its own.
+
+    Raises:
+        BundleCorruptError: the manifest cannot be read, or the bundle is replaced all the time. And what `read` raises.
+    """
+    for _ in range(_ATTEMPTS):
+        text = _manifest(path)
+        try:
+            result = read(text)
+        except Exception:
+            if _manifest(path) == text:
+                raise
+            continue
+        if _manifest(path) == text:
+            return result
+    raise BundleCorruptError(f"{path} is replaced faster than it can be read", fix="stop what writes to it")
+
+
+def _manifest(path: Path) -> str:
+    try:
+        return (path / MANIFEST).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BundleCorruptError(f"{path / MANIFEST} cannot be read: {error}", fix=REBUILD) from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
+    """Write a bundle atomically: fill the folder this yields; it gets its manifest and takes the name `path` at last.
+
+    A bundle of that name is replaced in one step; on an error nothing of the new one remains. Folders that a killed
+    writer left beside it are removed.
+
+    Raises:
+        OutputError: the place cannot be written, or holds something that is not a bundle of ours and nothing else.
+    """
+    target = Path(path)
+    _require_replaceable(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = Partial(target, folder=True)
+    except OSError as error:
+        raise OutputError(f"{target.parent} cannot be written: {error.strerror}") from error
+    try:
+        folder = partial.path
+        yield folder
+        files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
+        if odd := [name for name in files if not plain(name)]:
+            raise LipStreamInternalError(f"{odd} are no names for files of a bundle")
+        (folder / MANIFEST).write_text(Manifest(**{**vars(manifest), "files": files}).dump())
+        _require_replaceable(target)
+        try:
+            replace_folder(folder, target)
+        except OSError as error:
+            raise OutputError(f"{target} cannot be written: {error.strerror}") from error
+    finally:
+        partial.remove()
+
+
+def _require_replaceable(target: Path) -> None:
+    """Raise OutputError unless `target` is free, an empty folder, or a bundle with nothing else in it."""
+    if not target.exists() and not target.is_symlink():
+        return
+    refused = OutputError(
+        f"{target} exists and is not a bundle", expected="no such folder, or a bundle", fix="choose another folder"
+    )
+    if target.is_symlink() or not target.is_dir():
+        raise refused
+    try:
+        names = os.listdir(target)
+        if not names:
+            return
+        manifest = parse_manifest((target / MANIFEST).read_text(encoding="utf-8"), target / MANIFEST)
+    except BundleVersionError as error:
+        raise OutputError(
+            f"{target} holds a bundle of another version", fix="delete it, or choose another folder"
+        ) from error
+    except (OSError, UnicodeDecodeError, BundleCorruptError) as error:
+        raise refused from error
+    if others := sorted({*names} - {MANIFEST, *manifest.files}):
+        raise OutputError(
+            f"{target} holds {', '.join(others[:5])} beside a bundle", fix="move that away, or choose another folder"
+        )

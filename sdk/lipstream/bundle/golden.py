@@ -1,0 +1,120 @@
+"""The same inputs on every machine: what an engine computes from them is compared with a stored reference.
+
+`lipstream export` runs the float32 model on them and puts samples of what comes out into the bundle, with the error
+that the bundle's precision makes in PyTorch; `lipstream verify` runs the engines on them.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import safe_open
+from safetensors.numpy import save
+
+from ..errors import BundleCorruptError
+from .manifest import Manifest
+from .rope import temporal_tables
+from .validate import signature
+
+REFERENCE = "reference.safetensors"
+SAMPLES = 1 << 13
+"""Values of each output that are kept."""
+FACTOR, FLOOR = 2.0, 5e-3
+"""An engine may be off by FACTOR times what its precision costs in PyTorch, and FLOOR.
+
+Where the weights come in bfloat16, as released ones do, PyTorch's reference has that precision, too, and its cost is 0.
+"""
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def probe_inputs(
+    manifest: Manifest, constants: Mapping[str, NDArray[np.float32]], graph: str, memories: Mapping[str, Any]
+) -> Arrays:
+    """Inputs of `graph` by name, float32 (slot: int64), the ring full and the chunk at slot 0.
+
+    Args:
+        memories: shapes of the inputs `memory.i` that the graph has.
+    """
+    g = manifest.geometry
+    chunk = 4 * g.window  # long after the start, and the first block's turn
+    rolling = (g.window - g.sink) // g.chunk_frames
+    frames = (chunk - chunk % rolling) * g.chunk_frames + np.arange(g.chunk_frames)
+    cos, sin = temporal_tables(frames, g.head_dim)
+    step = 0 if graph == "denoiser" else len(manifest.t_list) - 1
+    fixed: dict[str, NDArray[Any] | None] = {
+        "slot": np.zeros(1, np.int64),
+        "rope_cos": cos,
+        "rope_sin": sin,
+        "time": constants.get(f"time.{step}"),
+        "modulation": constants.get(f"modulation.{step}"),
+        "mask": constants.get("mask.pixel"),
+    }
+    inputs: Arrays = {}
+    for name, (_, shape) in signature(manifest, graph)[0].items():
+        if graph == "context" and name in ("time", f"text_k.{g.num_layers - 1}", f"text_v.{g.num_layers - 1}"):
+            continue
+        sizes = tuple(g.window if size == "attended" else size for size in shape)
+        value = constants[name] if name.startswith("text_") else fixed.get(name)
+        inputs[name] = _random(graph, name, sizes) if value is None else value
+    return inputs | {name: _random(graph, name, tuple(shape)) for name, shape in memories.items()}
+
+
+def _random(graph: str, name: str, shape: tuple[Any, ...]) -> NDArray[np.float32]:
+    rng = np.random.default_rng(zlib.crc32(f"{graph}/{name}".encode()))
+    if name == "frames":
+        return rng.random(shape, np.float32)
+    return rng.standard_normal(shape, np.float32) * np.float32(0.1 if name == "samples" else 1)
+
+
+def sample(output: NDArray[Any]) -> NDArray[np.float32]:
+    """Up to SAMPLES values of an output, at places that depend on its size alone."""
+    flat = output.reshape(-1)
+    if flat.size > SAMPLES:
+        flat = flat[np.random.default_rng(flat.size).integers(flat.size, size=SAMPLES)]
+    return np.ascontiguousarray(flat, np.float32)
+
+
+def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Norm of the difference over norm of `expected` (over 1 where that is zero), in float64."""
+    wanted = expected.astype(np.float64)
+    return float(np.linalg.norm(found.astype(np.float64) - wanted) / (np.linalg.norm(wanted) or 1.0))
+
+
+class Reference:
+    """What the float32 model gives for the probe, and how far off a precision is in PyTorch.
+
+    Attributes:
+        outputs: samples of every output, by "graph/output". errors: relative error of the precision, by the same.
+    """
+
+    def __init__(self, outputs: dict[str, NDArray[np.float32]], errors: dict[str, float]) -> None:
+        self.outputs, self.errors = outputs, errors
+
+    def dump(self) -> bytes:
+        return save(self.outputs, {"errors": json.dumps(self.errors)})
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """Raises BundleCorruptError."""
+        try:
+            with safe_open(path, "np") as file:
+                errors = json.loads(file.metadata()["errors"])
+                return cls({name: file.get_tensor(name) for name in file.keys()}, errors)  # noqa: SIM118
+        except Exception as error:  # safetensors' own exceptions share no base
+            raise BundleCorruptError(f"{path} cannot be read: {error}", fix="export the bundle again") from error
+
+    def allowed(self, name: str) -> float:
+        """Relative error that an engine may have at the output `name`."""
+        return FACTOR * self.errors[name] + FLOOR
+
+    def compare(self, graph: str, outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Relative errors of the `outputs` of `graph`, by "graph/output"."""
+        names = {f"{graph}/{name}": x for name, x in outputs.items()}
+        return {name: relative_error(sample(x), self.outputs[name]) for name, x in names.items()}

@@ -1,0 +1,202 @@
+"""Puts a generated mouth back into its frame: new pixels inside the mask, the source's own pixels everywhere else."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from .._native import composite
+from ..errors import ConfigError, LipStreamInternalError
+from ..media.image import check_picture
+from .alignment import WHOLE_CANVAS, Box, crop_matrix
+
+_MARGIN = 16  # crop pixels around the mask that its pixels may be made of
+_FINER = 1.1  # a tenth more pixels than the source has do not alias
+_OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cells a side
+_OFFSET_REACH = 0.15  # how far from the mask kept pixels count, in crop sides
+_OFFSET_SPREAD = 0.12  # offsets farther than this from their median are misplaced edges rather than colour
+_OFFSET_BLUR = 1.5  # standard deviation of the low pass of the offset, in cells
+
+
+class Compositor:
+    """Blends generated crops of one mask into frames. Holds no state between frames; usable from many threads.
+
+    Args:
+        keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture.
+        edge: least width of the mask's edge in crop pixels, S / 32 by default. A mask with a steeper edge, or one cut
+            off by the border of the crop, is softened inwards: pixels that it keeps stay kept.
+        box: what the crop shows of the alignment canvas.
+
+    Raises:
+        ConfigError: the mask has another shape or range.
+    """
+
+    def __init__(self, keep_mask: NDArray[np.float32], *, edge: int | None = None, box: Box = WHOLE_CANVAS) -> None:
+        keep = np.asarray(keep_mask, np.float32)
+        square = keep.ndim == 2 and keep.shape[0] == keep.shape[1] and keep.size > 0
+        if not square or not (keep.min() >= 0 and keep.max() <= 1):
+            raise ConfigError(f"a keep mask of shape {list(keep.shape)}", expected="float [S, S], values in [0, 1]")
+        self.size, self._box = keep.shape[0], box
+        edge = max(1, self.size // 32 if edge is None else edge)
+        outlined = np.pad(1 - keep, 1)
+        steepest = max(float(np.abs(np.diff(outlined, axis=axis)).max()) for axis in (0, 1))
+        self._alpha = _feathered(1 - keep, edge) if steepest * edge > 1 else 1 - keep
+        self._ring = _ring_weight(keep)
+        self._beside = self._ring > 0.1
+        rows, columns = np.nonzero(self._alpha)
+        self._extent = None
+        if rows.size:
+            self._extent = (float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max()))
+            low = (max(0, int(x.min()) - _MARGIN) for x in (columns, rows))
+            high = (min(self.size, int(x.max()) + _MARGIN) for x in (columns, rows))
+            self._shown = (*low, *high)
+        # By size: a face that is followed changes its size little from frame to frame.
+        self._resized_alpha = lru_cache(16)(self._resize_alpha)
+
+    def composite(
+        self,
+        frame: NDArray[np.uint8],
+        generated: NDArray[np.float32],
+        source_crop: NDArray[np.uint8],
+        matrix: NDArray[np.float64],
+    ) -> NDArray[np.uint8]:
+        """`frame` with the generated picture in the masked region.
+
+        Args:
+            frame: uint8 [H, W, 3], the source.
+            generated: float32 [S, S, 3] in [0, 1], the crop as generated.
+            source_crop: uint8 [S, S, 3], the crop of `frame` (`lipstream.face.crop`).
+            matrix: float64 [2, 3], source pixels -> canvas pixels, as the crop was made with.
+
+        Returns:
+            A new uint8 [H, W, 3]. Pixels that the warped mask keeps are those of `frame`, bit for bit; all of them
+            where the region lies outside the frame or the matrix is singular.
+
+        Raises:
+            ConfigError: `frame` is not uint8 [H, W, 3].
+            LipStreamInternalError: crops of another size than the mask's, or generated values that are not finite.
+        """
+        check_picture(frame)
+        expected = (self.size, self.size, 3)
+        generated = np.ascontiguousarray(generated, np.float32)
+        if generated.shape != expected or source_crop.shape != expected:
+            raise LipStreamInternalError(f"crops of shape {generated.shape} and {source_crop.shape}, not {expected}")
+        if not math.isfinite(sum(cv2.sumElems(generated))):
+            raise LipStreamInternalError("the generated picture is not finite")
+        result = frame.copy()
+        to_crop = crop_matrix(matrix, self.size, self._box)
+        region = self._region(to_crop, frame.shape[1], frame.shape[0])
+        if region is None:
+            return result
+        offset = self._colour_offset(generated, source_crop)
+        to_offset = _scaled(to_crop, np.array(offset.shape[1::-1]) / self.size)
+        left, top, right, bottom = self._shown
+        shown, to_shown = generated[top:bottom, left:right], to_crop.copy()
+        to_shown[:, 2] -= left, top
+        size = _size_in_source(shown.shape, to_shown)
+        picture, to_picture = _resized(np.ascontiguousarray(shown), to_shown, size)
+        size = _size_in_source(self._alpha.shape, to_crop)
+        alpha, to_alpha = self._resized_alpha(size), _scaled(to_crop, np.array(size) / self.size)
+        # What the mean over a coarse source pixel takes in must not reach pixels whose centres are kept.
+        gate = (None, None) if alpha is self._alpha else (self._alpha, to_crop)
+        composite(result, region, picture, to_picture, offset, to_offset, alpha, to_alpha, *gate)
+        return result
+
+    def _resize_alpha(self, size: tuple[int, int]) -> NDArray[np.float32]:
+        """The opacity as seen at `size` (width, height)."""
+        if size == (self.size, self.size):
+            return self._alpha
+        return np.asarray(cv2.resize(self._alpha, size, interpolation=cv2.INTER_AREA), np.float32)
+
+    def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
+        """Part of the frame (x0, y0, x1, y1) that the masked region can touch; None where there is none."""
+        if self._extent is None or not np.isfinite(to_crop).all():
+            return None
+        largest, smallest = np.linalg.svd(to_crop[:, :2], compute_uv=False)
+        if smallest < 1e-3 or largest > 1e3:  # crop pixels per source pixel
+            return None
+        left, top, right, bottom = self._extent
+        corners = np.array([(left, top), (right, top), (left, bottom), (right, bottom)])
+        inverse = cv2.invertAffineTransform(to_crop)
+        spots = corners @ inverse[:, :2].T + inverse[:, 2]
+        margin = 1 + 1 / smallest
+        low = np.clip(np.floor(spots.min(axis=0) - margin), 0, (width, height)).astype(int)
+        high = np.clip(np.ceil(spots.max(axis=0) + margin) + 1, 0, (width, height)).astype(int)
+        if (high <= low).any():
+            return None
+        return int(low[0]), int(low[1]), int(high[0]), int(high[1])
+
+    def _colour_offset(self, generated: NDArray[np.float32], source_crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """What to add to `generated` so that it has the colour of the source around the mask: a coarse grid over it."""
+        cells = self._ring.shape
+        if not self._beside.any():
+            return np.zeros((*cells, 3), np.float32)
+        wanted = cv2.resize(source_crop, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        offset = wanted - cv2.resize(generated, cells, interpolation=cv2.INTER_AREA)
+        deviation = offset - np.median(offset[self._beside], axis=0)
+        trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure
+        filled = _pull_push(offset.astype(np.float32), (self._ring * trust).astype(np.float32))
+        return np.asarray(cv2.GaussianBlur(filled, (0, 0), _OFFSET_BLUR), np.float32)
+
+
+def _feathered(alpha: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
+    """`alpha` with a soft edge inside: nowhere more than before, 0 at the border.
+
+    A minimum over a square and then a blur over the same square: each blurred value averages minima that all saw the
+    pixel itself, so none exceeds it.
+    """
+    side = 2 * radius + 1
+    shrunk = cv2.erode(alpha, np.ones((side, side), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return np.asarray(cv2.GaussianBlur(shrunk, (side, side), 0.4 * radius, borderType=cv2.BORDER_CONSTANT), np.float32)
+
+
+def _ring_weight(keep: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Weight in [0, 1] of each grid cell for the colour offset: 1 beside the mask, falling with the distance to it."""
+    cells = min(_OFFSET_CELLS, keep.shape[0])
+    kept = cv2.resize(keep, (cells, cells), interpolation=cv2.INTER_AREA) > 0.999
+    distance = cv2.distanceTransform(kept.astype(np.uint8), cv2.DIST_L2, 5)
+    return np.asarray(kept * np.exp(-np.square(np.minimum(distance - 1, cells) / (_OFFSET_REACH * cells))), np.float32)
+
+
+def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`values` [H, W, 3] where `weight` [H, W] is 1, continued smoothly to where it is 0 (Gortler et al., 1996)."""
+    rows, columns = weight.shape
+    if rows <= 1 or columns <= 1 or weight.min() >= 1:
+        return values
+    half = (columns // 2, rows // 2)
+    pulled_weight = cv2.resize(weight, half, interpolation=cv2.INTER_AREA)
+    pulled = cv2.resize(values * weight[..., None], half, interpolation=cv2.INTER_AREA)
+    pulled = pulled / np.maximum(pulled_weight, 1e-6)[..., None]
+    coarse = _pull_push(pulled.astype(np.float32), np.minimum(2 * pulled_weight, 1).astype(np.float32))
+    filled = cv2.resize(coarse.reshape(half[1], half[0], 3), (columns, rows), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(filled + weight[..., None] * (values - filled), np.float32)
+
+
+def _size_in_source(shape: tuple[int, ...], to_image: NDArray[np.float64]) -> tuple[int, int]:
+    """Size (width, height) of an image [h, w, ...] as fine as the source: its own, unless that is finer."""
+    height, width = shape[:2]
+    zoom = np.linalg.norm(to_image[:, :2], axis=1)  # image pixels per source pixel, along the image's x and y
+    zoom = np.where(zoom < _FINER, 1, zoom)
+    return max(1, round(width / zoom[0])), max(1, round(height / zoom[1]))
+
+
+def _resized(
+    image: NDArray[np.float32], to_image: NDArray[np.float64], size: tuple[int, int]
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """`image` averaged down to `size` (width, height), and the matrix source -> it."""
+    height, width = image.shape[:2]
+    if size == (width, height):
+        return image, to_image
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return np.asarray(small, np.float32), _scaled(to_image, np.array(size) / (width, height))
+
+
+def _scaled(to_image: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The matrix to an image, continued to the same image with `scale` (x, y) times as many pixels, edge on edge."""
+    matrix = to_image * scale[:, None]
+    matrix[:, 2] += 0.5 * scale - 0.5
+    return matrix

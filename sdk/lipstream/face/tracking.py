@@ -1,0 +1,265 @@
+"""One face through a video: found once, then followed frame by frame at the price of one landmark call."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import ConfigError, FaceNotFoundError
+from ..media.image import check_picture
+from .alignment import Aligner, alignment_points
+from .detector import Face, FaceDetector, overlap
+from .landmarks import FaceMesh, Roi, bounding_box
+from .smooth import OneEuroFilter
+
+Policy = Literal["hold", "bypass", "raise"]
+
+_MIN_PRESENCE = 0.5  # of FaceMesh, below it a followed face is lost
+_MIN_PRESENCE_NEW = 0.8  # of FaceMesh, below it a detection is no face
+_CHECK_EVERY = 25  # frames between two looks of the detector at a face that is being followed
+_SEARCH_EVERY = 12  # frames between two searches in tiles while there is no face
+_MIN_OVERLAP = 0.3  # of the face's boxes in neighbouring frames
+_REACH_FRAMES = 25  # a lost face may be one more face size away from its last place for each of so many frames
+_CUT = 30.0  # mean absolute difference of two thumbnails (0..255) that makes a scene cut
+_THUMBNAIL = 32
+_SMALLEST_VIEW = 128
+
+
+@dataclass(frozen=True)
+class FaceObservation:
+    """The face in one frame.
+
+    Attributes:
+        index: number of the frame, from 0.
+        matrix: float64 [2, 3], similarity from frame pixels to the 420 x 560 canvas.
+        landmarks: float32 [468, 3], x, y in frame pixels and depth; unsmoothed. (Of InsightFace [106, 2].)
+        score: probability in [0, 1] that this is a face; that of the last seen frame when held.
+        held: True when the face was not seen in this frame and the last transform is used again.
+    """
+
+    index: int
+    matrix: NDArray[np.float64]
+    landmarks: NDArray[np.float32]
+    score: float
+    held: bool = False
+
+
+Seen = tuple[NDArray[np.float32], float, NDArray[np.float64]]
+"""Landmarks, score and the three alignment points of a face."""
+
+
+class Tracker(ABC):
+    """One face through a video, whatever finds it. Holds the state of one video; not thread-safe.
+
+    Args:
+        policy: what a frame without the face gives. "hold": the last observation again, marked as held, for up to
+            `max_hold` frames in a row but not beyond a cut; after that, and before the first face, None.
+            "bypass": None, the frame is to be shown untouched. "raise": FaceNotFoundError.
+        select: "largest", or a point (x, y) in frame pixels, near which the wanted face is.
+        max_hold: frames; the default of 60 is 2.4 s.
+        smooth: low-pass the alignment points over time (1-euro), against the jitter of the landmarks.
+        fps: frame rate, for the smoothing.
+
+    Attributes:
+        found: True once any frame has shown a face.
+
+    Raises:
+        ConfigError: an argument has no meaning.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = "hold",
+        select: Literal["largest"] | tuple[float, float] | None = "largest",
+        *,
+        max_hold: int = 60,
+        smooth: bool = True,
+        fps: float = 25.0,
+    ) -> None:
+        if policy not in get_args(Policy):
+            raise ConfigError(f"face policy {policy!r}", expected="'hold', 'bypass' or 'raise'")
+        if select not in ("largest", None) and not _is_point(select):
+            raise ConfigError(f"face selection {select!r}", expected="'largest' or a point (x, y) in pixels")
+        if max_hold < 0 or fps <= 0:
+            raise ConfigError(f"max_hold {max_hold}, fps {fps}", expected="max_hold >= 0, fps > 0")
+        self.policy, self.max_hold = policy, max_hold
+        self.found = False
+        self._point = None if isinstance(select, str) or select is None else (float(select[0]), float(select[1]))
+        self._aligner = Aligner()
+        self._filter = OneEuroFilter(rate=fps) if smooth else None
+        self._index = -1
+        self._last: FaceObservation | None = None  # where the face was; None at the start and after a cut
+        self._misses = 0
+        self._thumbnail: NDArray[np.int16] | None = None
+
+    def track(self, frame: NDArray[np.uint8]) -> FaceObservation | None:
+        """The face in the next frame of the video, uint8 [H, W, 3] RGB; None when there is none (see `policy`).
+
+        Raises:
+            ConfigError: the frame is not uint8 [H, W, 3].
+            FaceNotFoundError: policy "raise", and no face in this frame.
+        """
+        check_picture(frame)
+        self._index += 1
+        if self._is_cut(frame):
+            self._forget()
+        seen = self._see(frame)
+        if seen is None:
+            return self._missed()
+        landmarks, score, points = seen
+        if self._filter is not None:
+            points = self._filter(points, unit=float(np.linalg.norm(points[1] - points[0])))
+        self._last = FaceObservation(self._index, self._aligner.solve(points), landmarks, score)
+        self._misses, self.found = 0, True
+        return self._last
+
+    def reset(self) -> None:
+        """Forget everything, as before the first frame."""
+        self._forget()
+        self.found, self._index, self._thumbnail = False, -1, None
+
+    @abstractmethod
+    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
+        """The wanted face in the next frame, None if it is not to be seen."""
+
+    def _missed(self) -> FaceObservation | None:
+        self._misses += 1
+        if self._misses > self.max_hold:
+            self._last = None
+        if self.policy == "raise":
+            raise FaceNotFoundError(
+                f"no face in frame {self._index}",
+                frame=self._index,
+                expected="a face in every frame, at least partly visible",
+                fix="use the face policy 'hold' or 'bypass' for videos in which the face is hidden at times",
+            )
+        if self.policy == "hold" and self._last is not None:
+            return replace(self._last, index=self._index, held=True)
+        return None
+
+    def _is_cut(self, frame: NDArray[np.uint8]) -> bool:
+        rows, columns = (max(1, length // _THUMBNAIL) for length in frame.shape[:2])
+        thumbnail = frame[::rows, ::columns].astype(np.int16)
+        before, self._thumbnail = self._thumbnail, thumbnail
+        if before is None or before.shape != thumbnail.shape:
+            return before is not None
+        return bool(np.abs(thumbnail - before).mean() > _CUT)
+
+    def _forget(self) -> None:
+        self._last, self._misses = None, 0
+        self._reset_smoothing()
+
+    def _reset_smoothing(self) -> None:
+        self._aligner.reset()
+        if self._filter is not None:
+            self._filter.reset()
+
+
+class FaceTracker(Tracker):
+    """Follows one face with the networks that LipStream ships.
+
+    The first frame with a face decides whom to follow: the largest face, or the one nearest to a point. From then on
+    the landmarks of a frame say where to look in the next one. The detector is asked again when the landmarks lose
+    their face, at a scene cut, and now and then to confirm. A lost face is looked for near its last place, ever
+    farther away as time passes; after a cut, or `max_hold` frames, the selection is made anew.
+
+    Arguments and errors are those of `Tracker`.
+    """
+
+    def __init__(
+        self,
+        policy: Policy = "hold",
+        select: Literal["largest"] | tuple[float, float] | None = "largest",
+        *,
+        max_hold: int = 60,
+        smooth: bool = True,
+        fps: float = 25.0,
+    ) -> None:
+        super().__init__(policy, select, max_hold=max_hold, smooth=smooth, fps=fps)
+        self._detector, self._mesh = FaceDetector(), FaceMesh()
+
+    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
+        found = self._follow(frame) or self._search(frame)
+        if found is None:
+            return None
+        landmarks, score = found
+        return landmarks, score, alignment_points(landmarks)
+
+    def _follow(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
+        """The face where it was in the frame before; None if it was not seen there, or is no longer."""
+        if self._last is None or self._misses:
+            return None
+        before = self._last.landmarks
+        landmarks, score = self._mesh.landmarks(frame, Roi.of_landmarks(before))
+        box = bounding_box(landmarks)
+        if score < _MIN_PRESENCE or overlap(box, bounding_box(before)) < _MIN_OVERLAP or not _inside(box, frame):
+            return None
+        if self._index % _CHECK_EVERY == 0 and not self._detector.confirm(frame, box):
+            return None
+        return landmarks, score
+
+    def _search(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
+        """The wanted face, from the detector."""
+        thorough = self._last is None and self._misses % _SEARCH_EVERY == 0
+        for faces in self._detector.search(frame, self._views(frame)):
+            for face in self._candidates(faces):
+                rough, _ = self._mesh.landmarks(frame, face)
+                landmarks, score = self._mesh.landmarks(frame, Roi.of_landmarks(rough))
+                if score >= _MIN_PRESENCE_NEW:
+                    self._reset_smoothing()
+                    return landmarks, score
+            if not thorough:
+                break
+        return None
+
+    def _views(self, frame: NDArray[np.uint8]) -> list[tuple[float, float, float]]:
+        """Squares (centre x, centre y, side) that deserve a close look: where the face was, or the caller's point."""
+        if self._last is not None:
+            x, y, size = _place(bounding_box(self._last.landmarks))
+            return [(x, y, 3 * size)]
+        if self._point is not None:
+            x, y = self._point
+            longest = max(frame.shape)
+            return [(x, y, longest / 2**level) for level in range(1, 6) if longest / 2**level > _SMALLEST_VIEW]
+        return []
+
+    def _candidates(self, faces: list[Face]) -> list[Face]:
+        """The faces that may be the wanted one, the most likely first."""
+        if self._last is not None:
+            x, y, size = _place(bounding_box(self._last.landmarks))
+            reach = size * (1 + self._misses / _REACH_FRAMES)
+            near = [face for face in faces if _distance(face, x, y) < reach and 0.5 < _place(face.box)[2] / size < 2]
+            return sorted(near, key=lambda face: _distance(face, x, y))
+        if self._point is not None:
+            x, y = self._point
+            return sorted(faces, key=lambda face: _distance(face, x, y))
+        return faces
+
+
+def _place(box: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Centre x, centre y and longer side of a box (x0, y0, x1, y1)."""
+    x0, y0, x1, y1 = (float(v) for v in box)
+    return (x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0)
+
+
+def _distance(face: Face, x: float, y: float) -> float:
+    return math.hypot(float(face.centre[0]) - x, float(face.centre[1]) - y)
+
+
+def _inside(box: NDArray[np.float32], frame: NDArray[np.uint8]) -> bool:
+    """Whether the middle of `box` lies in the frame."""
+    x, y, _ = _place(box)
+    return bool(0 <= x < frame.shape[1] and 0 <= y < frame.shape[0])
+
+
+def _is_point(value: object) -> bool:
+    return (
+        isinstance(value, tuple)
+        and len(value) == 2
+        and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+    )

@@ -1,0 +1,9 @@
+"""The sample that ships with LipStream: a drawn person who speaks, and a voice that says something else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+FACE = Path(__file__).parent / "sample" / "face.mp4"
+"""H.264 with sound, 384 x 320, 25 frames a second."""
+SPEECH = Path(__file__).parent / "sample" / "speech.wav"

@@ -1,0 +1,144 @@
+"""One client from its start to its end, whatever carries it: admission, limits, and what its messages do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from ..errors import LipStreamError, ProtocolError, SlowClientError
+from ..media import FPS
+from .protocol import NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
+from .realtime_session import LiveSession, Wire
+from .state import State
+
+MOST_ERRORS = 50
+"""Wrong messages after which a client is sent away."""
+End = tuple[int, str]
+"""A close code of the protocol, and the reason."""
+
+
+class Visit:
+    """At most one session, for as long as the settings allow.
+
+    Args:
+        wire: to the client.
+    """
+
+    def __init__(self, state: State, wire: Wire) -> None:
+        self._state, self._wire = state, wire
+        self._live: LiveSession | None = None
+        self._errors = 0
+        self._begun = time.monotonic()
+
+    async def hold(self, start: Start, listen: Callable[[LiveSession], Awaitable[End]]) -> End:
+        """Open the session and run it until somebody ends it.
+
+        Args:
+            listen: reads the client until it is gone.
+
+        Raises:
+            LipStreamError: it does not open, or breaks.
+        """
+        state = self._state
+        if refusal := state.refusal():  # others came in between
+            state.measures.rejected.labels("capacity").inc()
+            return TRY_AGAIN, refusal
+        assert state.engine is not None
+        assert state.references is not None
+        name = secrets.token_hex(4)
+        reference = state.references.get(start.reference)
+        self._live = live = LiveSession(state.engine, reference, start, self._wire, state.measures)
+        state.live[name] = live
+        state.measures.active.set(len(state.live))
+        try:
+            width, height = live.size
+            started = {"type": "started", "session": name, "width": width, "height": height, "fps": FPS}
+            live.say(started | {"sample_rate": start.sample_rate, "channels": start.channels})
+            return await self._run(live, listen)
+        except SlowClientError as error:
+            return TRY_AGAIN, error.found
+        finally:
+            live.close()
+            self._live = None
+            state.live.pop(name, None)
+            state.measures.active.set(len(state.live))
+
+    async def _run(self, live: LiveSession, listen: Callable[[LiveSession], Awaitable[End]]) -> End:
+        running = asyncio.ensure_future(live.run())
+        reading = asyncio.ensure_future(listen(live))
+        limits = asyncio.ensure_future(self._limits(live))
+        tasks: set[asyncio.Future[Any]] = {running, reading, limits}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if running in done:
+                running.result()
+                return NORMAL, "closed"
+            end: End = next(iter(done)).result()
+            return end
+        finally:
+            live.close()
+            for task in (reading, limits):
+                task.cancel()
+            with contextlib.suppress(Exception, asyncio.CancelledError, TimeoutError):
+                await asyncio.wait_for(running, 2)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _limits(self, live: LiveSession) -> End:
+        """Ends what has been idle, or open, for too long."""
+        settings = self._state.settings
+        while True:
+            now = time.monotonic()
+            quiet, whole = live.heard_at + settings.idle_limit - now, self._begun + settings.total_limit - now
+            if quiet <= 0:
+                return NORMAL, f"no sound for {settings.idle_limit:g} s"
+            if whole <= 0:
+                return NORMAL, f"open for {settings.total_limit:g} s"
+            await asyncio.sleep(min(quiet, whole))
+
+    def obey(self, message: ClientMessage) -> End | None:
+        """Do what a client's message says; its end if that is what it says.
+
+        Raises:
+            LipStreamError: the message is for nothing.
+        """
+        match message:
+            case Close():
+                return NORMAL, "closed"
+            case _ if self._live is None:
+                raise ProtocolError(f"{message.type} before the start", expected='first {"type": "start", ...}')
+            case Flush():
+                self._live.flush()
+            case Interrupt():
+                self._live.interrupt()
+            case Start():
+                raise ProtocolError("a second start", expected="one session on each connection")
+        return None
+
+    async def wrong(self, error: LipStreamError) -> None:
+        """Tell the client of a message that was for nothing.
+
+        Raises:
+            ProtocolError: it was one too many.
+        """
+        self._errors += 1
+        if self._errors > MOST_ERRORS:
+            raise ProtocolError(f"more than {MOST_ERRORS} wrong messages", fix="read docs/protocol.md")
+        message = failure(error, fatal=False)
+        if self._live is not None:
+            self._live.say(message)
+        else:
+            await self._wire.say(message)
+
+
+async def ended(wire: Wire, visit: Awaitable[End]) -> End:
+    """How `visit` ends; of an error the client is told."""
+    try:
+        return await visit
+    except LipStreamError as error:
+        with contextlib.suppress(Exception):
+            await wire.say(failure(error, fatal=True))
+        return POLICY, error.found

@@ -1,0 +1,1 @@
+"""How clients reach a session of the server: WebSocket and WebRTC."""

@@ -1,0 +1,107 @@
+"""A session over one WebSocket, as docs/protocol.md has it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import Executor
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import WebSocket, WebSocketDisconnect
+
+from ...errors import LipStreamError, ProtocolError
+from ...media import to_int16
+from ...session import Frame
+from ..client_session import End, Visit, ended
+from ..frame_encoder import packer
+from ..protocol import IDLE, KEY, LAST, NORMAL, PCM, POLICY, SPEAKING, Start, hello, pack, parse
+from ..realtime_session import LiveSession
+from ..state import State
+
+LOG = logging.getLogger("lipstream")
+
+
+class WebSocketConnection:
+    """Reads messages, runs at most one session. It is the session's wire, too.
+
+    Args:
+        pool: packs pictures.
+    """
+
+    def __init__(self, state: State, socket: WebSocket, pool: Executor) -> None:
+        self._state, self._socket, self._pool = state, socket, pool
+        self._visit = Visit(state, self)
+
+    async def say(self, message: dict[str, Any]) -> None:
+        """See `Wire`."""
+        await self._socket.send_json(message)
+
+    async def show(self, frame: Frame, at: int, picture: bool) -> None:
+        """See `Wire`."""
+        flags = IDLE * frame.idle | SPEAKING * frame.speaking | LAST * frame.end_of_segment
+        pcm = to_int16(frame.audio).astype("<i2").tobytes()
+        await self._socket.send_bytes(pack(PCM, flags, frame.segment, frame.index, at, pcm))
+        if picture:
+            run = asyncio.get_running_loop().run_in_executor
+            data, key = await run(self._pool, self._packer.pack, frame.image)
+            kind = self._packer.kind
+            await self._socket.send_bytes(pack(kind, flags | KEY * key, frame.segment, frame.index, at, data))
+
+    async def close(self, code: int, reason: str) -> None:
+        """See `Connection`."""
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(self._socket.close(code, reason[:100]), 5)
+
+    async def run(self) -> None:
+        """From the greeting to the close."""
+        try:
+            code, reason = await ended(self, self._run())
+        except (WebSocketDisconnect, RuntimeError):
+            code, reason = NORMAL, "the client is gone"
+        LOG.debug("connection ended: %s", reason)
+        await self.close(code, reason)
+
+    async def _run(self) -> End:
+        assert self._state.references is not None
+        await self.say(hello(version("lipstream"), self._state.references.names()))
+        try:
+            start = await asyncio.wait_for(self._start(), self._state.settings.start_within)
+        except TimeoutError:
+            return POLICY, f"no start within {self._state.settings.start_within:g} s"
+        if start is None:
+            return NORMAL, "closed"
+        size = self._state.references.get(start.reference).size
+        self._packer = packer(start.video, *size)
+        return await self._visit.hold(start, self._read)
+
+    async def _start(self) -> Start | None:
+        """The first message, once there is a right one; None if the client closes."""
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return None
+            try:
+                if (text := message.get("text")) is None:
+                    raise ProtocolError("sound before the start", expected='first {"type": "start", ...}')
+                wanted = parse(text)
+                if isinstance(wanted, Start):
+                    return wanted
+                if self._visit.obey(wanted):
+                    return None
+            except ProtocolError as error:
+                await self._visit.wrong(error)
+
+    async def _read(self, live: LiveSession) -> End:
+        while True:
+            message = await self._socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return NORMAL, "the client is gone"
+            try:
+                if (data := message.get("bytes")) is not None:
+                    live.push(data)
+                elif end := self._visit.obey(parse(message["text"])):
+                    return end
+            except LipStreamError as error:  # the message is for nothing; the session goes on
+                await self._visit.wrong(error)

@@ -1,0 +1,539 @@
+"""The TensorRT backend on a double of the device: the frames of the ONNX Runtime backend, whatever the device does.
+
+The double (tests/doubles) runs what is queued as late as it may and in a random order that is allowed, and notes what
+is used by two at once. Planted faults show that it would notice. What only a GPU shows is in benchmarks/TO_MEASURE.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import doubles
+import numpy as np
+import pytest
+from doubles import cuda_runtime
+from doubles.device import Device, DeviceError
+from lipstream import LipSyncEngine
+from lipstream.backends.base import load_backend
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.bundle import MANIFEST, Bundle
+from lipstream.errors import BackendError, GpuError, GpuMemoryError, LipStreamError, LipStreamInternalError, PlanError
+from lipstream.session import Frame
+from numpy_stream import assert_same_frames, noise
+from toy_sessions import (
+    FRAME,
+    RATE,
+    Result,
+    Script,
+    export_toy,
+    offline,
+    result,
+    session,
+    short,
+    talk,
+    whole,
+)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return export_toy(tmp_path_factory.mktemp("toy") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def plans(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("plans")
+    return {ring: doubles.write_plans(bundle, ring, folder / ring) for ring in ("function", "native")}
+
+
+@pytest.fixture(scope="module")
+def expected(bundle: Bundle) -> dict[str, Result]:
+    return {"whole": whole(offline(bundle)), "talk": talk(offline(bundle)), "short": short(offline(bundle))}
+
+
+def run(plans: Bundle, seed: int, script: Script) -> tuple[Result, Device]:
+    device = Device(seed)
+    with doubles.gpu(device) as backends, session(backends.TensorRTBackend(plans).open_stream(), plans) as opened:
+        return script(opened), device
+
+
+@pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 4))])
+def test_frames_are_those_of_onnxruntime_in_any_order_of_the_device(
+    plans: dict[str, Bundle], expected: dict[str, Result], part: int
+) -> None:
+    for seed in range(50 * part, 50 * part + 50):
+        name, script = [("talk", talk), ("whole", whole)][seed % 5 == 0]
+        found, device = run(plans["function"], seed, script)
+        assert not device.hazards
+        found.same(expected[name])
+
+
+def test_natively_lowered_engines_give_the_same_frames_but_for_rounding(
+    plans: dict[str, Bundle], expected: dict[str, Result]
+) -> None:
+    first, _ = run(plans["native"], 0, talk)
+    for seed in range(1, 20):
+        found, device = run(plans["native"], seed, talk)
+        assert not device.hazards
+        found.same(first)
+    whole_way, _ = run(plans["native"], 1, whole)
+    for found, wanted in ((first, expected["talk"]), (whole_way, expected["whole"])):
+        assert len(found.frames) == len(wanted.frames)
+        assert max(np.abs(a - b).max() for a, b in zip(found.crops, wanted.crops, strict=True)) < 1e-4
+
+
+Plant = Callable[[Any, pytest.MonkeyPatch], None]
+"""Puts a fault into the backend's modules."""
+FAULTS: dict[str, Plant] = {}
+
+
+def fault(plant: Plant) -> Plant:
+    FAULTS[plant.__name__] = plant
+    return plant
+
+
+def deaf(lane: str) -> Plant:
+    """A lane that waits for no event."""
+
+    def plant(modules: Any, patch: pytest.MonkeyPatch) -> None:
+        wait = modules.cuda.Lane.wait
+        patch.setattr(modules.cuda.Lane, "wait", lambda self, e: None if self.name == lane else wait(self, e))
+
+    return plant
+
+
+def shared(*names: str) -> Plant:
+    """Parts of a workspace that are there once instead of twice."""
+
+    def plant(modules: Any, patch: pytest.MonkeyPatch) -> None:
+        init = modules.stream.Workspace.__init__
+
+        def halved(self: Any, backend: Any) -> None:
+            init(self, backend)
+            for name in names:
+                if name in ("host", "small"):
+                    getattr(self, name)[1] = getattr(self, name)[0]
+                else:
+                    self.memory.at[f"{name}.1"] = self.memory.at[f"{name}.0"]
+
+        patch.setattr(modules.stream.Workspace, "__init__", halved)
+
+    return plant
+
+
+FAULTS["the denoise lane does not wait for the encoders"] = deaf("denoise")
+FAULTS["the decode lane does not wait for the passes"] = deaf("decode")
+FAULTS["the encode lane does not wait for the context pass"] = deaf("encode")
+FAULTS["one buffer of latents"] = shared("latents")
+FAULTS["one buffer of features"] = shared("audio")
+FAULTS["one buffer of clean latents"] = shared("clean")
+FAULTS["one set of pinned crops and pictures"] = shared("host")
+FAULTS["one set of pinned tables and noise"] = shared("small")
+FAULTS["the decoder's memory once"] = shared("video_decoder.memory.0")
+
+
+@fault
+def the_host_does_not_wait_for_the_pictures(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(modules.cuda.Event, "wait", lambda self: None)
+
+
+@fault
+def the_pictures_event_is_recorded_before_the_copy(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    download = modules.cuda.Lane.download
+
+    def early(self: Any, to: Any, address: int) -> None:
+        self.cuda.call("cudaEventRecord", early.event.handle, self.handle)  # type: ignore[attr-defined]
+        download(self, to, address)
+
+    record = modules.cuda.Lane.record
+
+    def noted(self: Any, event: Any) -> None:
+        if self.name == "decode":
+            early.event = event  # type: ignore[attr-defined]
+            if getattr(early, "seen", None):
+                return
+            early.seen = True  # type: ignore[attr-defined]
+        record(self, event)
+
+    patch.setattr(modules.cuda.Lane, "download", early)
+    patch.setattr(modules.cuda.Lane, "record", noted)
+    early.event = modules.cuda.Event(modules.cuda.Cuda(modules.backend.runtime))  # type: ignore[attr-defined]
+
+
+@fault
+def one_scratch_for_all_lanes(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    task = modules.stream.TensorRTStream._task
+
+    def common(self: Any, graph: str, lane: Any, addresses: Any, *more: Any) -> Any:
+        self._backend.scratch = dict.fromkeys(self._backend.scratch, self._backend.scratch["encode"])
+        return task(self, graph, lane, addresses, *more)
+
+    patch.setattr(modules.stream.TensorRTStream, "_task", common)
+
+
+@fault
+def a_buffer_of_half_the_size(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    init = modules.cuda.DeviceMemory.__init__
+    half = {"condition": 2}
+    patch.setattr(
+        modules.cuda.DeviceMemory,
+        "__init__",
+        lambda self, cuda, sizes: init(self, cuda, {k: size // half.get(k, 1) for k, size in sizes.items()}),
+    )
+
+
+@fault
+def the_host_waits_while_capturing(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    enqueue = modules.engine.Task._enqueue
+
+    def waiting(self: Any) -> None:
+        enqueue(self)
+        self._lane.synchronize()
+
+    patch.setattr(modules.engine.Task, "_enqueue", waiting)
+
+
+@fault
+def memory_is_allocated_while_capturing(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    enqueue = modules.engine.Task._enqueue
+
+    def allocating(self: Any) -> None:
+        self._lane.cuda.call("cudaMalloc", 256)
+        enqueue(self)
+
+    patch.setattr(modules.engine.Task, "_enqueue", allocating)
+
+
+@fault
+def a_graph_is_captured_without_a_direct_run(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    def launch(self: Any) -> None:
+        if not self.captured:
+            self.capture()
+        self._lane.launch(self._graph)
+
+    patch.setattr(modules.engine.Task, "launch", launch)
+
+
+@fault
+def an_address_changes_behind_a_captured_graph(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    capture = modules.engine.Task.capture
+
+    def moved(self: Any) -> None:
+        capture(self)
+        name, address = next(iter(self._context._addresses.items()))
+        self._context.set_tensor_address(name, address)
+
+    patch.setattr(modules.engine.Task, "capture", moved)
+
+
+@fault
+def the_ring_is_read_and_written_at_one_place(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(modules.ring.DeviceRing, "_side", lambda self, step: 0)
+
+
+@fault
+def a_chunk_that_is_started_again_keeps_the_sink_again(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    begin = modules.ring.DeviceRing.begin
+
+    def forgetful(self: Any, lane: Any, inputs: Any) -> None:
+        self._begun = -1
+        begin(self, lane, inputs)
+
+    patch.setattr(modules.ring.DeviceRing, "begin", forgetful)
+
+
+@fault
+def a_dropped_chunk_leaves_its_codec_memory(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    def drop(self: Any) -> None:
+        self.done = True
+
+    patch.setattr(modules.stream._Pending, "drop", drop)
+
+
+@fault
+def the_context_pass_is_left_out(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    one_pass = modules.stream.TensorRTStream._pass
+
+    def without(self: Any, fresh: Any, lane: Any, graph: str, side: int, step: int) -> None:
+        if graph == "denoiser":
+            one_pass(self, fresh, lane, graph, side, step)
+
+    patch.setattr(modules.stream.TensorRTStream, "_pass", without)
+
+
+@fault
+def a_stream_begins_with_what_another_left(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(modules.cuda.Lane, "clear", lambda self, memory: None)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_planted_fault_is_noticed(
+    plans: dict[str, Bundle], expected: dict[str, Result], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for seed in range(24):
+        device = Device(seed)
+        with doubles.gpu(device) as backends, monkeypatch.context() as patch:
+            FAULTS[name](backends, patch)
+            try:
+                backend = backends.TensorRTBackend(plans["function"])
+                for name_of, script in (("talk", talk), ("short", short)):
+                    with session(backend.open_stream(), plans["function"]) as opened:
+                        script(opened).same(expected[name_of])
+                assert not device.hazards
+            except (AssertionError, LipStreamError, LipStreamInternalError, DeviceError):
+                return
+    pytest.fail("nothing showed")
+
+
+def test_what_a_chunk_costs_in_steady_state(plans: dict[str, Bundle]) -> None:
+    """One wait, no allocation, and no copies but those of frames, crops, sound and tables."""
+    g = plans["native"].manifest.geometry
+    for ring in ("native", "function"):
+        device = Device(0)
+        with (
+            doubles.gpu(device) as backends,
+            session(backends.TensorRTBackend(plans[ring]).open_stream(), plans[ring]) as opened,
+        ):
+            opened.push_audio(noise(30 * g.video_frames * FRAME), RATE)
+            frames = iter(opened)
+            for _ in range(g.first_frames + 12 * g.video_frames):
+                next(frames)
+            before = device.counts.copy()
+            for _ in range(10 * g.video_frames):
+                next(frames)
+            spent = device.counts - before
+        assert spent["waits"] == 10
+        assert spent["allocations"] == 0
+        assert spent["cudaMemcpyHostToDevice"] == 30  # crops, sound, and the small inputs in one
+        assert spent["cudaMemcpyDeviceToHost"] == 10  # pictures
+        assert spent["cudaMemcpyDeviceToDevice"] == 0
+        assert spent["graphs"] == 60  # all six runs of engines
+        assert spent["runs"] == 0
+
+
+def test_two_sessions_in_turn_do_not_touch_each_other(
+    bundle: Bundle, plans: dict[str, Bundle], expected: dict[str, Result]
+) -> None:
+    other = short(offline(bundle, seed=5, pictures=1))
+    for seed in range(10):
+        device = Device(seed)
+        with doubles.gpu(device) as backends:
+            backend = backends.TensorRTBackend(plans["function"])
+            a = session(backend.open_stream(), bundle)
+            b = session(backend.open_stream(), bundle, seed=5, pictures=1)
+            for opened in (a, b):
+                opened.push_audio(noise(141 * FRAME), RATE)
+                opened.flush()
+            pairs = list(zip(a, b, strict=True))
+            a.close()
+            b.close()
+        assert not device.hazards
+        result(a, [pair[0] for pair in pairs]).same(expected["short"])
+        result(b, [pair[1] for pair in pairs]).same(other)
+
+
+def test_sessions_in_threads_of_their_own(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+    device = Device(4)
+    with doubles.gpu(device) as backends:
+        backend = backends.TensorRTBackend(plans["function"])
+
+        def speak(_: int) -> Result:
+            with session(backend.open_stream(), plans["function"]) as opened:
+                return short(opened)
+
+        with ThreadPoolExecutor(4) as pool:
+            for found in pool.map(speak, range(8)):
+                found.same(expected["short"])
+    assert not device.hazards
+
+
+def test_a_closed_session_leaves_its_memory_to_the_next(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+    for seed in range(10):
+        device = Device(seed)
+        with doubles.gpu(device) as backends:
+            backend = backends.TensorRTBackend(plans["function"])
+            with session(backend.open_stream(), plans["function"]) as opened:
+                opened.push_audio(noise(80 * FRAME, seed=9), RATE)
+                for _, _frame in zip(range(30), opened, strict=False):  # a chunk is under way when it closes
+                    pass
+            used = device.used
+            with session(backend.open_stream(), plans["function"]) as opened:
+                assert device.used == used
+                short(opened).same(expected["short"])
+        assert not device.hazards
+
+
+def test_nothing_is_left_when_the_engine_is_gone(plans: dict[str, Bundle]) -> None:
+    device = Device(1)
+    with doubles.gpu(device) as backends:
+        backend = backends.TensorRTBackend(plans["function"])
+        weights = device.used - sum(memory.bytes for memory in (*backend.scratch.values(), backend._constants))
+        with session(backend.open_stream(), plans["function"]) as opened:
+            whole(opened, 3)
+        del backend, opened
+        import gc
+
+        gc.collect()
+        assert device.used == weights  # the double's engines are never freed
+        assert not device.pinned
+        assert not device.events
+        assert not device.graphs
+        assert not device.streams
+
+
+def test_memory_that_runs_out_leaves_the_others_running(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+    device = Device(2)
+    with doubles.gpu(device) as backends:
+        backend = backends.TensorRTBackend(plans["function"])
+        with session(backend.open_stream(), plans["function"]) as opened:
+            opened.push_audio(noise(141 * FRAME), RATE)
+            opened.flush()
+            frames = iter(opened)
+            found = [next(frames)]
+            device.limit = device.used
+            with pytest.raises(GpuMemoryError, match="does not suffice") as error:
+                backend.open_stream()
+            assert "close a session" in error.value.fix
+            result(opened, found + list(frames)).same(expected["short"])
+        assert backend.open_stream()  # in the memory of the closed one
+
+
+def test_a_failing_device_is_named_and_ends_the_session(plans: dict[str, Bundle]) -> None:
+    device = Device(3)
+    with doubles.gpu(device) as backends:
+        backend = backends.TensorRTBackend(plans["function"])
+        with session(backend.open_stream(), plans["function"]) as opened:
+            opened.push_audio(noise(141 * FRAME), RATE)
+            backend.cuda.api.cudaGraphLaunch = lambda *_: (cuda_runtime.cudaError_t.cudaErrorIllegalAddress, None)
+            with pytest.raises(GpuError, match="cudaGraphLaunch gives cudaErrorIllegalAddress"):
+                list(opened)
+        assert not backend._idle  # nobody gets memory in which work may still be under way
+
+
+def test_single_passes_give_what_onnxruntime_gives(bundle: Bundle, plans: dict[str, Bundle]) -> None:
+    g, a = bundle.manifest.geometry, bundle.manifest.audio
+    latent = (g.latent_channels, g.chunk_frames, *g.latent_size)
+    with doubles.gpu(Device(7)) as backends:
+        streams = (
+            OnnxRuntimeBackend(bundle, threads=1).open_stream(),
+            backends.TensorRTBackend(plans["function"]).open_stream(),
+        )
+        rng = np.random.default_rng(0)
+
+        def normal(*shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+            return rng.standard_normal(shape, np.float32)
+
+        def same(call: str, *arguments: Any) -> None:
+            found = [getattr(stream, call)(*arguments) for stream in streams]
+            if found[0] is not None:
+                np.testing.assert_array_equal(*found)
+
+        for chunk in range(6):
+            same("encode_audio", 0.1 * normal(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead))
+            same("encode_video", rng.random((g.video_frames, 3, *g.crop_size), np.float32))
+            same("begin_chunk", chunk)
+            inputs = normal(3 * g.latent_channels + 1, *latent[1:]), normal(g.video_frames, a.features)
+            for step in range(2):
+                same("denoise", normal(*latent), *inputs, step)
+            same("context", normal(*latent), *inputs)
+            same("decode", normal(*latent))
+
+
+def test_the_engine_speaks_through_the_backend(tmp_path: Path) -> None:
+    """The shipped bundle, a video and a voice: `LipSyncEngine.load(..., backend="tensorrt")` as a product calls it."""
+    video = Path(inspect.getfile(LipSyncEngine)).parent / "sample"
+    source = next(path for path in sorted(video.iterdir()) if path.suffix in (".mp4", ".mkv", ".webm"))
+    doubles.write_plans(Bundle.load("tiny"), "function", tmp_path / "plans")
+    sound = noise(2 * RATE, seed=1)
+
+    def speak(engine: LipSyncEngine) -> list[Frame]:
+        with engine.session(source) as opened:
+            opened.push_audio(sound, RATE)
+            opened.flush()
+            return list(opened)
+
+    wanted = speak(LipSyncEngine.load("tiny", threads=1))
+    device = Device(11)
+    with doubles.gpu(device):
+        engine = LipSyncEngine.load(tmp_path / "plans")  # the backend that its bundle is for
+        assert_same_frames(speak(engine), wanted)
+        prepared = engine.prepare(source, seconds=1)
+        with engine.session(prepared) as a:
+            a.push_audio(sound, RATE)
+            assert len(list(a)) > 30
+        del engine, prepared, a
+    assert not device.hazards
+
+
+def test_the_timeline_of_a_chunk(plans: dict[str, Bundle], tmp_path: Path) -> None:
+    """Encode, denoise and decode overlap; the pictures leave before the context pass is done."""
+    with doubles.gpu(Device(0)) as backends:
+        backend = backends.TensorRTBackend(plans["native"])
+        with session(backend.open_stream(), plans["native"]) as opened:
+            opened.push_audio(noise(30 * 12 * FRAME), RATE)
+            frames = iter(opened)
+            for _ in range(9 + 8 * 12):
+                next(frames)
+            trace = backend.trace()
+            for _ in range(4 * 12):
+                next(frames)
+            spans = trace.spans()
+            trace.write(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {event["tid"] for event in events} == {"encode", "denoise", "decode"}
+    assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
+    of = {name: [(begin, end) for _, n, begin, end in spans if n == name] for name in ("encode", "context", "pictures")}
+    for chunk in range(2):
+        assert of["pictures"][chunk][1] < of["context"][chunk][1]
+    passes = [(begin, end) for lane, _, begin, end in spans if lane == "denoise"]
+    overlap = [e for e in of["encode"] if any(begin < e[1] and e[0] < end for begin, end in passes)]
+    assert overlap
+
+
+def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"needs the module '(tensorrt|cuda)'") as error:
+        load_backend("tensorrt", plans["native"])
+    assert "lipstream[tensorrt]" in error.value.fix
+    with doubles.gpu(Device()) as backends:
+        with pytest.raises(BackendError, match="holds ONNX graphs, no TensorRT plans") as error:
+            load_backend("tensorrt", bundle)
+        assert "lipstream build" in error.value.fix
+        with pytest.raises(BackendError, match="TensorRT plans, no ONNX graphs") as error:
+            load_backend("onnxruntime", plans["native"])
+        assert "tensorrt" in error.value.fix
+        for change, message in (
+            ({"tensorrt": "11.1.0.1"}, r"built with TensorRT 11\.1\.0\.1, and here is TensorRT 11\.4"),
+            ({"ring": "function"}, "does not write the ring where its recipe says"),
+        ):
+            copy = shutil.copytree(plans["native"].path, tmp_path / next(iter(change)))
+            manifest = json.loads((copy / MANIFEST).read_text())
+            manifest["plans"] |= change
+            (copy / MANIFEST).write_text(json.dumps(manifest))
+            with pytest.raises(PlanError, match=message):
+                backends.TensorRTBackend(Bundle.load(copy))
+
+
+def test_the_turn_is_given_in_the_order_in_which_it_was_asked_for() -> None:
+    with doubles.gpu(Device()) as backends:
+        lock, order = backends.backend.FairLock(), []
+
+        def take(number: int) -> None:
+            with lock:
+                order.append(number)
+
+        threads = [threading.Thread(target=take, args=(i,)) for i in range(20)]
+        with lock:
+            for number, thread in enumerate(threads):
+                thread.start()
+                while len(lock._waiting) < number + 1:
+                    pass
+        for thread in threads:
+            thread.join()
+    assert order == [*range(20)]

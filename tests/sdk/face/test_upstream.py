@@ -1,0 +1,113 @@
+"""The released system's crop and paste, against the same composed of PyTorch's operations, as the original does it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+from lipstream import samples
+from lipstream.cli import main
+from lipstream.errors import ConfigError
+from lipstream.face.upstream import OriginalCompositor, crop
+from lipstream.media import VideoReader
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+MATRIX = np.array([[1.31, 0.22, -260.0], [-0.22, 1.31, -55.0]])  # exact in half precision or not: it is rounded
+HEIGHT, WIDTH, SIZE = 480, 640, 128
+
+
+def frame() -> NDArray[np.uint8]:
+    noise = np.random.default_rng(0).random((HEIGHT // 8, WIDTH // 8, 3)).astype(np.float32)
+    return np.asarray(255 * np.clip(cv2.resize(noise, (WIDTH, HEIGHT)), 0, 1), np.uint8)
+
+
+def warp(x: Tensor, matrix: NDArray[np.float64], height: int, width: int, fill: float) -> Tensor:
+    """kornia's warp_affine, bilinear, corners aligned, padded with `fill`: [C, H, W] through `matrix`."""
+    back = torch.from_numpy(np.linalg.inv(np.vstack([matrix, [0, 0, 1]])))
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    spots = torch.stack([columns, rows, torch.ones_like(rows)], -1).double() @ back.T
+    grid = 2 * spots[..., :2] / torch.tensor([x.shape[2] - 1.0, x.shape[1] - 1.0]) - 1
+    both = torch.cat([x, torch.ones_like(x[:1])])[None].double()
+    found = F.grid_sample(both, grid[None], align_corners=True)[0]
+    return found[:-1] + fill * (1 - found[-1:])
+
+
+def halved() -> NDArray[np.float64]:
+    return MATRIX.astype(np.float16).astype(np.float64)
+
+
+def test_the_crop_goes_over_the_canvas_and_is_cut_off() -> None:
+    picture = frame()
+    canvas = warp(torch.from_numpy(picture).permute(2, 0, 1), halved(), 560, 420, 127.0)
+    # The last bits of a place may decide whether 99.99999 or 100 is cut off.
+    exact = (canvas + 1e-4).to(torch.uint8).permute(1, 2, 0).numpy()
+    expected = cv2.resize(exact, (SIZE, SIZE), interpolation=cv2.INTER_LANCZOS4)
+    found = crop(picture, MATRIX, SIZE)
+    assert found.shape == (SIZE, SIZE, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 2
+    assert np.abs(found.astype(int) - expected).mean() < 0.05
+
+
+def test_the_face_is_pasted_as_the_original_does() -> None:
+    picture, rng = frame(), np.random.default_rng(1)
+    keep = np.ones((SIZE, SIZE), np.float32)
+    keep[70:120, 20:108] = 0
+    view, generated = crop(picture, MATRIX, SIZE), rng.random((SIZE, SIZE, 3), np.float32)
+    found = OriginalCompositor(keep).composite(picture, generated, view, MATRIX)
+
+    mask = torch.from_numpy(keep)
+    face = torch.from_numpy(generated).permute(2, 0, 1) * (1 - mask)
+    face = face + torch.from_numpy(view).permute(2, 0, 1) / 255 * mask
+    face = F.interpolate(face[None], (560, 420), mode="bicubic", antialias=True)[0] * 2 - 1
+    back = cv2.invertAffineTransform(halved())
+    pasted = (warp(face, back, HEIGHT, WIDTH, 127.0) / 2 + 0.5).clamp(0, 1) * 255
+    inside = warp(torch.ones(1, 560, 420), back, HEIGHT, WIDTH, 0.0)
+    inside = -F.max_pool2d(F.pad(-inside, (1, 0, 1, 0), value=-1e4), 2, stride=1)
+    edge = int(float(inside.sum()) ** 0.5) // 20
+    soft = cv2.erode(inside[0].float().numpy(), np.ones((2 * edge, 2 * edge), np.uint8))
+    size = 2 * edge + 1
+    x = np.arange(size) - edge
+    kernel = np.exp(-(x**2) / (2 * (0.3 * ((size - 1) * 0.5 - 1) + 0.8) ** 2))
+    weights = torch.from_numpy(kernel / kernel.sum())
+    padded = F.pad(torch.from_numpy(soft).double()[None, None], (edge,) * 4, mode="reflect")
+    blurred = F.conv2d(F.conv2d(padded, weights[None, None, None]), weights[None, None, :, None])[0]
+    source = torch.from_numpy(picture).permute(2, 0, 1)
+    expected = (blurred * inside * pasted + (1 - blurred) * source).permute(1, 2, 0).numpy()
+    assert np.abs(found - expected).max() <= 1.02  # cut off
+    assert (found != picture).any(axis=2).mean() > 0.2  # the whole face, not the mouth alone
+
+
+def test_frames_as_they_are_stored(tmp_path: Path) -> None:
+    path = tmp_path / "thirty.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height = 64, 48
+        for i in range(30):
+            image = np.full((48, 64, 3), 8 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    stored = [int(picture.mean()) for picture in VideoReader(path, retimed=False)]
+    assert len(stored) == 30
+    assert np.abs(np.array(stored) - 8 * np.arange(30)).max() <= 3
+    assert sum(1 for _ in VideoReader(path)) == 25
+
+
+def test_a_bundle_that_sees_less_than_the_canvas_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out.mp4"
+    arguments = ["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out), "--compat"]
+    assert main(arguments) == ConfigError.exit_code
+    assert "leave compat away" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_tiny_face_leaves_the_frame_alone() -> None:
+    picture, far = frame(), np.array([[30.0, 0, -9000], [0, 30.0, -6000]])
+    view = crop(picture, far, SIZE)
+    found = OriginalCompositor(np.zeros((SIZE, SIZE), np.float32)).composite(picture, view / np.float32(255), view, far)
+    np.testing.assert_array_equal(found, picture)

@@ -1,0 +1,231 @@
+"""The world of the miniature study: drawn people at 32 pixels, nine latent frames of 4 x 4, all in seconds.
+
+The same generator, ear and kind of codec as the tiny student's, so small that each stage trains in minutes on a core.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from lipstream_evaluate.syncnet import DRAWN, load_syncnet, mfcc
+from lipstream_models import STUDENTS, SpeechEncoder
+from lipstream_models.mel import LOOKAHEAD, LOOKBACK
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from ..data.clips import PAST, draw_clip
+from ..data.mask import latent_mask, mouth_mask
+from ..data.mouth import SAMPLES_PER_FRAME
+from ..optim import Descent
+from .reward import sync_scores
+from .rollout import Batch
+
+CONFIG = STUDENTS["micro"]
+SIZE = CONFIG.crop_size[0]
+FRAMES = 33
+_BLOCK = 4 * 3 * CONFIG.spatial**2  # numbers that become one latent
+_MICRO = 9  # seeds [9, ...]: nobody else draws from them
+
+
+@dataclass
+class Micro:
+    """Clips as tensors; the last `held_out` are never trained on.
+
+    Attributes:
+        target, masked, first: latents [N, C, 9, 4, 4], [N, C, 9, 4, 4], [N, C, 1, 4, 4]. audio: [N, 36, 64].
+        mouth: opening of the mouth by the rule, [N, 33]. cepstra: [N, 131, 13].
+        back: latents to pixels, [C, numbers of a block]. forth: the other way.
+    """
+
+    target: Tensor
+    masked: Tensor
+    first: Tensor
+    audio: Tensor
+    mouth: Tensor
+    cepstra: Tensor
+    back: Tensor
+    forth: Tensor
+    held_out: int
+
+    def __len__(self) -> int:
+        return len(self.target) - self.held_out
+
+    @property
+    def unseen(self) -> tuple[int, ...]:
+        return tuple(range(len(self), len(self.target)))
+
+    def batch(self, clips: tuple[int, ...]) -> Batch:
+        rows = torch.tensor(clips)
+        target, masked = self.target[rows], self.masked[rows]
+        mask = (1 - torch.from_numpy(latent_mask(SIZE, CONFIG.spatial))).expand(len(rows), 1, 9, 4, 4)
+        condition = torch.cat([self.first[rows].expand_as(target), mask, masked, masked], dim=1)
+        return Batch(target, condition, self.audio[rows], clips)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """[B, C, 9, 4, 4] -> video [B, 33, 3, 32, 32] in [0, 1]."""
+        blocks = torch.einsum("bcfhw,cp->bfhwp", latents.float(), self.back)
+        s = CONFIG.spatial
+        video = torch.unflatten(blocks, -1, (4, 3, s, s)).permute(0, 1, 4, 5, 2, 6, 3, 7).flatten(6).flatten(4, 5)
+        whole: Tensor = video.flatten(1, 2)[:, 3:] + 0.5
+        return whole.clamp(0, 1)
+
+    def encode(self, video: Tensor) -> Tensor:
+        """[B, 33, 3, 32, 32] in [0, 1] -> latents; the first frame stands for four."""
+        return torch.einsum("bfhwp,pc->bcfhw", _blocks(video), self.forth)
+
+    def judge(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
+        """Sync-C of generated clips [B], by the SyncNet for drawn faces."""
+        return torch.tensor([confidence for confidence, _ in self.sync(latents, clips)])
+
+    @torch.inference_mode()
+    def sync(self, latents: Tensor, clips: tuple[int, ...]) -> list[tuple[float, float]]:
+        """Sync-C and Sync-D of each clip."""
+        found = sync_scores(_syncnet(), self.decode(latents), self.cepstra[list(clips)])
+        return [(one.confidence, one.distance) for one in found]
+
+
+_nets: list[Any] = []
+
+
+def _syncnet() -> Any:
+    if not _nets:
+        _nets.append(load_syncnet(DRAWN))
+    return _nets[0]
+
+
+def load_micro(folder: Path, clips: int = 700, held_out: int = 48, *, quiet: bool = False) -> Micro:
+    """Draw the clips, or find them in `folder`."""
+    path = folder / f"micro-{clips}-{held_out}.safetensors"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        save_file({name: x.contiguous() for name, x in _make(clips + held_out, quiet).items()}, partial)
+        partial.replace(path)
+    return Micro(**load_file(path), held_out=held_out)
+
+
+def _make(clips: int, quiet: bool) -> dict[str, Tensor]:
+    drawn: list[dict[str, NDArray[Any]]] = []
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        found = pool.imap(_draw, range(clips), chunksize=4)
+        drawn = list(tqdm(found, "drawing", clips, unit="clip", disable=quiet))
+    arrays = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
+    pixel = torch.from_numpy(mouth_mask(SIZE))
+    video, reference, identity = (_video(arrays[name]) for name in ("target", "reference", "identity"))
+    forth, back = _components(video)
+    nothing = torch.empty(0)
+    micro = Micro(nothing, nothing, nothing, nothing, nothing, nothing, back, forth, 0)
+    return {
+        "target": micro.encode(video),
+        "masked": micro.encode((reference - 0.5) * pixel + 0.5),
+        "first": torch.einsum("bfhwp,pc->bcfhw", _blocks(identity[:, None]), forth),
+        "audio": _ear(arrays["heard"], arrays["mouth"]),
+        "mouth": arrays["mouth"][..., 0].contiguous(),
+        "cepstra": arrays["cepstra"],
+        "back": back,
+        "forth": forth,
+    }
+
+
+def _draw(index: int) -> dict[str, NDArray[Any]]:
+    cv2.setNumThreads(1)  # the processes are the threads
+    torch.set_num_threads(1)
+    clip = draw_clip(np.random.default_rng([_MICRO, index]), FRAMES, SIZE, CONFIG.crop_box)
+    first = PAST * SAMPLES_PER_FRAME
+    end = first + FRAMES * SAMPLES_PER_FRAME
+    return {
+        "target": clip.target,
+        "reference": clip.reference,
+        "identity": clip.identity,
+        "heard": clip.heard[first - LOOKBACK : end + LOOKAHEAD],
+        "mouth": clip.mouth.stacked(),
+        "cepstra": mfcc(clip.heard[first:end]),
+    }
+
+
+def _video(frames: Tensor) -> Tensor:
+    return frames.movedim(-1, -3).float() / 255
+
+
+def _blocks(video: Tensor) -> Tensor:
+    """[B, 1 + 4 n, 3, H, W] -> [B, 1 + n, h, w, numbers of a block] around grey; the first frame stands for four."""
+    s = CONFIG.spatial
+    whole = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1) - 0.5
+    cut = whole.view(len(whole), -1, 4, 3, SIZE // s, s, SIZE // s, s)  # [B, F, 4, 3, h, s, w, s]
+    return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
+
+
+def _components(video: Tensor) -> tuple[Tensor, Tensor]:
+    """The first principal components of blocks, forth [numbers, C] and back [C, numbers], as the tiny codec's."""
+    blocks = _blocks(video).flatten(0, 3)
+    some = blocks[torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[:60_000]].double()
+    variance, vectors = torch.linalg.eigh(some.T @ some / len(some))
+    count = CONFIG.latent_channels
+    variance, vectors = variance.flip(0)[:count], vectors.flip(1)[:, :count]
+    scale = 2.2 * variance ** (-0.25)
+    scale = scale / (scale * variance.sqrt()).mean()  # unit deviation on the whole
+    return (vectors * scale).float(), (vectors / scale).float().T.contiguous()
+
+
+def _ear(heard: Tensor, mouth: Tensor) -> Tensor:
+    """Features [N, 36, 64] of an ear trained on these very voices; those of the first frame four times."""
+    torch.manual_seed(0)
+    ear, read = SpeechEncoder(), nn.Linear(64, 4)
+    with torch.no_grad():
+        mel = torch.cat([ear.mel(part) for part in torch.split(heard, 64)])
+    rows, wanted = mel.flatten(0, 1), mouth.flatten(0, 1)
+    descent = Descent([ear, read], 1200, 2e-3)
+    for _ in range(1200):
+        chosen = torch.randint(len(rows), (512,))
+        x = rows[chosen]
+        descent.step(F.mse_loss(read(ear.layers(x + 0.05 * torch.randn_like(x))), wanted[chosen]))
+    with torch.no_grad():
+        features = ear.layers(mel)
+    return torch.cat([features[:, :1].expand(-1, 3, -1), features], dim=1).contiguous()
+
+
+def texts() -> tuple[Tensor, Tensor]:
+    """Embeddings of the prompt and of the negative one: numbers like any other here."""
+    generator = torch.Generator().manual_seed(1)
+    text, negative = torch.randn(2, CONFIG.text_len, CONFIG.text_dim, generator=generator)
+    return text, negative
+
+
+def fidelity(micro: Micro, latents: Tensor, clips: tuple[int, ...]) -> dict[str, float]:
+    """PSNR in dB against what was drawn, inside and outside the mouth."""
+    pixel = torch.from_numpy(mouth_mask(SIZE)) > 0.5
+    made, drawn = micro.decode(latents), micro.decode(micro.target[list(clips)])
+    error = (made - drawn).square().mean(2)
+
+    def psnr(area: Tensor) -> float:
+        each = error[..., area].flatten(1).mean(1)
+        return float((-10 * torch.log10(each.clamp_min(1e-9))).mean())  # 90 dB stand for equal pictures
+
+    return {"psnr_mouth": psnr(~pixel), "psnr_outside": psnr(pixel)}
+
+
+def opening(micro: Micro) -> Callable[[Tensor], Tensor]:
+    """What reads the opening [B, 33] from latents: ridge regression on what was drawn for training."""
+    train = slice(0, len(micro))
+    x = micro.target[train].permute(0, 2, 1, 3, 4).flatten(2)  # [N, 9, C h w]
+    four = torch.cat([micro.mouth[train, :1].expand(-1, 3), micro.mouth[train]], 1).view(-1, 9, 4)
+    a, b = torch.cat([x, torch.ones(*x.shape[:2], 1)], 2).flatten(0, 1).double(), four.flatten(0, 1).double()
+    weights = torch.linalg.solve(a.T @ a + 30 * torch.eye(a.shape[1]), a.T @ b).float()
+
+    def read(latents: Tensor) -> Tensor:
+        y = latents.float().permute(0, 2, 1, 3, 4).flatten(2)
+        found: Tensor = torch.cat([y, torch.ones(*y.shape[:2], 1)], 2) @ weights
+        return found.flatten(1)[:, 3:]
+
+    return read
