@@ -13,14 +13,13 @@ import argparse
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from lipstream.backends.base import Array
 from lipstream.backends.ring import Ring
-from lipstream.backends.stepped import SteppedChunks
+from lipstream.backends.stepped import SteppedStream
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
-from lipstream.face.compositing import Compositor
 from lipstream.media import FPS
 from lipstream.session import LipSyncSession
 from lipstream.session.reference import SourceFrame
@@ -51,7 +50,7 @@ AUDIO = AudioGeometry(sample_rate=16_000, samples_per_frame=640, lookback=5880, 
 
 
 class Copies:
-    """See `lipstream.backends.Stream`: the ring is real, the networks copy."""
+    """See `lipstream.backends.steps.Steps`: the ring is real, the networks copy."""
 
     def __init__(self) -> None:
         self.ring = Ring(GEOMETRY)
@@ -91,8 +90,13 @@ class Still:
     def close(self) -> None: ...
 
 
-class Shown:
-    """In a compositor's place: the picture as it was."""
+class Untouched:
+    """See `lipstream.face.FacePipeline`: the picture as it was."""
+
+    retimed = True
+
+    def crop(self, frame: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
+        return frame
 
     def composite(
         self, frame: NDArray[np.uint8], picture: Array, crop: NDArray[np.uint8], matrix: NDArray[np.float64]
@@ -103,7 +107,7 @@ class Shown:
 def simulate(hours: float) -> dict[str, Any]:
     """Run the session; what came out, hour by hour."""
     manifest = Manifest({"name": "copies"}, GEOMETRY, AUDIO, (0.999, 0.769, 0.0), "fp32")
-    chunks = SteppedChunks(manifest, Copies(), np.ones(GEOMETRY.latent_size, np.float32))
+    chunks = SteppedStream(manifest, Copies(), np.ones(GEOMETRY.latent_size, np.float32))
     rng = np.random.default_rng(0)
     total = int(hours * 3600 * RATE)
     sound = rng.standard_normal(RATE, np.float32) * np.float32(0.1)
@@ -112,7 +116,7 @@ def simulate(hours: float) -> dict[str, Any]:
     chunk_ms: list[float] = []
     with (
         ThreadPoolExecutor(1) as pool,
-        LipSyncSession(manifest, chunks, Still(), cast(Compositor, Shown()), pool) as session,
+        LipSyncSession(manifest, chunks, Still(), Untouched(), pool) as session,
         tqdm(total=round(hours * 60), desc="simulated", unit="min", disable=None) as bar,
     ):
         while pushed < total:

@@ -20,13 +20,15 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lipstream import LipSyncEngine, samples
-from lipstream.backends.base import Backend, Stream
+from lipstream.backends.base import Backend
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.backends.stepped import SteppedStream
+from lipstream.backends.steps import Steps
 from lipstream.bundle import Bundle
 from lipstream.media import AudioReader
 from lipstream_export.bundle import Parts, export_bundle
@@ -35,7 +37,7 @@ from lipstream_export.precision.calibration import largest_inputs, largest_opera
 from lipstream_export.precision.fp8 import LARGEST, to_e4m3
 from lipstream_export.precision.sensitivity import BUDGET, velocity_error
 from lipstream_export.source import parts_of_bundle
-from lipstream_export.torch_backend import TorchBackend, TorchStream
+from lipstream_export.torch_backend import TorchBackend, TorchSteps
 from lipstream_models import CausalDiT, StudentConfig
 from lipstream_models.ring import KVRing
 from numpy.typing import NDArray
@@ -74,8 +76,8 @@ class Variant(TorchBackend):
 
     ring: tuple[str, list[Tensor]] | None = None
 
-    def open_stream(self) -> TorchStream:
-        stream = super().open_stream()
+    def open_steps(self) -> TorchSteps:
+        stream = super().open_steps()
         if self.ring:
             stored = StoredRing(self.config, dtype=stream._ring.k[0].dtype)
             stored.grain, stored.largest = self.ring
@@ -96,7 +98,7 @@ def dub(bundle: Bundle, backend: Backend, video: Path, audio: Path, chunks: int)
     decoded: list[Frames] = []
 
     class Watching:
-        def __init__(self, stream: Stream) -> None:
+        def __init__(self, stream: Steps) -> None:
             self._stream = stream
 
         def __getattr__(self, name: str) -> Any:
@@ -107,8 +109,9 @@ def dub(bundle: Bundle, backend: Backend, video: Path, audio: Path, chunks: int)
             return decoded[-1]
 
     class Opened:
-        def open_stream(self) -> Any:
-            return Watching(backend.open_stream())
+        def open_stream(self) -> SteppedStream:
+            steps = cast(Steps, Watching(backend.open_steps()))
+            return SteppedStream(bundle.manifest, steps, bundle.constants["mask.latent"])
 
     engine = LipSyncEngine(bundle, Opened())  # type: ignore[arg-type]
     sound = AudioReader(audio)
@@ -129,7 +132,7 @@ def mouth_psnr(found: Frames, expected: Frames, kept: NDArray[np.float32]) -> fl
 
 def rings(backend: Variant, passes: Passes) -> list[Frames]:
     """The K and V that every chunk's context pass leaves in the middle layer."""
-    stream = backend.open_stream()
+    stream = backend.open_steps()
     left: list[Frames] = []
     for name, arguments in passes.calls:
         getattr(stream, name)(*arguments)
@@ -143,7 +146,7 @@ def rings(backend: Variant, passes: Passes) -> list[Frames]:
 def largest_heads(parts: Parts, passes: Passes) -> list[Tensor]:
     """Per layer the largest K and V of every head, [2, H]."""
     watched = backend(parts)
-    stream = watched.open_stream()
+    stream = watched.open_steps()
     found = [torch.zeros(2, watched.config.num_heads) for _ in range(watched.config.num_layers)]
     for name, arguments in passes.calls:
         getattr(stream, name)(*arguments)
@@ -194,7 +197,7 @@ def variants(parts: Parts, passes: Passes, progress: Callable[[str], None]) -> I
 
 def errors_of(found: Backend, passes: Passes, t_list: tuple[float, ...]) -> dict[str, float]:
     """Relative error of the velocities of each pass of the schedule."""
-    velocities = found.open_stream()
+    velocities = found.open_steps()
     given = passes.play(velocities)
     steps = [arguments[3] for name, arguments in passes.calls if name == "denoise"]
     errors = {}
@@ -217,7 +220,7 @@ def random_rows(chunks: int = 5) -> list[dict[str, Any]]:
         latents = rng.standard_normal((3, 16, *shape), np.float32)
         passes.calls += [("begin_chunk", (chunk,)), *(("denoise", (latents[i], *inputs, i)) for i in range(2))]
         passes.calls += [("context", (latents[2], *inputs))]
-    passes.velocities = passes.play(backend(parts).open_stream())
+    passes.velocities = passes.play(backend(parts).open_steps())
     bf16 = to_bfloat16(parts)
     assert bf16.student
     fp8 = replace(bf16, student=quantise(bf16.student, largest_inputs(bf16, passes)))

@@ -86,7 +86,7 @@ class Stream:
         self._noisy = normal(c.latent_channels, c.chunk_frames, *c.latent_size)
         self._condition = normal(c.in_channels - c.latent_channels, frames, *c.latent_size)
         self._audio = normal(4 * frames, c.audio_dim)
-        self._ring = TorchBackend.of(parts, c).open_stream()
+        self._ring = TorchBackend.of(parts, c).open_steps()
         for past in range(chunk):
             self._ring.begin_chunk(past)
             self._ring.context(*self._of_chunk(self._clean, past))

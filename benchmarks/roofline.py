@@ -250,7 +250,7 @@ def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict
         seconds.setdefault(key, []).append(time.perf_counter() - start)
 
     for _ in range(repeats):
-        stream = engine.open_stream()
+        stream = engine.backend.open_steps()
         for chunk in range(len(lengths) + 2):
             frames = lengths[min(chunk, len(lengths) - 1)]
             stream.begin_chunk(chunk)

@@ -60,7 +60,7 @@ def drive(
     engine: LipSyncEngine, seed: int, count: int, prepared: bool = False, *, paced: bool = False
 ) -> Iterator[tuple[Array, float]]:
     """Pictures and milliseconds of each chunk of one stream, as a session drives it; `paced`: one every 480 ms."""
-    chunks = engine._open_chunks()
+    chunks = engine.backend.open_stream()
     started: list[tuple[PendingChunk, float]] = []
 
     def finish() -> tuple[Array, float]:
@@ -125,12 +125,12 @@ def difference(engine: LipSyncEngine, other: LipSyncEngine, count: int) -> float
 
 def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:
     """What the lanes of the device do over a few chunks in the middle of a stream; also written to `trace`."""
-    if not hasattr(engine._backend, "trace"):
+    if not hasattr(engine.backend, "trace"):
         raise ConfigError("this backend notes no timeline", expected="engines, on backend tensorrt")
     driven = drive(engine, 0, WARM_UP + 2 * DRAWN)
     for _ in range(WARM_UP):
         next(driven)
-    noted = engine._backend.trace()
+    noted = engine.backend.trace()
     for _ in range(DRAWN):
         next(driven)
     spans = noted.spans()
@@ -142,7 +142,7 @@ def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:
 
 def run(args: argparse.Namespace) -> bool:
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
-    results: dict[str, Any] = {"backend": type(engine._backend).__name__}
+    results: dict[str, Any] = {"backend": type(engine.backend).__name__}
     passed = True
     if args.against:
         results["relative_error"] = error = difference(

@@ -73,9 +73,9 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
 
     ceiling, figures = measured(torch.device("cpu"), threads)
     engines = {name: LipSyncEngine.load(bundle, backend=name, threads=threads) for name in (OURS, EAGER)}
-    eager = engines[EAGER]._backend
+    eager = engines[EAGER].backend
     assert isinstance(eager, TorchBackend)
-    streams: dict[str, Passes] = {name: engine.open_stream() for name, engine in engines.items()}
+    streams: dict[str, Passes] = {name: engine.backend.open_steps() for name, engine in engines.items()}
     streams[ORIGINAL] = OriginalStream(eager)
     manifest = engines[OURS].manifest
     g = manifest.geometry
@@ -123,7 +123,7 @@ def _table(rows: NDArray[np.float64], kinds: list[str]) -> dict[str, dict[str, f
 
 
 class Passes(Protocol):
-    """The part of `lipstream.backends.Stream` that is the DiT."""
+    """The part of `lipstream.backends.steps.Steps` that is the DiT."""
 
     def begin_chunk(self, chunk: int) -> None: ...
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array: ...

@@ -72,7 +72,7 @@ class WindowCache:
 
 
 class OriginalStream:
-    """The passes of a bundle's student in this structure; called as `lipstream.backends.Stream` is."""
+    """The passes of a bundle's student in this structure; called as `lipstream.backends.steps.Steps` is."""
 
     def __init__(self, backend: TorchBackend) -> None:
         assert backend.parts.student, "the bundle has no denoiser"

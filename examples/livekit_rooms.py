@@ -27,7 +27,6 @@ import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 from lipstream import LipSyncEngine, samples
 from lipstream.integrations.livekit import speak_in
-from lipstream.server.prometheus import sessions_that_fit
 from livekit import rtc
 from pydantic import BaseModel
 
@@ -35,7 +34,7 @@ TOKEN = os.environ["LIPSTREAM_TOKEN"]
 app = FastAPI()
 engine = LipSyncEngine.load("tiny")
 face = engine.prepare(samples.FACE)
-most = sessions_that_fit(engine, face)
+most = engine.capacity(face)
 rooms: set[asyncio.Task[None]] = set()
 
 

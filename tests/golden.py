@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from lipstream.backends.base import Stream
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.backends.sampler import assemble_condition, generate_chunk
+from lipstream.backends.steps import Steps
 from lipstream.face.alignment import Aligner
 from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.lower import to_onnx
@@ -61,11 +61,11 @@ def _exact(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def open_stream(parts: Parts, config: StudentConfig, backend: str) -> Stream:
+def open_stream(parts: Parts, config: StudentConfig, backend: str) -> Steps:
     if backend == "torch":
-        return TorchBackend.of(parts, config).open_stream()
+        return TorchBackend.of(parts, config).open_steps()
     with tempfile.TemporaryDirectory() as folder:
-        return OnnxRuntimeBackend(export_bundle(parts, config, Path(folder) / "bundle")).open_stream()
+        return OnnxRuntimeBackend(export_bundle(parts, config, Path(folder) / "bundle")).open_steps()
 
 
 def dit_stream(golden: Golden, backend: str) -> float:

@@ -39,7 +39,7 @@ def parity_report(
     geometry, audio = manifest.geometry, manifest.audio
     c, channels, n = geometry.chunk_frames, geometry.latent_channels, geometry.video_frames
     chunks = (geometry.window - geometry.sink) // c + -(-geometry.sink // c) + 2
-    streams = TorchBackend.of(parts, config).open_stream(), OnnxRuntimeBackend(bundle).open_stream()
+    streams = TorchBackend.of(parts, config).open_steps(), OnnxRuntimeBackend(bundle).open_steps()
     errors: dict[str, list[float]] = {}
     rng = np.random.default_rng(seed)
 

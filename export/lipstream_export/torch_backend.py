@@ -7,7 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from lipstream.backends import ChunkStream
 from lipstream.backends.base import Array
+from lipstream.backends.stepped import SteppedStream
+from lipstream.backends.steps import Steps
 from lipstream.bundle import REBUILD, Bundle
 from lipstream.errors import BackendError
 from lipstream_models import TAEHV, CausalDiT, KVRing, SpeechEncoder, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
@@ -16,14 +19,14 @@ from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token
 from torch import Tensor
 
 from .audio import AudioEncoder, Ear
-from .bundle import Parts, student_config
+from .bundle import Parts, manifest_of, student_config
 from .denoiser import RingAttention
 from .lower import PLACES, WEIGHTS, read_weight
 from .video import VideoDecoder, VideoEncoder
 
 
-class TorchStream:
-    """See `lipstream.backends.Stream`. All on the weights' device; K and V in the type of the products."""
+class TorchSteps:
+    """See `lipstream.backends.steps.Steps`. All on the weights' device; K and V in the type of the products."""
 
     def __init__(self, backend: TorchBackend) -> None:
         self._config = config = backend.config
@@ -153,11 +156,20 @@ class TorchBackend:
 
     def _set(self, parts: Parts, config: StudentConfig) -> None:
         self.parts, self.config, self.constants = parts, config, parts.constants()
+        self.manifest = manifest_of(parts, config)
         for module in parts.modules().values():
             module.eval()
 
-    def open_stream(self) -> TorchStream:
-        return TorchStream(self)
+    def open_stream(self) -> ChunkStream:
+        return self.stepped(self.open_steps())
+
+    def stepped(self, steps: Steps) -> SteppedStream:
+        """Chunks on `steps`, which are this backend's own or wrap them."""
+        return SteppedStream(self.manifest, steps, _array(self.constants["mask.latent"]))
+
+    def open_steps(self) -> TorchSteps:
+        """A stream that is called graph by graph, for tools that look between the graphs."""
+        return TorchSteps(self)
 
 
 def _ear(model: dict[str, Any]) -> Ear:

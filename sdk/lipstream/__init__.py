@@ -15,18 +15,20 @@ from .bundle import Bundle
 from .dub import DubResult
 from .engine import LipSyncEngine
 from .errors import LipStreamError, LipStreamInternalError
-from .session import Frame, LipSyncSession
-from .session.reference import PreparedReference
+from .face import FaceOptions
+from .session import Frame, LipSyncSession, PreparedReference, RealtimePlayer
 
 __all__ = [
     "Bundle",
     "DubResult",
+    "FaceOptions",
     "Frame",
     "LipStreamError",
     "LipStreamInternalError",
     "LipSyncEngine",
     "LipSyncSession",
     "PreparedReference",
+    "RealtimePlayer",
 ]
 
 try:

@@ -7,18 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .errors import AudioTooShortError, ConfigError, QualityError
-from .face.tracking import Policy
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
 from .session import Frame, LipSyncSession
-
-if TYPE_CHECKING:
-    from .engine import LipSyncEngine
 
 Path_ = str | os.PathLike[str]
 MANY = 0.1
@@ -63,16 +58,11 @@ class DubResult:
 
 
 def dub(
-    engine: LipSyncEngine,
+    open_session: Callable[[int], LipSyncSession],
     video: Path_,
     audio: Path_ | None,
     output: Path_,
     *,
-    face_policy: Policy = "hold",
-    face_at: tuple[float, float] | None = None,
-    insightface: Path_ | None = None,
-    compat: bool = False,
-    seed: int = 42,
     crf: int = 18,
     preset: str = "veryfast",
     lossless: bool = False,
@@ -85,16 +75,16 @@ def dub(
     anything goes wrong, Ctrl-C included.
 
     Args:
+        open_session: opens a session on `video` from which the given number of frames will be taken.
         audio: any file with sound; None for the video's own, at the time at which it starts in the video.
         output: .mp4, .mov, .m4v or .mkv. crf, preset, lossless: see `lipstream.media.VideoWriter`.
-        face_policy, face_at, insightface, compat, seed: see `LipSyncEngine.session`.
         strict: an error where there would be warnings, and no file.
         progress: called with (frames done, frames in all).
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
         QualityError: with `strict`, many frames are bypassed, or some are damaged.
-        NoAudioError, AudioFormatError, OutputError, and what `LipSyncEngine.session` raises.
+        NoAudioError, AudioFormatError, OutputError, and what `open_session` raises.
     """
     start = time.perf_counter()
     for path in (video, audio, output):
@@ -128,16 +118,7 @@ def dub(
         colour=source.info.colour,
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
-        length = total + engine.manifest.geometry.video_frames
-        with engine.session(
-            video,
-            face_policy=face_policy,
-            face_at=face_at,
-            insightface=insightface,
-            compat=compat,
-            seed=seed,
-            length=length,
-        ) as session:
+        with open_session(total) as session:
             for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
                 now = time.perf_counter()
                 tally.first_frame = tally.first_frame or now - start
@@ -222,7 +203,7 @@ def _frames(session: LipSyncSession, blocks: Iterator[NDArray[np.float32]], rate
         # In pieces, since a block may be longer than a session holds.
         for start in range(0, len(block), rate):
             pushed += session.push_audio(block[start : start + rate], rate)
-            while taken < (pushed / rate - _LEAD) * FPS and (frame := next(session.frames(), None)):
+            while taken < (pushed / rate - _LEAD) * FPS and (frame := next(iter(session), None)):
                 taken += 1
                 yield frame
     session.flush()

@@ -2,33 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import os
 import statistics
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .backends.base import GRAPHS, Backend, ChunkInput, ChunkStream, Stream, cores, load_backend
-from .backends.pipelined import OverlappedChunks, Retractable
-from .backends.stepped import SteppedChunks
+from .backends import Backend, ChunkInput, load_backend
+from .backends.base import GRAPHS, cores
 from .bundle import REBUILD, Bundle, Manifest, reading
+from .dub import DubResult, dub
 from .errors import BundleCorruptError, ConfigError, ForkError
-from .face.compositing import Compositor
-from .face.tracking import Policy
-from .face.upstream import OriginalCompositor, check_geometry
-from .media import limit_threads
+from .face import FaceOptions, FacePipeline, LipStreamFacePipeline, UpstreamFacePipeline
+from .media import FPS, limit_threads
 from .metrics import Metrics, NoMetrics
-from .session import LOG, Idle, LipSyncSession
-from .session.reference import LOOP_BYTES, FaceOptions, LiveReference, PreparedReference, Reference, Source
+from .session import Frame, Idle, LipSyncSession, PreparedReference
+from .session.reference import LOOP_BYTES, LiveReference, Reference, Source
 
-if TYPE_CHECKING:
-    from .dub import DubResult
-
+LOG = logging.getLogger("lipstream")
 MOST_THREADS = 1024
 
 
@@ -45,15 +42,14 @@ class LipSyncEngine:
     Load the engine in the process that uses it: it does not survive a fork.
 
     Attributes:
-        manifest: what the bundle says of itself.
+        manifest: the bundle's. backend: runs its graphs.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, metrics: Metrics | None = None) -> None:
         self.manifest: Manifest = bundle.manifest
-        self._backend, self._metrics = backend, metrics or NoMetrics()
+        self.backend, self._metrics = backend, metrics or NoMetrics()
         self._keep_mask = bundle.constants["mask.composite"]
-        self._compositor = Compositor(self._keep_mask, box=bundle.manifest.geometry.crop_box)
-        self._latent_mask = bundle.constants["mask.latent"]
+        self._face = LipStreamFacePipeline(bundle.manifest.geometry, self._keep_mask)
         self._process = os.getpid()
         # For the chunks of sessions that are iterated on an event loop; its threads start when they are needed.
         self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="lipstream")
@@ -80,7 +76,7 @@ class LipSyncEngine:
                 A number given here also limits, for the whole process, decoding, encoding and OpenCV.
             verify: compare every file with the manifest's SHA-256 first.
             provider: of backend "onnxruntime": "cpu" (the default), "cuda" or "tensorrt" (`lipstream[gpu]`).
-            metrics: told what the engine and its sessions count and measure.
+            metrics: receives what the engine and its sessions count and measure.
 
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
@@ -107,19 +103,11 @@ class LipSyncEngine:
             limit_threads(threads)
         return reading(path, load)
 
-    def open_stream(self) -> Stream:
-        """A bare stream on the backend: the graphs with their state, without reference, clock or compositing."""
-        self._check_process()
-        return self._backend.open_stream()
-
     def session(
         self,
         video: Source | PreparedReference,
         *,
-        face_policy: Policy | None = None,
-        face_at: tuple[float, float] | None = None,
-        insightface: str | os.PathLike[str] | None = None,
-        compat: bool = False,
+        face: FaceOptions | None = None,
         seed: int = 42,
         max_pending: float = 60.0,
         idle: Idle | None = None,
@@ -131,17 +119,11 @@ class LipSyncEngine:
         Args:
             video: path of a video or picture, frames (uint8 [H, W, 3] RGB, 25 a second), or a prepared reference.
                 It is played forwards and backwards for as long as there is audio.
-            face_policy: for frames without the face: "hold" its last place (the default), "bypass" the frame, or
-                "raise". Frames before the first face are bypassed. Of a prepared reference, what it was prepared with.
-            face_at: (x, y) in pixels near the wanted face of several; None for the largest.
-            insightface: folder of InsightFace's models, to find faces exactly as the released system does. They are for
-                non-commercial research only; by default LipStream's own networks do it.
-            compat: crop, paste and take the video's frames as the released system does, to compare with its pictures;
-                slower and not as good (`lipstream.face.upstream`). For bundles of released weights.
+            face: how the face is found and pasted back; None for the defaults, or as the reference was prepared.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of audio that may wait in the session.
             idle: what is shown where there is no audio: "closed", the face with its mouth at rest, generated like
-                speech; "reference", the video untouched, which costs next to nothing. None: iterating ends, or waits.
+                speech; "reference", the untouched video, which costs almost nothing. None: iterating ends.
             length: frames that will be asked for, if known: a long video is then not kept for looping.
             loop_bytes: of temporary disk that a looped video's frames may take; a longer video is turned round there.
 
@@ -154,33 +136,27 @@ class LipSyncEngine:
         if isinstance(video, PreparedReference):
             if video.manifest != self.manifest:
                 raise ConfigError("a reference prepared with another bundle", fix="prepare it with this engine")
-            given = FaceOptions(
-                face_policy or video.faces.policy,
-                video.faces.at if face_at is None else face_at,
-                video.faces.insightface if insightface is None else Path(insightface),
-                video.faces.compat or compat,
-            )
-            if given != video.faces:
-                raise ConfigError(
-                    f"{given} for a reference prepared with {video.faces}",
-                    fix="give face_policy, face_at, insightface and compat to prepare()",
-                )
+            if face not in (None, video.face):
+                raise ConfigError(f"{face} for a reference prepared with {video.face}", fix="give it to prepare()")
+            pipeline = self._pipeline(video.face)
             reference = video.play()
         else:
             if length is not None and (not isinstance(length, int) or length < 1):
                 raise ConfigError(f"length={length!r}", expected="a number of frames, at least 1, or None")
-            given = self._faces(face_policy or "hold", face_at, insightface, compat)
-            reference = LiveReference(video, self.manifest.geometry, given, length=length, loop_bytes=loop_bytes)
+            face = face or FaceOptions()
+            pipeline = self._pipeline(face)
+            reference = LiveReference(
+                video, self.manifest.geometry, face, pipeline, length=length, loop_bytes=loop_bytes
+            )
         with ExitStack() as undo:
             undo.callback(reference.close)
-            chunks = self._open_chunks()
-            undo.callback(chunks.close)
-            compositor = OriginalCompositor(self._keep_mask) if given.compat else self._compositor
+            stream = self.backend.open_stream()
+            undo.callback(stream.close)
             session = LipSyncSession(
                 self.manifest,
-                chunks,
+                stream,
                 reference,
-                compositor,
+                pipeline,
                 self._pool,
                 seed=seed,
                 max_pending=max_pending,
@@ -193,14 +169,14 @@ class LipSyncEngine:
         return session
 
     def warmup(self, chunks: int = 6) -> float:
-        """Run a stream of `chunks` chunks on nothing, so that the first session finds everything loaded and warm.
+        """Run a stream of `chunks` chunks of zeros, so that everything is loaded and warm for the first session.
 
         Returns:
             Seconds that a chunk takes once it is: the median of the second half. 12 frames are shown for 0.48 s.
         """
         self._check_process()
         m, g = self.manifest, self.manifest.geometry
-        stream = self._open_chunks()
+        stream = self.backend.open_stream()
         samples = np.zeros(m.audio.window(g.video_frames), np.float32)
         crops = np.zeros((g.video_frames, 3, *g.crop_size), np.float32)
         noise = np.zeros((g.latent_channels, g.chunk_frames, *g.latent_size), np.float32)
@@ -217,23 +193,37 @@ class LipSyncEngine:
         LOG.info("warm: a chunk takes %.3f s", found)
         return found
 
-    def _open_chunks(self) -> ChunkStream:
-        stream = self._backend.open_stream()
-        if isinstance(stream, ChunkStream):
-            return stream
-        if isinstance(stream, Retractable) and stream.overlaps:
-            return OverlappedChunks(self.manifest, stream, self._latent_mask)
-        return SteppedChunks(self.manifest, stream, self._latent_mask)
+    def capacity(
+        self, reference: PreparedReference, *, share: float = 0.75, use: Callable[[Frame], object] | None = None
+    ) -> int:
+        """How many sessions this machine runs in real time, measured on one that runs as fast as it can.
+
+        Args:
+            share: of the machine that is to be used, 0 to 1.
+            use: what is done with each frame besides generating it, such as encoding; its time counts.
+
+        Returns:
+            At least 1.
+        """
+        self.warmup()
+        chunk = self.manifest.geometry.video_frames
+        with self.session(reference, idle="closed") as session:
+            frames = iter(session)
+            begun = 0.0
+            for number, frame in enumerate(itertools.islice(frames, 7 * chunk)):
+                if number == 3 * chunk:  # warm, and the window full
+                    begun = time.perf_counter()
+                if use:
+                    use(frame)
+            rate = 4 * chunk / (time.perf_counter() - begun)
+        return max(1, int(share * rate / FPS))
 
     def prepare(
         self,
         video: Source,
         *,
         seconds: float = 20.0,
-        face_policy: Policy = "hold",
-        face_at: tuple[float, float] | None = None,
-        insightface: str | os.PathLike[str] | None = None,
-        compat: bool = False,
+        face: FaceOptions | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> PreparedReference:
         """Decode, track and encode the first `seconds` of `video` once, to be looped by any number of sessions.
@@ -242,32 +232,57 @@ class LipSyncEngine:
         a video that needs more is cut. Raises as `session` does.
         """
         self._check_process()
-        faces = self._faces(face_policy, face_at, insightface, compat)
-        stream = self._backend.open_stream()
-        return PreparedReference(video, stream, self.manifest, faces, seconds=seconds, max_bytes=loop_bytes)
+        face = face or FaceOptions()
+        pipeline = self._pipeline(face)
+        stream = self.backend.open_stream()
+        try:
+            return PreparedReference(
+                video, stream, self.manifest, face, pipeline, seconds=seconds, max_bytes=loop_bytes
+            )
+        finally:
+            stream.close()
 
     def dub(
         self,
         video: str | os.PathLike[str],
         audio: str | os.PathLike[str] | None,
         output: str | os.PathLike[str],
-        **options: Any,
+        *,
+        face: FaceOptions | None = None,
+        seed: int = 42,
+        crf: int = 18,
+        preset: str = "veryfast",
+        lossless: bool = False,
+        strict: bool = False,
+        progress: Callable[[int, int], None] | None = None,
     ) -> DubResult:
-        """The whole job on files: `video` speaks `audio`, written to `output`. Options as `lipstream.dub.dub` has."""
-        from .dub import dub  # a client of the engine
+        """Make the face in `video` speak `audio`, and write it to `output`.
 
-        return dub(self, video, audio, output, **options)
+        Args:
+            audio, output, crf, preset, lossless, strict, progress: see `lipstream.dub.dub`. face, seed: see `session`.
 
-    def _faces(
-        self,
-        policy: Policy,
-        at: tuple[float, float] | None,
-        insightface: str | os.PathLike[str] | None,
-        compat: bool,
-    ) -> FaceOptions:
-        if compat:
-            check_geometry(self.manifest.geometry.crop_box, self.manifest.geometry.crop_size)
-        return FaceOptions(policy, at, None if insightface is None else Path(insightface), compat)
+        Raises:
+            What `session` and `lipstream.dub.dub` raise.
+        """
+
+        def open_session(frames: int) -> LipSyncSession:
+            length = frames + self.manifest.geometry.video_frames  # one chunk may be started beyond the end
+            return self.session(video, face=face, seed=seed, length=length)
+
+        return dub(
+            open_session,
+            video,
+            audio,
+            output,
+            crf=crf,
+            preset=preset,
+            lossless=lossless,
+            strict=strict,
+            progress=progress,
+        )
+
+    def _pipeline(self, face: FaceOptions) -> FacePipeline:
+        return UpstreamFacePipeline(self.manifest.geometry, self._keep_mask) if face.upstream else self._face
 
     def _check_process(self) -> None:
         if os.getpid() != self._process:

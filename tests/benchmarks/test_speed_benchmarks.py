@@ -161,7 +161,7 @@ def test_the_released_structure_computes_what_the_ring_computes(window: int, sin
     student, rng = toy_student(replace(CONFIG, window=window, sink=sink)), np.random.default_rng(0)
     config = student.config
     backend = TorchBackend.of(Parts(student, toy_text()), config)
-    ours, theirs = backend.open_stream(), OriginalStream(backend)
+    ours, theirs = backend.open_steps(), OriginalStream(backend)
 
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape, np.float32)

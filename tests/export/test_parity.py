@@ -18,7 +18,7 @@ from lipstream.errors import ParityError
 from lipstream_export import parity
 from lipstream_export.bundle import Parts
 from lipstream_export.parity import parity_report, require_parity
-from lipstream_export.torch_backend import TorchBackend, TorchStream
+from lipstream_export.torch_backend import TorchBackend, TorchSteps
 from lipstream_models import RingGeometry
 
 GRAPHS = {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
@@ -42,13 +42,13 @@ def test_every_window_agrees(student_only: Exported) -> None:
 
 def test_the_report_passes_every_phase(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    begin = TorchStream.begin_chunk
+    begin = TorchSteps.begin_chunk
 
-    def recorded(stream: TorchStream, chunk: int) -> None:
+    def recorded(stream: TorchSteps, chunk: int) -> None:
         seen.append(chunk)
         begin(stream, chunk)
 
-    monkeypatch.setattr(TorchStream, "begin_chunk", recorded)
+    monkeypatch.setattr(TorchSteps, "begin_chunk", recorded)
     parity_report(student_only.parts, student_only.config, student_only.bundle)
     c = student_only.config
     geometry = RingGeometry(c.window, c.sink, c.chunk_frames)
@@ -123,7 +123,7 @@ def test_a_bundle_read_back_into_pytorch_is_the_bundle(complete: Exported) -> No
         # what acts through the constants alone is not in the bundle
         folded = r"time_embedding|time_projection|text_embedding|cross_attn\.(k|v|norm_k)\."
         assert [name for name in different if not re.search(folded, name)] == []
-    streams: list[Any] = [backend.open_stream(), OnnxRuntimeBackend(complete.bundle).open_stream()]
+    streams: list[Any] = [backend.open_steps(), OnnxRuntimeBackend(complete.bundle).open_steps()]
     rng, size = np.random.default_rng(0), complete.config.latent_size
     for chunk in range(3):
         latent, condition = (rng.standard_normal((n, 3, *size), np.float32) for n in (4, 13))

@@ -57,12 +57,12 @@ def passes(complete: Exported) -> Passes:
         found.calls += [("begin_chunk", (chunk,))]
         found.calls += [("denoise", (latents[step], condition, audio, step)) for step in range(2)]
         found.calls += [("context", (latents[2], condition, audio))]
-    found.velocities = found.play(TorchBackend.of(complete.parts, complete.config).open_stream())
+    found.velocities = found.play(TorchBackend.of(complete.parts, complete.config).open_steps())
     return found
 
 
 def error_of(exported: Exported, parts: object, passes: Passes) -> float:
-    stream = TorchBackend.of(parts, exported.config).open_stream()  # type: ignore[arg-type]
+    stream = TorchBackend.of(parts, exported.config).open_steps()  # type: ignore[arg-type]
     return velocity_error(passes.play(stream), passes.velocities)
 
 
@@ -130,10 +130,10 @@ def test_sensitivity_predicts_the_error_of_fp8(complete: Exported, passes: Passe
     sensitivity = measure_sensitivity(parts, passes, largest, budget=math.inf)
     assert sensitivity.kept == []
     quantised = replace(parts, student=quantise(parts.student, sensitivity.quantised))
-    expected = passes.play(TorchBackend.of(parts, complete.config).open_stream())
-    found = passes.play(TorchBackend.of(quantised, complete.config).open_stream())
+    expected = passes.play(TorchBackend.of(parts, complete.config).open_steps())
+    found = passes.play(TorchBackend.of(quantised, complete.config).open_steps())
     assert velocity_error(found, expected) == pytest.approx(sensitivity.predicted(), rel=0.6)
-    assert passes.play(TorchBackend.of(parts, complete.config).open_stream())[0].tobytes() == expected[0].tobytes()
+    assert passes.play(TorchBackend.of(parts, complete.config).open_steps())[0].tobytes() == expected[0].tobytes()
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=30), st.floats(0, 2))

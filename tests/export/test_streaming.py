@@ -33,7 +33,7 @@ def test_stream_equals_clip(window: int, sink: int, chunk: int) -> None:
     condition = normal(3 * config.latent_channels + 1, frames, *size)
     audio = normal(4 * frames, config.audio_dim)
 
-    stream = TorchBackend.of(Parts(student=student, text=text), config).open_stream()
+    stream = TorchBackend.of(Parts(student=student, text=text), config).open_steps()
     text_kv = student.text_kv(text[None])
     phases = set()
     for k in range(CHUNKS):
@@ -65,7 +65,7 @@ def test_the_past_matters() -> None:
     audio = rng.standard_normal((5, 12, CONFIG.audio_dim), np.float32)
 
     def last(changed: int | None = None) -> np.ndarray:
-        stream = backend.open_stream()
+        stream = backend.open_steps()
         for k in range(4):
             stream.begin_chunk(k)
             stream.context(-latents[k] if k == changed else latents[k], conditions[k], audio[k])

@@ -73,7 +73,7 @@ def test_in_bfloat16_the_memories_are(exported: Exported, tmp_path: Path) -> Non
 def test_streams_do_not_share_their_beginning(exported: Exported) -> None:
     backend = OnnxRuntimeBackend(exported.bundle)
     frames = np.random.default_rng(0).random((12, 3, *SIZES.crop_size), np.float32)
-    first, second = backend.open_stream(), backend.open_stream()
+    first, second = backend.open_steps(), backend.open_steps()
     before = first.encode_video(frames)
     first.encode_video(frames)
     np.testing.assert_array_equal(second.encode_video(frames), before)

@@ -196,7 +196,7 @@ session = engine.session(np.stack([next(iter(__import__("lipstream.media").media
 if pid := os.fork():
     sys.exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 wrong = 0
-for use in (lambda: engine.session(sys.argv[1]), lambda: engine.prepare(sys.argv[1]), engine.open_stream,
+for use in (lambda: engine.session(sys.argv[1]), lambda: engine.prepare(sys.argv[1]), engine.warmup,
             lambda: session.push_audio(np.zeros(640, np.float32), 16000), session.flush, session.interrupt,
             lambda: list(session)):
     try:

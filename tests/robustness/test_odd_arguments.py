@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from lipstream import LipSyncEngine, cli, samples
+from lipstream import FaceOptions, LipSyncEngine, cli, samples
 from lipstream.cli import main
 from lipstream.errors import AudioFormatError, BundleNotFoundError, ConfigError, MediaOpenError, OutputError
 from lipstream.media import AudioReader, FrameLoop, VideoReader, VideoWriter, ensure_distinct
@@ -36,8 +36,8 @@ def test_threads(threads: Any) -> None:
         {"length": 2.5},
         {"seed": 1.5},
         {"seed": "one"},
-        {"face_at": ("1", "2")},
-        {"face_at": (1.0,)},
+        {"face": FaceOptions(at=("1", "2"))},
+        {"face": FaceOptions(at=(1.0,))},
         {"max_pending": "long"},
         {"loop_bytes": 0},
     ],
@@ -132,12 +132,7 @@ def test_a_bug_prints_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: 
 def test_idle_graphs_do_not_spin() -> None:
     """An engine that has worked and is left alone takes next to no CPU time."""
     engine = LipSyncEngine.load("tiny", threads=2)
-    engine.open_stream().encode_audio(np.zeros(_samples(engine), np.float32))
+    engine.warmup(2)
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.2
-
-
-def _samples(engine: LipSyncEngine) -> int:
-    audio, frames = engine.manifest.audio, engine.manifest.geometry.video_frames
-    return audio.lookback + frames * audio.samples_per_frame + audio.lookahead

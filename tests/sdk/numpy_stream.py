@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from lipstream.backends.stepped import SteppedChunks
+from lipstream.backends.stepped import SteppedStream
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
-from lipstream.face.compositing import Compositor
+from lipstream.face import LipStreamFacePipeline
 from lipstream.session import Frame, LipSyncSession
 from lipstream.session.reference import SourceFrame
 from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def hashed(x: Any) -> Array:
 
 
 class NumpyStream:
-    """See `lipstream.backends.Stream`.
+    """See `lipstream.backends.steps.Steps`.
 
     Attributes:
         calls: (name, argument) of each call.
@@ -132,10 +132,10 @@ class OpenSession:
 
     def __init__(self, *, stream: Any = None, reference: Any = None, **options: Any) -> None:
         self.stream, self.reference = stream or NumpyStream(), reference or NumberedReference()
-        compositor = Compositor(np.zeros((SIDE, SIDE), np.float32))
+        face = LipStreamFacePipeline(GEOMETRY, np.zeros((SIDE, SIDE), np.float32))
         mask = np.zeros(GEOMETRY.latent_size, np.float32)
-        chunks = SteppedChunks(MANIFEST, self.stream, mask)
-        self.session = LipSyncSession(MANIFEST, chunks, self.reference, compositor, POOL, **options)
+        chunks = SteppedStream(MANIFEST, self.stream, mask)
+        self.session = LipSyncSession(MANIFEST, chunks, self.reference, face, POOL, **options)
 
 
 def open_session(**options: Any) -> LipSyncSession:

@@ -11,7 +11,7 @@ import av
 import cv2
 import numpy as np
 import pytest
-from lipstream import LipSyncEngine
+from lipstream import FaceOptions, LipSyncEngine
 from lipstream.bundle import Bundle
 from lipstream.errors import AudioTooShortError, FaceNotFoundError
 from lipstream.face import FaceTracker
@@ -173,13 +173,13 @@ def test_frames_without_a_face(engine: LipSyncEngine, speaker: Video, media: Pat
     frames = [*speaker[:6], *np.full((4, 160, 192, 3), 90, np.uint8), *speaker[6:12]]
     source = write_video(tmp_path / "gone.mkv", frames, lossless=True)
     out = tmp_path / "out.mkv"
-    result = engine.dub(source, media / "speech.wav", out, lossless=True, face_policy="bypass")
+    result = engine.dub(source, media / "speech.wav", out, lossless=True, face=FaceOptions("bypass"))
     assert (result.frames, result.bypassed) == (15, 4)
     pictures, _ = decoded(out)
     np.testing.assert_array_equal(pictures[6:10], np.stack(frames[6:10]))
     before = out.read_bytes()
     with pytest.raises(FaceNotFoundError):
-        engine.dub(source, media / "speech.wav", out, lossless=True, face_policy="raise")
+        engine.dub(source, media / "speech.wav", out, lossless=True, face=FaceOptions("raise"))
     assert out.read_bytes() == before  # the older result is as it was
     assert {path.name for path in tmp_path.iterdir()} == {"gone.mkv", "out.mkv"}
 

@@ -10,11 +10,14 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from lipstream import LipSyncEngine, PreparedReference
+from lipstream import FaceOptions, LipSyncEngine, PreparedReference
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend
+from lipstream.bundle import Bundle
 from lipstream.errors import BackendError, ConfigError, FaceNotFoundError, MediaOpenError, SessionClosedError
+from lipstream.face import LipStreamFacePipeline
 from lipstream.media import VideoWriter, ping_pong
 from lipstream.session import Frame
-from lipstream.session.reference import stack_crops
+from lipstream.session.reference import LiveReference, stack_crops
 from numpy.typing import NDArray
 from numpy_stream import assert_same_frames, speak
 from voice_and_video import voice
@@ -122,14 +125,15 @@ class TestPrepared:
         self, engine: LipSyncEngine, speaker: Video, count: int
     ) -> None:
         reference = engine.prepare(speaker[:count])
-        with engine.session(speaker[: reference.frames]) as live:
-            first = 0
-            for chunk in range(9):
-                frames = live._reference.frames(first, 12 if chunk else 9)
-                crops = stack_crops(engine.manifest.geometry, [frame.crop for frame in frames])
-                expected = live._chunks.stream.encode_video(crops)  # type: ignore[attr-defined]
-                np.testing.assert_array_equal(reference.latents(first), expected)
-                first += len(frames)
+        geometry, face = engine.manifest.geometry, FaceOptions()
+        pipeline = LipStreamFacePipeline(geometry, np.ones(geometry.crop_size, np.float32))
+        live = LiveReference(speaker[: reference.frames], geometry, face, pipeline)
+        stream, first = engine.backend.open_stream(), 0
+        for chunk in range(9):
+            frames = live.frames(first, 12 if chunk else 9)
+            expected = stream.encode_video(stack_crops(geometry, [frame.crop for frame in frames]))
+            np.testing.assert_array_equal(reference.latents(first), expected)
+            first += len(frames)
 
     def test_a_chunk_that_starts_elsewhere_is_encoded_anew(self, engine: LipSyncEngine, speaker: Video) -> None:
         """After a flush in the middle of a chunk the picture goes on where it was, as on a live reference."""
@@ -149,11 +153,11 @@ class TestPrepared:
         assert engine.prepare(speaker, loop_bytes=14 * speaker[0].nbytes).frames == 13
 
     def test_its_face_options_are_its_own(self, engine: LipSyncEngine, prepared: PreparedReference) -> None:
-        engine.session(prepared, face_policy="hold").close()
+        engine.session(prepared, face=FaceOptions("hold")).close()
         with pytest.raises(ConfigError, match="prepare"):
-            engine.session(prepared, face_policy="raise")
+            engine.session(prepared, face=FaceOptions("raise"))
         with pytest.raises(ConfigError, match="prepare"):
-            engine.session(prepared, face_at=(10.0, 10.0))
+            engine.session(prepared, face=FaceOptions(at=(10.0, 10.0)))
 
     def test_images_go_back_and_forth(self, prepared: PreparedReference, speaker: Video) -> None:
         shown = [frame.image for frame in prepared.play().frames(0, 69)]
@@ -201,7 +205,7 @@ class TestFaces:
 
     def test_bypassed_frames_are_the_sources(self, engine: LipSyncEngine, speaker: Video) -> None:
         video = self.hidden(speaker)
-        with engine.session(video, face_policy="bypass") as session:
+        with engine.session(video, face=FaceOptions("bypass")) as session:
             frames = speak(session, pcm(31 / 25, 16_000))
         assert [frame.index for frame in frames if frame.bypassed] == list(range(12, 24))
         for frame in frames:
@@ -209,7 +213,7 @@ class TestFaces:
             assert not np.shares_memory(frame.image, video)
 
     def test_raise_ends_the_session(self, engine: LipSyncEngine, speaker: Video) -> None:
-        with engine.session(self.hidden(speaker), face_policy="raise") as session:
+        with engine.session(self.hidden(speaker), face=FaceOptions("raise")) as session:
             session.push_audio(pcm(31 / 25, 16_000), 16_000)
             taken: list[Frame] = []
             with pytest.raises(FaceNotFoundError) as caught:
@@ -228,9 +232,9 @@ class TestFaces:
 
     def test_a_policy_and_a_place_that_are_none(self, engine: LipSyncEngine, speaker: Video) -> None:
         with pytest.raises(ConfigError, match="policy"):
-            engine.session(speaker, face_policy="guess")  # type: ignore[arg-type]
+            engine.session(speaker, face=FaceOptions("guess"))  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="selection"):
-            engine.session(speaker, face_at=(float("nan"), 3))
+            engine.session(speaker, face=FaceOptions(at=(float("nan"), 3)))
 
 
 class TestSources:
@@ -316,14 +320,15 @@ def test_streams_of_a_backend_are_alone(engine: LipSyncEngine) -> None:
         stream.context(latent, condition, audio)
         return [*out, stream.decode(latent)]
 
-    alone = engine.open_stream()
+    backend = OnnxRuntimeBackend(Bundle.load("tiny"), threads=1)
+    alone = backend.open_steps()
     expected = [step(alone, k) for k in range(4)]
-    stream, other = engine.open_stream(), engine.open_stream()
+    stream, other = backend.open_steps(), backend.open_steps()
     for k in range(4):
         found = step(stream, k)
         for a, b in zip(found, expected[k], strict=True):
             np.testing.assert_array_equal(a, b)
         step(other, 0)
-    fresh = engine.open_stream()
+    fresh = backend.open_steps()
     assert all((a == b).all() for a, b in zip(step(fresh, 0), expected[0], strict=True))
-    assert any((a != b).any() for a, b in zip(step(engine.open_stream(), 0)[:1], expected[1][:1], strict=True))
+    assert any((a != b).any() for a, b in zip(step(backend.open_steps(), 0)[:1], expected[1][:1], strict=True))

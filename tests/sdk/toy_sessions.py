@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from lipstream.backends.base import ChunkInput, ChunkStream, PendingChunk, Timed
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
-from lipstream.backends.stepped import SteppedChunks
 from lipstream.bundle import Bundle
-from lipstream.face.compositing import Compositor
+from lipstream.face import LipStreamFacePipeline
 from lipstream.session import Frame, LipSyncSession
 from lipstream.session.reference import SourceFrame
 from lipstream_export.bundle import Parts, export_bundle
@@ -36,6 +36,9 @@ class Recorded(ChunkStream):
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
         return _Recording(self, self.inner.start(chunk, timed))
+
+    def encode_video(self, crops: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return self.inner.encode_video(crops)
 
     def close(self) -> None:
         self.inner.close()
@@ -98,20 +101,23 @@ def export_toy(folder: Path) -> Bundle:
 
 
 def session(chunks: ChunkStream, bundle: Bundle, *, seed: int = 0, pictures: int = 0) -> LipSyncSession:
-    compositor = Compositor(np.zeros((SIDE, SIDE), np.float32), box=(0.0, 0.0, 420.0, 560.0))
+    face = LipStreamFacePipeline(bundle.manifest.geometry, np.zeros((SIDE, SIDE), np.float32))
     recorded = Recorded(chunks)
-    return LipSyncSession(bundle.manifest, recorded, Pictures(pictures), compositor, POOL, seed=seed, max_pending=90)
+    opened = LipSyncSession(bundle.manifest, recorded, Pictures(pictures), face, POOL, seed=seed, max_pending=90)
+    CROPS[opened] = recorded.taken
+    return opened
+
+
+CROPS: WeakKeyDictionary[LipSyncSession, list[np.ndarray[Any, Any]]] = WeakKeyDictionary()
 
 
 def result(opened: LipSyncSession, frames: list[Frame]) -> Result:
-    assert isinstance(opened._chunks, Recorded)
-    return Result(frames, opened._chunks.taken)
+    return Result(frames, CROPS[opened])
 
 
 def offline(bundle: Bundle, **options: Any) -> LipSyncSession:
     """A session on the ONNX Runtime backend: what is to come out."""
-    stream = OnnxRuntimeBackend(bundle, threads=1).open_stream()
-    return session(SteppedChunks(bundle.manifest, stream, bundle.constants["mask.latent"]), bundle, **options)
+    return session(OnnxRuntimeBackend(bundle, threads=1).open_stream(), bundle, **options)
 
 
 Script = Callable[[LipSyncSession], Result]

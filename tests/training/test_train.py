@@ -157,7 +157,7 @@ def test_a_roll_out_is_what_a_stream_generates() -> None:
     model, data, text = toy_student(), latents(), toy_text()
     found = roll_out(model, data, text, torch.tensor([1]), seed=5)[0]
     _, condition, audio, _ = data.batch(torch.tensor([1]))
-    stream = TorchBackend.of(Parts(student=model, text=text), CONFIG).open_stream()
+    stream = TorchBackend.of(Parts(student=model, text=text), CONFIG).open_steps()
     generator = torch.Generator().manual_seed(5)
     for chunk in range(2):
         now = slice(3 * chunk, 3 * chunk + 3)

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import numpy as np
 from lipstream import LipSyncEngine, samples
-from lipstream.backends.base import Array, Stream
+from lipstream.backends import ChunkStream
+from lipstream.backends.base import Array
+from lipstream.backends.steps import Steps
 from lipstream.bundle import Bundle
 from lipstream.errors import AudioTooShortError
 from lipstream.media import AudioReader
@@ -41,7 +43,7 @@ class Passes:
     calls: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
     velocities: list[Array] = field(default_factory=list)
 
-    def play(self, stream: Stream) -> list[Array]:
+    def play(self, stream: Steps) -> list[Array]:
         """Make the same calls on `stream`; what its `denoise` gave. Errors do not add up but through the ring."""
         found = [getattr(stream, name)(*arguments) for name, arguments in self.calls]
         return [x for (name, _), x in zip(self.calls, found, strict=True) if name == "denoise"]
@@ -50,7 +52,7 @@ class Passes:
 class _Recorder:
     """A stream that notes its calls on the way to another."""
 
-    def __init__(self, stream: Stream, passes: Passes) -> None:
+    def __init__(self, stream: Steps, passes: Passes) -> None:
         self._stream, self._passes = stream, passes
 
     def __getattr__(self, name: str) -> Callable[..., object]:
@@ -72,8 +74,9 @@ class _RecordingBackend:
     def __init__(self, backend: TorchBackend, passes: Passes) -> None:
         self._backend, self._passes = backend, passes
 
-    def open_stream(self) -> Stream:
-        return cast(Stream, _Recorder(self._backend.open_stream(), self._passes))
+    def open_stream(self) -> ChunkStream:
+        steps = cast(Steps, _Recorder(self._backend.open_steps(), self._passes))
+        return self._backend.stepped(steps)
 
 
 def record_passes(
@@ -147,7 +150,7 @@ def largest_operands(parts: Parts, passes: Passes) -> list[list[float]]:
     observers = [_Observer() for _ in student.layers]
     for block, observer in zip(student.layers, observers, strict=True):
         block.self_attn.operands = observer
-    passes.play(TorchBackend.of(replace(parts, student=student), student.config).open_stream())
+    passes.play(TorchBackend.of(replace(parts, student=student), student.config).open_steps())
     last = len(observers) - 1
     return [observer.amax for i, observer in enumerate(observers) if i < last or any(observer.amax)]
 
@@ -170,6 +173,6 @@ def largest_inputs(parts: Parts, passes: Passes, method: Method = "amax") -> dic
             found[name].append(float(sizes.max()))
 
     with _inputs(parts.student, seen):
-        passes.play(TorchBackend.of(parts, parts.student.config).open_stream())
+        passes.play(TorchBackend.of(parts, parts.student.config).open_steps())
     reduce = np.mean if method == "percentile" else np.max
     return {name: float(reduce(values)) for name, values in found.items() if values}

@@ -78,13 +78,13 @@ def measure_sensitivity(
     student = copy.deepcopy(parts.student)
     layers = linear_layers(student)
     backend = TorchBackend.of(replace(parts, student=student), student.config)
-    expected = passes.play(backend.open_stream())
+    expected = passes.play(backend.open_steps())
     errors: dict[str, float] = {}
     for i, (name, amax) in enumerate(largest.items()):
         progress(f"sensitivity, layer {i + 1} of {len(largest)}")
         parent, _, child = name.rpartition(".")
         setattr(student.get_submodule(parent), child, FP8Linear(layers[name], amax))
-        errors[name] = velocity_error(passes.play(backend.open_stream()), expected)
+        errors[name] = velocity_error(passes.play(backend.open_steps()), expected)
         setattr(student.get_submodule(parent), child, layers[name])
     ordered = dict(sorted(errors.items(), key=lambda item: -(item[1] ** 2) / layers[item[0]].weight.numel()))
     return Sensitivity(ordered, largest, budget)

@@ -1,5 +1,5 @@
-"""Backends: whatever can run the graphs of a bundle. They are found through the entry points `lipstream.backends`."""
+"""Backends: what can run the graphs of a bundle. They are found through the entry points `lipstream.backends`."""
 
-from .base import Backend, Stream, load_backend
+from .base import Backend, ChunkInput, ChunkStream, PendingChunk, load_backend
 
-__all__ = ["Backend", "Stream", "load_backend"]
+__all__ = ["Backend", "ChunkInput", "ChunkStream", "PendingChunk", "load_backend"]

@@ -1,4 +1,4 @@
-"""What a backend is: a loaded bundle that opens streams. The denoising loop and the session see nothing else of it."""
+"""What a backend is: a loaded bundle that opens streams, which turn crops and sound into generated crops, by chunks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,50 +18,24 @@ from ..errors import BackendError
 
 Array = NDArray[np.float32]
 GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
-
-
-class Stream(Protocol):
-    """All state of one stream on one backend: the K/V ring and the memories of the video encoder and decoder.
-
-    Sizes: c = chunk_frames latent frames, n = temporal * c video frames, C latent channels, A audio features.
-    Arrays are float32; a returned array belongs to the caller. Not thread-safe: one stream, one caller.
-    """
-
-    def encode_audio(self, samples: Array) -> Array:
-        """Samples [lookback + n * samples_per_frame + lookahead] in [-1, 1] -> features [n, A]. Has no state."""
-
-    def encode_video(self, frames: Array) -> Array:
-        """Aligned crops [n, 3, H, W] in [0, 1] -> latents [2, C, c, h, w]: as they are, and with the mouth masked."""
-
-    def begin_chunk(self, chunk: int) -> None:
-        """Make room in the ring for `chunk` = 0, 1, 2, ...; before the first pass of that chunk."""
-
-    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
-        """Pass `step` of the schedule: latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [n, A] -> velocity."""
-
-    def context(self, latent: Array, condition: Array, audio: Array) -> None:
-        """The pass at t = 0 over the finished chunk; what it writes to the ring is what later chunks see."""
-
-    def decode(self, latent: Array) -> Array:
-        """Latents [C, c, h, w] -> frames [n, 3, H, W] in [0, 1]."""
-
-
 Timed = Callable[[str], AbstractContextManager[None]]
-"""``with timed("decode"): ...`` counts what is inside as that stage's."""
+"""``with timed("decode"): ...`` adds the time spent inside to that stage's."""
 
 
 @dataclass(frozen=True)
 class ChunkInput:
-    """What one chunk is made of. Sizes as of `Stream`.
+    """What one chunk is generated from.
+
+    Sizes: c = chunk_frames latent frames, n = temporal * c video frames, C latent channels.
 
     Attributes:
         number: of the chunk in its stream, 0, 1, 2, ...
-        crops: aligned crops [n, 3, H, W] in [0, 1]; None where `latents` are known.
-        latents: [2, C, c, h, w] of the crops, or None.
-        samples: what the audio encoder hears.
+        crops: float32 [n, 3, H, W] in [0, 1], aligned; None where `latents` are known.
+        latents: float32 [2, C, c, h, w] of the crops, as they are and with the mouth masked; or None.
+        samples: float32 [lookback + n * samples_per_frame + lookahead] in [-1, 1], the audio encoder's window.
         noises: unit noise [C, c, h, w] for each pass.
-        missing: pictures that the chunk has fewer than n: the stream's first stands for several, so its first crop and
-            its first features stand for those before them.
+        missing: pictures by which the chunk has fewer than n. A stream's first latent frame stands for one video frame,
+            so its first crop and first features are repeated in front.
     """
 
     number: int
@@ -76,36 +50,43 @@ class PendingChunk(Protocol):
     """A chunk that was started."""
 
     def pictures(self) -> Array:
-        """Crops [n - missing, H, W, 3] in [0, 1], waited for; to be read before the next but one starts."""
+        """Wait for crops float32 [n - missing, H, W, 3] in [0, 1]; valid until the next chunk but one is started."""
 
     def drop(self) -> None:
-        """Forget it: the next chunk that is started has its number, and takes its place."""
+        """Discard it: the next chunk that is started has its number, and replaces it."""
 
 
-@runtime_checkable
 class ChunkStream(Protocol):
-    """A stream that is asked for whole chunks. Not thread-safe.
+    """All state of one stream on one backend: the K/V ring, and the memories of video encoder and decoder.
+
+    Not thread-safe: one caller at a time.
 
     Attributes:
-        ahead: whether starting returns before the chunk is done, so that the next one should be started before this
+        ahead: whether `start` returns before the chunk is done, so that the next one should be started before this
             one's pictures are taken.
     """
 
     ahead: bool
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
-        """Begin with a chunk; at most one other is pending."""
+        """Start a chunk; at most one other is pending."""
+
+    def encode_video(self, crops: Array) -> Array:
+        """Crops float32 [n, 3, H, W] in [0, 1] -> latents [2, C, c, h, w], as they are and with the mouth masked.
+
+        For preparing a reference on a stream of its own: it advances the encoder's memory.
+        """
 
     def close(self) -> None:
         """Give its memory back. May be called again."""
 
 
 class Backend(Protocol):
-    """A bundle, loaded. Immutable and thread-safe; streams share its weights."""
+    """A loaded bundle. Immutable and thread-safe; streams share its weights."""
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None: ...
 
-    def open_stream(self) -> Stream: ...
+    def open_stream(self) -> ChunkStream: ...
 
 
 def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str) -> Backend:

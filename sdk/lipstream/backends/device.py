@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol, cast
 
+from .._native import RingPosition
+from ..bundle import Geometry
 from ..errors import BackendError
 from ..gpu import Driver, NoDriverError, driver
 
@@ -16,6 +19,34 @@ class Kernels(Protocol):
     def assemble_condition(self, *addresses: int, **sizes: Any) -> None: ...
     def advance(self, *addresses: int, **sizes: Any) -> None: ...
     def synchronize(self) -> None: ...
+
+
+def move_sink(
+    kernels: Kernels,
+    geometry: Geometry,
+    position: RingPosition,
+    layers: Iterable[tuple[int, int, int]],
+    turn: tuple[int, int],
+    *,
+    keep: bool = True,
+    **options: Any,
+) -> None:
+    """Make room for a chunk in rings on the device: see `lipstream.backends.ring.Ring.begin`.
+
+    Args:
+        layers: addresses of K, V and the sink's copy of K, per layer.
+        turn: addresses of the cosines and sines [pairs] that turn the sink to the window's start.
+        keep: False where the chunk is started again: its frames have moved to the sink already.
+        options: dtype, heads_first, stream of the kernels.
+    """
+    g, p = geometry, position
+    shape = {"ring_shape": (g.window, g.tokens, g.num_heads, g.head_dim), **options}
+    rolling, pairs = g.window - g.sink, g.head_dim // 2 - 2 * (g.head_dim // 6)
+    for k, v, sink in layers:
+        if p.keep_count and keep:
+            kernels.ring_keep(k, v, sink, p.keep_slot, rolling, p.keep_first, p.keep_count, **shape)
+        if p.anchored:
+            kernels.ring_anchor(k, sink, rolling, p.anchored, *turn, temporal_pairs=pairs, **shape)
 
 
 def require_gpu(what: str) -> Driver:

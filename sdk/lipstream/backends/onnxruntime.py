@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 
 from ..bundle import Bundle
 from ..errors import BackendError
-from .base import GRAPHS, Array, Stream, default_threads
-from .onnxruntime_gpu import PROVIDERS, Device, DeviceStream, require_provider
+from .base import GRAPHS, Array, ChunkStream, default_threads
+from .onnxruntime_gpu import PROVIDERS, Device, DeviceSteps, require_provider
+from .pipelined import PipelinedStream
 from .ring import Ring
+from .stepped import SteppedStream
+from .steps import Steps
 
 
 class OnnxRuntimeBackend:
@@ -75,10 +78,18 @@ class OnnxRuntimeBackend:
         if self._device:
             self._on_device = {name: self._device.put(x) for name, x in self.constants.items()}
 
-    def open_stream(self) -> Stream:
+    def open_stream(self) -> ChunkStream:
+        """Pipelined over two threads where the CPU computes and there is more than one thread."""
+        mask = self.constants["mask.latent"]
+        if self._device or self.threads == 1:
+            return SteppedStream(self.manifest, self.open_steps(), mask)
+        return PipelinedStream(self.manifest, OnnxRuntimeSteps(self), mask)
+
+    def open_steps(self) -> Steps:
+        """A stream that is called graph by graph, for tools that look between the graphs."""
         if self._device:
-            return DeviceStream(self.graphs, self._on_device, self.manifest, self._device)
-        return OnnxRuntimeStream(self)
+            return DeviceSteps(self.graphs, self._on_device, self.manifest, self._device)
+        return OnnxRuntimeSteps(self)
 
 
 class _Memory:
@@ -95,11 +106,10 @@ class _Memory:
         self.next = dict(zip(self.next, now, strict=True))
 
 
-class OnnxRuntimeStream:
-    """See `lipstream.backends.Stream`, and `lipstream.backends.pipelined.Retractable`."""
+class OnnxRuntimeSteps:
+    """See `steps.Steps` and `pipelined.RetractableSteps`."""
 
     def __init__(self, backend: OnnxRuntimeBackend) -> None:
-        self.overlaps = backend.threads > 1
         self._graphs, self._constants = backend.graphs, backend.constants
         geometry = backend.manifest.geometry
         self._steps = len(backend.manifest.t_list) - 1

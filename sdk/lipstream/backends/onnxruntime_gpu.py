@@ -18,7 +18,7 @@ from ..bundle import Geometry, Manifest
 from ..bundle.rope import temporal_tables
 from ..errors import BackendError
 from .base import Array
-from .device import Kernels, require_gpu, require_kernels
+from .device import Kernels, move_sink, require_gpu, require_kernels
 
 PROVIDERS: dict[str, list[str]] = {
     "cpu": ["CPUExecutionProvider"],
@@ -57,7 +57,7 @@ class Device:
         return self.put(np.zeros(shape, np.float32))
 
 
-class DeviceRing:
+class OrtValueRing:
     """`lipstream.backends.ring.Ring` in device memory."""
 
     def __init__(self, geometry: Geometry, device: Device) -> None:
@@ -79,18 +79,13 @@ class DeviceRing:
         self.cos, self.sin = temporal_tables(np.arange(g.chunk_frames) + chunk * g.chunk_frames, g.head_dim)
         if not p.keep_count and not p.anchored:
             return
-        pairs = self.cos.shape[1]
         cos, sin = (self._device.put(table[0]) for table in temporal_tables(np.array([p.shift]), g.head_dim))
-        sizes = {"ring_shape": (g.window, *self._frame), "dtype": "float32"}
-        kernels, rolling = self._device.kernels, g.window - g.sink
-        for k, v, sink_k in zip(self.k, self.v, self._sink_k, strict=True):
-            ring = k.data_ptr(), v.data_ptr(), sink_k.data_ptr()
-            if p.keep_count:
-                kernels.ring_keep(*ring, p.keep_slot, rolling, p.keep_first, p.keep_count, **sizes)
-            if p.anchored:
-                tables = cos.data_ptr(), sin.data_ptr()
-                kernels.ring_anchor(ring[0], ring[2], rolling, p.anchored, *tables, temporal_pairs=pairs, **sizes)
-        kernels.synchronize()  # ONNX Runtime works on a stream of its own
+        layers = [
+            (k.data_ptr(), v.data_ptr(), sink.data_ptr())
+            for k, v, sink in zip(self.k, self.v, self._sink_k, strict=True)
+        ]
+        move_sink(self._device.kernels, g, p, layers, (cos.data_ptr(), sin.data_ptr()), dtype="float32")
+        self._device.kernels.synchronize()  # ONNX Runtime works on another CUDA stream
 
     def bind(self, binding: ort.IOBinding) -> None:
         """The attended prefix as the graph's rings, and where it is to leave the new one."""
@@ -105,8 +100,8 @@ class DeviceRing:
         self.v, self._spare_v = self._spare_v, self.v
 
 
-class DeviceStream:
-    """See `lipstream.backends.Stream`.
+class DeviceSteps:
+    """See `steps.Steps`.
 
     Args:
         constants: of the bundle, on the device.
@@ -121,7 +116,7 @@ class DeviceStream:
     ) -> None:
         self._graphs, self._constants, self._device = graphs, constants, device
         self._steps = len(manifest.t_list) - 1
-        self._ring = DeviceRing(manifest.geometry, device)
+        self._ring = OrtValueRing(manifest.geometry, device)
         self._memory = {name: self._memories(graph) for name, graph in graphs.items() if name.startswith("video")}
 
     def encode_audio(self, samples: Array) -> Array:

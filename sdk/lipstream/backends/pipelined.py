@@ -1,44 +1,38 @@
-"""Chunks on a CPU, on two lanes: while one thread decodes a chunk, another is at the passes of the next one.
+"""Chunks on a CPU, pipelined over two threads: one decodes a chunk while the other runs the next one's passes.
 
-The session's thread is the third: it finds faces for the chunk to come, and blends the pictures of the one before. What
-is computed, and in which order within each state, is as in `SteppedChunks`; so are the pictures, to the last bit.
+The session's thread is the third: it tracks faces for the following chunk and composites the pictures of the previous
+one. Each state sees the same calls in the same order as in `SteppedStream`, so the pictures are the same, bit for bit.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from ..bundle import Manifest
-from .base import Array, ChunkInput, PendingChunk, Stream, Timed
-from .stepped import SteppedChunks
+from .base import Array, ChunkInput, PendingChunk, Timed
+from .stepped import SteppedStream
+from .steps import Steps
 
 
-@runtime_checkable
-class Retractable(Stream, Protocol):
-    """A stream whose `decode` may run beside its other calls, and whose last chunk can be taken back.
-
-    Attributes:
-        overlaps: whether there is a second thread to do so.
-    """
-
-    overlaps: bool
+class RetractableSteps(Steps, Protocol):
+    """Steps whose `decode` may run beside the other calls, and whose last chunk can be taken back."""
 
     def retract(self, *, encoded: bool) -> None:
-        """Memories of the codec as they were before the last chunk, which was decoded, and `encoded` if that is True.
+        """Restore the codec's memories of before the last chunk: the decoder's, and the encoder's if it was `encoded`.
 
         The ring needs nothing: `begin_chunk` may be called again for the chunk that it was called for last.
         """
 
 
-class OverlappedChunks:
-    """See `ChunkStream`; arguments as of `SteppedChunks`. After `close` a graph that runs is not waited for."""
+class PipelinedStream:
+    """See `ChunkStream`; arguments as of `SteppedStream`. `close` does not wait for a graph that is running."""
 
     ahead = True
 
-    def __init__(self, manifest: Manifest, stream: Retractable, latent_mask: Array) -> None:
-        self._stream, self._steps = stream, SteppedChunks(manifest, stream, latent_mask)
+    def __init__(self, manifest: Manifest, steps: RetractableSteps, latent_mask: Array) -> None:
+        self._steps, self._stepped = steps, SteppedStream(manifest, steps, latent_mask)
         self._passes = ThreadPoolExecutor(1, thread_name_prefix="lipstream-passes")
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="lipstream-decode")
         self._context: Future[None] | None = None
@@ -49,25 +43,29 @@ class OverlappedChunks:
 
         def generate() -> Future[Array]:
             if before is not None:
-                before.result()  # it is done; an error of its makes all that follows useless
-            latent = self._steps.denoise(chunk, timed)
-            return self._decoder.submit(self._steps.decode, latent, chunk, timed)
+                before.result()  # it is done; after an error in it no later chunk can be right
+            latent = self._stepped.denoise(chunk, timed)
+            return self._decoder.submit(self._stepped.decode, latent, chunk, timed)
 
         decoding = self._passes.submit(generate)
-        self._context = self._passes.submit(self._steps.finish, timed)
-        return _Pending(self._stream, chunk, decoding, self._context)
+        self._context = self._passes.submit(self._stepped.finish, timed)
+        return _Pending(self._steps, chunk, decoding, self._context)
+
+    def encode_video(self, crops: Array) -> Array:
+        """See `ChunkStream`."""
+        return self._steps.encode_video(crops)
 
     def close(self) -> None:
         """See `ChunkStream`."""
-        for lane in (self._passes, self._decoder):
-            lane.shutdown(wait=False, cancel_futures=True)
+        for worker in (self._passes, self._decoder):
+            worker.shutdown(wait=False, cancel_futures=True)
 
 
 @dataclass(frozen=True)
 class _Pending:
     """See `PendingChunk`."""
 
-    stream: Retractable
+    steps: RetractableSteps
     chunk: ChunkInput
     decoding: Future[Future[Array]]
     context: Future[None]
@@ -78,4 +76,4 @@ class _Pending:
     def drop(self) -> None:
         self.pictures()
         self.context.result()
-        self.stream.retract(encoded=self.chunk.crops is not None)
+        self.steps.retract(encoded=self.chunk.crops is not None)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .base import Array, Stream
+from .base import Array
+from .steps import Steps
 
 
 def predict_x0(x_t: Array, velocity: Array, t: float) -> Array:
@@ -20,7 +21,7 @@ def add_noise(x0: Array, noise: Array, t: float) -> Array:
 
 
 def generate_chunk(
-    stream: Stream,
+    steps: Steps,
     t_list: Sequence[float],
     noises: Sequence[Array],
     condition: Array,
@@ -28,7 +29,7 @@ def generate_chunk(
     *,
     on_velocity: Callable[[int, Array], None] | None = None,
 ) -> Array:
-    """Denoise one chunk, after `stream.begin_chunk`; `stream.context` is the caller's, when the frames are out.
+    """Denoise one chunk, after `steps.begin_chunk`; `steps.context` is left to the caller: the frames come first.
 
     Args:
         t_list: times of the passes, noisiest first, ending in 0.
@@ -44,7 +45,7 @@ def generate_chunk(
     for step, t in enumerate(t_list[:-1]):
         if step:
             x = add_noise(x0, noises[step], t)
-        velocity = stream.denoise(x, condition, audio, step)
+        velocity = steps.denoise(x, condition, audio, step)
         if on_velocity:
             on_velocity(step, velocity)
         x0 = predict_x0(x, velocity, t)

@@ -1,17 +1,18 @@
-"""One chunk's way from crops and sound to pictures: what it is made of, and how chunks go through the graphs."""
+"""Chunks on streams that run one graph per call: each call returns to the host with its result."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from ..bundle import Manifest
-from .base import Array, ChunkInput, PendingChunk, Stream, Timed
+from .base import Array, ChunkInput, PendingChunk, Timed
 from .sampler import assemble_condition, generate_chunk
+from .steps import Steps
 
 
 @dataclass(frozen=True)
-class _Done:
-    """A chunk whose pictures are there."""
+class _Finished:
+    """A chunk that is done when `start` returns. See `PendingChunk`."""
 
     found: Array
 
@@ -19,11 +20,11 @@ class _Done:
         return self.found
 
     def drop(self) -> None:
-        """Nothing is under way."""
+        """Nothing is running."""
 
 
-class SteppedChunks:
-    """Chunks on a stream whose every pass returns to the host. The context pass waits until the next chunk starts.
+class SteppedStream:
+    """See `ChunkStream`: chunks one after the other. A chunk's context pass is delayed until the next one starts.
 
     Args:
         latent_mask: [h, w], 1 where the picture is kept.
@@ -31,49 +32,53 @@ class SteppedChunks:
 
     ahead = False
 
-    def __init__(self, manifest: Manifest, stream: Stream, latent_mask: Array) -> None:
-        self._manifest, self._latent_mask, self.stream = manifest, latent_mask, stream
+    def __init__(self, manifest: Manifest, steps: Steps, latent_mask: Array) -> None:
+        self._manifest, self._latent_mask, self._steps = manifest, latent_mask, steps
         self._first_latent: Array | None = None
         self._unfinished: tuple[Array, Array, Array] | None = None
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
         """See `ChunkStream`."""
         self.finish(timed)
-        return _Done(self.decode(self.denoise(chunk, timed), chunk, timed))
+        return _Finished(self.decode(self.denoise(chunk, timed), chunk, timed))
+
+    def encode_video(self, crops: Array) -> Array:
+        """See `ChunkStream`."""
+        return self._steps.encode_video(crops)
 
     def finish(self, timed: Timed) -> None:
-        """The context pass of the chunk that was denoised last, if it is owed."""
+        """Run the context pass of the chunk that was denoised last, if it has not run yet."""
         if self._unfinished is not None:
             with timed("context"):
-                self.stream.context(*self._unfinished)
+                self._steps.context(*self._unfinished)
                 self._unfinished = None
 
     def denoise(self, chunk: ChunkInput, timed: Timed) -> Array:
-        """Clean latents of a chunk; its context pass is owed from then on."""
-        stream = self.stream
+        """Clean latents [C, c, h, w] of a chunk; its context pass is still to be run by `finish`."""
+        steps = self._steps
         with timed("reference"):
             if chunk.latents is None:
                 assert chunk.crops is not None
-                plain, masked = stream.encode_video(chunk.crops)
+                plain, masked = steps.encode_video(chunk.crops)
             else:
                 plain, masked = chunk.latents
         with timed("audio"):
-            features = stream.encode_audio(chunk.samples)
+            features = steps.encode_audio(chunk.samples)
             features[: chunk.missing] = features[chunk.missing]
         with timed("denoise"):
             if self._first_latent is None:
                 self._first_latent = plain[:, :1].copy()
             sequence = masked if self._manifest.geometry.sequence == "masked" else plain
             condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
-            stream.begin_chunk(chunk.number)
-            latent = generate_chunk(stream, self._manifest.t_list, chunk.noises, condition, features)
+            steps.begin_chunk(chunk.number)
+            latent = generate_chunk(steps, self._manifest.t_list, chunk.noises, condition, features)
         self._unfinished = latent, condition, features
         return latent
 
     def decode(self, latent: Array, chunk: ChunkInput, timed: Timed) -> Array:
-        """What `PendingChunk.pictures` gives."""
+        """The array that `PendingChunk.pictures` returns."""
         with timed("decode"):
-            pictures: Array = self.stream.decode(latent)[chunk.missing :].transpose(0, 2, 3, 1)
+            pictures: Array = self._steps.decode(latent)[chunk.missing :].transpose(0, 2, 3, 1)
         return pictures
 
     def close(self) -> None:

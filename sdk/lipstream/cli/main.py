@@ -366,7 +366,7 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
         "research only. Needs: pip install insightface",
     )
     command.add_argument(
-        "--compat",
+        "--upstream",
         action="store_true",
         help="crop, paste and take the video's frames as the released system does, to compare with its pictures; "
         "for bundles of released weights",
@@ -377,6 +377,7 @@ def _engine_options(command: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
     from .. import provenance
     from ..engine import LipSyncEngine
+    from ..face import FaceOptions
 
     if args.sheet:
         _check_sheet(args)
@@ -390,10 +391,7 @@ def _run(args: argparse.Namespace, report: _Report) -> dict[str, Any]:
             args.video,
             args.audio,
             args.output,
-            face_policy=args.face_policy,
-            face_at=_point(args.face_at),
-            insightface=args.insightface,
-            compat=args.compat,
+            face=FaceOptions(args.face_policy, _point(args.face_at), args.insightface, args.upstream),
             seed=args.seed,
             crf=args.crf,
             preset=args.preset,

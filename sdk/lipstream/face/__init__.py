@@ -3,6 +3,8 @@
 from .alignment import Aligner, alignment_points, crop, crop_matrix
 from .detector import Face, FaceDetector
 from .landmarks import FaceMesh, Roi, lip_gap
+from .options import FaceOptions
+from .pipeline import FacePipeline, LipStreamFacePipeline, UpstreamFacePipeline
 from .tracking import FaceObservation, FaceTracker, Tracker
 
 __all__ = [
@@ -11,9 +13,13 @@ __all__ = [
     "FaceDetector",
     "FaceMesh",
     "FaceObservation",
+    "FaceOptions",
+    "FacePipeline",
     "FaceTracker",
+    "LipStreamFacePipeline",
     "Roi",
     "Tracker",
+    "UpstreamFacePipeline",
     "alignment_points",
     "crop",
     "crop_matrix",

@@ -1,4 +1,4 @@
-"""The released system's own crop and paste, for who compares with its pictures: `compat=True`, `--compat`.
+"""The released system's own crop and paste, to compare with its pictures: `FaceOptions(upstream=True)`, `--upstream`.
 
 Not as good as ours: the whole face is resampled twice, values are cut off instead of rounded, and the transform has
 half precision. What is left to the original's bits: it computes the places of samples in half precision, too.
@@ -27,7 +27,7 @@ def crop(frame: NDArray[np.uint8], matrix: NDArray[np.float64], size: int) -> ND
     return np.asarray(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_LANCZOS4), np.uint8)
 
 
-class OriginalCompositor:
+class UpstreamCompositor:
     """Pastes the whole face back, as the released system does; the calls of `Compositor`.
 
     Args:
@@ -67,9 +67,9 @@ def check_geometry(box: tuple[float, float, float, float], size: tuple[int, int]
     """Raise ConfigError for a bundle whose crop is not the released system's, the whole canvas."""
     if box != (0.0, 0.0, CANVAS_WIDTH, CANVAS_HEIGHT):
         raise ConfigError(
-            f"compat, for a bundle that sees the part {box} of the canvas in {size[0]} x {size[1]}",
-            expected="a bundle of the released system, which sees all of it",
-            fix="leave compat away",
+            f"upstream mode, for a bundle that sees the part {box} of the canvas in {size[0]} x {size[1]}",
+            expected="a bundle of released weights, which sees all of it",
+            fix="leave the option upstream out",
         )
 
 

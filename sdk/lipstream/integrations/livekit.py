@@ -22,9 +22,7 @@ from livekit.agents.voice.avatar import (
 
 from ..engine import LipSyncEngine
 from ..media import FPS, to_int16
-from ..session import Idle
-from ..session.realtime import FramesAhead
-from ..session.reference import PreparedReference
+from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
 """Seconds of sound that may wait: an agent's whole answer arrives at once, faster than it is spoken."""
@@ -54,22 +52,25 @@ class LipSyncVideo(VideoGenerator):
         self.options = AvatarOptions(
             video_width=width, video_height=height, video_fps=FPS, audio_sample_rate=sample_rate, audio_channels=1
         )
-        self._frames = FramesAhead(engine.session(reference, idle=idle, seed=seed, max_pending=MAX_PENDING))
+        self._session = engine.session(reference, idle=idle, seed=seed, max_pending=MAX_PENDING)
+        self._player = RealtimePlayer(self._session, paced=False)  # the runner keeps the time
 
     async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
         """Speech of any length, or the end of a segment. Never waits."""
         if isinstance(frame, AudioSegmentEnd):
-            self._frames.flush()
+            self._session.flush()
             return
         pcm = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
-        self._frames.push(pcm.mean(axis=1).astype(np.int16) if frame.num_channels > 1 else pcm, frame.sample_rate)
+        self._session.push_audio(
+            pcm.mean(axis=1).astype(np.int16) if frame.num_channels > 1 else pcm, frame.sample_rate
+        )
 
     def clear_buffer(self) -> None:
         """An interruption: nothing more of what was pushed is spoken. What the runner holds already still plays."""
-        self._frames.interrupt()
+        self._session.interrupt()
 
     async def _stream(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
-        while (frame := await self._frames.next()) is not None:
+        async for frame in self._player:
             height, width = frame.image.shape[:2]
             yield rtc.VideoFrame(width, height, rtc.VideoBufferType.RGB24, frame.image.tobytes())
             if frame.idle:
@@ -84,7 +85,7 @@ class LipSyncVideo(VideoGenerator):
 
     async def aclose(self) -> None:
         """End the session."""
-        self._frames.close()
+        self._player.close()
 
 
 async def speak_in(

@@ -6,7 +6,6 @@ Written for and tested with pipecat-ai 1.14. Set the output transport to `video_
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import Any
 
@@ -26,9 +25,7 @@ from pipecat.services.settings import ServiceSettings
 
 from ..engine import LipSyncEngine
 from ..media import FPS, to_int16
-from ..session import Idle
-from ..session.realtime import FramesAhead
-from ..session.reference import PreparedReference
+from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
 """Seconds of sound that may wait: TTS is faster than speech."""
@@ -56,7 +53,7 @@ class LipSyncVideoService(AIService):
         super().__init__(settings=ServiceSettings(model=None), **options)
         self.size = reference.size
         self._engine, self._reference, self._idle, self._seed = engine, reference, idle, seed
-        self._ahead: FramesAhead | None = None
+        self._player: RealtimePlayer | None = None
         self._showing: Any = None
         self._rate = 0
         self._stops: deque[TTSStoppedFrame] = deque()
@@ -64,7 +61,7 @@ class LipSyncVideoService(AIService):
     async def setup(self, setup: FrameProcessorSetup) -> None:
         await super().setup(setup)
         session = self._engine.session(self._reference, idle=self._idle, seed=self._seed, max_pending=MAX_PENDING)
-        self._ahead = FramesAhead(session)
+        self._player = RealtimePlayer(session)
         self._showing = self.create_task(self._show())
 
     async def stop(self, frame: EndFrame) -> None:
@@ -81,33 +78,32 @@ class LipSyncVideoService(AIService):
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
         await super().process_frame(frame, direction)
-        assert self._ahead is not None
+        assert self._player is not None
+        session = self._player.session
         if isinstance(frame, TTSAudioRawFrame):
             pcm = np.frombuffer(frame.audio, np.int16).reshape(-1, frame.num_channels)
             if self._rate not in (0, frame.sample_rate):
-                self._ahead.flush()  # a segment has one rate
+                session.flush()  # a segment has one rate
             self._rate = frame.sample_rate
-            self._ahead.push(pcm, frame.sample_rate)
+            session.push_audio(pcm, frame.sample_rate)
         elif isinstance(frame, TTSStoppedFrame):
             if self._rate:
                 self._stops.append(frame)
-                self._ahead.flush()
+                session.flush()
                 self._rate = 0
             else:  # nothing was said
                 await self.push_frame(frame, direction)
         else:
             if isinstance(frame, InterruptionFrame):
-                self._ahead.interrupt()
+                session.interrupt()
                 self._stops.clear()
                 self._rate = 0
             await self.push_frame(frame, direction)
 
     async def _show(self) -> None:
-        """By the clock: it waits where a frame is late."""
-        assert self._ahead is not None
-        loop = asyncio.get_running_loop()
-        due = loop.time()
-        while (frame := await self._ahead.next()) is not None:
+        """Push each frame downstream when it is due."""
+        assert self._player is not None
+        async for frame in self._player:
             height, width = frame.image.shape[:2]
             picture = OutputImageRawFrame(image=frame.image.tobytes(), size=(width, height), format="RGB")
             if not frame.idle:
@@ -117,12 +113,10 @@ class LipSyncVideoService(AIService):
             await self.push_frame(picture)
             if frame.end_of_segment and self._stops:
                 await self.push_frame(self._stops.popleft())
-            due = max(due + 1 / FPS, loop.time() - 1 / FPS)
-            await asyncio.sleep(max(0.0, due - loop.time()))
 
     async def _end(self) -> None:
-        if self._ahead is not None:
-            self._ahead.close()
+        if self._player is not None:
+            self._player.close()
         if self._showing is not None:
             await self.cancel_task(self._showing)
             self._showing = None

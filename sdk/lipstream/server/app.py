@@ -22,7 +22,8 @@ from starlette.middleware.cors import CORSMiddleware
 from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import LipStreamError, UploadTooLargeError
-from .prometheus import Measures, sessions_that_fit
+from .frame_encoder import JpegPacker
+from .prometheus import PrometheusMetrics
 from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
 from .references import References
 from .state import Connection, Settings, State, is_loopback
@@ -34,7 +35,7 @@ PAGE = Path(__file__).with_name("page.html")
 
 def create_app(settings: Settings) -> FastAPI:
     """The application; the engine loads while it starts to answer."""
-    state = State(settings, Measures(version("lipstream"), str(Path(settings.bundle).name)))
+    state = State(settings, PrometheusMetrics(version("lipstream"), str(Path(settings.bundle).name)))
     pool = ThreadPoolExecutor(2 * cores(), thread_name_prefix="lipstream-pack")
 
     @contextlib.asynccontextmanager
@@ -107,7 +108,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.get("/v1/metrics")
     async def metrics() -> Response:
         """In Prometheus's format."""
-        return Response(state.measures.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post("/v1/references", dependencies=[Depends(admitted)])
     async def upload(request: Request) -> JSONResponse:
@@ -151,14 +152,15 @@ async def _warm_up(state: State) -> None:
 
     def load() -> tuple[LipSyncEngine, int]:
         engine = LipSyncEngine.load(
-            settings.bundle, backend=settings.backend, threads=settings.threads, metrics=state.measures
+            settings.bundle, backend=settings.backend, threads=settings.threads, metrics=state.metrics
         )
         state.references = References(engine, megabytes=settings.upload_mb)
         state.references.load_bundled()
         if settings.max_sessions:
             engine.warmup()
             return engine, settings.max_sessions
-        return engine, sessions_that_fit(engine, state.references.get("bundled"))
+        encoder = JpegPacker()  # encoding takes its share of every session
+        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.pack(frame.image))
 
     try:
         state.engine, most = await asyncio.to_thread(load)
@@ -167,12 +169,12 @@ async def _warm_up(state: State) -> None:
         LOG.error("the engine does not load: %s", error)
         return
     state.most = most
-    state.measures.most.set(most)
+    state.metrics.most.set(most)
     LOG.info("ready for %d sessions", most)
 
 
 async def _refuse(state: State, socket: WebSocket, code: int, reason: str, label: str) -> None:
-    state.measures.rejected.labels(label).inc()
+    state.metrics.rejected.labels(label).inc()
     with contextlib.suppress(RuntimeError, WebSocketDisconnect):
         await socket.close(code, reason)
 
@@ -194,7 +196,7 @@ async def drain(state: State) -> None:
     state.draining = True
     seconds = state.settings.drain if state.live else 0
     for live in list(state.live.values()):
-        live.say({"type": "closing", "reason": "the server is going away", "seconds": seconds})
+        live.send_message({"type": "closing", "reason": "the server is going away", "seconds": seconds})
     end = time.monotonic() + seconds
     while state.live and time.monotonic() < end:
         await asyncio.sleep(0.05)

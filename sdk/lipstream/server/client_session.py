@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import LipStreamError, ProtocolError, SlowClientError
 from ..media import FPS
 from .protocol import NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
-from .realtime_session import LiveSession, Wire
+from .realtime_session import RealtimeSession, Transport
 from .state import State
 
 MOST_ERRORS = 50
@@ -21,20 +21,20 @@ End = tuple[int, str]
 """A close code of the protocol, and the reason."""
 
 
-class Visit:
+class ClientSession:
     """At most one session, for as long as the settings allow.
 
     Args:
-        wire: to the client.
+        transport: to the client.
     """
 
-    def __init__(self, state: State, wire: Wire) -> None:
-        self._state, self._wire = state, wire
-        self._live: LiveSession | None = None
+    def __init__(self, state: State, transport: Transport) -> None:
+        self._state, self._transport = state, transport
+        self._live: RealtimeSession | None = None
         self._errors = 0
         self._begun = time.monotonic()
 
-    async def hold(self, start: Start, listen: Callable[[LiveSession], Awaitable[End]]) -> End:
+    async def run(self, start: Start, listen: Callable[[RealtimeSession], Awaitable[End]]) -> End:
         """Open the session and run it until somebody ends it.
 
         Args:
@@ -45,19 +45,19 @@ class Visit:
         """
         state = self._state
         if refusal := state.refusal():  # others came in between
-            state.measures.rejected.labels("capacity").inc()
+            state.metrics.rejected.labels("capacity").inc()
             return TRY_AGAIN, refusal
         assert state.engine is not None
         assert state.references is not None
         name = secrets.token_hex(4)
         reference = state.references.get(start.reference)
-        self._live = live = LiveSession(state.engine, reference, start, self._wire, state.measures)
+        self._live = live = RealtimeSession(state.engine, reference, start, self._transport, state.metrics)
         state.live[name] = live
-        state.measures.active.set(len(state.live))
+        state.metrics.active.set(len(state.live))
         try:
             width, height = live.size
             started = {"type": "started", "session": name, "width": width, "height": height, "fps": FPS}
-            live.say(started | {"sample_rate": start.sample_rate, "channels": start.channels})
+            live.send_message(started | {"sample_rate": start.sample_rate, "channels": start.channels})
             return await self._run(live, listen)
         except SlowClientError as error:
             return TRY_AGAIN, error.found
@@ -65,9 +65,9 @@ class Visit:
             live.close()
             self._live = None
             state.live.pop(name, None)
-            state.measures.active.set(len(state.live))
+            state.metrics.active.set(len(state.live))
 
-    async def _run(self, live: LiveSession, listen: Callable[[LiveSession], Awaitable[End]]) -> End:
+    async def _run(self, live: RealtimeSession, listen: Callable[[RealtimeSession], Awaitable[End]]) -> End:
         running = asyncio.ensure_future(live.run())
         reading = asyncio.ensure_future(listen(live))
         limits = asyncio.ensure_future(self._limits(live))
@@ -87,19 +87,19 @@ class Visit:
                 await asyncio.wait_for(running, 2)
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _limits(self, live: LiveSession) -> End:
+    async def _limits(self, live: RealtimeSession) -> End:
         """Ends what has been idle, or open, for too long."""
         settings = self._state.settings
         while True:
             now = time.monotonic()
-            quiet, whole = live.heard_at + settings.idle_limit - now, self._begun + settings.total_limit - now
+            quiet, whole = live.last_audio_at + settings.idle_limit - now, self._begun + settings.total_limit - now
             if quiet <= 0:
                 return NORMAL, f"no sound for {settings.idle_limit:g} s"
             if whole <= 0:
                 return NORMAL, f"open for {settings.total_limit:g} s"
             await asyncio.sleep(min(quiet, whole))
 
-    def obey(self, message: ClientMessage) -> End | None:
+    def handle_message(self, message: ClientMessage) -> End | None:
         """Do what a client's message says; its end if that is what it says.
 
         Raises:
@@ -118,7 +118,7 @@ class Visit:
                 raise ProtocolError("a second start", expected="one session on each connection")
         return None
 
-    async def wrong(self, error: LipStreamError) -> None:
+    async def report_error(self, error: LipStreamError) -> None:
         """Tell the client of a message that was for nothing.
 
         Raises:
@@ -129,16 +129,16 @@ class Visit:
             raise ProtocolError(f"more than {MOST_ERRORS} wrong messages", fix="read docs/protocol.md")
         message = failure(error, fatal=False)
         if self._live is not None:
-            self._live.say(message)
+            self._live.send_message(message)
         else:
-            await self._wire.say(message)
+            await self._transport.send_message(message)
 
 
-async def ended(wire: Wire, visit: Awaitable[End]) -> End:
+async def ended(transport: Transport, visit: Awaitable[End]) -> End:
     """How `visit` ends; of an error the client is told."""
     try:
         return await visit
     except LipStreamError as error:
         with contextlib.suppress(Exception):
-            await wire.say(failure(error, fatal=True))
+            await transport.send_message(failure(error, fatal=True))
         return POLICY, error.found

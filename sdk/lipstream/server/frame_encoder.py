@@ -1,4 +1,4 @@
-"""Packs pictures for the wire: JPEG, each for itself, or H.264 Annex B."""
+"""Packs pictures for the transport: JPEG, each for itself, or H.264 Annex B."""
 
 from __future__ import annotations
 

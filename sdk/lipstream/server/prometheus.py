@@ -1,15 +1,8 @@
-"""The metrics hook, for Prometheus; and how many sessions this machine can run."""
+"""The metrics hook, for Prometheus."""
 
 from __future__ import annotations
 
-import time
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-
-from ..engine import LipSyncEngine
-from ..media import FPS
-from ..session.reference import PreparedReference
-from .frame_encoder import JpegPacker
 
 _COUNTERS = {
     "sessions_opened": "sessions that were opened",
@@ -29,7 +22,7 @@ _SECONDS = {
 _BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.48, 0.64, 1, 2, 5, 10, 30, 60)
 
 
-class Measures:
+class PrometheusMetrics:
     """See `lipstream.metrics.Metrics`. Attributes: active: sessions on this server; its gauge. rejected: by reason."""
 
     def __init__(self, version: str, bundle: str) -> None:
@@ -54,23 +47,3 @@ class Measures:
     def text(self) -> bytes:
         """In Prometheus's format."""
         return generate_latest(self._registry)
-
-
-def sessions_that_fit(engine: LipSyncEngine, reference: PreparedReference, share: float = 0.75) -> int:
-    """How many sessions this machine runs in real time, by running one as fast as it goes for a second or two.
-
-    Args:
-        share: of what it can do that is to be used.
-    """
-    engine.warmup()
-    packer = JpegPacker()
-    with engine.session(reference, idle="closed") as session:
-        frames = session.frames()
-        for _ in range(3 * 12):
-            next(frames)
-        begun, count = time.perf_counter(), 0
-        while count < 4 * 12:
-            packer.pack(next(frames).image)
-            count += 1
-        rate = count / (time.perf_counter() - begun)
-    return max(1, int(share * rate / FPS))

@@ -19,9 +19,7 @@ from ..engine import LipSyncEngine
 from ..errors import ProtocolError, SlowClientError
 from ..media import FPS
 from ..metrics import Metrics
-from ..session import Frame
-from ..session.realtime import FramesAhead
-from ..session.reference import PreparedReference
+from ..session import Frame, PreparedReference, RealtimePlayer
 from .protocol import Start
 
 LATE_PICTURES = FPS
@@ -30,13 +28,13 @@ TOO_SLOW = 20 * FPS
 """Frames on their way from which on the client is let go."""
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """To one client. Both wait while its buffer is full."""
 
-    async def say(self, message: dict[str, Any]) -> None:
+    async def send_message(self, message: dict[str, Any]) -> None:
         """A text message."""
 
-    async def show(self, frame: Frame, at: int, picture: bool) -> None:
+    async def send_frame(self, frame: Frame, at: int, picture: bool) -> None:
         """A frame, `at` samples from the session's begin; its sound alone without `picture`."""
 
 
@@ -49,11 +47,11 @@ class _Out:
     picture: bool = True
 
 
-class LiveSession:
+class RealtimeSession:
     """See above. All methods but the thread's own are for one event loop.
 
     Args:
-        start: what the client asked for. wire: to it.
+        start: what the client asked for. transport: to it.
     """
 
     def __init__(
@@ -61,21 +59,21 @@ class LiveSession:
         engine: LipSyncEngine,
         reference: PreparedReference,
         start: Start,
-        wire: Wire,
+        transport: Transport,
         metrics: Metrics,
         *,
         max_pending: float = 60.0,
     ) -> None:
         self.size = reference.size
-        self._start, self._wire, self._metrics = start, wire, metrics
-        self._frames = FramesAhead(engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending))
+        self._start, self._transport, self._metrics = start, transport, metrics
+        self._session = engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending)
+        self._player = RealtimePlayer(self._session)
         self._on_the_way: deque[_Out | dict[str, Any]] = deque()
-        self._loop = asyncio.get_running_loop()
         self._something_to_send = asyncio.Event()
         self._at = 0
         self._speaking: bool | None = None
         self._closed = False
-        self.heard_at = time.monotonic()
+        self.last_audio_at = time.monotonic()
 
     def push(self, data: bytes) -> None:
         """Sound of the client.
@@ -86,23 +84,23 @@ class LiveSession:
         channels = self._start.channels
         if len(data) % (2 * channels):
             raise ProtocolError(f"{len(data)} bytes of sound", expected=f"int16 samples of {channels} channels")
-        self.heard_at = time.monotonic()
-        self._frames.push(np.frombuffer(data, "<i2").reshape(-1, channels), self._start.sample_rate)
+        self.last_audio_at = time.monotonic()
+        self._session.push_audio(np.frombuffer(data, "<i2").reshape(-1, channels), self._start.sample_rate)
 
     def flush(self) -> None:
         """End the segment."""
-        self._frames.flush()
+        self._session.flush()
 
     def interrupt(self) -> None:
         """Forget all that was not sent yet. The client is told where its clock goes on."""
         waiting = [out for out in self._on_the_way if isinstance(out, _Out)]
-        seconds = self._frames.interrupt(unshown=len(waiting))
+        seconds = self._session.interrupt(unshown=len(waiting))
         if waiting:
             self._at = waiting[0].at
         self._on_the_way = deque(out for out in self._on_the_way if not isinstance(out, _Out))
-        self.say({"type": "interrupted", "at": self._at, "seconds": seconds})
+        self.send_message({"type": "interrupted", "at": self._at, "seconds": seconds})
 
-    def say(self, message: dict[str, Any]) -> None:
+    def send_message(self, message: dict[str, Any]) -> None:
         """Send a text message, in order with what is on its way."""
         self._on_the_way.append(message)
         self._something_to_send.set()
@@ -130,30 +128,23 @@ class LiveSession:
     def close(self) -> None:
         """End the session; may be called again."""
         self._closed = True
-        self._frames.close()
+        self._player.close()
         self._something_to_send.set()
 
     async def _clock(self) -> None:
-        """Lets a frame out every 40 ms; where one is late, the clock waits for it."""
-        due = self._loop.time()
-        while True:
-            await asyncio.sleep(max(0.0, due - self._loop.time()))
-            frame = await self._frames.next()
-            if frame is None:
-                return
-            late = max(0.0, self._loop.time() - due)
-            self._metrics.observe("lateness", late)
-            due += 1 / FPS + (late if late > 1 / FPS else 0.0)
-            self._let_out(frame)
+        """Queue each frame for the client when it is due."""
+        async for frame in self._player:
+            self._metrics.observe("lateness", self._player.lateness)
+            self._queue_frame(frame)
 
-    def _let_out(self, frame: Frame) -> None:
+    def _queue_frame(self, frame: Frame) -> None:
         if frame.speaking != self._speaking:
             self._speaking = frame.speaking
-            self.say({"type": "state", "state": "speaking" if frame.speaking else "idle", "at": self._at})
+            self.send_message({"type": "state", "state": "speaking" if frame.speaking else "idle", "at": self._at})
         self._on_the_way.append(_Out(frame, self._at))
         self._at += len(frame.audio)
         if frame.end_of_segment:
-            self.say({"type": "segment_end", "segment": frame.segment, "at": self._at})
+            self.send_message({"type": "segment_end", "segment": frame.segment, "at": self._at})
         frames = [out for out in self._on_the_way if isinstance(out, _Out)]
         if len(frames) > TOO_SLOW:
             raise SlowClientError(
@@ -174,6 +165,6 @@ class LiveSession:
                 continue
             out = self._on_the_way.popleft()
             if isinstance(out, _Out):
-                await self._wire.show(out.frame, out.at, out.picture)
+                await self._transport.send_frame(out.frame, out.at, out.picture)
             else:
-                await self._wire.say(out)
+                await self._transport.send_message(out)

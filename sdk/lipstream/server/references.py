@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from .. import samples
 from ..engine import LipSyncEngine
 from ..errors import UnknownReferenceError, UploadTooLargeError
-from ..session.reference import PreparedReference
+from ..session import PreparedReference
 
 BUNDLED = "bundled"
 

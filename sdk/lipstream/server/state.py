@@ -8,8 +8,8 @@ from typing import Protocol
 
 from ..engine import LipSyncEngine
 from ..errors import ConfigError
-from .prometheus import Measures
-from .realtime_session import LiveSession
+from .prometheus import PrometheusMetrics
+from .realtime_session import RealtimeSession
 from .references import References
 
 
@@ -78,10 +78,10 @@ class State:
     """Attributes: live: open sessions by their name. draining: it takes no more. failed: why there is no engine."""
 
     settings: Settings
-    measures: Measures
+    metrics: PrometheusMetrics
     engine: LipSyncEngine | None = None
     references: References | None = None
-    live: dict[str, LiveSession] = field(default_factory=dict)
+    live: dict[str, RealtimeSession] = field(default_factory=dict)
     connections: set[Connection] = field(default_factory=set)
     most: int = 0
     draining: bool = False

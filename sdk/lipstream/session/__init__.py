@@ -1,5 +1,9 @@
 """Sessions: audio in, frames out, for one stream."""
 
-from .session import LOG, Frame, Idle, LipSyncSession
+from .frame import Frame
+from .idle import Idle
+from .prepared import PreparedReference
+from .realtime import RealtimePlayer
+from .session import LipSyncSession
 
-__all__ = ["LOG", "Frame", "Idle", "LipSyncSession"]
+__all__ = ["Frame", "Idle", "LipSyncSession", "PreparedReference", "RealtimePlayer"]

@@ -1,119 +1,95 @@
-"""Frames made ahead of their time: a thread of its own keeps a chunk of them ready for an event loop.
-
-For everything that shows frames by a clock: made when they are due, each chunk's first would be late. What is ready and
-not yet shown gives way to speech, and to an interrupt, as if it had not been made.
-"""
+"""Plays a session by the clock: a thread generates frames ahead, and each is handed out when it is due."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+from collections.abc import AsyncIterator
 
-from numpy.typing import ArrayLike
+from ..media import FPS
+from .frame import Frame
+from .session import LipSyncSession
 
-from . import Frame, LipSyncSession
-
-READY = 12
+AHEAD = 12
 """Frames that are kept ready."""
 
 
-class FramesAhead:
-    """A session, and the thread that makes its frames. It belongs to the running event loop; `close` it.
+class RealtimePlayer:
+    """Frames of a session in real time: ``async for frame in player`` yields one every 40 ms, until `close`.
+
+    Generated only when they are due, each chunk's first frame would be late. Push audio to the session, flush and
+    interrupt it directly: idle frames that are ready and not yet handed out are replaced by speech. Where a frame is
+    late by more than 40 ms, the clock restarts from it; by less, the next ones catch up.
 
     Args:
-        session: with `idle`, or `next` waits where there is no audio. It is closed with this.
+        session: with `idle`; without it, playing pauses where there is no audio. It is closed with the player.
+        paced: False hands out frames as soon as they are ready, for a consumer that keeps the time itself.
+
+    Attributes:
+        lateness: seconds by which the last frame came after it was due.
     """
 
-    def __init__(self, session: LipSyncSession) -> None:
+    def __init__(self, session: LipSyncSession, *, paced: bool = True) -> None:
+        """Call it where an event loop runs: the player belongs to that loop."""
         self.session = session
-        self._ready: deque[Frame] = deque()
-        self._lock = threading.Condition()
+        self.lateness = 0.0
+        self._paced = paced
         self._loop = asyncio.get_running_loop()
         self._changed = asyncio.Event()
-        self._closed = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._make, name="lipstream-ahead", daemon=True)
+        self._finished = self._closed = False
+        self._thread = threading.Thread(target=self._generate, name="lipstream-ahead", daemon=True)
         self._thread.start()
 
-    def push(self, pcm: ArrayLike, sample_rate: int) -> None:
-        """As `LipSyncSession.push_audio`."""
-        with self._lock:
-            self.session.push_audio(pcm, sample_rate)
-            self._give_way()
-
-    def flush(self) -> None:
-        """As `LipSyncSession.flush`."""
-        with self._lock:
-            self.session.flush()
-            self._give_way()
-
-    def interrupt(self, unshown: int = 0) -> float:
-        """As `LipSyncSession.interrupt`; `unshown` of the frames that `next` gave were not shown either."""
-        with self._lock:
-            seconds = self.session.interrupt(unshown=len(self._ready) + unshown)
-            self._ready.clear()
-            self._lock.notify_all()
-        return seconds
-
-    async def next(self) -> Frame | None:
-        """The next frame, once it is made; None when this is closed.
-
-        Raises:
-            What the session raises while it makes frames.
-        """
+    async def __aiter__(self) -> AsyncIterator[Frame]:
+        """Raises what the session raises while it generates."""
+        due = self._loop.time()
         while True:
-            self._changed.clear()
-            with self._lock:
-                if self._closed:
-                    return None
-                if self._ready:
-                    self._lock.notify_all()
-                    return self._ready.popleft()
-                if self._error is not None:
-                    raise self._error
-            await self._changed.wait()
+            if self._paced:
+                await asyncio.sleep(max(0.0, due - self._loop.time()))
+            frame = await self._next()
+            if frame is None:
+                return
+            self.lateness = max(0.0, self._loop.time() - due)
+            due += 1 / FPS + (self.lateness if self.lateness > 1 / FPS else 0.0)
+            yield frame
 
     def close(self) -> None:
-        """End the session; may be called again. The thread ends with the chunk that it makes."""
-        with self._lock:
-            self._closed = True
-            self._lock.notify_all()
+        """Close the session, and end the iteration. May be called again; the thread ends with its current chunk."""
+        self._closed = True
         self.session.close()
         self._wake()
 
-    def _make(self) -> None:
-        """The thread."""
-        try:
+    async def _next(self) -> Frame | None:
+        """The next frame, once it is generated; None when this is closed."""
+        state = self.session._state
+        with state.woken(self._wake):
             while True:
-                with self._lock:
-                    while len(self._ready) >= READY and not self._closed:
-                        self._lock.wait()
-                    if self._closed:
-                        return
-                    frame = self.session.take()
-                    if frame is not None:
-                        self._ready.append(frame)
-                        self._wake()
-                        continue
-                    if not self.session.can_make:
-                        self._lock.wait(0.1)  # until there is audio
-                        continue
-                if not self.session.make():
-                    return
-        except BaseException as error:
-            if not self._closed:
-                self._error = error
-        finally:
-            self.session.close()  # what a chunk held that was under way is released here
-            self._wake()
+                self._changed.clear()
+                with state.changed:
+                    frame = state.take()
+                if frame is not None or self._closed:
+                    return frame
+                if self._finished:
+                    if self._error is not None:
+                        raise self._error
+                    return None
+                await self._changed.wait()
 
-    def _give_way(self) -> None:
-        """Idle frames that are ready go, once there is something to say; under the lock."""
-        if self._ready and self._ready[0].idle and self.session.has_speech:
-            self.session.give_way(len(self._ready))
-            self._ready.clear()
-        self._lock.notify_all()
+    def _generate(self) -> None:
+        """The thread."""
+        state = self.session._state
+        try:
+            while not state.closed:
+                with state.changed:
+                    state.changed.wait_for(lambda: state.closed or (len(state.queue) < AHEAD and state.ready()))
+                self.session._generate(AHEAD)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.session.close()  # releases what a chunk in progress used
+            self._finished = True
+            self._wake()
 
     def _wake(self) -> None:
         if not self._loop.is_closed():

@@ -1,13 +1,10 @@
 """The reference: the video whose lips are re-spoken, turned chunk by chunk into frames, aligned crops and latents.
 
-A live reference is decoded, searched for the face and encoded as the stream goes. A prepared one went through that
-once, as an endless loop, and any number of sessions play it.
+A live reference, here, is decoded, tracked and encoded during the session; a prepared one (`prepared.py`) in advance.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import os
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -18,13 +15,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends.base import Array, Stream
-from ..bundle import Geometry, Manifest
+from ..backends.base import Array
+from ..bundle import Geometry
 from ..errors import ConfigError, FaceNotFoundError
-from ..face import FaceTracker, Tracker, crop, upstream
-from ..face.tracking import Policy
-from ..media import FPS, FrameLoop, FrameSpool, VideoReader, ping_pong
-from ..media.image import check_picture
+from ..face import FaceOptions, FacePipeline, Tracker
+from ..media import FrameLoop, VideoReader
 
 Image = NDArray[np.uint8]
 Source = str | os.PathLike[str] | Sequence[Image] | Image
@@ -32,39 +27,6 @@ Source = str | os.PathLike[str] | Sequence[Image] | Image
 
 LOOP_BYTES = 2 << 30
 """Disk that the frames of one looped reference may take by default: 14 s of 1080p, 31 s of 720p."""
-
-
-@dataclass(frozen=True)
-class FaceOptions:
-    """How faces are treated.
-
-    Attributes:
-        policy: for frames without the face. "hold": go on with its last place; "bypass": show the frame untouched;
-            "raise": FaceNotFoundError.
-        at: (x, y) in pixels near the wanted face in the first frame; None for the largest.
-        insightface: folder of InsightFace's models, to find faces as the released system does (they are for
-            non-commercial research only); None for the networks that LipStream ships.
-        compat: crop as the released system does, and take a video's frames as they are stored (`face.upstream`).
-    """
-
-    policy: Policy = "hold"
-    at: tuple[float, float] | None = None
-    insightface: Path | None = None
-    compat: bool = False
-
-    def crop(self, frame: Image, matrix: NDArray[np.float64], geometry: Geometry) -> Image:
-        """The aligned face, uint8 [S, S, 3]."""
-        if self.compat:
-            return upstream.crop(frame, matrix, geometry.crop_size[0])
-        return crop(frame, matrix, geometry.crop_size[0], geometry.crop_box)
-
-    def tracker(self) -> Tracker:
-        """A tracker for one video. Raises as they do."""
-        if self.insightface is None:
-            return FaceTracker(self.policy, self.at)
-        from ..face.insightface import InsightFaceTracker
-
-        return InsightFaceTracker(self.insightface, self.policy, self.at)
 
 
 @dataclass(frozen=True)
@@ -88,7 +50,7 @@ class Reference(Protocol):
     """Frames of one session by their place in its picture, 0, 1, 2, ... without end, and their latents."""
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
-        """Frames ``[first, first + count)``. `first` never lies more than three chunks before the last frame given."""
+        """Frames ``[first, first + count)``. `first` never lies more than four chunks before the last frame given."""
 
     def latents(self, first: int) -> Array | None:
         """Latents [2, C, c, h, w] of a chunk whose frames start at `first`, as they are and with the mouth masked.
@@ -99,7 +61,7 @@ class Reference(Protocol):
     def close(self) -> None: ...
 
 
-_KEPT = 3  # chunks: one that is started, one that is handed out, one that nobody saw
+_KEPT = 3  # chunks that can be asked for again: one that is started, one that is queued, one that was not shown
 
 
 class LiveReference:
@@ -119,19 +81,21 @@ class LiveReference:
         self,
         source: Source,
         geometry: Geometry,
-        faces: FaceOptions,
+        face: FaceOptions,
+        pipeline: FacePipeline,
         *,
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> None:
-        self._frames = open_source(source, retimed=not faces.compat)
-        self._tracker = require_face(self._frames, faces)
+        self._frames = open_source(source, retimed=pipeline.retimed)
+        self._tracker = require_face(self._frames, face)
         self._loop = FrameLoop(self._frames, length, max_bytes=loop_bytes)
         self._geometry = geometry
-        self._faces = faces
+        self._pipeline = pipeline
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        self._recent: deque[SourceFrame] = deque(maxlen=_KEPT * geometry.video_frames)
+        kept = _KEPT if length else _KEPT + 1  # a live session may be played with another chunk ahead
+        self._recent: deque[SourceFrame] = deque(maxlen=kept * geometry.video_frames)
         self._given = 0
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
@@ -161,135 +125,9 @@ class LiveReference:
             if self._loop.comes_back(index):
                 self._matrices[index] = matrix
         if matrix is not None:
-            self._crop = self._faces.crop(image, matrix, self._geometry)
+            self._crop = self._pipeline.crop(image, matrix)
         damaged = isinstance(self._frames, VideoReader) and self._frames.damaged(index)
         return SourceFrame(image, self._crop, matrix, damaged)
-
-
-_FORGOTTEN = 3  # chunks after which no latent depends on how the stream began: the encoder looks back 30 frames
-
-
-class PreparedReference:
-    """A reference decoded, tracked and encoded once, as an endless ping-pong; immutable, shared by any sessions.
-
-    It begins with the first frame that shows a face. The latents that are played for ever are taken from the second lap
-    or later, when the encoder has forgotten the beginning. Frames lie in a temporary file that is gone with the object;
-    memory holds their transforms and the latents of two laps.
-
-    Args:
-        seconds: of the source, at most; as much of it as fits into `max_bytes` on disk.
-
-    Attributes:
-        manifest: of the bundle that it was encoded with. faces: how it was tracked. frames: number of source frames.
-        skipped: frames before the first face, left out.
-    """
-
-    def __init__(
-        self,
-        source: Source,
-        stream: Stream,
-        manifest: Manifest,
-        faces: FaceOptions,
-        *,
-        seconds: float = 20.0,
-        max_bytes: int = LOOP_BYTES,
-    ) -> None:
-        if not 0 < seconds < math.inf:
-            raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
-        self.manifest, self.faces = manifest, faces
-        self._geometry = geometry = manifest.geometry
-        opened = open_source(source, retimed=not faces.compat)
-        tracker = require_face(opened, faces)
-        self._spool = FrameSpool()
-        self._matrices: list[NDArray[np.float64] | None] = []
-        self._size: tuple[int, ...] | None = None
-        self.skipped = 0
-        for image in itertools.islice(opened, max(1, int(seconds * FPS))):
-            check_picture(image, self._size, f"frame {len(self._matrices) + self.skipped}")
-            self._size = image.shape
-            seen = tracker.track(image)
-            if seen is None and not self._matrices:
-                self.skipped += 1
-                continue
-            if self._matrices and (len(self._matrices) + 1) * image.nbytes > max_bytes:
-                break
-            self._spool.append(image)
-            self._matrices.append(None if seen is None else seen.matrix)
-        if not self._matrices:
-            raise no_face(self.skipped)
-        self._crop_of = _last_seen(self._matrices)
-        chunk, lead = geometry.video_frames, geometry.first_frames
-        count = len(self._matrices)
-        # A lap must be whole chunks: turning round a few frames before the end makes it so.
-        if count > chunk // 2:
-            count -= (count - 1) % (chunk // 2)
-        self.frames = count
-        self._lap = math.lcm(max(1, 2 * count - 2), chunk) // chunk
-        self._steady = max(self._lap + 1, _FORGOTTEN)
-        self._latents: list[Array] = []
-        for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(self._steady + self._lap - 1))]:
-            crops = [self.at(first + i).crop for i in range(length)]
-            self._latents.append(stream.encode_video(stack_crops(geometry, crops)))
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(width, height) of its frames."""
-        assert self._size is not None
-        height, width = self._size[:2]
-        return width, height
-
-    def at(self, place: int) -> SourceFrame:
-        """Frame `place` = 0, 1, 2, ... of the endless loop."""
-        index = ping_pong(place, self.frames)
-        image = self._spool.read(index)
-        seen = self._crop_of[index]
-        shown = image if seen == index else self._spool.read(seen)
-        matrix = self._matrices[seen]
-        assert matrix is not None
-        face = self.faces.crop(shown, matrix, self._geometry)
-        return SourceFrame(image, face, self._matrices[index])
-
-    def play(self) -> PreparedPlayback:
-        """A playback for one session, from the start."""
-        return PreparedPlayback(self)
-
-    def latents(self, first: int) -> Array | None:
-        """Latents of the chunk that starts at frame `first` of the loop; None where no chunk of the loop starts."""
-        chunk, lead = self._geometry.video_frames, self._geometry.first_frames
-        number, odd = (0, 0) if first == 0 else divmod(first - lead + chunk, chunk)
-        if odd or (first and first < lead):
-            return None
-        if number >= self._steady:
-            number = self._steady + (number - self._steady) % self._lap
-        return self._latents[number]
-
-
-class PreparedPlayback:
-    """One session's way through a `PreparedReference`; see `Reference`.
-
-    A chunk that does not start where one of the loop does, as after a `flush` in the middle of one, is encoded anew.
-    """
-
-    def __init__(self, prepared: PreparedReference) -> None:
-        self._prepared = prepared
-
-    def frames(self, first: int, count: int) -> list[SourceFrame]:
-        return [self._prepared.at(first + i) for i in range(count)]
-
-    def latents(self, first: int) -> Array | None:
-        return self._prepared.latents(first)
-
-    def close(self) -> None:
-        """Nothing to release: the prepared reference outlives its sessions."""
-
-
-def _last_seen(matrices: Sequence[object]) -> list[int]:
-    """For each frame the last one up to it that has a matrix; the first has one."""
-    seen, last = [], 0
-    for index, matrix in enumerate(matrices):
-        last = index if matrix is not None else last
-        seen.append(last)
-    return seen
 
 
 def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
@@ -316,7 +154,7 @@ def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequen
     return source
 
 
-def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10, limit: int = 750) -> Tracker:
+def require_face(frames: Iterable[Image], face: FaceOptions, *, every: int = 10, limit: int = 750) -> Tracker:
     """Look at every tenth of the first `limit` frames until one shows a face.
 
     Returns:
@@ -326,7 +164,7 @@ def require_face(frames: Iterable[Image], faces: FaceOptions, *, every: int = 10
         FaceNotFoundError: none does.
     """
     # A tracker confirms by its landmarks what the detector alone might only believe.
-    tracker = faces.tracker()
+    tracker = face.tracker()
     asked, tracker.policy = tracker.policy, "bypass"
     for index, frame in enumerate(frames):
         if index >= limit:

@@ -16,7 +16,7 @@ import pytest
 from lipstream import LipSyncEngine, _native
 from lipstream.backends import device
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
-from lipstream.backends.onnxruntime_gpu import Device, DeviceStream
+from lipstream.backends.onnxruntime_gpu import Device, DeviceSteps
 from lipstream.bundle import Bundle
 from lipstream.errors import BackendError
 from lipstream.gpu import Driver, NoDriverError, driver
@@ -50,7 +50,7 @@ def test_a_stream_with_states_on_the_device_gives_the_same_bits() -> None:
     backend = OnnxRuntimeBackend(bundle)
     device = Device("cpu", HostKernels())
     constants = {name: device.put(x) for name, x in bundle.constants.items()}
-    streams = backend.open_stream(), DeviceStream(backend.graphs, constants, bundle.manifest, device)
+    streams = backend.open_steps(), DeviceSteps(backend.graphs, constants, bundle.manifest, device)
     g, a = bundle.manifest.geometry, bundle.manifest.audio
     rng = np.random.default_rng(0)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from lipstream import LipSyncEngine
-from lipstream.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStream
-from lipstream.backends.pipelined import OverlappedChunks
-from lipstream.backends.stepped import SteppedChunks
+from lipstream.backends import ChunkStream
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSteps
+from lipstream.backends.pipelined import PipelinedStream
+from lipstream.backends.stepped import SteppedStream
 from lipstream.bundle import Bundle
 from lipstream.errors import SessionClosedError
 from numpy_stream import noise
@@ -29,14 +31,14 @@ def expected(bundle: Bundle) -> dict[str, Result]:
     return {"talk": talk(offline(bundle)), "whole": whole(offline(bundle))}
 
 
-def overlapped(bundle: Bundle) -> OverlappedChunks:
-    stream = OnnxRuntimeBackend(bundle, threads=1).open_stream()
-    assert isinstance(stream, OnnxRuntimeStream)
-    return OverlappedChunks(bundle.manifest, stream, bundle.constants["mask.latent"])
+def pipelined(bundle: Bundle) -> PipelinedStream:
+    steps = OnnxRuntimeBackend(bundle, threads=1).open_steps()
+    assert isinstance(steps, OnnxRuntimeSteps)
+    return PipelinedStream(bundle.manifest, steps, bundle.constants["mask.latent"])
 
 
 def run(bundle: Bundle, script: Script) -> Result:
-    with session(overlapped(bundle), bundle) as opened:
+    with session(pipelined(bundle), bundle) as opened:
         return script(opened)
 
 
@@ -47,18 +49,18 @@ def slow(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Calls of the stream take a random while longer."""
     rng = np.random.default_rng(seed)
     for name in ("denoise", "context", "decode", "encode_video"):
-        call: Callable[..., Any] = getattr(OnnxRuntimeStream, name)
+        call: Callable[..., Any] = getattr(OnnxRuntimeSteps, name)
 
         def late(*args: Any, call: Callable[..., Any] = call) -> Any:
             time.sleep(float(rng.choice([0, 0, 0.004])))
             return call(*args)
 
-        monkeypatch.setattr(OnnxRuntimeStream, name, late)
+        monkeypatch.setattr(OnnxRuntimeSteps, name, late)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_frames_are_those_of_one_lane(
+def test_frames_are_those_of_one_thread(
     bundle: Bundle, expected: dict[str, Result], name: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if seed:
@@ -68,7 +70,7 @@ def test_frames_are_those_of_one_lane(
 
 def test_the_lanes_do_overlap(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass waits for a decoder that is running at the time: on one lane this would never end."""
-    decode, denoise = OnnxRuntimeStream.decode, OnnxRuntimeStream.denoise
+    decode, denoise = OnnxRuntimeSteps.decode, OnnxRuntimeSteps.denoise
     decoding, met = threading.Event(), threading.Event()
 
     def slow_decode(self: Any, *args: Any) -> Any:
@@ -81,9 +83,9 @@ def test_the_lanes_do_overlap(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -
             met.set()
         return denoise(self, *args)
 
-    monkeypatch.setattr(OnnxRuntimeStream, "decode", slow_decode)
-    monkeypatch.setattr(OnnxRuntimeStream, "denoise", meet)
-    with session(overlapped(bundle), bundle) as opened:
+    monkeypatch.setattr(OnnxRuntimeSteps, "decode", slow_decode)
+    monkeypatch.setattr(OnnxRuntimeSteps, "denoise", meet)
+    with session(pipelined(bundle), bundle) as opened:
         opened.push_audio(noise(60 * FRAME), RATE)
         opened.flush()
         assert len(list(opened)) == 60
@@ -94,13 +96,13 @@ def test_the_lanes_do_overlap(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -
 def test_a_memory_that_is_not_taken_back_would_show(
     bundle: Bundle, expected: dict[str, Result], kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retract = OnnxRuntimeStream.retract
+    retract = OnnxRuntimeSteps.retract
 
     def half(self: Any, *, encoded: bool) -> None:
         retract(self, encoded=encoded)
         self._memory[kept].swap()
 
-    monkeypatch.setattr(OnnxRuntimeStream, "retract", half)
+    monkeypatch.setattr(OnnxRuntimeSteps, "retract", half)
     with pytest.raises(AssertionError):
         run(bundle, talk).same(expected["talk"])
 
@@ -108,20 +110,20 @@ def test_a_memory_that_is_not_taken_back_would_show(
 def test_a_sink_that_is_kept_twice_would_show(
     bundle: Bundle, expected: dict[str, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin = OnnxRuntimeStream.begin_chunk
+    begin = OnnxRuntimeSteps.begin_chunk
 
     def again(self: Any, chunk: int) -> None:
         self._ring._begun = -1
         begin(self, chunk)
 
-    monkeypatch.setattr(OnnxRuntimeStream, "begin_chunk", again)
+    monkeypatch.setattr(OnnxRuntimeSteps, "begin_chunk", again)
     with pytest.raises(AssertionError):
         run(bundle, talk).same(expected["talk"])
 
 
 @pytest.mark.parametrize("call", ["encode_video", "denoise", "decode", "context"])
 def test_an_error_on_a_lane_ends_the_session(bundle: Bundle, call: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    right: Callable[..., Any] = getattr(OnnxRuntimeStream, call)
+    right: Callable[..., Any] = getattr(OnnxRuntimeSteps, call)
     calls = iter(range(10_000))
 
     def fails(*args: Any) -> Any:
@@ -129,8 +131,8 @@ def test_an_error_on_a_lane_ends_the_session(bundle: Bundle, call: str, monkeypa
             raise MemoryError("planted")
         return right(*args)
 
-    monkeypatch.setattr(OnnxRuntimeStream, call, fails)
-    with session(overlapped(bundle), bundle) as opened:
+    monkeypatch.setattr(OnnxRuntimeSteps, call, fails)
+    with session(pipelined(bundle), bundle) as opened:
         opened.push_audio(noise(12 * CHUNKS * FRAME), RATE)
         with pytest.raises(MemoryError, match="planted"):
             list(opened)
@@ -140,7 +142,7 @@ def test_an_error_on_a_lane_ends_the_session(bundle: Bundle, call: str, monkeypa
 
 
 def test_closing_leaves_no_thread(bundle: Bundle) -> None:
-    opened = session(overlapped(bundle), bundle)
+    opened = session(pipelined(bundle), bundle)
     opened.push_audio(noise(80 * FRAME), RATE)
     next(iter(opened))
     assert lanes()
@@ -157,21 +159,18 @@ def lanes(patience: float = 0) -> list[str]:
     return found
 
 
-def test_an_engine_with_two_threads_overlaps_and_gives_the_frames_of_steps(
-    speaker: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_backend_with_two_threads_pipelines_and_gives_the_frames_of_steps(speaker: Any, tiny: Path) -> None:
     """Threads inside a graph are the same in both: those alone may change a last bit."""
+    bundle = Bundle.load(tiny)
+
+    class Stepped(OnnxRuntimeBackend):
+        def open_stream(self) -> ChunkStream:
+            return SteppedStream(self.manifest, self.open_steps(), self.constants["mask.latent"])
+
     found = []
-    engine = LipSyncEngine.load("tiny", threads=2)
-
-    def steps() -> SteppedChunks:
-        return SteppedChunks(engine.manifest, engine.open_stream(), engine._latent_mask)
-
-    for overlaps in (True, False):
-        if not overlaps:
-            monkeypatch.setattr(engine, "_open_chunks", steps)
-        with engine.session(speaker) as opened:
-            assert isinstance(opened._chunks, OverlappedChunks) == overlaps
+    for backend in (OnnxRuntimeBackend(bundle, threads=2), Stepped(bundle, threads=2)):
+        assert isinstance(backend.open_stream(), PipelinedStream) != isinstance(backend, Stepped)
+        with LipSyncEngine(bundle, backend).session(speaker) as opened:
             opened.push_audio(noise(2 * RATE), RATE)
             opened.flush()
             found.append(np.stack([frame.image for frame in opened]))

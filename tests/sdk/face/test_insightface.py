@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from lipstream import FaceOptions
 from lipstream.cli import main
 from lipstream.errors import ConfigError, MissingExtraError
 from lipstream.face import Aligner
 from lipstream.face.insightface import InsightFaceTracker
-from lipstream.session.reference import FaceOptions
 
 FRAME = np.zeros((240, 320, 3), np.uint8)
 GROUPS = ((43, 48, 49, 51, 50), (101, 102, 103, 104, 105), (74, 77, 83, 86))

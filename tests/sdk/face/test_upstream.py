@@ -12,7 +12,7 @@ import torch
 from lipstream import samples
 from lipstream.cli import main
 from lipstream.errors import ConfigError
-from lipstream.face.upstream import OriginalCompositor, crop
+from lipstream.face.upstream import UpstreamCompositor, crop
 from lipstream.media import VideoReader
 from numpy.typing import NDArray
 from torch import Tensor
@@ -59,7 +59,7 @@ def test_the_face_is_pasted_as_the_original_does() -> None:
     keep = np.ones((SIZE, SIZE), np.float32)
     keep[70:120, 20:108] = 0
     view, generated = crop(picture, MATRIX, SIZE), rng.random((SIZE, SIZE, 3), np.float32)
-    found = OriginalCompositor(keep).composite(picture, generated, view, MATRIX)
+    found = UpstreamCompositor(keep).composite(picture, generated, view, MATRIX)
 
     mask = torch.from_numpy(keep)
     face = torch.from_numpy(generated).permute(2, 0, 1) * (1 - mask)
@@ -100,14 +100,14 @@ def test_frames_as_they_are_stored(tmp_path: Path) -> None:
 
 def test_a_bundle_that_sees_less_than_the_canvas_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.mp4"
-    arguments = ["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out), "--compat"]
+    arguments = ["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out), "--upstream"]
     assert main(arguments) == ConfigError.exit_code
-    assert "leave compat away" in capsys.readouterr().err
+    assert "leave the option upstream out" in capsys.readouterr().err
     assert not out.exists()
 
 
 def test_a_tiny_face_leaves_the_frame_alone() -> None:
     picture, far = frame(), np.array([[30.0, 0, -9000], [0, 30.0, -6000]])
     view = crop(picture, far, SIZE)
-    found = OriginalCompositor(np.zeros((SIZE, SIZE), np.float32)).composite(picture, view / np.float32(255), view, far)
+    found = UpstreamCompositor(np.zeros((SIZE, SIZE), np.float32)).composite(picture, view / np.float32(255), view, far)
     np.testing.assert_array_equal(found, picture)

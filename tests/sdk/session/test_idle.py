@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import logging
 from collections import Counter, defaultdict
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, RealtimePlayer
 from lipstream.errors import ConfigError
 from lipstream.session import Frame, Idle, LipSyncSession
 from numpy_stream import NumberedReference, OpenSession, noise, open_session
@@ -18,7 +19,7 @@ RATE, FRAME = 16_000, 640
 
 
 def take(session: LipSyncSession, count: int) -> list[Frame]:
-    return list(itertools.islice(session.frames(), count))
+    return list(itertools.islice(session, count))
 
 
 @pytest.mark.parametrize("idle", ["closed", "reference"])
@@ -74,7 +75,7 @@ def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> 
     assert shares[40:52] == pytest.approx([1 - i / 12 for i in range(1, 13)])
     assert set(shares[52:]) == {0.0}
     # What is mixed: the same speech without a fade, and the reference, whose frame i is of grey i.
-    monkeypatch.setattr("lipstream.session._FADE", 0)
+    monkeypatch.setattr("lipstream.session.idle._FADE", 0)
     plain = open_session(idle="reference")
     take(plain, 10)
     plain.push_audio(noise(40 * FRAME), RATE)
@@ -123,22 +124,25 @@ def test_an_interrupt_falls_back_to_idle() -> None:
 
 
 @pytest.mark.parametrize("idle", ["closed", "reference"])
-def test_frames_taken_ahead_give_way_when_nobody_saw_them(idle: Idle) -> None:
-    opened = OpenSession(idle=idle)
-    session = opened.session
-    shown = take(session, 20)[:13]  # seven were taken ahead
-    session.push_audio(noise(30 * FRAME), RATE)
-    session.flush()
-    assert session.has_speech
-    session.give_way(7)
-    frames = shown + take(session, 30)
+def test_idle_frames_that_a_player_generated_ahead_are_replaced_by_speech(idle: Idle) -> None:
+    async def main() -> list[Frame]:
+        session = open_session(idle=idle)
+        player = RealtimePlayer(session, paced=False)
+        played = aiter(player)
+        frames = [await anext(played) for _ in range(13)]  # more are ready by now
+        session.push_audio(noise(30 * FRAME), RATE)
+        session.flush()
+        frames += [await anext(played) for _ in range(30)]
+        player.close()
+        assert [frame async for frame in played] == []
+        return frames
+
+    frames = asyncio.run(asyncio.wait_for(main(), 60))
     assert [frame.index for frame in frames] == list(range(43))
     assert [frame.idle for frame in frames] == [True] * 13 + [False] * 30
-    session.give_way(0)
-    assert not session.has_speech
 
 
-def test_an_interrupt_takes_back_what_nobody_saw() -> None:
+def test_an_interrupt_takes_back_what_was_not_shown() -> None:
     session = open_session(idle="reference")
     session.push_audio(noise(100 * FRAME), RATE)
     take(session, 30)

@@ -450,10 +450,10 @@ class TestClosing:
             session.flush,
             session.interrupt,
             lambda: list(session),
-            lambda: list(session.frames(wait=True)),
         ):
             with pytest.raises(SessionClosedError, match="is closed"):
                 use()
+        assert session.wait() is False
 
     def test_leaving_the_with_block_closes(self) -> None:
         opened = OpenSession()

@@ -59,12 +59,13 @@ def push_in_pieces(session: LipSyncSession, pcm: np.ndarray[Any, Any], piece: in
 
 
 def until_end(session: LipSyncSession) -> list[Frame]:
-    """The frames up to the end of the segment, waiting for them."""
+    """The frames up to the end of the segment, or of the session, waiting for them."""
     frames: list[Frame] = []
-    for frame in session.frames(wait=True):
-        frames.append(frame)
-        if frame.end_of_segment:
-            return frames
+    while session.wait():
+        for frame in session:
+            frames.append(frame)
+            if frame.end_of_segment:
+                return frames
     return frames
 
 
@@ -160,7 +161,7 @@ def test_pushes_flushes_and_interruptions_at_random_from_another_thread(seed: in
 def test_close_wakes_a_waiting_thread() -> None:
     session = open_session()
     session.push_audio(noise(640), 16_000)
-    with running(lambda: list(session.frames(wait=True))) as taken:
+    with running(lambda: until_end(session)) as taken:
         threading.Event().wait(0.05)
         session.close()
         assert taken() == []
@@ -174,8 +175,7 @@ def test_close_during_generation_waits_for_it_and_drops_it() -> None:
         stream.enter()
         closing = threading.Thread(target=opened.session.close)
         closing.start()
-        while not opened.session._closed:
-            threading.Event().wait(0.002)
+        assert not opened.session.wait(PATIENCE)
         assert not opened.reference.closed  # the generating thread still reads from it
         stream.leave()
         assert taken() == []
@@ -206,7 +206,7 @@ def test_an_error_wakes_the_other_threads() -> None:
     session.push_audio(noise(30 * 640), 16_000)
     with running(lambda: list(session)) as first:
         stream.enter()
-        with running(lambda: list(session.frames(wait=True))) as second:
+        with running(lambda: until_end(session)) as second:
             stream.leave()
             with pytest.raises(RuntimeError, match="half a chunk"):
                 first()
@@ -217,11 +217,17 @@ def test_an_error_wakes_the_other_threads() -> None:
 async def collect(session: LipSyncSession) -> list[Frame]:
     """The frames up to the end of the segment, or of the session."""
     frames: list[Frame] = []
-    async for frame in session:
-        frames.append(frame)
-        if frame.end_of_segment:
-            break
+    while await session.wait_async():
+        async for frame in session:
+            frames.append(frame)
+            if frame.end_of_segment:
+                return frames
     return frames
+
+
+async def iterate(session: LipSyncSession) -> list[Frame]:
+    """The frames that are ready."""
+    return [frame async for frame in session]
 
 
 def run(main: Any) -> Any:
@@ -260,12 +266,15 @@ class TestAsync:
 
         assert len(run(main())) == 10
 
-    def test_one_iteration_outlives_flush_and_interrupt(self) -> None:
+    def test_waiting_outlives_flush_and_interrupt(self) -> None:
         async def main() -> list[Frame]:
             session = open_session()
 
             async def all_frames() -> list[Frame]:
-                return [frame async for frame in session]
+                frames: list[Frame] = []
+                while await session.wait_async():
+                    frames += await iterate(session)
+                return frames
 
             frames = asyncio.create_task(all_frames())
             for pcm in (noise(6400), noise(640 * 30), noise(100)):
@@ -363,8 +372,9 @@ class TestAsync:
     def test_a_closed_session_says_so(self) -> None:
         session = open_session()
         session.close()
+        assert run(session.wait_async()) is False
         with pytest.raises(SessionClosedError):
-            run(collect(session))
+            run(iterate(session))
 
     def test_an_error_of_the_generation_arrives(self) -> None:
         class Failing(NumpyStream):
@@ -377,4 +387,4 @@ class TestAsync:
         with pytest.raises(RuntimeError, match="in the decoder"):
             run(collect(session))
         with pytest.raises(SessionClosedError, match="RuntimeError"):
-            run(collect(session))
+            run(iterate(session))

@@ -34,8 +34,8 @@ class Cuda:
         status, *found = getattr(self.api, function)(*arguments)
         if status == self.api.cudaError_t.cudaErrorMemoryAllocation:
             raise GpuMemoryError(
-                f"the GPU's memory does not suffice ({function})",
-                expected="room for one more stream",
+                f"the GPU has too little free memory ({function})",
+                expected="memory for one more stream",
                 fix="close a session, use a smaller bundle, or free the GPU's memory (nvidia-smi)",
             )
         if status != self.api.cudaError_t.cudaSuccess:
@@ -109,6 +109,10 @@ class Event:
         """Let the host wait until what was recorded last is done."""
         self._cuda.call("cudaEventSynchronize", self.handle)
 
+    def since(self, earlier: Event) -> float:
+        """Milliseconds since `earlier`; both were made with `timing`, and are reached."""
+        return float(self._cuda.call("cudaEventElapsedTime", earlier.handle, self.handle))
+
 
 class Lane:
     """A CUDA stream: what is put on it runs in order, beside the other lanes.
@@ -178,5 +182,9 @@ class Lane:
         if self.trace is None:
             yield
             return
-        with self.trace.span(self, name):
+        begin, end = Event(self.cuda, timing=True), Event(self.cuda, timing=True)
+        self.record(begin)
+        with self.trace.range(self.name, name):
             yield
+        self.record(end)
+        self.trace.add(self.name, name, begin, end)

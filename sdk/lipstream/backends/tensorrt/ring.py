@@ -9,14 +9,14 @@ import numpy as np
 from ... import _native
 from ...bundle import Geometry, Manifest
 from ...bundle.rope import temporal_tables
-from ..device import Kernels
+from ..device import Kernels, move_sink
 from .cuda import Anything, Lane
 from .engine import Engine
 
 _TYPES = {"FLOAT": "float32", "BF16": "bfloat16"}
 
 
-class DeviceRing:
+class EngineRing:
     """See `lipstream.backends.ring.Ring`; docs/architecture.md draws it.
 
     A chunk that is started again writes over what it left the first time: everything else is as it was before.
@@ -78,22 +78,19 @@ class DeviceRing:
 
     def begin(self, lane: Lane, inputs: Mapping[str, int]) -> None:
         """Make room for the chunk, whose tables are on the device by now; see `lipstream.backends.ring.Ring.begin`."""
-        g, p, side = self._geometry, self.position, self._side(0)
-        shape = {
-            "ring_shape": (g.window, g.tokens, g.num_heads, g.head_dim),
-            "dtype": self._dtype,
-            "heads_first": self._native,
-            "stream": int(lane.handle),
-        }
-        rolling, turn = g.window - g.sink, (inputs["turn_cos"], inputs["turn_sin"])
-        pairs = g.head_dim // 2 - 2 * (g.head_dim // 6)
-        again = self._chunk == self._begun  # what was to be kept is, and its place was written over
-        for i in range(g.num_layers):
-            k, v, sink = (self._at[name] for name in (f"k.{i}.{side}", f"v.{i}.{side}", f"sink.{i}"))
-            if p.keep_count and not again:
-                self._kernels.ring_keep(k, v, sink, p.keep_slot, rolling, p.keep_first, p.keep_count, **shape)
-            if p.anchored:
-                self._kernels.ring_anchor(k, sink, rolling, p.anchored, *turn, temporal_pairs=pairs, **shape)
+        side, at = self._side(0), self._at
+        layers = [(at[f"k.{i}.{side}"], at[f"v.{i}.{side}"], at[f"sink.{i}"]) for i in range(self._geometry.num_layers)]
+        move_sink(
+            self._kernels,
+            self._geometry,
+            self.position,
+            layers,
+            (inputs["turn_cos"], inputs["turn_sin"]),
+            keep=self._chunk != self._begun,
+            dtype=self._dtype,
+            heads_first=self._native,
+            stream=int(lane.handle),
+        )
         self._begun = self._chunk
 
     def key(self, step: int) -> tuple[int, ...]:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -23,10 +23,8 @@ from ...errors import GpuError, LipStreamInternalError
 from ..base import Array, ChunkInput, ChunkStream, PendingChunk, Timed
 from .cuda import DeviceMemory, Event, Lane, Layout, Pinned
 from .engine import Engine, Task
-from .ring import DeviceRing
-
-if TYPE_CHECKING:
-    from .backend import TensorRTBackend
+from .resources import Resources
+from .ring import EngineRing
 
 SIDES = (0, 1)
 
@@ -41,11 +39,11 @@ class Workspace:
             read what the encoders left.
     """
 
-    def __init__(self, backend: TensorRTBackend) -> None:
-        g, audio, engines = backend.manifest.geometry, backend.manifest.audio, backend.engines
+    def __init__(self, resources: Resources) -> None:
+        g, audio, engines = resources.manifest.geometry, resources.manifest.audio, resources.engines
         latent = (g.latent_channels, g.chunk_frames, *g.latent_size)
-        steps = len(backend.manifest.t_list) - 1
-        inputs = {f"noise.{step}": (latent, np.float32) for step in range(steps)} | DeviceRing.tables(g)
+        steps = len(resources.manifest.t_list) - 1
+        inputs = {f"noise.{step}": (latent, np.float32) for step in range(steps)} | EngineRing.tables(g)
         whole = Layout({name: _bytes(*of) for name, of in inputs.items()})
         size = 4 * math.prod(latent)
         sizes = {
@@ -64,8 +62,8 @@ class Workspace:
             for name, engine in engines.items():
                 memories = {key: x for key, x in engine.tensors.items() if key.startswith("memory.")}
                 sizes |= {f"{name}.{key}.{side}": x.bytes for key, x in memories.items()}
-        cuda = backend.cuda
-        self.memory = DeviceMemory(cuda, sizes | DeviceRing.sizes(g, engines["denoiser"], backend.native))
+        cuda = resources.cuda
+        self.memory = DeviceMemory(cuda, sizes | EngineRing.sizes(g, engines["denoiser"], resources.native))
         self.inputs = {name: self.memory.at["inputs"] + offset for name, offset in whole.at.items()}
         shapes = {
             "crops": ((g.video_frames, 3, *g.crop_size), np.float32),
@@ -86,13 +84,13 @@ def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
 
 
 class TensorRTStream(ChunkStream):
-    """See `ChunkStream`; and `lipstream.backends.Stream`, whose passes return to the host one by one."""
+    """See `ChunkStream`."""
 
     ahead = True
 
-    def __init__(self, backend: TensorRTBackend, workspace: Workspace, give_back: Callable[[Workspace], None]) -> None:
-        self._backend, self._workspace = backend, workspace
-        self._manifest, self._geometry = backend.manifest, backend.manifest.geometry
+    def __init__(self, resources: Resources, workspace: Workspace, give_back: Callable[[Workspace], None]) -> None:
+        self._resources, self._workspace = resources, workspace
+        self._manifest, self._geometry = resources.manifest, resources.manifest.geometry
         self._steps = len(self._manifest.t_list) - 1
         self._features = self._manifest.audio.features
         self._close = weakref.finalize(self, give_back, workspace)
@@ -100,17 +98,17 @@ class TensorRTStream(ChunkStream):
         self._codec_side = {"video_encoder": 0, "video_decoder": 0}
         self._pending: list[_Pending] = []
         at = workspace.memory.at
-        self._ring = DeviceRing(self._manifest, backend.engines["denoiser"], backend.native, backend.kernels, at)
-        with backend.turn:
-            encode = backend.encode
+        self._ring = EngineRing(self._manifest, resources.engines["denoiser"], resources.native, resources.kernels, at)
+        with resources.turn:
+            encode = resources.encode
             for event in (*workspace.spent, *workspace.shown):  # of the stream that had the memory before
                 encode.wait(event)
             encode.clear(workspace.memory)
             for event in workspace.encoded:
                 encode.record(event)
             # Before anything reads what is cleared.
-            backend.denoise.wait(workspace.encoded[0])
-            backend.decode.wait(workspace.encoded[0])
+            resources.denoise.wait(workspace.encoded[0])
+            resources.decode.wait(workspace.encoded[0])
 
     def close(self) -> None:
         """Give the memory to the next stream."""
@@ -124,12 +122,12 @@ class TensorRTStream(ChunkStream):
         try:
             with timed("reference"):
                 self._stage(chunk)
-            with timed("denoise"), self._backend.turn:
+            with timed("denoise"), self._resources.turn:
                 pending = self._put(chunk)
         except BaseException:
             self._close.detach()  # half a chunk is under way: nobody else gets this memory
             with suppress(GpuError):
-                for lane in self._backend.lanes:
+                for lane in self._resources.lanes:
                     lane.synchronize()
             raise
         self._pending.append(pending)
@@ -151,9 +149,9 @@ class TensorRTStream(ChunkStream):
 
     def _put(self, chunk: ChunkInput) -> _Pending:
         """Put the whole chunk on the lanes."""
-        work, backend = self._workspace, self._backend
+        work, resources = self._workspace, self._resources
         at, side = work.memory.at, chunk.number % 2
-        host, encode, denoise, decode = work.host[side].at, backend.encode, backend.denoise, backend.decode
+        host, encode, denoise, decode = work.host[side].at, resources.encode, resources.denoise, resources.decode
         fresh: list[Task] = []
         codecs = dict(self._codec_side)
 
@@ -222,8 +220,8 @@ class TensorRTStream(ChunkStream):
         plain = at[f"latents.{side}"]
         masked = plain + 4 * math.prod(shape)
         sequence = masked if g.sequence == "masked" else plain
-        mask = self._backend.constants["mask.latent"]
-        self._backend.kernels.assemble_condition(
+        mask = self._resources.constants["mask.latent"]
+        self._resources.kernels.assemble_condition(
             at["condition"], at["first"], mask, masked, sequence, latent_shape=shape, stream=int(lane.handle)
         )
 
@@ -231,7 +229,7 @@ class TensorRTStream(ChunkStream):
         """From one pass to the next: see `lipstream.backends.sampler`."""
         at, times = self._workspace.memory.at, self._manifest.t_list
         last = step + 1 == self._steps
-        self._backend.kernels.advance(
+        self._resources.kernels.advance(
             at["x"],
             at[f"clean.{side}"],
             self._latent(step, side),
@@ -260,7 +258,7 @@ class TensorRTStream(ChunkStream):
         work = self._workspace
         key = (graph, side, step, *self._ring.key(step))
         if key not in work.tasks:
-            at, constants = work.memory.at, self._backend.constants
+            at, constants = work.memory.at, self._resources.constants
             addresses = {
                 "latent": self._latent(step, side),
                 "condition": at["condition"],
@@ -273,7 +271,7 @@ class TensorRTStream(ChunkStream):
                 **self._ring.addresses(step),
             }
             shapes = self._ring.shapes()
-            profile = self._backend.engines[graph].profile("k.0", self._ring.position.valid) if shapes else 0
+            profile = self._resources.engines[graph].profile("k.0", self._ring.position.valid) if shapes else 0
             work.tasks[key] = self._task(graph, lane, addresses, profile, shapes)
         self._launch(fresh, work.tasks[key])
 
@@ -285,13 +283,13 @@ class TensorRTStream(ChunkStream):
             at = work.memory.at
             addresses = {
                 "frames": at["crops" if graph == "video_encoder" else "frames"],
-                "mask": self._backend.constants["mask.pixel"],
+                "mask": self._resources.constants["mask.pixel"],
                 "latents": at[f"latents.{side}"],
                 "latent": at[f"clean.{side}"],
                 "samples": at["samples"],
                 "features": at[f"audio.{side}"],
             }
-            for name in self._backend.engines[graph].tensors:
+            for name in self._resources.engines[graph].tensors:
                 if name.startswith("memory"):
                     half = turn if name.startswith("memory.") else 1 - turn
                     addresses[name] = at[f"{graph}.{name.replace('memory_out', 'memory')}.{half}"]
@@ -306,74 +304,24 @@ class TensorRTStream(ChunkStream):
         profile: int = 0,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> Task:
-        engine: Engine = self._backend.engines[graph]
-        return Task(engine, lane, addresses, self._backend.scratch[lane.name], profile=profile, shapes=shapes)
+        engine: Engine = self._resources.engines[graph]
+        return Task(engine, lane, addresses, self._resources.scratch[lane.name], profile=profile, shapes=shapes)
 
     def _launch(self, fresh: list[Task], task: Task) -> None:
         if not task.captured and task not in fresh:
             fresh.append(task)
         task.launch()
 
-    # What follows is `lipstream.backends.Stream`: every call comes back with its result.
-
-    def encode_audio(self, samples: Array) -> Array:
-        at, result = self._workspace.memory.at, np.empty((self._geometry.video_frames, self._features), np.float32)
-        with self._stepping(self._backend.encode, samples) as (lane, given):
-            lane.upload(at["samples"], given[0])
-            self._run([], lane, "audio_encoder", 0)
-            lane.download(result, at["audio.0"])
-        return result
-
-    def encode_video(self, frames: Array) -> Array:
+    def encode_video(self, crops: Array) -> Array:
+        """See `ChunkStream`."""
         at, result = self._workspace.memory.at, np.empty((2, *self._latent_shape), np.float32)
-        with self._stepping(self._backend.encode, frames) as (lane, given):
-            lane.upload(at["crops"], given[0])
+        given, lane = np.ascontiguousarray(crops, np.float32), self._resources.encode
+        with self._resources.turn:
+            lane.upload(at["crops"], given)
             self._run([], lane, "video_encoder", 0, self._turn("video_encoder"))
             lane.download(result, at["latents.0"])
-        return result
-
-    def begin_chunk(self, chunk: int) -> None:
-        self._ring.start(chunk)
-        small = self._workspace.small[0]
-        self._ring.fill(small.at)
-        with self._stepping(self._backend.denoise) as (lane, _):
-            lane.upload(self._workspace.memory.at["inputs"], small.whole)
-            self._ring.begin(lane, self._workspace.inputs)
-
-    def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
-        result = np.empty_like(latent)
-        with self._stepping(self._backend.denoise, latent, condition, audio) as (lane, given):
-            self._given(lane, given, step)
-            self._pass([], lane, "denoiser", 0, step)
-            lane.download(result, self._workspace.memory.at["velocity"])
-        return result
-
-    def context(self, latent: Array, condition: Array, audio: Array) -> None:
-        with self._stepping(self._backend.denoise, latent, condition, audio) as (lane, given):
-            self._given(lane, given, self._steps)
-            self._pass([], lane, "context", 0, self._steps)
-
-    def decode(self, latent: Array) -> Array:
-        at, g = self._workspace.memory.at, self._geometry
-        result = np.empty((g.video_frames, 3, *g.crop_size), np.float32)
-        with self._stepping(self._backend.decode, latent) as (lane, given):
-            lane.upload(at["clean.0"], given[0])
-            self._run([], lane, "video_decoder", 0, self._turn("video_decoder"))
-            lane.download(result, at["frames"])
-        return result
-
-    def _given(self, lane: Lane, given: Sequence[Array], step: int) -> None:
-        at = self._workspace.memory.at
-        for address, x in zip((self._latent(step, 0), at["condition"], at["audio.0"]), given, strict=True):
-            lane.upload(address, x)
-
-    @contextmanager
-    def _stepping(self, lane: Lane, *arrays: Array) -> Iterator[tuple[Lane, list[Array]]]:
-        """The lane, and the arrays as they can be copied; what is put on it inside is waited for."""
-        given = [np.ascontiguousarray(x, np.float32) for x in arrays]
-        with self._backend.turn:
-            yield lane, given
         lane.synchronize()
+        return result
 
 
 @dataclass

@@ -6,44 +6,52 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from ...atomic import write_file
 
-if TYPE_CHECKING:
-    from .cuda import Cuda, Event, Lane
+
+class TimedEvent(Protocol):
+    """An event of a lane that notes the time."""
+
+    def wait(self) -> None:
+        """Wait until it is reached."""
+
+    def since(self, earlier: Any) -> float:
+        """Milliseconds since `earlier`, another one."""
 
 
 class Trace:
-    """Spans of the lanes, timed by events on the device. For looking at a few chunks: it keeps all of them.
+    """Spans of the lanes, timed by events on the device. It keeps all of them: use it for a few chunks.
 
     Args:
         nvtx: the module, to name the same spans for profilers, or None.
     """
 
-    def __init__(self, cuda: Cuda, nvtx: Any = None) -> None:
-        self._cuda, self._nvtx = cuda, nvtx
-        self._start: Event | None = None
-        self._spans: list[tuple[str, str, Event, Event]] = []
+    def __init__(self, nvtx: Any = None) -> None:
+        self._nvtx = nvtx
+        self._spans: list[tuple[str, str, TimedEvent, TimedEvent]] = []
 
     @contextmanager
-    def span(self, lane: Lane, name: str) -> Iterator[None]:
-        begin, end = self._event(lane), self._event()
-        if self._start is None:
-            self._start = begin
+    def range(self, lane: str, name: str) -> Iterator[None]:
+        """Name what the host does inside, for profilers."""
         if self._nvtx:
-            self._nvtx.push_range(f"{lane.name}: {name}")
+            self._nvtx.push_range(f"{lane}: {name}")
         yield
         if self._nvtx:
             self._nvtx.pop_range()
-        lane.record(end)
-        self._spans.append((lane.name, name, begin, end))
+
+    def add(self, lane: str, name: str, begin: TimedEvent, end: TimedEvent) -> None:
+        self._spans.append((lane, name, begin, end))
 
     def spans(self) -> list[tuple[str, str, float, float]]:
         """(lane, name, begin, end) in milliseconds since the first began; waits for all of them."""
         for *_, end in self._spans:
             end.wait()
-        return [(lane, name, self._since(begin), self._since(end)) for lane, name, begin, end in self._spans]
+        return [
+            (lane, name, begin.since(self._spans[0][2]), end.since(self._spans[0][2]))
+            for lane, name, begin, end in self._spans
+        ]
 
     def write(self, path: Path) -> None:
         """As Chrome's trace events (chrome://tracing, ui.perfetto.dev): one row for each lane."""
@@ -52,15 +60,3 @@ class Trace:
             for lane, name, begin, end in self.spans()
         ]
         write_file(path, json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}).encode())
-
-    def _event(self, lane: Lane | None = None) -> Event:
-        from .cuda import Event
-
-        event = Event(self._cuda, timing=True)
-        if lane:
-            lane.record(event)
-        return event
-
-    def _since(self, event: Event) -> float:
-        assert self._start
-        return float(self._cuda.call("cudaEventElapsedTime", self._start.handle, event.handle))

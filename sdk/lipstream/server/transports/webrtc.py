@@ -40,9 +40,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ...errors import BackpressureError, LipStreamError, ProtocolError
 from ...media import FPS, to_int16
 from ...session import Frame
-from ..client_session import End, Visit, ended
+from ..client_session import ClientSession, End, ended
 from ..protocol import NORMAL, POLICY, Start, failure, hello, parse
-from ..realtime_session import LiveSession
+from ..realtime_session import RealtimeSession
 from ..state import State
 
 LOG = logging.getLogger("lipstream")
@@ -135,7 +135,7 @@ class SoundTrack(MediaStreamTrack):
 
 
 class WebRtcConnection:
-    """A peer and its session. It is the session's wire, too; closed when the peer is gone or the session ends."""
+    """A peer and its session. It is the session's transport, too; closed when the peer is gone or the session ends."""
 
     def __init__(self, state: State, offer: Offer) -> None:
         self._state, self._offer = state, offer
@@ -143,7 +143,7 @@ class WebRtcConnection:
         servers = [RTCIceServer(url) for url in state.settings.ice_servers]
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._pictures, self._sound = PictureTrack(), SoundTrack()
-        self._visit = Visit(state, self)
+        self._client = ClientSession(state, self)
         self._channel: RTCDataChannel | None = None
         self._unsaid: list[str] = []
         self._shown = 0
@@ -183,13 +183,13 @@ class WebRtcConnection:
         state = self._state
         assert state.references is not None
         try:
-            await self.say(hello(version("lipstream"), state.references.names()))
+            await self.send_message(hello(version("lipstream"), state.references.names()))
             try:
                 await asyncio.wait_for(self._connected.wait(), state.settings.start_within)
             except TimeoutError:
                 end = POLICY, f"not connected within {state.settings.start_within:g} s"
             else:
-                end = await ended(self, self._visit.hold(self._start, self._listen))
+                end = await ended(self, self._client.run(self._start, self._listen))
             LOG.debug("connection ended: %s", end[1])
             await self.close(*end)
         finally:
@@ -201,23 +201,23 @@ class WebRtcConnection:
         """See `Connection`."""
         self._finish((code, reason))
         with contextlib.suppress(Exception):
-            await self.say({"type": "closed", "code": code, "reason": reason})
+            await self.send_message({"type": "closed", "code": code, "reason": reason})
             await asyncio.sleep(0.1)  # the message is on its way before its channel is not
         await self._peer.close()
 
-    async def say(self, message: dict[str, Any]) -> None:
-        """See `Wire`."""
+    async def send_message(self, message: dict[str, Any]) -> None:
+        """See `Transport`."""
         text = json.dumps(message)
         if self._channel is not None and self._channel.readyState == "open":
             self._channel.send(text)
         elif len(self._unsaid) < _MOST_UNSAID:
             self._unsaid.append(text)
 
-    async def show(self, frame: Frame, at: int, picture: bool) -> None:
-        """See `Wire`. Nothing waits: what the tracks do not send in time is dropped."""
+    async def send_frame(self, frame: Frame, at: int, picture: bool) -> None:
+        """See `Transport`. Nothing waits: what the tracks do not send in time is dropped."""
         self._sound.waiting.put((self._shown * RATE // FPS, to_int16(frame.audio).reshape(-1)))
         if picture and self._pictures.waiting.put((self._shown, frame.image)):
-            self._state.measures.count("pictures_dropped")
+            self._state.metrics.count("pictures_dropped")
         self._shown += 1
 
     def _on_track(self, track: MediaStreamTrack) -> None:
@@ -235,14 +235,14 @@ class WebRtcConnection:
         try:
             if isinstance(text, bytes):
                 raise ProtocolError("bytes on the data channel", expected="JSON; sound goes over its track")
-            if end := self._visit.obey(parse(text)):
+            if end := self._client.handle_message(parse(text)):
                 self._finish(end)
         except LipStreamError as error:
             await self._wrong(error)
 
     async def _wrong(self, error: LipStreamError) -> None:
         try:
-            await self._visit.wrong(error)
+            await self._client.report_error(error)
         except ProtocolError as last:
             self._finish((POLICY, last.found))
 
@@ -256,7 +256,7 @@ class WebRtcConnection:
         if self._peer.connectionState in ("failed", "closed"):
             self._finish((NORMAL, "the client is gone"))
 
-    async def _listen(self, live: LiveSession) -> End:
+    async def _listen(self, live: RealtimeSession) -> End:
         """Sound into the session, until the end."""
         hearing = asyncio.create_task(self._hear(live))
         try:
@@ -265,7 +265,7 @@ class WebRtcConnection:
             hearing.cancel()
             await asyncio.gather(hearing, return_exceptions=True)
 
-    async def _hear(self, live: LiveSession) -> None:
+    async def _hear(self, live: RealtimeSession) -> None:
         track = await self._heard
         resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
         with contextlib.suppress(MediaStreamError):  # the client's track has ended
@@ -295,7 +295,7 @@ def add_route(
         """A WebRTC client's offer; the answer, or why there is none. docs/protocol.md."""
         # A peer that is still connecting holds a place, too: or any number of them could be opened.
         if reason := state.refusal(connected=len(visits)):
-            state.measures.rejected.labels("draining" if state.draining else "capacity").inc()
+            state.metrics.rejected.labels("draining" if state.draining else "capacity").inc()
             raise HTTPException(503, reason, {"Retry-After": "5"})
         assert state.references is not None
         try:

@@ -14,17 +14,17 @@ from fastapi import WebSocket, WebSocketDisconnect
 from ...errors import LipStreamError, ProtocolError
 from ...media import to_int16
 from ...session import Frame
-from ..client_session import End, Visit, ended
+from ..client_session import ClientSession, End, ended
 from ..frame_encoder import packer
 from ..protocol import IDLE, KEY, LAST, NORMAL, PCM, POLICY, SPEAKING, Start, hello, pack, parse
-from ..realtime_session import LiveSession
+from ..realtime_session import RealtimeSession
 from ..state import State
 
 LOG = logging.getLogger("lipstream")
 
 
 class WebSocketConnection:
-    """Reads messages, runs at most one session. It is the session's wire, too.
+    """Reads messages, runs at most one session. It is the session's transport, too.
 
     Args:
         pool: packs pictures.
@@ -32,14 +32,14 @@ class WebSocketConnection:
 
     def __init__(self, state: State, socket: WebSocket, pool: Executor) -> None:
         self._state, self._socket, self._pool = state, socket, pool
-        self._visit = Visit(state, self)
+        self._client = ClientSession(state, self)
 
-    async def say(self, message: dict[str, Any]) -> None:
-        """See `Wire`."""
+    async def send_message(self, message: dict[str, Any]) -> None:
+        """See `Transport`."""
         await self._socket.send_json(message)
 
-    async def show(self, frame: Frame, at: int, picture: bool) -> None:
-        """See `Wire`."""
+    async def send_frame(self, frame: Frame, at: int, picture: bool) -> None:
+        """See `Transport`."""
         flags = IDLE * frame.idle | SPEAKING * frame.speaking | LAST * frame.end_of_segment
         pcm = to_int16(frame.audio).astype("<i2").tobytes()
         await self._socket.send_bytes(pack(PCM, flags, frame.segment, frame.index, at, pcm))
@@ -65,7 +65,7 @@ class WebSocketConnection:
 
     async def _run(self) -> End:
         assert self._state.references is not None
-        await self.say(hello(version("lipstream"), self._state.references.names()))
+        await self.send_message(hello(version("lipstream"), self._state.references.names()))
         try:
             start = await asyncio.wait_for(self._start(), self._state.settings.start_within)
         except TimeoutError:
@@ -74,7 +74,7 @@ class WebSocketConnection:
             return NORMAL, "closed"
         size = self._state.references.get(start.reference).size
         self._packer = packer(start.video, *size)
-        return await self._visit.hold(start, self._read)
+        return await self._client.run(start, self._read)
 
     async def _start(self) -> Start | None:
         """The first message, once there is a right one; None if the client closes."""
@@ -88,12 +88,12 @@ class WebSocketConnection:
                 wanted = parse(text)
                 if isinstance(wanted, Start):
                     return wanted
-                if self._visit.obey(wanted):
+                if self._client.handle_message(wanted):
                     return None
             except ProtocolError as error:
-                await self._visit.wrong(error)
+                await self._client.report_error(error)
 
-    async def _read(self, live: LiveSession) -> End:
+    async def _read(self, live: RealtimeSession) -> End:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -101,7 +101,7 @@ class WebSocketConnection:
             try:
                 if (data := message.get("bytes")) is not None:
                     live.push(data)
-                elif end := self._visit.obey(parse(message["text"])):
+                elif end := self._client.handle_message(parse(message["text"])):
                     return end
             except LipStreamError as error:  # the message is for nothing; the session goes on
-                await self._visit.wrong(error)
+                await self._client.report_error(error)

@@ -1,0 +1,144 @@
+"""What all streams of a TensorRT bundle share: engines, constants, lanes and their scratch memory."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from cuda.bindings import runtime
+from numpy.typing import NDArray
+
+from ...bundle import Bundle
+from ...bundle.plans import require_runnable
+from ...errors import BackendError, PlanError
+from ..base import GRAPHS
+from ..device import require_gpu, require_kernels
+from .cuda import Cuda, DeviceMemory, Lane
+from .engine import Engine, make_logger
+
+try:
+    import tensorrt
+except ImportError:
+    raise
+except Exception as error:  # raised by TensorRT's own start-up where its libraries are missing
+    raise ImportError(f"TensorRT does not load: {error}", name="tensorrt") from error
+
+
+class Resources:
+    """The engines of a bundle, loaded on the first GPU of this process.
+
+    Attributes:
+        manifest, engines, constants (addresses), native (how the ring is lowered), kernels, cuda: used by streams.
+        encode, denoise, decode: the lanes. scratch: memory of each lane, by its name. turn: held while a chunk is
+            enqueued on the lanes.
+
+    Raises:
+        BackendError: no GPU, no kernels, or no plans. PlanError: plans for another TensorRT or GPU.
+        GpuMemoryError: the weights do not fit.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        plans = bundle.manifest.plans
+        if plans is None:
+            raise BackendError(
+                f"{bundle.path} holds ONNX graphs, no TensorRT plans",
+                expected="a bundle that lipstream build wrote",
+                fix=f"lipstream build {bundle.path} -o PLANS",
+            )
+        what = 'backend "tensorrt"'
+        gpu = require_gpu(what).gpus[0]
+        self.kernels = require_kernels(what)
+        require_runnable(plans, bundle.path, tensorrt=tensorrt.__version__, gpu=gpu)
+        self.manifest, self.native = bundle.manifest, plans.ring == "native"
+        self.cuda = cuda = Cuda(runtime)
+        cuda.call("cudaSetDevice", 0)
+        self._logger = make_logger(tensorrt)
+        self._runtime = tensorrt.Runtime(self._logger)
+        if plans.version_compatible:
+            self._runtime.engine_host_code_allowed = True  # such plans carry the part of TensorRT that runs them
+        self.engines = {name: Engine(tensorrt, self._runtime, bundle.file(f"{name}.plan")) for name in GRAPHS}
+        self._check(bundle)
+        self.encode, self.denoise, self.decode = (Lane(cuda, name) for name in ("encode", "denoise", "decode"))
+        self.lanes = (self.encode, self.denoise, self.decode)
+        users = {
+            "encode": ("video_encoder", "audio_encoder"),
+            "denoise": ("denoiser", "context"),
+            "decode": ("video_decoder",),
+        }
+        # One piece for each lane, since lanes run at the same time, and what is on one runs one after the other.
+        self.scratch = {
+            lane: DeviceMemory(cuda, {"all": max(self.engines[name].scratch for name in names)})
+            for lane, names in users.items()
+        }
+        self._upload(bundle)
+        self.turn = FairLock()
+
+    def _check(self, bundle: Bundle) -> None:
+        """Whether the ends of the engines are what streams bind: float32 but for what stays on the device."""
+        kept = ("memory", "k.", "v.", "k_out.", "v_out.", "text_")
+        for graph, engine in self.engines.items():
+            for name, tensor in engine.tensors.items():
+                integer = name in ("slot", "attended")
+                if not name.startswith(kept) and tensor.dtype != ("INT64" if integer else "FLOAT"):
+                    raise PlanError(
+                        f"{graph} of {bundle.path} takes {name} as {tensor.dtype}",
+                        expected="float32 outside the graphs",
+                        fix="lipstream build it again, with this version",
+                    )
+            rings = {name: name.replace("_out", "") for name in engine.tensors if name.startswith(("k_out.", "v_out."))}
+            if engine.aliases != (rings if self.native else {}):
+                raise PlanError(
+                    f"{graph} of {bundle.path} does not write the ring where its recipe says",
+                    expected="in place" if self.native else "into other memory",
+                    fix="lipstream build it again, with this version",
+                )
+
+    def _upload(self, bundle: Bundle) -> None:
+        """What is computed once for all streams, in the types that the engines take it in."""
+        types = {name: tensor.dtype for engine in self.engines.values() for name, tensor in engine.tensors.items()}
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, x in bundle.constants.items():
+            array = np.ascontiguousarray(x, np.float32)
+            arrays[name] = to_bfloat16(array) if types.get(name) == "BF16" else array
+        self._constants = DeviceMemory(self.cuda, {name: array.nbytes for name, array in arrays.items()})
+        self.constants = self._constants.at
+        for name, array in arrays.items():
+            self.encode.upload(self.constants[name], array)
+        self.encode.synchronize()
+
+
+def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """Finite float32 rounded to bfloat16, to nearest and ties to even, as its bits."""
+    bits = x.view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+class FairLock:
+    """A lock that is given in the order in which it was asked for: no session overtakes another."""
+
+    def __init__(self) -> None:
+        self._inner = threading.Lock()
+        self._waiting: deque[threading.Lock] = deque()
+        self._held = False
+
+    def __enter__(self) -> None:
+        with self._inner:
+            if not self._held:
+                self._held = True
+                return
+            mine = threading.Lock()
+            mine.acquire()
+            self._waiting.append(mine)
+        mine.acquire()  # released by whoever had the lock before, which passes it on
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._inner:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._held = False

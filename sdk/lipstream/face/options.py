@@ -1,0 +1,45 @@
+"""How the face of a video is found and followed: one value, passed whole from the caller to the tracker."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .tracking import FaceTracker, Policy, Tracker
+
+
+@dataclass(frozen=True)
+class FaceOptions:
+    """How the face of a reference is found, cropped and pasted back.
+
+    Attributes:
+        policy: for frames without the face. "hold": use its last place; "bypass": show the frame untouched; "raise":
+            FaceNotFoundError. Frames before the first face are always bypassed.
+        at: (x, y) in pixels near the wanted face in the first frame; None for the largest face.
+        insightface: folder of InsightFace's models, to find faces exactly as the upstream system does. They are for
+            non-commercial research only; None for the networks that LipStream ships.
+        upstream: crop, paste and take the video's frames as the upstream system does, to compare with its pictures;
+            slower and not as good (`lipstream.face.upstream`). For bundles of released weights.
+    """
+
+    policy: Policy = "hold"
+    at: tuple[float, float] | None = None
+    insightface: str | os.PathLike[str] | None = None
+    upstream: bool = False
+
+    def __post_init__(self) -> None:
+        if self.insightface is not None:
+            object.__setattr__(self, "insightface", Path(self.insightface))  # so that equal folders compare equal
+
+    def tracker(self) -> Tracker:
+        """A tracker for one video.
+
+        Raises:
+            ConfigError: an option has no meaning. MissingExtraError: insightface is not installed.
+        """
+        if self.insightface is None:
+            return FaceTracker(self.policy, self.at)
+        from .insightface import InsightFaceTracker
+
+        return InsightFaceTracker(self.insightface, self.policy, self.at)

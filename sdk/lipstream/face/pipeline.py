@@ -1,0 +1,70 @@
+"""From a frame to the crop that the model sees, and from the generated crop back: ours, or the upstream system's."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..bundle import Geometry
+from . import upstream
+from .alignment import crop
+from .compositing import Compositor
+
+Image = NDArray[np.uint8]
+
+
+class FacePipeline(Protocol):
+    """Both directions for the crops of one bundle. Stateless; shared by all sessions.
+
+    Attributes:
+        retimed: whether a video's frames are resampled to 25 a second; False takes them as they are stored.
+    """
+
+    retimed: bool
+
+    def crop(self, frame: Image, matrix: NDArray[np.float64]) -> Image:
+        """The aligned face, uint8 [S, S, 3], of `frame` uint8 [H, W, 3]; `matrix` [2, 3]: frame -> canvas pixels."""
+
+    def composite(
+        self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: NDArray[np.float64]
+    ) -> Image:
+        """`frame` with `generated`, float32 [S, S, 3] in [0, 1], in the masked region: see `Compositor.composite`."""
+
+
+class LipStreamFacePipeline:
+    """See `FacePipeline`: one resampling in, and only the masked region out.
+
+    Args:
+        keep_mask: float32 [S, S] in [0, 1]: 1 keeps the source.
+    """
+
+    retimed = True
+
+    def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
+        self._size, self._box = geometry.crop_size[0], geometry.crop_box
+        self.composite = Compositor(keep_mask, box=geometry.crop_box).composite
+
+    def crop(self, frame: Image, matrix: NDArray[np.float64]) -> Image:
+        """See `FacePipeline`."""
+        return crop(frame, matrix, self._size, self._box)
+
+
+class UpstreamFacePipeline:
+    """See `FacePipeline`: crop and paste of the upstream system.
+
+    Raises:
+        ConfigError: the bundle's crop is not the upstream system's, the whole canvas.
+    """
+
+    retimed = False
+
+    def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
+        upstream.check_geometry(geometry.crop_box, geometry.crop_size)
+        self._size = geometry.crop_size[0]
+        self.composite = upstream.UpstreamCompositor(keep_mask).composite
+
+    def crop(self, frame: Image, matrix: NDArray[np.float64]) -> Image:
+        """See `FacePipeline`."""
+        return upstream.crop(frame, matrix, self._size)

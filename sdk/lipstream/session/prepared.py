@@ -1,0 +1,144 @@
+"""A reference that was decoded, tracked and encoded once, and is played by any number of sessions."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import ChunkStream
+from ..backends.base import Array
+from ..bundle import Manifest
+from ..errors import ConfigError
+from ..face import FaceOptions, FacePipeline
+from ..media import FPS, FrameSpool, ping_pong
+from ..media.image import check_picture
+from .reference import LOOP_BYTES, Source, SourceFrame, no_face, open_source, require_face, stack_crops
+
+_FORGOTTEN = 3  # chunks after which no latent depends on how the stream began: the encoder looks back 30 frames
+
+
+class PreparedReference:
+    """A reference decoded, tracked and encoded once, as an endless ping-pong; immutable, shared by any sessions.
+
+    It begins with the first frame that shows a face. The latents that are played for ever are taken from the second lap
+    or later, when the encoder has forgotten the beginning. Frames lie in a temporary file that is gone with the object;
+    memory holds their transforms and the latents of two laps.
+
+    Args:
+        seconds: of the source, at most; as much of it as fits into `max_bytes` on disk.
+
+    Attributes:
+        manifest: of the bundle that it was encoded with. face: how it was tracked. frames: number of source frames.
+        skipped: frames before the first face, left out.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        stream: ChunkStream,
+        manifest: Manifest,
+        face: FaceOptions,
+        pipeline: FacePipeline,
+        *,
+        seconds: float = 20.0,
+        max_bytes: int = LOOP_BYTES,
+    ) -> None:
+        if not 0 < seconds < math.inf:
+            raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
+        self.manifest, self.face, self._pipeline = manifest, face, pipeline
+        self._geometry = geometry = manifest.geometry
+        opened = open_source(source, retimed=pipeline.retimed)
+        tracker = require_face(opened, face)
+        self._spool = FrameSpool()
+        self._matrices: list[NDArray[np.float64] | None] = []
+        self._size: tuple[int, ...] | None = None
+        self.skipped = 0
+        for image in itertools.islice(opened, max(1, int(seconds * FPS))):
+            check_picture(image, self._size, f"frame {len(self._matrices) + self.skipped}")
+            self._size = image.shape
+            seen = tracker.track(image)
+            if seen is None and not self._matrices:
+                self.skipped += 1
+                continue
+            if self._matrices and (len(self._matrices) + 1) * image.nbytes > max_bytes:
+                break
+            self._spool.append(image)
+            self._matrices.append(None if seen is None else seen.matrix)
+        if not self._matrices:
+            raise no_face(self.skipped)
+        self._crop_of = _last_seen(self._matrices)
+        chunk, lead = geometry.video_frames, geometry.first_frames
+        count = len(self._matrices)
+        # A lap must be whole chunks: turning round a few frames before the end makes it so.
+        if count > chunk // 2:
+            count -= (count - 1) % (chunk // 2)
+        self.frames = count
+        self._lap = math.lcm(max(1, 2 * count - 2), chunk) // chunk
+        self._steady = max(self._lap + 1, _FORGOTTEN)
+        self._latents: list[Array] = []
+        for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(self._steady + self._lap - 1))]:
+            crops = [self.at(first + i).crop for i in range(length)]
+            self._latents.append(stream.encode_video(stack_crops(geometry, crops)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) of its frames."""
+        assert self._size is not None
+        height, width = self._size[:2]
+        return width, height
+
+    def at(self, place: int) -> SourceFrame:
+        """Frame `place` = 0, 1, 2, ... of the endless loop."""
+        index = ping_pong(place, self.frames)
+        image = self._spool.read(index)
+        seen = self._crop_of[index]
+        shown = image if seen == index else self._spool.read(seen)
+        matrix = self._matrices[seen]
+        assert matrix is not None
+        return SourceFrame(image, self._pipeline.crop(shown, matrix), self._matrices[index])
+
+    def play(self) -> PreparedPlayback:
+        """A playback for one session, from the start."""
+        return PreparedPlayback(self)
+
+    def latents(self, first: int) -> Array | None:
+        """Latents of the chunk that starts at frame `first` of the loop; None where no chunk of the loop starts."""
+        chunk, lead = self._geometry.video_frames, self._geometry.first_frames
+        number, odd = (0, 0) if first == 0 else divmod(first - lead + chunk, chunk)
+        if odd or (first and first < lead):
+            return None
+        if number >= self._steady:
+            number = self._steady + (number - self._steady) % self._lap
+        return self._latents[number]
+
+
+class PreparedPlayback:
+    """One session's way through a `PreparedReference`; see `Reference`.
+
+    A chunk that does not start where one of the loop does, as after a `flush` in the middle of one, is encoded anew.
+    """
+
+    def __init__(self, prepared: PreparedReference) -> None:
+        self._prepared = prepared
+
+    def frames(self, first: int, count: int) -> list[SourceFrame]:
+        return [self._prepared.at(first + i) for i in range(count)]
+
+    def latents(self, first: int) -> Array | None:
+        return self._prepared.latents(first)
+
+    def close(self) -> None:
+        """Nothing to release: the prepared reference outlives its sessions."""
+
+
+def _last_seen(matrices: Sequence[object]) -> list[int]:
+    """For each frame the last one up to it that has a matrix; the first has one."""
+    seen, last = [], 0
+    for index, matrix in enumerate(matrices):
+        last = index if matrix is not None else last
+        seen.append(last)
+    return seen

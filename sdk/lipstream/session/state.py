@@ -1,0 +1,169 @@
+"""Everything of a session that its lock protects: the timeline, and the frames that are queued to be taken."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import SessionClosedError
+from ..media import FPS
+from ..metrics import Metrics
+from .frame import Frame
+from .idle import IdlePolicy
+from .pipeline import Composited
+from .timeline import Place, Timeline
+
+
+class SessionState:
+    """Not thread-safe but for `woken`: call everything else while holding `changed`.
+
+    Attributes:
+        changed: the lock, notified of every change. queue: frames that were generated, and not taken.
+        taken: number of frames taken. epoch: counts interrupts; what was begun before one is discarded.
+        closed: no more frames. ended_by: the error that closed the session, if one did.
+        share: of the generated mouth in the last frame that was taken; -1 before the first.
+    """
+
+    def __init__(self, timeline: Timeline, idle: IdlePolicy, metrics: Metrics) -> None:
+        self.changed = threading.Condition()
+        self.timeline, self._idle, self._metrics = timeline, idle, metrics
+        self.queue: deque[Frame] = deque()
+        self.taken = self.epoch = 0
+        self.closed = False
+        self.ended_by = ""
+        self._taken_share = -1.0
+        self._first_sound_at: float | None = None  # of a segment whose first frame was not taken yet
+        self._interrupted_at: float | None = None
+        self._wakers: set[Callable[[], object]] = set()
+
+    @property
+    def share(self) -> float:
+        """Share of the generated mouth in the last frame; negative before a session's first."""
+        return self.queue[-1].generated if self.queue else self._taken_share
+
+    @contextmanager
+    def woken(self, wake: Callable[[], object]) -> Iterator[None]:
+        """Call `wake` after every change that happens inside."""
+        with self.changed:
+            self._wakers.add(wake)
+        try:
+            yield
+        finally:
+            with self.changed:
+                self._wakers.discard(wake)
+
+    def notify(self) -> None:
+        """Wake every thread and task that waits for a change."""
+        self.changed.notify_all()
+        for wake in self._wakers:
+            wake()
+
+    def check_open(self) -> None:
+        """Raise SessionClosedError if it is closed."""
+        if self.closed:
+            how = f"was ended by {self.ended_by}" if self.ended_by else "is closed"
+            raise SessionClosedError(f"the session {how}", fix="open another one with engine.session(...)")
+
+    def push(self, samples: NDArray[np.float32], rate: int, most: float) -> None:
+        """Append audio: see `Timeline.push`."""
+        if self.timeline.push(samples, rate, most):
+            self._first_sound_at = time.perf_counter()
+        self._replace_idle()
+        self.notify()
+
+    def flush(self) -> None:
+        """End the segment."""
+        self.timeline.end_segment()
+        self._replace_idle()
+        self.notify()
+
+    def interrupt(self, unshown: int) -> None:
+        """Discard all audio, the queue, and the `unshown` frames that were taken last."""
+        self.epoch += 1
+        self._interrupted_at, self._first_sound_at = time.perf_counter(), None
+        self._idle.reset()
+        self.timeline.clear()
+        self.timeline.picture -= len(self.queue) + unshown
+        self.queue.clear()
+        self.taken -= unshown
+        self.notify()
+
+    def end(self, by: str = "") -> None:
+        """Close the session; `by` names the error that ends it."""
+        self.closed, self.ended_by = True, self.ended_by or by
+        self.epoch += 1
+        self.timeline.clear()
+        self.queue.clear()
+        self.notify()
+
+    def take(self) -> Frame | None:
+        """The next frame of the queue; None if it is empty."""
+        if not self.queue:
+            return None
+        frame = self.queue.popleft()
+        self.taken += 1
+        self._taken_share = frame.generated
+        if self._first_sound_at is not None and not frame.idle:
+            self._metrics.observe("first_frame", time.perf_counter() - self._first_sound_at)
+            self._first_sound_at = None
+        self.changed.notify_all()  # for who generates ahead
+        return frame
+
+    def ready(self) -> bool:
+        """Whether another chunk can be generated: there is audio for one, or the session is idle."""
+        self.timeline.drop_spoken()
+        return not self.closed and (self._idle.mode is not None or self.timeline.next() is not None)
+
+    def next_place(self) -> Place:
+        """The place of the chunk that is generated next; see `ready`."""
+        if self._interrupted_at is not None:
+            self._metrics.observe("interrupt", time.perf_counter() - self._interrupted_at)
+            self._interrupted_at = None
+        place = self.timeline.next()
+        if place is None:
+            return self.timeline.idle()
+        self._metrics.observe("queue", self.timeline.pending)
+        return place
+
+    def put(self, place: Place, made: Composited, shares: list[float]) -> None:
+        """Queue the frames for which the segment has sound; or idle ones, unless there is speech by now."""
+        segment, timeline = place.segment, self.timeline
+        wanted = len(made.images) if segment is None else min(len(made.images), segment.frames - place.first)
+        if segment is None:
+            if timeline.next() is not None:
+                return
+            self._idle.reset()
+        for i in range(wanted):
+            index = self.taken + len(self.queue)
+            audio = timeline.silence(index) if segment is None else segment.of_frame(place.first + i)
+            self.queue.append(
+                Frame(
+                    image=made.images[i],
+                    audio=audio,
+                    pts=index / FPS,
+                    index=index,
+                    bypassed=made.sources[i].matrix is None,
+                    damaged=made.sources[i].damaged,
+                    segment=timeline.segment,
+                    end_of_segment=segment is not None and segment.ended and place.first + i + 1 == segment.frames,
+                    speaking=self._idle.speaking(audio),
+                    idle=segment is None,
+                    generated=shares[i],
+                )
+            )
+        timeline.advance(place, wanted)
+        self._metrics.count("frames", wanted)
+        self.notify()
+
+    def _replace_idle(self) -> None:
+        """Drop idle frames from the end of the queue once there is audio to speak."""
+        if self.queue and self.queue[-1].idle and self.timeline.next() is not None:
+            while self.queue and self.queue[-1].idle:
+                self.queue.pop()
+                self.timeline.picture -= 1
