@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .build import build_plans, parse, require_precision, write_plans
 from .cache import PlanCache, default_folder
 from .recipe import Recipe, load_recipe, recipes
-from .runner import layer_information, require_gpu, summarise
+from .runner import layer_information, require_gpu_for, summarise
 from .trt import tensorrt
 from .verify import verify as verify_bundle
 
@@ -96,7 +96,7 @@ def verify(bundle: str, *, quiet: bool = False) -> dict[str, Any]:
     source = Bundle.load(bundle)
     if source.manifest.plans is None:
         raise ConfigError(f"{source.path} holds no plans", fix="lipstream build --help")
-    require_gpu(source)
+    require_gpu_for(source)
     with tqdm(total=len(source.manifest.graphs), desc="verify", unit="engine", disable=quiet or None) as bar:
 
         def progress(graph: str) -> None:
@@ -115,8 +115,8 @@ def describe_verify(result: dict[str, Any]) -> str:
 
 
 def layers(bundle: Bundle) -> dict[str, Any]:
-    """What TensorRT's inspector says of each engine. Raises as `require_gpu`."""
-    require_gpu(bundle)
+    """What TensorRT's inspector says of each engine. Raises as `require_gpu_for`."""
+    require_gpu_for(bundle)
     return {name: summarise(layer_information(bundle.file(f"{name}.plan"))) for name in sorted(bundle.manifest.graphs)}
 
 

@@ -14,11 +14,12 @@ from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
+from lipstream.backends.device import require_gpu
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import Arrays
 from lipstream.bundle.plans import require_runnable
-from lipstream.errors import BackendError, MissingExtraError
-from lipstream.gpu import Driver, NoDriverError, driver
+from lipstream.errors import MissingExtraError
+from lipstream.gpu import Driver
 
 from .trt import tensorrt
 
@@ -33,20 +34,13 @@ class Runner(Protocol):
         """Inputs by name, float32 or int64 as `lipstream.bundle.golden` makes them -> outputs, float32."""
 
 
-def require_gpu(bundle: Bundle) -> Driver:
+def require_gpu_for(bundle: Bundle) -> Driver:
     """The driver of this machine, on whose first GPU the bundle's plans run.
 
     Raises:
         BackendError: no GPU. PlanError: built for another TensorRT or GPU.
     """
-    try:
-        found = driver()
-    except NoDriverError as error:
-        raise BackendError(
-            f"an engine runs on an NVIDIA GPU: {error}", fix="run this where the GPU is; lipstream doctor says more"
-        ) from error
-    if not found.gpus:
-        raise BackendError("the NVIDIA driver shows no GPU", fix="nvidia-smi -L; CUDA_VISIBLE_DEVICES hides them, too")
+    found = require_gpu(f"the plans of {bundle.path}")
     assert bundle.manifest.plans
     require_runnable(bundle.manifest.plans, bundle.path, tensorrt=tensorrt().__version__, gpu=found.gpus[0])
     return found

@@ -1,4 +1,4 @@
-"""The server: who may come in, how many, for how long, and what else can be asked of it."""
+"""The server's routes: health, version, metrics, uploads, sessions; with authentication and admission control."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from starlette.middleware.cors import CORSMiddleware
 from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import LipStreamError, UploadTooLargeError
-from .frame_encoder import JpegPacker
+from .frame_encoder import JpegEncoder
 from .prometheus import PrometheusMetrics
 from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
 from .references import References
@@ -34,7 +34,7 @@ PAGE = Path(__file__).with_name("page.html")
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The application; the engine loads while it starts to answer."""
+    """The application; the engine loads in the background while it already answers."""
     state = State(settings, PrometheusMetrics(version("lipstream"), str(Path(settings.bundle).name)))
     pool = ThreadPoolExecutor(2 * cores(), thread_name_prefix="lipstream-pack")
 
@@ -58,19 +58,19 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=["authorization"],
         )
 
-    async def visit(connection: Connection) -> None:
-        """Let `connection` run, where a server that drains finds it."""
+    async def run_connection(connection: Connection) -> None:
+        """Run `connection`, registered so that `drain` can close it."""
         state.connections.add(connection)
         try:
             await connection.run()
         finally:
             state.connections.discard(connection)
 
-    def admitted(request: Request) -> None:
-        """REST calls that do something need the token, and a page's come from where pages may."""
-        if not _has_token(settings, request.headers.get("authorization", ""), request.query_params.get("token", "")):
+    def authorised(request: Request) -> None:
+        """Raise HTTPException unless the request has the token, and comes from an allowed origin."""
+        if not has_token(settings, request.headers.get("authorization", ""), request.query_params.get("token", "")):
             raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
-        if not _may_come_from(settings, request.headers.get("origin"), request.headers.get("host", "")):
+        if not is_allowed_origin(settings, request.headers.get("origin"), request.headers.get("host", "")):
             raise HTTPException(403, "this page's origin is not allowed")
 
     text = PAGE.read_text()
@@ -88,13 +88,13 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/v1/health/ready")
     async def ready() -> JSONResponse:
-        """200 once it is warm, 503 before, while it drains, and when the engine could not be loaded."""
+        """200 once the engine is warm; 503 before, while the server drains, and when the engine could not be loaded."""
         status = {"status": "ready" if state.ready else state.refusal() or "not ready"}
         return JSONResponse(status, 200 if state.ready else 503)
 
     @app.get("/v1/version")
     async def versions() -> dict[str, Any]:
-        """Of the server, its bundle and the protocol."""
+        """Versions of the server and the protocol, the bundle, and what the server offers."""
         manifest = state.engine.manifest if state.engine else None
         return {
             "lipstream": version("lipstream"),
@@ -107,12 +107,12 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/v1/metrics")
     async def metrics() -> Response:
-        """In Prometheus's format."""
+        """Metrics in Prometheus's text format."""
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.post("/v1/references", dependencies=[Depends(admitted)])
+    @app.post("/v1/references", dependencies=[Depends(authorised)])
     async def upload(request: Request) -> JSONResponse:
-        """A video or picture with a face, as the body; the answer's `reference` is for the message `start`."""
+        """Upload a video or picture with a face, as the body; use the response's `reference` in the message `start`."""
         if state.references is None:
             raise HTTPException(503, "the server is warming up")
         try:
@@ -127,21 +127,21 @@ def create_app(settings: Settings) -> FastAPI:
     if has_webrtc:
         from .transports.webrtc import add_route
 
-        add_route(app, state, admitted, visit)
+        add_route(app, state, authorised, run_connection)
 
     @app.websocket("/v1/session")
     async def session(socket: WebSocket) -> None:
-        """docs/protocol.md."""
+        """A session over WebSocket: docs/protocol.md."""
         origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
         await socket.accept()
-        if not _has_token(settings, socket.headers.get("authorization", ""), socket.query_params.get("token", "")):
+        if not has_token(settings, socket.headers.get("authorization", ""), socket.query_params.get("token", "")):
             await _refuse(state, socket, POLICY, "wrong or missing token", "token")
-        elif not _may_come_from(settings, origin, host):
+        elif not is_allowed_origin(settings, origin, host):
             await _refuse(state, socket, POLICY, "this page's origin is not allowed", "origin")
         elif reason := state.refusal():
             await _refuse(state, socket, TRY_AGAIN, reason, "draining" if state.draining else "capacity")
         else:
-            await visit(WebSocketConnection(state, socket, pool))
+            await run_connection(WebSocketConnection(state, socket, pool))
 
     return app
 
@@ -159,8 +159,8 @@ async def _warm_up(state: State) -> None:
         if settings.max_sessions:
             engine.warmup()
             return engine, settings.max_sessions
-        encoder = JpegPacker()  # encoding takes its share of every session
-        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.pack(frame.image))
+        encoder = JpegEncoder()  # encoding takes its share of every session
+        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.encode(frame.image))
 
     try:
         state.engine, most = await asyncio.to_thread(load)
@@ -179,26 +179,26 @@ async def _refuse(state: State, socket: WebSocket, code: int, reason: str, label
         await socket.close(code, reason)
 
 
-def _has_token(settings: Settings, header: str, query: str) -> bool:
+def has_token(settings: Settings, header: str, query: str) -> bool:
     given = header.removeprefix("Bearer ") if header.startswith("Bearer ") else query
     return not settings.token or hmac.compare_digest(given.encode(), settings.token.encode())
 
 
-def _may_come_from(settings: Settings, origin: str | None, host: str) -> bool:
-    """Programs send no origin; a page's must be this server's own, or a named one."""
+def is_allowed_origin(settings: Settings, origin: str | None, host: str) -> bool:
+    """Programs send no origin; a page's must be this server's own, or one of the settings'."""
     if origin is None or origin in settings.origins:
         return True
     return urlsplit(origin).netloc == host and (bool(settings.token) or is_loopback(urlsplit(origin).hostname or ""))
 
 
 async def drain(state: State) -> None:
-    """Take no more sessions, tell the open ones, and wait for them as long as the settings say."""
+    """Refuse new sessions, notify the open ones, wait up to `Settings.drain` seconds for them, then close them."""
     state.draining = True
     seconds = state.settings.drain if state.live else 0
     for live in list(state.live.values()):
-        live.send_message({"type": "closing", "reason": "the server is going away", "seconds": seconds})
+        live.send_message({"type": "closing", "reason": "the server is shutting down", "seconds": seconds})
     end = time.monotonic() + seconds
     while state.live and time.monotonic() < end:
         await asyncio.sleep(0.05)
     for connection in list(state.connections):
-        await connection.close(GOING_AWAY, "the server is going away")
+        await connection.close(GOING_AWAY, "the server is shutting down")

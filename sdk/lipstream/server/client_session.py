@@ -1,4 +1,4 @@
-"""One client from its start to its end, whatever carries it: admission, limits, and what its messages do."""
+"""One client from connect to disconnect, over any transport: admission, limits, and what its messages do."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from .realtime_session import RealtimeSession, Transport
 from .state import State
 
 MOST_ERRORS = 50
-"""Wrong messages after which a client is sent away."""
+"""Invalid messages after which the connection is closed."""
 End = tuple[int, str]
 """A close code of the protocol, and the reason."""
 
 
 class ClientSession:
-    """At most one session, for as long as the settings allow.
+    """Runs at most one session, within the limits of the settings.
 
     Args:
         transport: to the client.
@@ -35,16 +35,16 @@ class ClientSession:
         self._begun = time.monotonic()
 
     async def run(self, start: Start, listen: Callable[[RealtimeSession], Awaitable[End]]) -> End:
-        """Open the session and run it until somebody ends it.
+        """Open the session, and run it until client, server or a limit ends it.
 
         Args:
-            listen: reads the client until it is gone.
+            listen: reads messages until the client disconnects.
 
         Raises:
-            LipStreamError: it does not open, or breaks.
+            LipStreamError: the session does not open, or fails.
         """
         state = self._state
-        if refusal := state.refusal():  # others came in between
+        if refusal := state.refusal():  # other clients were admitted since
             state.metrics.rejected.labels("capacity").inc()
             return TRY_AGAIN, refusal
         assert state.engine is not None
@@ -88,7 +88,7 @@ class ClientSession:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _limits(self, live: RealtimeSession) -> End:
-        """Ends what has been idle, or open, for too long."""
+        """Return once the session has had no sound, or was open, for too long."""
         settings = self._state.settings
         while True:
             now = time.monotonic()
@@ -100,10 +100,10 @@ class ClientSession:
             await asyncio.sleep(min(quiet, whole))
 
     def handle_message(self, message: ClientMessage) -> End | None:
-        """Do what a client's message says; its end if that is what it says.
+        """Apply a client's message; returns how to close the connection if the message asks for that.
 
         Raises:
-            LipStreamError: the message is for nothing.
+            LipStreamError: the message is not valid in this state.
         """
         match message:
             case Close():
@@ -119,14 +119,14 @@ class ClientSession:
         return None
 
     async def report_error(self, error: LipStreamError) -> None:
-        """Tell the client of a message that was for nothing.
+        """Report an invalid message to the client.
 
         Raises:
-            ProtocolError: it was one too many.
+            ProtocolError: there were more than `MOST_ERRORS`.
         """
         self._errors += 1
         if self._errors > MOST_ERRORS:
-            raise ProtocolError(f"more than {MOST_ERRORS} wrong messages", fix="read docs/protocol.md")
+            raise ProtocolError(f"more than {MOST_ERRORS} invalid messages", fix="read docs/protocol.md")
         message = failure(error, fatal=False)
         if self._live is not None:
             self._live.send_message(message)
@@ -134,10 +134,10 @@ class ClientSession:
             await self._transport.send_message(message)
 
 
-async def ended(transport: Transport, visit: Awaitable[End]) -> End:
-    """How `visit` ends; of an error the client is told."""
+async def ended(transport: Transport, connection: Awaitable[End]) -> End:
+    """How `connection` ends; an error is sent to the client."""
     try:
-        return await visit
+        return await connection
     except LipStreamError as error:
         with contextlib.suppress(Exception):
             await transport.send_message(failure(error, fatal=True))

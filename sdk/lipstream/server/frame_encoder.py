@@ -1,4 +1,4 @@
-"""Packs pictures for the transport: JPEG, each for itself, or H.264 Annex B."""
+"""Encodes pictures for a transport: as JPEG, or as H.264 Annex B."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _QUALITY = 85
 _KEY_EVERY = 2 * FPS
 
 
-class Packer(Protocol):
-    """Attributes: kind: of the protocol."""
+class FrameEncoder(Protocol):
+    """Attributes: kind: of the protocol's binary message."""
 
     kind: int
 
-    def pack(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
-        """uint8 [H, W, 3] RGB -> bytes, and whether decoding can begin there."""
+    def encode(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
+        """uint8 [H, W, 3] RGB -> bytes, and whether it is a key frame."""
 
 
-class JpegPacker:
-    """One JPEG a picture."""
+class JpegEncoder:
+    """One JPEG per picture."""
 
     kind = JPEG
 
-    def pack(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
+    def encode(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
         _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         return data.tobytes(), True
 
 
-class H264Packer:
-    """libx264 without delay: one access unit a picture, with its parameter sets at every key picture.
+class H264Encoder:
+    """libx264 without delay: one access unit per picture, with parameter sets at every key frame.
 
-    Pictures with an odd side lose a line or column: H.264 has chroma for two by two.
+    Pictures with an odd side lose a line or column: 4:2:0 chroma covers two by two pixels.
     """
 
     kind = H264
@@ -56,7 +56,7 @@ class H264Packer:
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._count = 0
 
-    def pack(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
+    def encode(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
         whole = np.ascontiguousarray(image[: self._height, : self._width])
         frame = from_rgb(whole, self._reformatter, Colour(), "yuv420p")
         frame.pts, self._count = self._count, self._count + 1
@@ -64,6 +64,6 @@ class H264Packer:
         return b"".join(bytes(packet) for packet in packets), any(packet.is_keyframe for packet in packets)
 
 
-def packer(kind: str, width: int, height: int) -> Packer:
-    """Of "jpeg" or "h264"."""
-    return H264Packer(width, height) if kind == "h264" else JpegPacker()
+def frame_encoder(kind: str, width: int, height: int) -> FrameEncoder:
+    """An encoder for "jpeg" or "h264"."""
+    return H264Encoder(width, height) if kind == "h264" else JpegEncoder()

@@ -5,25 +5,29 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _COUNTERS = {
-    "sessions_opened": "sessions that were opened",
-    "sessions_closed": "sessions that ended",
+    "sessions_opened": "sessions opened",
+    "sessions_closed": "sessions closed",
     "interrupts": "interrupts",
-    "chunks": "chunks that were made",
-    "frames": "frames that were made",
-    "pictures_dropped": "pictures left out for clients that are slow",
+    "chunks": "chunks generated",
+    "frames": "frames generated",
+    "pictures_dropped": "pictures dropped for slow clients",
 }
 _SECONDS = {
     "first_frame": "from a segment's first sound to its first frame",
-    "chunk": "to make a chunk of 12 frames",
-    "queue": "of sound that waits when a chunk begins",
+    "chunk": "to generate a chunk of 12 frames",
+    "queue": "of audio pending when a chunk begins",
     "interrupt": "from an interrupt until the next chunk may begin",
-    "lateness": "by which a frame is behind its clock",
+    "lateness": "by which a frame comes after it was due",
 }
 _BUCKETS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.24, 0.32, 0.48, 0.64, 1, 2, 5, 10, 30, 60)
 
 
 class PrometheusMetrics:
-    """See `lipstream.metrics.Metrics`. Attributes: active: sessions on this server; its gauge. rejected: by reason."""
+    """See `lipstream.metrics.Metrics`.
+
+    Attributes:
+        active, most: gauges of open sessions, and of sessions admitted at once. rejected: connections, by reason.
+    """
 
     def __init__(self, version: str, bundle: str) -> None:
         self._registry = registry = CollectorRegistry()
@@ -35,7 +39,7 @@ class PrometheusMetrics:
         self.active = Gauge("lipstream_sessions_active", "sessions that are open", registry=registry)
         self.most = Gauge("lipstream_sessions_most", "sessions that are admitted at once", registry=registry)
         self.rejected = Counter("lipstream_sessions_rejected", "connections refused", ["reason"], registry=registry)
-        info = Gauge("lipstream_build_info", "what runs", ["version", "bundle"], registry=registry)
+        info = Gauge("lipstream_build_info", "versions", ["version", "bundle"], registry=registry)
         info.labels(version, bundle).set(1)
 
     def count(self, name: str, by: int = 1) -> None:

@@ -1,8 +1,8 @@
-"""What goes over the WebSocket, version 1: small JSON messages, and binary ones for sound and pictures.
+"""The messages of the WebSocket protocol, version 1: JSON text, and binary for sound and pictures.
 
 The client sends text messages (`Start`, `Flush`, `Interrupt`, `Close`) and, as binary ones, its sound: PCM, int16,
 little endian, channels interleaved. The server sends text messages and binary ones with a header (`pack`).
-docs/protocol.md is the same for people.
+docs/protocol.md documents it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ HEADER = struct.Struct("<BBHIQ")
 """Kind, flags, segment modulo 65536, frame's index, samples of the session's clock before it."""
 JPEG, H264, PCM = 1, 2, 3
 KEY, IDLE, SPEAKING, LAST = 1, 2, 4, 8
-"""Flags: a picture to begin with; no speech; sound above the gate; the last one of a segment."""
+"""Flags: key frame; idle; sound above the gate; last of a segment."""
 NOTICE = "The picture is generated: the mouth is synthetic."
 # RFC 6455 and its registry.
 NORMAL, GOING_AWAY, POLICY, TRY_AGAIN = 1000, 1001, 1008, 1013
@@ -30,7 +30,7 @@ class _Message(BaseModel):
 
 
 class Start(_Message):
-    """The first message: through which face to speak, and how sound comes and pictures go."""
+    """The first message: the face to speak through, and the formats of sound and pictures."""
 
     type: Literal["start"]
     reference: str = Field("bundled", max_length=64)
@@ -42,13 +42,13 @@ class Start(_Message):
 
 
 class Flush(_Message):
-    """End the segment: all sound sent so far is spoken to its end."""
+    """End the segment: all sound sent so far is spoken."""
 
     type: Literal["flush"]
 
 
 class Interrupt(_Message):
-    """Forget what was sent and not yet shown."""
+    """Discard what was sent and not yet shown."""
 
     type: Literal["interrupt"]
 
@@ -64,10 +64,10 @@ _CLIENT: TypeAdapter[ClientMessage] = TypeAdapter(Annotated[ClientMessage, Field
 
 
 def parse(text: str) -> ClientMessage:
-    """A client's text message.
+    """Parse a client's text message.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: it is not a valid message.
     """
     try:
         return _CLIENT.validate_json(text)
@@ -88,7 +88,7 @@ def hello(server: str, references: list[str]) -> dict[str, Any]:
 
 
 def failure(error: LipStreamError, *, fatal: bool) -> dict[str, Any]:
-    """An error, as a message. After a fatal one the server closes."""
+    """The message for an error; after a fatal one the server closes the connection."""
     return {
         "type": "error",
         "code": error.code,
@@ -110,5 +110,5 @@ def pack(kind: int, flags: int, segment: int, index: int, at: int, payload: byte
 
 
 def unpack(message: bytes) -> tuple[int, int, int, int, int, bytes]:
-    """What `pack` was given."""
+    """The arguments of `pack`, from its result."""
     return *HEADER.unpack_from(message), message[HEADER.size :]

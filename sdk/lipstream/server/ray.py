@@ -1,8 +1,8 @@
-"""The server on Ray Serve: replicas on many machines, each with an engine of its own. Needs `lipstream[ray]`.
+"""The server on Ray Serve: replicas on many machines, each with its own engine. Needs `lipstream[ray]`.
 
-Not `ray[serve]`'s own admission: over capacity it answers a WebSocket with an error 500, so every replica refuses in
-the protocol's words (1013), and Ray is told of two more sessions than that. What it scales in by does not look at open
-sessions, so it does so slowly, and a replica that is to end gets as long as a session may last.
+Admission control is the server's. Ray Serve's own answers a WebSocket over capacity with error 500; here every replica
+refuses with close code 1013, and Ray is given a limit of two sessions more. Ray does not consider open sessions when it
+scales in, so it scales in slowly, and a replica that is to stop gets as long as a session may last.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .app import create_app
 from .state import Settings
 
 LOAD = 0.7
-"""Share of a replica's sessions from which on another one is started."""
+"""Share of a replica's sessions beyond which another one is started."""
 
 
 def application(settings: Settings, *, least: int = 1, replicas: int = 4, gpus: float = 0.0, cpus: float = 1.0) -> Any:
@@ -34,7 +34,7 @@ def application(settings: Settings, *, least: int = 1, replicas: int = 4, gpus: 
             f"Ray Serve needs the module {error.name!r}, which is not installed", fix="pip install 'lipstream[ray]'"
         ) from error
     if settings.max_sessions < 1:
-        raise ConfigError("max_sessions 0", expected="how many sessions one replica runs: lipstream serve says it")
+        raise ConfigError("max_sessions 0", expected="how many sessions one replica runs; lipstream serve logs it")
     most = settings.max_sessions
 
     @serve.deployment(

@@ -1,8 +1,8 @@
-"""One live session: a thread makes frames ahead, a clock lets one out every 40 ms, a writer sends them.
+"""One live session: frames are generated ahead, queued for the client one every 40 ms, and sent by a writer.
 
-Three queues, each bounded by the time that its frames last: made frames (a chunk), frames on their way to the client (a
-second; then pictures are left out, the oldest first, but never sound), and the session's own audio. So a client that
-does not read costs nobody else anything, and is let go in the end.
+Every queue is bounded by the duration of its frames: generated frames (about a chunk), frames queued for the client (a
+second; then pictures are dropped, the oldest first, but never sound), and the session's own audio. A client that reads
+too slowly delays no other session, and is disconnected in the end.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from ..session import Frame, PreparedReference, RealtimePlayer
 from .protocol import Start
 
 LATE_PICTURES = FPS
-"""Frames on their way to the client from which on pictures are left out."""
+"""Queued frames beyond which pictures are dropped."""
 TOO_SLOW = 20 * FPS
-"""Frames on their way from which on the client is let go."""
+"""Queued frames beyond which the client is disconnected."""
 
 
 class Transport(Protocol):
-    """To one client. Both wait while its buffer is full."""
+    """Sends to one client. Both methods wait while its buffer is full."""
 
     async def send_message(self, message: dict[str, Any]) -> None:
-        """A text message."""
+        """Send a text message."""
 
     async def send_frame(self, frame: Frame, at: int, picture: bool) -> None:
-        """A frame, `at` samples from the session's begin; its sound alone without `picture`."""
+        """Send a frame, `at` samples from the session's start; without `picture` only its sound."""
 
 
 @dataclass
 class _Out:
-    """A frame on its way. Attributes: at: samples before it. picture: whether its picture is still to be sent."""
+    """A queued frame. Attributes: at: samples before it. picture: whether its picture is still to be sent."""
 
     frame: Frame
     at: int
@@ -48,10 +48,10 @@ class _Out:
 
 
 class RealtimeSession:
-    """See above. All methods but the thread's own are for one event loop.
+    """See above. Belongs to one event loop.
 
     Args:
-        start: what the client asked for. transport: to it.
+        start: the client's first message. transport: to the client.
     """
 
     def __init__(
@@ -68,18 +68,19 @@ class RealtimeSession:
         self._start, self._transport, self._metrics = start, transport, metrics
         self._session = engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending)
         self._player = RealtimePlayer(self._session)
-        self._on_the_way: deque[_Out | dict[str, Any]] = deque()
-        self._something_to_send = asyncio.Event()
+        self._queued: deque[_Out | dict[str, Any]] = deque()
+        self._has_queued = asyncio.Event()
         self._at = 0
         self._speaking: bool | None = None
         self._closed = False
         self.last_audio_at = time.monotonic()
 
     def push(self, data: bytes) -> None:
-        """Sound of the client.
+        """Push sound of the client, int16 little endian.
 
         Raises:
-            ProtocolError: no whole samples. BackpressureError, SessionClosedError: see `LipSyncSession.push_audio`.
+            ProtocolError: not a whole number of samples.
+            BackpressureError, SessionClosedError: see `LipSyncSession.push_audio`.
         """
         channels = self._start.channels
         if len(data) % (2 * channels):
@@ -92,31 +93,31 @@ class RealtimeSession:
         self._session.flush()
 
     def interrupt(self) -> None:
-        """Forget all that was not sent yet. The client is told where its clock goes on."""
-        waiting = [out for out in self._on_the_way if isinstance(out, _Out)]
+        """Discard everything that was not sent yet, and tell the client where its clock continues."""
+        waiting = [out for out in self._queued if isinstance(out, _Out)]
         seconds = self._session.interrupt(unshown=len(waiting))
         if waiting:
             self._at = waiting[0].at
-        self._on_the_way = deque(out for out in self._on_the_way if not isinstance(out, _Out))
+        self._queued = deque(out for out in self._queued if not isinstance(out, _Out))
         self.send_message({"type": "interrupted", "at": self._at, "seconds": seconds})
 
     def send_message(self, message: dict[str, Any]) -> None:
-        """Send a text message, in order with what is on its way."""
-        self._on_the_way.append(message)
-        self._something_to_send.set()
+        """Queue a text message behind the frames that are queued."""
+        self._queued.append(message)
+        self._has_queued.set()
 
     async def run(self) -> None:
-        """Until `close`, or an error of the session, or the client is too slow.
+        """Run until `close`, an error of the session, or until the client is too slow.
 
         Raises:
-            SlowClientError, and what a session raises while it makes frames.
+            SlowClientError, and what a session raises while it generates.
         """
         clock, writer = asyncio.create_task(self._clock()), asyncio.create_task(self._write())
         try:
             done, _ = await asyncio.wait({clock, writer}, return_when=asyncio.FIRST_COMPLETED)
             if clock in done:
-                clock.result()  # its error, if it has one
-                await writer  # what is on its way when the session is closed still goes out
+                clock.result()  # raises its error, if it has one
+                await writer  # what is queued when the session is closed is still sent
             else:
                 writer.result()
         finally:
@@ -129,7 +130,7 @@ class RealtimeSession:
         """End the session; may be called again."""
         self._closed = True
         self._player.close()
-        self._something_to_send.set()
+        self._has_queued.set()
 
     async def _clock(self) -> None:
         """Queue each frame for the client when it is due."""
@@ -141,29 +142,29 @@ class RealtimeSession:
         if frame.speaking != self._speaking:
             self._speaking = frame.speaking
             self.send_message({"type": "state", "state": "speaking" if frame.speaking else "idle", "at": self._at})
-        self._on_the_way.append(_Out(frame, self._at))
+        self._queued.append(_Out(frame, self._at))
         self._at += len(frame.audio)
         if frame.end_of_segment:
             self.send_message({"type": "segment_end", "segment": frame.segment, "at": self._at})
-        frames = [out for out in self._on_the_way if isinstance(out, _Out)]
+        frames = [out for out in self._queued if isinstance(out, _Out)]
         if len(frames) > TOO_SLOW:
             raise SlowClientError(
-                f"{len(frames) / FPS:.0f} s of sound wait for the client", fix="read what the server sends, as it comes"
+                f"{len(frames) / FPS:.0f} s of sound are queued for the client", fix="read messages as they arrive"
             )
         for out in frames[:-LATE_PICTURES]:
             if out.picture:
                 out.picture = False
                 self._metrics.count("pictures_dropped")
-        self._something_to_send.set()
+        self._has_queued.set()
 
     async def _write(self) -> None:
-        """Sends what is on its way."""
-        while not (self._closed and not self._on_the_way):
-            if not self._on_the_way:
-                self._something_to_send.clear()
-                await self._something_to_send.wait()
+        """Send what is queued."""
+        while not (self._closed and not self._queued):
+            if not self._queued:
+                self._has_queued.clear()
+                await self._has_queued.wait()
                 continue
-            out = self._on_the_way.popleft()
+            out = self._queued.popleft()
             if isinstance(out, _Out):
                 await self._transport.send_frame(out.frame, out.at, out.picture)
             else:

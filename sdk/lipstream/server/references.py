@@ -1,7 +1,7 @@
-"""Faces that sessions speak through: the bundled one, and what clients upload, kept for a while and never on disk.
+"""Prepared references for sessions: the bundled one, and uploads of clients, which are kept for a limited time.
 
-An upload lies in a temporary file while it is decoded; what is kept of it are frames in a file without a name, which
-are gone with the process, whatever ends it.
+An upload is in a temporary file while it is decoded. Only its frames are kept, in an unnamed file that disappears with
+the process.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class References:
     """Prepared references by name.
 
     Args:
-        most: uploads that are kept; of more the one that was unused longest is forgotten.
-        seconds: of an upload that are used. keep: seconds that an unused one is kept.
-        megabytes: that an upload may have; its frames may take ten times as much on disk.
+        most: uploads that are kept; beyond that the least recently used one is dropped.
+        seconds: used of an upload. keep: seconds for which an unused one is kept.
+        megabytes: limit of an upload; its frames may take ten times as much on disk.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class References:
         self._one_at_a_time = asyncio.Lock()
 
     def load_bundled(self) -> None:
-        """Prepare the face that ships; takes a second."""
+        """Prepare the shipped face; takes a second."""
         self._kept[BUNDLED] = _Kept(self._engine.prepare(samples.FACE, seconds=self._seconds))
 
     def names(self) -> list[str]:
-        """Of those that every client may know."""
+        """Names that every client may know."""
         return [BUNDLED] if BUNDLED in self._kept else []
 
     def get(self, name: str) -> PreparedReference:
@@ -63,7 +63,7 @@ class References:
         return self._kept[name].prepared
 
     async def upload(self, body: AsyncIterator[bytes]) -> tuple[str, PreparedReference]:
-        """Prepare a video or picture; its name is a secret of whoever uploaded it.
+        """Prepare a video or picture; its random name is known to the uploader alone.
 
         Raises:
             UploadTooLargeError; and what `LipSyncEngine.prepare` raises: no face, no video, ...

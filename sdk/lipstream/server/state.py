@@ -1,4 +1,4 @@
-"""What the server's parts share: its settings, its engine, and who is there."""
+"""What the server's parts share: settings, engine, open sessions and connections."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from .references import References
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a server.
+    """Settings of a server.
 
     Attributes:
-        host, port: where it listens. token: that clients must give; none only where nobody else can come.
+        host, port: address to listen at. token: required of clients; may be empty only on a loopback address.
         origins: of web pages that may connect, besides the server's own.
-        max_sessions: at once; 0 to measure it at the start.
+        max_sessions: open at once; 0 to measure it at the start.
         start_within, idle_limit, total_limit: seconds until the first message, without sound, and in all.
-        drain: seconds that open sessions may go on after SIGTERM.
-        bitrate: kbit/s of a WebRTC picture. ice_servers: URLs of STUN and TURN servers, for WebRTC.
+        drain: seconds that open sessions may continue after SIGTERM.
+        bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
         bundle, backend, threads: of the engine.
     """
 
@@ -46,7 +46,7 @@ class Settings:
     def __post_init__(self) -> None:
         if not self.token and not is_loopback(self.host):
             raise ConfigError(
-                f"host {self.host} without a token: anybody could use this machine",
+                f"host {self.host} without a token: any client could use this machine",
                 fix="give --token SECRET (or LIPSTREAM_TOKEN), or leave --host at 127.0.0.1",
             )
         for name in ("start_within", "idle_limit", "total_limit"):
@@ -64,18 +64,23 @@ def is_loopback(host: str) -> bool:
 
 
 class Connection(Protocol):
-    """Of a client, whatever carries it."""
+    """A client's connection, over any transport."""
 
     async def run(self) -> None:
-        """Until it is closed."""
+        """Serve it until it is closed."""
 
     async def close(self, code: int, reason: str) -> None:
-        """End it, with a close code of the protocol."""
+        """Close it, with a close code of the protocol."""
 
 
 @dataclass
 class State:
-    """Attributes: live: open sessions by their name. draining: it takes no more. failed: why there is no engine."""
+    """The state of a server.
+
+    Attributes:
+        live: open sessions, by name. connections: all open connections. most: sessions admitted at once.
+        draining: no more sessions are admitted. failed: why the engine could not be loaded.
+    """
 
     settings: Settings
     metrics: PrometheusMetrics
@@ -95,12 +100,12 @@ class State:
         """Why a session is not admitted now; empty if it is.
 
         Args:
-            connected: clients that have a place already, though perhaps no session yet.
+            connected: clients that count towards the limit already, though perhaps without a session yet.
         """
         if self.draining:
-            return "the server is going away"
+            return "the server is shutting down"
         if not self.ready:
             return self.failed or "the server is warming up"
         if max(len(self.live), connected) >= self.most:
-            return f"all {self.most} sessions are taken"
+            return f"all {self.most} sessions are in use"
         return ""

@@ -143,11 +143,9 @@ class LipSyncSession:
             SessionClosedError: the session is closed (when asked for the first frame).
             FaceNotFoundError: policy "raise". MediaTruncatedError, OutputError: of the reference.
         """
-        with self._open() as state:
-            pass
+        self._check_open()
         while True:
-            with state.changed:
-                frame, ready = state.take(), state.ready()
+            frame, ready = self._take()
             if frame is not None:
                 yield frame
             elif not ready or not self._generate():
@@ -155,11 +153,9 @@ class LipSyncSession:
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         """As ``for``; generates in a thread of the engine's pool. Cancelling it loses no frame."""
-        with self._open() as state:
-            pass
+        self._check_open()
         while True:
-            with state.changed:
-                frame, ready = state.take(), state.ready()
+            frame, ready = self._take()
             if frame is not None:
                 yield frame
             elif not ready or not await asyncio.get_running_loop().run_in_executor(self._pool, self._generate):
@@ -209,6 +205,15 @@ class LipSyncSession:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise ForkError.found_in("the session")
+
+    def _check_open(self) -> None:
+        with self._open():
+            pass
+
+    def _take(self) -> tuple[Frame | None, bool]:
+        """The next frame that is queued, and whether another chunk can be generated."""
+        with self._state.changed:
+            return self._state.take(), self._state.ready()
 
     @contextmanager
     def _open(self) -> Iterator[SessionState]:

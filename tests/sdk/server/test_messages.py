@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.errors import ConfigError, ProtocolError
-from lipstream.server.app import _has_token, _may_come_from
-from lipstream.server.frame_encoder import packer
+from lipstream.server.app import has_token, is_allowed_origin
+from lipstream.server.frame_encoder import frame_encoder
 from lipstream.server.protocol import Close, Flush, Interrupt, Start, pack, parse, unpack
 from lipstream.server.state import Settings
 
@@ -87,15 +87,15 @@ def test_what_is_packed_is_unpacked(kind: int, flags: int, segment: int, index: 
 @pytest.mark.parametrize("kind", ["jpeg", "h264"])
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_pictures_come_back(kind: str, size: tuple[int, int]) -> None:
-    """Decoded by a decoder that knows nothing of the packer."""
+    """Decoded by a decoder that knows nothing of the encoder."""
     height, width = size
     y, x = np.mgrid[:height, :width]
     images = [np.stack([x * 2, y * 2, x + y + i], -1).astype(np.uint8) for i in range(4)]
-    made = packer(kind, width, height)
+    made = frame_encoder(kind, width, height)
     decoder = av.CodecContext.create("mjpeg" if kind == "jpeg" else "h264", "r")
     decoded: list[Any] = []
     for i, image in enumerate(images):
-        data, key = made.pack(image)
+        data, key = made.encode(image)
         assert key == (kind == "jpeg" or i == 0)
         decoded += decoder.decode(av.Packet(data))  # type: ignore[attr-defined]
     decoded += decoder.decode(None)  # type: ignore[attr-defined]
@@ -110,15 +110,17 @@ def test_who_may_come_in() -> None:
         Settings(host="0.0.0.0")
     Settings(host="0.0.0.0", token="s")
     local, secret = Settings(), Settings(host="0.0.0.0", token="s", origins=("https://a.example",))
-    assert _has_token(local, "", "")
-    assert not _has_token(secret, "", "")
-    assert not _has_token(secret, "Bearer x", "")
-    assert _has_token(secret, "Bearer s", "")
-    assert _has_token(secret, "", "s")
-    assert _may_come_from(local, None, "127.0.0.1:8000")
-    assert _may_come_from(local, "http://127.0.0.1:8000", "127.0.0.1:8000")
-    assert not _may_come_from(local, "http://evil.example", "127.0.0.1:8000")
-    assert not _may_come_from(local, "http://evil.example", "evil.example")  # a name that was pointed at this machine
-    assert _may_come_from(secret, "https://a.example", "b.example")
-    assert _may_come_from(secret, "https://b.example", "b.example")
-    assert not _may_come_from(secret, "https://c.example", "b.example")
+    assert has_token(local, "", "")
+    assert not has_token(secret, "", "")
+    assert not has_token(secret, "Bearer x", "")
+    assert has_token(secret, "Bearer s", "")
+    assert has_token(secret, "", "s")
+    assert is_allowed_origin(local, None, "127.0.0.1:8000")
+    assert is_allowed_origin(local, "http://127.0.0.1:8000", "127.0.0.1:8000")
+    assert not is_allowed_origin(local, "http://evil.example", "127.0.0.1:8000")
+    assert not is_allowed_origin(
+        local, "http://evil.example", "evil.example"
+    )  # a name that was pointed at this machine
+    assert is_allowed_origin(secret, "https://a.example", "b.example")
+    assert is_allowed_origin(secret, "https://b.example", "b.example")
+    assert not is_allowed_origin(secret, "https://c.example", "b.example")

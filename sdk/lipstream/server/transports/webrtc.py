@@ -1,8 +1,7 @@
 """A session over WebRTC, by aiortc: for networks that lose packets. Needs `lipstream[webrtc]`.
 
-The client's offer has one track of sound to be spoken, room for a picture and a sound to come back, and a data channel
-with the same text messages as the WebSocket. The session's clock drives both tracks: each frame stamps its picture and
-its sound by how many frames were shown before, so they cannot drift apart.
+The client's offer has an audio track to be spoken, transceivers for video and audio in return, and a data channel with
+the same text messages as the WebSocket. Both tracks are stamped from one count of frames, so they cannot drift apart.
 """
 
 from __future__ import annotations
@@ -47,19 +46,19 @@ from ..state import State
 
 LOG = logging.getLogger("lipstream")
 RATE = 48_000
-"""Samples a second: Opus has no other."""
+"""Samples per second; Opus uses no other."""
 _PACKET = RATE // 50
-"""Samples of a packet of sound, 20 ms."""
+"""Samples of an audio packet, 20 ms."""
 _VIDEO_CLOCK = 90_000
 _MOST_PICTURES, _MOST_SOUND = 3, 2 * FPS
-"""Frames that wait for a track to be sent; the oldest is dropped."""
-_MOST_UNSAID = 50
-"""Messages that wait for the data channel to open."""
+"""Frames queued for a track; beyond that the oldest is dropped."""
+_MOST_UNSENT = 50
+"""Messages queued until the data channel opens."""
 _T = TypeVar("_T")
 
 
 class Offer(BaseModel):
-    """The body of `POST /v1/webrtc`. Of `start`, `sample_rate`, `channels` and `video` mean nothing here."""
+    """The body of `POST /v1/webrtc`. Of `start`, `sample_rate`, `channels` and `video` are ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     sdp: str = Field(max_length=1 << 18)
@@ -68,15 +67,15 @@ class Offer(BaseModel):
     codec: Literal["vp8", "h264"] = "vp8"
 
 
-class _Waiting(Generic[_T]):
-    """What waits for a track to be sent."""
+class _TrackQueue(Generic[_T]):
+    """A bounded queue of a track."""
 
     def __init__(self, most: int) -> None:
         self._items: deque[_T] = deque(maxlen=most)
         self._some = asyncio.Event()
 
     def put(self, item: _T) -> bool:
-        """Add an item; whether the oldest one had to go for it."""
+        """Add an item; returns whether the oldest one was dropped."""
         full = len(self._items) == self._items.maxlen
         self._items.append(item)
         self._some.set()
@@ -92,38 +91,38 @@ class _Waiting(Generic[_T]):
         return self._items.popleft()
 
 
-class PictureTrack(MediaStreamTrack):
-    """The pictures, 25 a second at most. A side that is odd loses a line or column."""
+class VideoTrack(MediaStreamTrack):
+    """The pictures, at most 25 a second. An odd side loses a line or column."""
 
     kind = "video"
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: _Waiting[tuple[int, NDArray[np.uint8]]] = _Waiting(_MOST_PICTURES)
+        self.queue: _TrackQueue[tuple[int, NDArray[np.uint8]]] = _TrackQueue(_MOST_PICTURES)
 
     async def recv(self) -> VideoFrame:
         """The next picture, once it is due."""
-        count, image = await self.waiting.get()
+        count, image = await self.queue.get()
         height, width = (side - side % 2 for side in image.shape[:2])
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
         frame.pts, frame.time_base = count * _VIDEO_CLOCK // FPS, Fraction(1, _VIDEO_CLOCK)
         return frame
 
 
-class SoundTrack(MediaStreamTrack):
-    """The sound that belongs to the pictures, in packets of 20 ms."""
+class AudioTrack(MediaStreamTrack):
+    """The sound of the pictures, in packets of 20 ms."""
 
     kind = "audio"
 
     def __init__(self) -> None:
         super().__init__()
-        self.waiting: _Waiting[tuple[int, NDArray[np.int16]]] = _Waiting(_MOST_SOUND)
+        self.queue: _TrackQueue[tuple[int, NDArray[np.int16]]] = _TrackQueue(_MOST_SOUND)
         self._rest: tuple[int, NDArray[np.int16]] | None = None
 
     async def recv(self) -> AudioFrame:
         """The next packet, once it is due."""
         if self._rest is None:
-            at, samples = await self.waiting.get()
+            at, samples = await self.queue.get()
         else:
             at, samples = self._rest
             await asyncio.sleep(_PACKET / RATE)
@@ -135,19 +134,19 @@ class SoundTrack(MediaStreamTrack):
 
 
 class WebRtcConnection:
-    """A peer and its session. It is the session's transport, too; closed when the peer is gone or the session ends."""
+    """A peer and its session. It is the session's transport; closed when the peer disconnects or the session ends."""
 
     def __init__(self, state: State, offer: Offer) -> None:
         self._state, self._offer = state, offer
         self._start = offer.start.model_copy(update={"sample_rate": RATE, "channels": 1})
         servers = [RTCIceServer(url) for url in state.settings.ice_servers]
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=servers))
-        self._pictures, self._sound = PictureTrack(), SoundTrack()
+        self._pictures, self._sound = VideoTrack(), AudioTrack()
         self._client = ClientSession(state, self)
         self._channel: RTCDataChannel | None = None
-        self._unsaid: list[str] = []
+        self._unsent: list[str] = []
         self._shown = 0
-        self._heard: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
+        self._audio_track: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
         self._connected = asyncio.Event()
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
@@ -167,11 +166,11 @@ class WebRtcConnection:
         codecs = [c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType.lower() == wanted]
         for transceiver in peer.getTransceivers():
             if transceiver.kind == "video":
-                transceiver.setCodecPreferences(codecs)  # before the offer: later it is not heeded
+                transceiver.setCodecPreferences(codecs)  # before the offer: later it is ignored
         try:
             await peer.setRemoteDescription(RTCSessionDescription(self._offer.sdp, "offer"))
             await peer.setLocalDescription(await peer.createAnswer())
-        except Exception as error:  # of the parser: whatever a wrong offer runs into
+        except Exception as error:  # the SDP parser raises errors of any class
             await peer.close()
             raise ProtocolError(
                 f"an offer that cannot be answered: {error}", expected=f"SDP with sound, a picture in {wanted} and data"
@@ -179,7 +178,7 @@ class WebRtcConnection:
         return {"type": "answer", "sdp": peer.localDescription.sdp}
 
     async def run(self) -> None:
-        """From the answer until somebody ends it."""
+        """Run from the answer until client, server or a limit ends it."""
         state = self._state
         assert state.references is not None
         try:
@@ -194,15 +193,15 @@ class WebRtcConnection:
             await self.close(*end)
         finally:
             await self._peer.close()
-            self._peer.remove_all_listeners()  # the ring of references through them would keep it all for a while
-            self._pictures.waiting.clear()
+            self._peer.remove_all_listeners()  # reference cycles through them would keep its memory for a while
+            self._pictures.queue.clear()
 
     async def close(self, code: int, reason: str) -> None:
         """See `Connection`."""
         self._finish((code, reason))
         with contextlib.suppress(Exception):
             await self.send_message({"type": "closed", "code": code, "reason": reason})
-            await asyncio.sleep(0.1)  # the message is on its way before its channel is not
+            await asyncio.sleep(0.1)  # so that the message is sent before its channel closes
         await self._peer.close()
 
     async def send_message(self, message: dict[str, Any]) -> None:
@@ -210,31 +209,31 @@ class WebRtcConnection:
         text = json.dumps(message)
         if self._channel is not None and self._channel.readyState == "open":
             self._channel.send(text)
-        elif len(self._unsaid) < _MOST_UNSAID:
-            self._unsaid.append(text)
+        elif len(self._unsent) < _MOST_UNSENT:
+            self._unsent.append(text)
 
     async def send_frame(self, frame: Frame, at: int, picture: bool) -> None:
-        """See `Transport`. Nothing waits: what the tracks do not send in time is dropped."""
-        self._sound.waiting.put((self._shown * RATE // FPS, to_int16(frame.audio).reshape(-1)))
-        if picture and self._pictures.waiting.put((self._shown, frame.image)):
+        """See `Transport`. Never waits: what the tracks do not send in time is dropped."""
+        self._sound.queue.put((self._shown * RATE // FPS, to_int16(frame.audio).reshape(-1)))
+        if picture and self._pictures.queue.put((self._shown, frame.image)):
             self._state.metrics.count("pictures_dropped")
         self._shown += 1
 
     def _on_track(self, track: MediaStreamTrack) -> None:
-        if track.kind == "audio" and not self._heard.done():
-            self._heard.set_result(track)
+        if track.kind == "audio" and not self._audio_track.done():
+            self._audio_track.set_result(track)
 
     def _on_channel(self, channel: RTCDataChannel) -> None:
         self._channel = channel
         channel.on("message", self._on_message)
-        for text in self._unsaid:
+        for text in self._unsent:
             channel.send(text)
-        self._unsaid.clear()
+        self._unsent.clear()
 
     async def _on_message(self, text: str | bytes) -> None:
         try:
             if isinstance(text, bytes):
-                raise ProtocolError("bytes on the data channel", expected="JSON; sound goes over its track")
+                raise ProtocolError("bytes on the data channel", expected="JSON; sound is sent on the audio track")
             if end := self._client.handle_message(parse(text)):
                 self._finish(end)
         except LipStreamError as error:
@@ -254,19 +253,19 @@ class WebRtcConnection:
         if self._peer.connectionState in ("connected", "failed", "closed"):
             self._connected.set()
         if self._peer.connectionState in ("failed", "closed"):
-            self._finish((NORMAL, "the client is gone"))
+            self._finish((NORMAL, "the client disconnected"))
 
     async def _listen(self, live: RealtimeSession) -> End:
-        """Sound into the session, until the end."""
-        hearing = asyncio.create_task(self._hear(live))
+        """Push the client's sound into the session, until the connection ends."""
+        receiving = asyncio.create_task(self._receive_audio(live))
         try:
             return await self._end
         finally:
-            hearing.cancel()
-            await asyncio.gather(hearing, return_exceptions=True)
+            receiving.cancel()
+            await asyncio.gather(receiving, return_exceptions=True)
 
-    async def _hear(self, live: RealtimeSession) -> None:
-        track = await self._heard
+    async def _receive_audio(self, live: RealtimeSession) -> None:
+        track = await self._audio_track
         resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
         with contextlib.suppress(MediaStreamError):  # the client's track has ended
             while True:
@@ -283,18 +282,22 @@ class WebRtcConnection:
 def add_route(
     app: FastAPI,
     state: State,
-    admitted: Callable[[Request], None],
-    visit: Callable[[WebRtcConnection], Awaitable[None]],
+    authorised: Callable[[Request], None],
+    run_connection: Callable[[WebRtcConnection], Awaitable[None]],
 ) -> None:
-    """`POST /v1/webrtc`. Args: admitted: raises unless a request may come in. visit: lets a connection run."""
-    visits: set[asyncio.Future[None]] = set()
+    """Add `POST /v1/webrtc` to `app`.
+
+    Args:
+        authorised: raises HTTPException for a request that is not. run_connection: runs a registered connection.
+    """
+    peers: set[asyncio.Future[None]] = set()
     _set_bitrate(1000 * state.settings.bitrate)
 
-    @app.post("/v1/webrtc", dependencies=[Depends(admitted)])
+    @app.post("/v1/webrtc", dependencies=[Depends(authorised)])
     async def webrtc(offer: Offer) -> JSONResponse:
-        """A WebRTC client's offer; the answer, or why there is none. docs/protocol.md."""
-        # A peer that is still connecting holds a place, too: or any number of them could be opened.
-        if reason := state.refusal(connected=len(visits)):
+        """Answer a WebRTC client's offer, or say why not: docs/protocol.md."""
+        # A peer that is still connecting counts, too: else any number of them could be opened.
+        if reason := state.refusal(connected=len(peers)):
             state.metrics.rejected.labels("draining" if state.draining else "capacity").inc()
             raise HTTPException(503, reason, {"Retry-After": "5"})
         assert state.references is not None
@@ -304,15 +307,15 @@ def add_route(
             answer = await connection.answer()
         except LipStreamError as error:
             return JSONResponse(failure(error, fatal=True), 422)
-        visits.add(running := asyncio.ensure_future(visit(connection)))
-        running.add_done_callback(visits.discard)
+        peers.add(running := asyncio.ensure_future(run_connection(connection)))
+        running.add_done_callback(peers.discard)
         return JSONResponse(answer)
 
 
 def _set_bitrate(most: int) -> None:
-    """Bits a second of a picture, for the encoders that are made from now on; aiortc has them as constants.
+    """Set the bit rate of video encoders made from now on; aiortc has module constants for it.
 
-    They begin there, and a client that reports losses brings them down to a quarter at most.
+    Encoders start at `most`; a client that reports losses brings them down to a quarter at the least.
     """
     for codec in (vpx, h264):
         vars(codec).update(DEFAULT_BITRATE=most, MAX_BITRATE=most, MIN_BITRATE=most // 4)

@@ -1,4 +1,4 @@
-"""A session over one WebSocket, as docs/protocol.md has it."""
+"""A session over one WebSocket: docs/protocol.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ...errors import LipStreamError, ProtocolError
 from ...media import to_int16
 from ...session import Frame
 from ..client_session import ClientSession, End, ended
-from ..frame_encoder import packer
+from ..frame_encoder import frame_encoder
 from ..protocol import IDLE, KEY, LAST, NORMAL, PCM, POLICY, SPEAKING, Start, hello, pack, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
@@ -24,10 +24,10 @@ LOG = logging.getLogger("lipstream")
 
 
 class WebSocketConnection:
-    """Reads messages, runs at most one session. It is the session's transport, too.
+    """Reads messages and runs at most one session, whose transport it is.
 
     Args:
-        pool: packs pictures.
+        pool: threads that encode pictures.
     """
 
     def __init__(self, state: State, socket: WebSocket, pool: Executor) -> None:
@@ -45,8 +45,8 @@ class WebSocketConnection:
         await self._socket.send_bytes(pack(PCM, flags, frame.segment, frame.index, at, pcm))
         if picture:
             run = asyncio.get_running_loop().run_in_executor
-            data, key = await run(self._pool, self._packer.pack, frame.image)
-            kind = self._packer.kind
+            data, key = await run(self._pool, self._encoder.encode, frame.image)
+            kind = self._encoder.kind
             await self._socket.send_bytes(pack(kind, flags | KEY * key, frame.segment, frame.index, at, data))
 
     async def close(self, code: int, reason: str) -> None:
@@ -55,11 +55,11 @@ class WebSocketConnection:
             await asyncio.wait_for(self._socket.close(code, reason[:100]), 5)
 
     async def run(self) -> None:
-        """From the greeting to the close."""
+        """Run from the message `hello` to the close."""
         try:
             code, reason = await ended(self, self._run())
         except (WebSocketDisconnect, RuntimeError):
-            code, reason = NORMAL, "the client is gone"
+            code, reason = NORMAL, "the client disconnected"
         LOG.debug("connection ended: %s", reason)
         await self.close(code, reason)
 
@@ -73,11 +73,11 @@ class WebSocketConnection:
         if start is None:
             return NORMAL, "closed"
         size = self._state.references.get(start.reference).size
-        self._packer = packer(start.video, *size)
+        self._encoder = frame_encoder(start.video, *size)
         return await self._client.run(start, self._read)
 
     async def _start(self) -> Start | None:
-        """The first message, once there is a right one; None if the client closes."""
+        """The first valid `start`; None if the client closes."""
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
@@ -97,11 +97,11 @@ class WebSocketConnection:
         while True:
             message = await self._socket.receive()
             if message["type"] == "websocket.disconnect":
-                return NORMAL, "the client is gone"
+                return NORMAL, "the client disconnected"
             try:
                 if (data := message.get("bytes")) is not None:
                     live.push(data)
                 elif end := self._client.handle_message(parse(message["text"])):
                     return end
-            except LipStreamError as error:  # the message is for nothing; the session goes on
+            except LipStreamError as error:  # the message is not valid; the session continues
                 await self._client.report_error(error)
