@@ -1,4 +1,4 @@
-"""The work behind `lipstream build`, `lipstream verify` and `lipstream inspect --layers`."""
+"""What happens in `lipstream build`, `lipstream verify` and `lipstream inspect --layers`."""
 
 from __future__ import annotations
 
