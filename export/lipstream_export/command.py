@@ -1,4 +1,4 @@
-"""The work behind `lipstream export`: a checkpoint folder to a bundle that is known to compute the same."""
+"""`lipstream export`: checkpoint, bundle or released files -> a bundle whose graphs were compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def _wide(module: Any) -> Any:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The result in two lines for people."""
+    """The result of `export` as text."""
     parity = result["parity"]
     agrees = "not compared with PyTorch"
     if parity:

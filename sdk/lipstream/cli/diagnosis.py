@@ -1,4 +1,4 @@
-"""What this machine can do: the first thing to run in trouble. One screen, worst first."""
+"""Checks what LipStream depends on, on this machine: the report of `lipstream doctor`, worst findings first."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..errors import LipStreamError
 from ..gpu import Driver, NoDriverError, driver
 
 RANKS = ("broken", "missing", "ok")
-"""broken: something that is installed, or asked for, does not work. missing: something optional is not there."""
+"""broken: an installed or requested part does not work. missing: an optional part is not installed."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. Attributes: state: of `RANKS`. fix: the command that mends it, if it is not ok."""
+    """Result of one check. Attributes: state: of `RANKS`. fix: the command that repairs it, empty if there is none."""
 
     state: str
     name: str
@@ -34,7 +34,7 @@ class Finding:
 
 
 def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-    """Look at everything that LipStream may use; with `bundle`, also whether that runs here.
+    """Check everything that LipStream may use; with `bundle`, also whether that bundle runs here.
 
     Returns:
         `ok` (nothing is broken) and `findings`, worst first, each a `Finding` as a dict.
@@ -61,7 +61,7 @@ def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """The report as a screen of text."""
+    """The report of `examine` as text."""
     lines = []
     for f in report["findings"]:
         lines.append(f"{f['state']:8} {f['name']:12} {f['found']}")
@@ -170,12 +170,12 @@ def _tensorrt(machine: Driver | str) -> list[Finding]:
                 "pip install 'lipstream[tensorrt]'",
             )
         ]
-    except Exception as error:  # what TensorRT's own start-up raises where its libraries are missing
+    except Exception as error:  # raised by TensorRT itself where its libraries are missing
         return [Finding("broken", "TensorRT", str(error), "pip install --force-reinstall 'lipstream[tensorrt]'")]
     findings = [Finding("ok", "TensorRT", trt.__version__)]
     if int(trt.__version__.split(".")[0]) != 11:
         fix = "pip install 'lipstream[tensorrt]'"
-        findings = [Finding("broken", "TensorRT", f"{trt.__version__}, and LipStream builds with TensorRT 11", fix)]
+        findings = [Finding("broken", "TensorRT", f"{trt.__version__}, but LipStream needs TensorRT 11", fix)]
     if not isinstance(machine, str) and int(machine.cuda.split(".")[0]) < 13:
         found = f"the driver runs CUDA up to {machine.cuda}, and TensorRT's cu13 packages need 13"
         findings.append(Finding("broken", "CUDA", found, "install a driver of version 580 or later"))
@@ -205,11 +205,11 @@ def _given(source: str | os.PathLike[str], machine: Driver | str) -> Finding:
             what = f"{bundle.manifest.precision} graphs, from which engines are built"
             return Finding("ok", name, what, "lipstream build --list")
         if isinstance(machine, str) or not machine.gpus:
-            return Finding("broken", name, "TensorRT plans, and no GPU to run them", "see GPU")
+            return Finding("broken", name, "TensorRT plans, but no GPU to run them", "see GPU")
         try:
             version = importlib.import_module("tensorrt").__version__
         except Exception as error:
-            return Finding("broken", name, f"TensorRT plans, and no TensorRT: {error}", "see TensorRT")
+            return Finding("broken", name, f"TensorRT plans, but no TensorRT: {error}", "see TensorRT")
         require_runnable(bundle.manifest.plans, bundle.path, tensorrt=version, gpu=machine.gpus[0])
     except LipStreamError as error:
         return Finding("broken", name, error.found, error.fix)
@@ -217,7 +217,7 @@ def _given(source: str | os.PathLike[str], machine: Driver | str) -> Finding:
     if verified is None:
         return Finding("ok", name, "its plans run here; not verified yet", f"lipstream verify {bundle.path}")
     if not verified.get("passed"):
-        return Finding("broken", name, "its plans run here and were found wrong", f"lipstream verify {bundle.path}")
+        return Finding("broken", name, "its plans run here but failed verification", f"lipstream verify {bundle.path}")
     return Finding("ok", name, "its plans run here, verified")
 
 
