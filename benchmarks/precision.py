@@ -35,7 +35,8 @@ from lipstream_export.bundle import Parts, export_bundle
 from lipstream_export.precision import Passes, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_bundle
 from lipstream_export.precision.calibration import largest_inputs, largest_operands
 from lipstream_export.precision.fp8 import LARGEST, to_e4m3
-from lipstream_export.precision.sensitivity import BUDGET, velocity_error
+from lipstream_export.precision.sensitivity import velocity_error
+from lipstream_export.settings import BUDGET
 from lipstream_export.source import parts_of_bundle
 from lipstream_export.torch_backend import TorchBackend, TorchSteps
 from lipstream_models import CausalDiT, StudentConfig

@@ -16,6 +16,7 @@ from lipstream_export.denoiser import RingPass, dynamic_shapes
 from lipstream_export.lower import trace
 from lipstream_export.precision import quantise, to_bfloat16
 from lipstream_export.precision.fp8 import linear_layers
+from lipstream_export.settings import LOOKAHEAD, LOOKBACK
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
 from lipstream_models.config import TINY_TAEHV
 from lipstream_models.released.wav2vec import LiveWav2Vec
@@ -52,7 +53,9 @@ def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) 
         taehv = TAEHV(TINY_TAEHV if tiny else TAEHVConfig())
         wan = None if tiny else WanVAE(WanVAEConfig())
     text = torch.zeros(config.text_len, config.text_dim)
-    speech = SpeechEncoder() if tiny else LiveWav2Vec(Wav2Vec2Model(Wav2Vec2Config()))  # as wav2vec2-base
+    speech: nn.Module = SpeechEncoder()
+    if not tiny:
+        speech = LiveWav2Vec(Wav2Vec2Model(Wav2Vec2Config()), lookback=LOOKBACK, lookahead=LOOKAHEAD)  # wav2vec2-base
     parts = Parts(student, text, taehv, speech, shared={}, wan=wan)
     if precision != "fp32":
         parts = to_bfloat16(parts)

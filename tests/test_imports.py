@@ -10,23 +10,32 @@ import subprocess
 import sys
 import tomllib
 import venv
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+import lipstream
 import pytest
+from lipstream.cli import LIPSTREAM, Program
 from lipstream.errors import BackendError, MissingExtraError
+from lipstream_training.cli import LIPSTREAM_TRAIN
 
 ROOT = Path(__file__).parents[1]
-HEAVY = (
-    "torch",
-    "tensorrt",
-    "cuda",
-    "onnx",
-    "onnxscript",
-    "lipstream_training",
-    "lipstream_export",
-    "lipstream_engines",
-)
+PACKAGES = {
+    "lipstream": "sdk",
+    "lipstream_engines": "engines",
+    "lipstream_export": "export",
+    "lipstream_models": "training",
+    "lipstream_evaluate": "training",
+    "lipstream_training": "training",
+}
+"""Package -> folder."""
+OTHERS = tuple(name for name in PACKAGES if name != "lipstream")
+EXTRAS = ("torch", "tensorrt", "cuda", "onnx", "onnxscript")
+"""Dependencies of the extras alone."""
+HEAVY = (*EXTRAS, "onnxruntime", "numpy", "cv2", "av")
+"""What parsing a command line does not import."""
 
 BLOCK = """
 import json, sys
@@ -65,7 +74,7 @@ for name in names:
     importlib.import_module(name)
 print(json.dumps(names))
 """,
-        HEAVY,
+        (*EXTRAS, *OTHERS),
     )
     folder = ROOT / "sdk" / "lipstream"
     found = {path.relative_to(ROOT / "sdk").with_suffix("").as_posix() for path in folder.rglob("*.py")}
@@ -74,18 +83,24 @@ print(json.dumps(names))
         "lipstream/server/",
         "lipstream/integrations/",
     )  # with packages of their own
-    found = {name for name in found if not name.startswith(extras) or name.endswith("__init__")}
-    found.discard("lipstream/backends/tensorrt/__init__")
+    found = {name for name in found if not name.startswith(extras)}
     assert {name.replace("/", ".").removesuffix(".__init__") for name in found} <= {*modules}
     assert "lipstream._native" in modules
 
 
 def test_importing_the_runtime_leaves_torch_alone_where_it_is_installed() -> None:
-    loaded = printed(
-        "import lipstream, lipstream.cli; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))"
-    )
+    loaded = printed("from lipstream import *; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))")
     assert "numpy" in loaded
-    assert not {*HEAVY} & {*loaded}
+    assert not {*EXTRAS, *OTHERS} & {*loaded}
+
+
+def test_public_names_are_loaded_on_first_use() -> None:
+    assert not {*HEAVY} & {*printed("import lipstream; print(json.dumps([*sys.modules]))")}
+    assert {*lipstream.__all__} <= {*dir(lipstream)}
+    for name in lipstream.__all__:
+        assert getattr(lipstream, name).__name__ == name
+    with pytest.raises(AttributeError, match="LipSink"):
+        _ = lipstream.LipSink
 
 
 def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -> None:
@@ -99,13 +114,7 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[<>=]", dependency)[0].strip() for dependency in declared}
     modules = {"cv2" if name == "opencv-python-headless" else name for name in names}
-    lazy = {
-        "lipstream_export",
-        "lipstream_engines",
-        "lipstream_training",
-        "ftfy",
-    }  # of their commands, with errors of their own
-    lazy |= {"insightface"}  # an option of who has its models
+    lazy = {"insightface"}  # an option for those with its models
     lazy |= {"tensorrt", "cuda", "nvtx"}  # of the extra [tensorrt], whose backend is imported when it is asked for
     lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "aiortc"}  # of `lipstream serve`
     lazy |= {"ray"}  # of its deployment
@@ -114,14 +123,76 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     assert imported - {*sys.stdlib_module_names} - {"lipstream"} - lazy == modules
 
 
-def test_every_help_works_without_the_other_rooms() -> None:
-    for command in ("run", "demo", "inspect", "export", "text-embed", "build", "verify", "doctor"):
-        done = python(f"from lipstream.cli import main; main([{command!r}, '--help'])", HEAVY)
-        assert done.returncode == 0, done.stderr
-        assert f"usage: lipstream {command}" in done.stdout
+@pytest.mark.parametrize("program", [LIPSTREAM, LIPSTREAM_TRAIN], ids=lambda program: program.name)
+def test_help_imports_nothing_heavy(program: Program) -> None:
+    """Of the program and of each of its commands, in one process, where the heavy packages are installed."""
+    names = [command.name for command in program.commands()]
+    module = "lipstream_training.cli" if program is LIPSTREAM_TRAIN else "lipstream.cli"
+    helps, loaded = printed(
+        f"""
+import contextlib, io
+from {module} import main
+helps = []
+for arguments in ([], *([name] for name in {names!r})):
+    with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+        main([*arguments, "--help"])
+    helps.append(said.getvalue())
+print(json.dumps([helps, [*sys.modules]]))
+"""
+    )
+    assert not {*HEAVY} & {*loaded}
+    for name, text in zip(["", *names], helps, strict=True):
+        assert f"usage: {program.name} {name}".strip() in text
+        assert name == "" or "--json" in text
 
 
-@pytest.mark.parametrize("missing", [HEAVY, ("torch",), ("onnxscript",)])
+def imports(path: Path, package: list[str]) -> Iterator[tuple[str, str]]:
+    """(module, name in it or "") of every import in a file, lazy ones and those for type checkers included.
+
+    Args:
+        package: parts of the package that relative imports of the file start from.
+    """
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            yield from ((module, alias.name) for alias in node.names)
+
+
+def test_the_runtime_names_no_other_package() -> None:
+    """Not even in an import by string: they are found through entry points."""
+    for path in (ROOT / "sdk" / "lipstream").rglob("*.py"):
+        for module, _ in imports(path, ["lipstream"]):
+            assert module.split(".")[0] not in OTHERS, path
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+                text = ast.unparse(node)
+                assert not any(name in text for name in OTHERS), path
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    """Lazy imports count. What does not count is that a module's import runs the `__init__` of its packages."""
+    files: dict[str, Path] = {}
+    for top, folder in PACKAGES.items():
+        for path in (ROOT / folder / top).rglob("*.py"):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            files[".".join(parts).removesuffix(".__init__")] = path
+    graph: dict[str, set[str]] = {}
+    for name, path in files.items():
+        package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        targets = {
+            f"{module}.{part}" if f"{module}.{part}" in files else module for module, part in imports(path, package)
+        }
+        graph[name] = (targets & files.keys()) - {name}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("missing", [EXTRAS, ("torch",), ("onnxscript",)])
 def test_export_names_its_extra(tmp_path: Path, missing: tuple[str, ...]) -> None:
     args = ["export", str(tmp_path), "-o", str(tmp_path / "bundle"), "--json"]
     done = python(f"from lipstream.cli import main; sys.exit(main({args!r}))", missing)
@@ -130,7 +201,7 @@ def test_export_names_its_extra(tmp_path: Path, missing: tuple[str, ...]) -> Non
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("missing", [HEAVY, ("tensorrt",), ("onnx",)])
+@pytest.mark.parametrize("missing", [EXTRAS, ("tensorrt",), ("onnx",)])
 def test_build_names_its_extra(tmp_path: Path, missing: tuple[str, ...]) -> None:
     args = ["build", "tiny", "--recipe", "tiny-bf16", "-o", str(tmp_path / "bundle"), "--json"]
     done = python(f"from lipstream.cli import main; sys.exit(main({args!r}))", missing)
@@ -165,8 +236,18 @@ def test_training_names_its_extra(tmp_path: Path, command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert f"usage: lipstream-train {command}" in done.stdout
     done = python(start.format([command, str(tmp_path / "out")]), ("torch", "espeakng_loader"))
-    assert done.returncode == 4
+    assert done.returncode == MissingExtraError.exit_code
     assert "lipstream[training]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("args", "extra"), [(["WEIGHTS"], "export"), (["--layers"], "tensorrt")])
+def test_inspecting_names_its_extras(tmp_path: Path, args: list[str], extra: str) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    args = [str(tmp_path / "weights.safetensors") if arg == "WEIGHTS" else arg for arg in args]
+    done = python(f"from lipstream.cli import main; sys.exit(main({['inspect', *args]!r}))", EXTRAS)
+    assert done.returncode == MissingExtraError.exit_code
+    assert f"pip install 'lipstream[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -192,9 +273,7 @@ def test_the_wheel_runs_with_its_base_dependencies_alone(tmp_path: Path) -> None
     inspected = run(bin_ / "lipstream", "inspect", "tiny", "--json")
     assert inspected.returncode == 0, inspected.stderr
     assert json.loads(inspected.stdout)["path"].startswith(str(tmp_path / "venv"))
-    sample = (
-        "import lipstream; print(sorted(p.name for p in lipstream.bundle.SHIPPED.parent.joinpath('sample').iterdir()))"
-    )
+    sample = "from lipstream import samples; print(sorted(path.name for path in samples.FACE.parent.iterdir()))"
     assert "face.mp4" in run(bin_ / "python", "-c", sample).stdout
     exported = run(bin_ / "lipstream", "export", tmp_path, "-o", tmp_path / "bundle")
     assert exported.returncode == MissingExtraError.exit_code

@@ -1,4 +1,4 @@
-"""The work behind `lipstream build`, `lipstream verify` and `lipstream inspect --layers`."""
+"""What happens in `lipstream build`, `lipstream verify` and `lipstream inspect --layers`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .verify import verify as verify_bundle
 def build(
     bundle: str, recipe_name: str, out: Path, *, cache: Path | None = None, quiet: bool = False
 ) -> dict[str, Any]:
-    """Build every graph of `bundle` and write the plans to the bundle `out`; what was already built is reused.
+    """Build every graph of `bundle` and write the plans to the bundle `out`; plans in the cache are reused.
 
     Returns:
         `bundle`, `recipe`, `tensorrt`, `cache`, and per graph its `key`, `hit`, `seconds` and `bytes`.
@@ -47,7 +47,7 @@ def build(
 
 
 def describe_build(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """The result of `build` as text."""
     gpu = result["gpu"]["name"] if result["gpu"] else "no GPU (to check the graphs; such plans do not run)"
     lines = [f"{result['bundle']}: recipe {result['recipe']}, TensorRT {result['tensorrt']}, {gpu}"]
     for name, plan in result["plans"].items():
@@ -63,7 +63,7 @@ def dry_run(bundle: str, recipe_name: str) -> dict[str, Any]:
         Per graph its number of `layers` by kind.
 
     Raises:
-        EngineBuildError: names the nodes that TensorRT's parser cannot take. And what `build` raises.
+        EngineBuildError: names the nodes that TensorRT's parser does not support. Also those of `build`.
     """
     recipe, source = load_recipe(recipe_name), Bundle.load(bundle)
     require_precision(source, recipe)
@@ -83,7 +83,7 @@ def dry_run(bundle: str, recipe_name: str) -> dict[str, Any]:
 
 
 def describe_dry_run(result: dict[str, Any]) -> str:
-    lines = [f"{result['bundle']}: TensorRT {result['tensorrt']} takes all of it (nothing was built)"]
+    lines = [f"{result['bundle']}: TensorRT {result['tensorrt']} supports every node (nothing was built)"]
     for name, graph in result["graphs"].items():
         layers = graph["layers"]
         attention = layers.get("attention_input", 0)
@@ -109,13 +109,13 @@ def verify(bundle: str, *, quiet: bool = False) -> dict[str, Any]:
 
 def describe_verify(result: dict[str, Any]) -> str:
     worst = sorted(result["errors"], key=lambda name: -result["errors"][name] / result["allowed"][name])[:5]
-    lines = [f"{result['bundle']}: every output within what the precision costs; the nearest to its bound:"]
+    lines = [f"{result['bundle']}: every output is within its error bound; the largest relative to theirs:"]
     lines += [f"  {result['errors'][name]:.1e} of {result['allowed'][name]:.1e} allowed, {name}" for name in worst]
     return "\n".join(lines)
 
 
 def layers(bundle: Bundle) -> dict[str, Any]:
-    """What TensorRT's inspector says of each engine. Raises as `require_gpu_for`."""
+    """Summary of TensorRT's engine inspector, by graph. Raises as `require_gpu_for`."""
     require_gpu_for(bundle)
     return {name: summarise(layer_information(bundle.file(f"{name}.plan"))) for name in sorted(bundle.manifest.graphs)}
 
@@ -125,7 +125,7 @@ def list_recipes() -> list[Recipe]:
 
 
 class _Bar:
-    """A progress bar on standard error: what TensorRT does now, and how far it is."""
+    """A progress bar on standard error: the phase of TensorRT's build and its steps."""
 
     def __init__(self, quiet: bool) -> None:
         self._bar = tqdm(desc="build", disable=quiet or None, bar_format="{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}]")

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_args
 
-from lipstream.bundle.validate import PRECISIONS
 from lipstream.errors import ConfigError
+from lipstream.precision import PRECISIONS
 
 from .lower_ring import Lowering
 

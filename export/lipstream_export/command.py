@@ -1,4 +1,4 @@
-"""The work behind `lipstream export`: a checkpoint folder to a bundle that is known to compute the same."""
+"""`lipstream export`: checkpoint, bundle or released files -> a bundle whose graphs were compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ import copy
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lipstream import samples
 from lipstream.atomic import write_file
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import REFERENCE
-from lipstream.errors import ConfigError, OutputError
+from lipstream.errors import OutputError
 from lipstream_models import StudentConfig
 from safetensors import SafetensorError
 from tqdm import tqdm
@@ -22,40 +21,14 @@ from tqdm import tqdm
 from .bundle import Parts, export_bundle, graph_modules, manifest_of
 from .parity import parity_report, require_parity
 from .precision import Sensitivity, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_module
-from .precision.calibration import Method, largest_inputs, largest_operands
-from .precision.sensitivity import BUDGET
+from .precision.calibration import largest_inputs, largest_operands
 from .precision.widen import widen_bundle
 from .reference import reference
 from .release import Release
+from .settings import Calibration
 from .source import load_source
 
 PRECISION = "precision.json"
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """How FP8 is made: from the passes of `chunks` chunks of a dub of `video` with `audio`.
-
-    Attributes:
-        method: of the largest input of a layer: "amax", or "percentile", which cuts one value in ten thousand.
-        budget: relative error of the velocity that FP8 may add; the layers that would exceed it stay in BF16.
-        attention: self-attention in FP8, too (docs/precision.md says why not).
-    """
-
-    video: Path = samples.FACE
-    audio: Path = samples.SPEECH
-    chunks: int = 6
-    method: Method = "amax"
-    budget: float = BUDGET
-    attention: bool = False
-
-    def __post_init__(self) -> None:
-        if self.chunks < 1:
-            raise ConfigError(f"calibration on {self.chunks} chunks", expected="at least 1")
-        if self.method not in ("amax", "percentile"):
-            raise ConfigError(f"calibration by {self.method!r}", expected="amax or percentile")
-        if not self.budget >= 0:
-            raise ConfigError(f"a budget of {self.budget}", expected="a relative error, e.g. 0.01")
 
 
 def export(
@@ -65,21 +38,20 @@ def export(
     precision: str = "fp32",
     calibration: Calibration | None = None,
     parity: bool = True,
-    json_output: bool = False,
 ) -> dict[str, Any]:
     """Write the student in folder `source` to the bundle `out`, with its parity report beside it.
 
-    The bundle takes its name only after ONNX Runtime has been seen to agree with PyTorch. The same source gives the
-    same bytes each time. Progress goes to stderr, what came of it to stdout, with `json_output` as JSON.
+    The bundle appears only after ONNX Runtime was found to agree with PyTorch. The same source gives the same bytes
+    each time. Progress is shown on stderr.
 
     Args:
         source: what training left, a float32 bundle (also a shipped one's name), or released files.
         precision: "fp32", "bf16" or "fp8". calibration: how FP8 is made.
-        parity: compare ONNX Runtime with PyTorch; without it the bundle takes its name unseen, and has no report.
+        parity: compare ONNX Runtime with PyTorch; without it the bundle is written unchecked and has no report.
 
     Returns:
-        What the JSON holds: `bundle`, `report` (paths), `bytes`, `parameters`, `graphs`, `parity` (the report), and
-        with FP8 `fp8`, the sensitivity of its layers.
+        `bundle` and `report` (paths), `bytes`, `parameters`, `precision`, `graphs`, `parity` (the report, or None), and
+        with FP8 `fp8`, the sensitivity of its layers. Ready for JSON; `summary` makes text of it.
 
     Raises:
         CheckpointError: `source` is not what training leaves. ConfigError: its sizes do not go together.
@@ -130,7 +102,6 @@ def export(
     }
     if sensitivity:
         result["fp8"] = sensitivity.report()
-    print(json.dumps(result, indent=2) if json_output else summary(result))
     return result
 
 
@@ -169,7 +140,7 @@ def _wide(module: Any) -> Any:
 
 
 def summary(result: dict[str, Any]) -> str:
-    """The result in two lines for people."""
+    """The result of `export` as text."""
     parity = result["parity"]
     agrees = "not compared with PyTorch"
     if parity:

@@ -14,9 +14,10 @@ from lipstream_models.released.masks import load_masks
 from lipstream_models.released.student import load_student
 from lipstream_models.released.text import load_text
 from lipstream_models.released.video import load_taehv, load_wan_vae
-from lipstream_models.released.wav2vec import LOOKAHEAD, LOOKBACK, LiveWav2Vec, load_wav2vec
+from lipstream_models.released.wav2vec import LiveWav2Vec, load_wav2vec
 
 from .bundle import Parts
+from .settings import LOOKAHEAD, LOOKBACK
 
 _KINDS = {
     "student": ("Lip Forcing student", "Wan 2.1 base model", "training delta or adapter"),

@@ -8,15 +8,18 @@ engine.dub("in.mp4", "speech.wav", "out.mp4")
 
 from __future__ import annotations
 
+import importlib
 import logging
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
-from .bundle import Bundle
-from .dub import DubResult
-from .engine import LipSyncEngine
-from .errors import LipStreamError, LipStreamInternalError
-from .face import FaceOptions
-from .session import Frame, LipSyncSession, PreparedReference, RealtimePlayer
+if TYPE_CHECKING:
+    from .bundle import Bundle
+    from .dub import DubResult
+    from .engine import LipSyncEngine
+    from .errors import LipStreamError, LipStreamInternalError
+    from .face import FaceOptions
+    from .session import Frame, LipSyncSession, PreparedReference, RealtimePlayer
 
 __all__ = [
     "Bundle",
@@ -37,3 +40,30 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
     __version__ = "0"
 
 logging.getLogger("lipstream").addHandler(logging.NullHandler())
+
+_MODULES = {
+    "Bundle": "bundle",
+    "DubResult": "dub",
+    "FaceOptions": "face",
+    "Frame": "session",
+    "LipStreamError": "errors",
+    "LipStreamInternalError": "errors",
+    "LipSyncEngine": "engine",
+    "LipSyncSession": "session",
+    "PreparedReference": "session",
+    "RealtimePlayer": "session",
+}
+
+if not TYPE_CHECKING:  # type checkers would take any name to exist
+
+    def __getattr__(name: str) -> Any:
+        """Load public names on first use: `lipstream --help` then needs neither numpy nor OpenCV."""
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""``python -m lipstream`` is the command `lipstream`."""
+"""Makes `python -m lipstream` the same as the command `lipstream`."""
 
 import sys
 

@@ -26,7 +26,8 @@ class Precisions(dict[str, Bundle]):
         self._folder = folder
 
     def __missing__(self, name: str) -> Bundle:
-        from lipstream_export.command import Calibration, export
+        from lipstream_export.command import export
+        from lipstream_export.settings import Calibration
 
         calibration = Calibration(chunks=1, attention=name == "fp8-attention")
         export(Path("tiny"), self._folder / name, precision=name[:4].strip("-"), calibration=calibration)

@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 from lipstream.bundle import MANIFEST, Bundle, sha256
 from lipstream.bundle.plans import Plans, require_runnable
-from lipstream.cli import doctor
+from lipstream.cli import diagnosis
 from lipstream.errors import (
     BundleCorruptError,
     ConfigError,
@@ -442,12 +442,12 @@ def test_the_inspectors_layers_are_counted() -> None:
 
 class TestDoctor:
     def test_what_is_missing_comes_before_what_is_well(self) -> None:
-        report = doctor.examine()
+        report = diagnosis.examine()
         states = [f["state"] for f in report["findings"]]
-        assert states == sorted(states, key=doctor.RANKS.index)
+        assert states == sorted(states, key=diagnosis.RANKS.index)
         assert report["ok"]
         assert all(f["fix"] for f in report["findings"] if f["state"] != "ok")
-        assert len(doctor.describe(report).splitlines()) < 40
+        assert len(diagnosis.describe(report).splitlines()) < 40
 
     def test_with_tensorrt_it_says_which(self, needs_rig: None) -> None:
         report: Any = lipstream_json("doctor")
@@ -462,7 +462,7 @@ class TestDoctor:
 
     def test_a_broken_bundle(self, tmp_path: Path) -> None:
         (tmp_path / MANIFEST).write_text("{")
-        assert not doctor.examine(tmp_path)["ok"]
+        assert not diagnosis.examine(tmp_path)["ok"]
 
     def test_bindings_and_libraries_of_two_versions(self, monkeypatch: pytest.MonkeyPatch) -> None:
         versions = {"tensorrt-cu13-bindings": "11.4.0.106", "tensorrt-cu13-libs": "11.3.0.99"}
@@ -470,8 +470,8 @@ class TestDoctor:
         def package(name: str) -> str:
             return f"{name} {versions[name]}" if name in versions else ""
 
-        monkeypatch.setattr(doctor, "_package", package)
-        (found,) = [f for f in doctor.examine()["findings"] if f["name"] == "TensorRT"]
+        monkeypatch.setattr(diagnosis, "_package", package)
+        (found,) = [f for f in diagnosis.examine()["findings"] if f["name"] == "TensorRT"]
         assert found["state"] == "broken"
         assert "11.4.0.106" in found["found"]
         assert "11.3.0.99" in found["found"]

@@ -10,7 +10,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from lipstream import FaceOptions, LipSyncEngine, cli, samples
+from lipstream import Bundle, FaceOptions, LipSyncEngine, samples
 from lipstream.cli import main
 from lipstream.errors import AudioFormatError, BundleNotFoundError, ConfigError, MediaOpenError, OutputError
 from lipstream.media import AudioReader, FrameLoop, VideoReader, VideoWriter, ensure_distinct
@@ -122,7 +122,7 @@ def test_a_bug_prints_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: 
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
 
-    monkeypatch.setattr(cli, "_inspect", broken)
+    monkeypatch.setattr(Bundle, "load", broken)
     assert main(["inspect", "--json"]) == 70
     printed = capsys.readouterr()
     assert json.loads(printed.out)["error"]["code"] == "internal"

@@ -31,8 +31,9 @@ from lipstream_training.codec import encode_clip
 from lipstream_training.data.mask import latent_mask, mouth_mask
 from lipstream_training.prepare.command import find_sources, prepare
 from lipstream_training.prepare.encode import Encoder
+from lipstream_training.prepare.filters import Filters
 from lipstream_training.prepare.sample import decode, picture_bytes, video_bytes, video_frames
-from lipstream_training.prepare.settings import AFTER, FRAMES, PAST, Filters, Released, Settings
+from lipstream_training.prepare.settings import AFTER, FRAMES, PAST, Released, Settings
 from lipstream_training.prepare.shards import Shards, read_tar
 from odd_videos import DROPPED, KEPT, make_odd_videos
 from safetensors.numpy import load_file

@@ -55,17 +55,17 @@ def evaluate(
     workers: int = 0,
     quiet: bool = False,
 ) -> tuple[dict[str, Any], str]:
-    """Judge everything; returns what goes into JSON, and the table.
+    """Judge all systems. Returns the content of evaluation.json, and the table as text.
 
     Args:
         output: folder for evaluation.json and index.html. paper: the published rows in the table as well.
-        workers: processes; 0 for one to a core.
+        workers: processes; 0 for one per core.
 
     Raises:
         ConfigError, CheckpointError, MissingExtraError: before anything is judged.
     """
     cases, missing = find_cases(systems, references, audio)
-    judges.load()  # a wrong file shows now
+    judges.load()  # so that a wrong file is reported before the long part
     verdicts: list[Verdict] = []
     jobs = [(case, judges) for case in cases]
     workers = min(workers or os.cpu_count() or 1, len(cases))
@@ -92,7 +92,7 @@ _loaded: dict[Any, tuple[SyncNet | None, dict[str, Any]]] = {}
 
 
 def _judge(job: tuple[Case, Judges]) -> Verdict | str:
-    """The verdict, or in words why there is none. Networks are loaded once in each process."""
+    """The verdict, or the reason why there is none. Networks are loaded once in each process."""
     case, judges = job
     key = judges.syncnet, tuple(sorted((judges.networks or {}).items()))
     if key not in _loaded:

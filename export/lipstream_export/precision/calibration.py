@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from lipstream import LipSyncEngine, samples
@@ -20,13 +20,13 @@ from lipstream.media import AudioReader
 from lipstream_models import CausalDiT
 from torch import Tensor, nn
 
+from ..settings import Method
 from ..torch_backend import TorchBackend
 from .fp8 import linear_layers
 
 if TYPE_CHECKING:
     from ..bundle import Parts
 
-Method = Literal["amax", "percentile"]
 PERCENTILE = 0.9999
 """Of the inputs' absolute values, with the method "percentile": one in ten thousand is cut."""
 

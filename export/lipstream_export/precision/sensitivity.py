@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lipstream.backends.base import Array
 
+from ..settings import BUDGET
 from ..torch_backend import TorchBackend
 from .calibration import Passes
 from .fp8 import FP8Linear, linear_layers
 
 if TYPE_CHECKING:
     from ..bundle import Parts
-
-BUDGET = 0.02
-"""Relative error of the velocity that FP8 may add: about what running the model wholly in bfloat16, as it was released,
-costs (docs/precision.md)."""
 
 
 @dataclass(frozen=True)

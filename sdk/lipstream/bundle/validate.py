@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BundleCorruptError
+from ..precision import PRECISIONS
 from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, REBUILD, Manifest
 from .onnx_header import BFLOAT16, FLOAT, INT64, OnnxHeader, Shape, Tensor
 
@@ -32,8 +33,6 @@ _BOUNDS: dict[str, tuple[int, int]] = {
     "lookahead": (0, 1 << 20),
     "features": (1, 1 << 20),
 }
-PRECISIONS = ("fp32", "bf16", "fp8")
-"""Of the graphs: see docs/precision.md."""
 _LARGEST_SIDE = 4096  # pixels of a crop
 _MOST_PASSES = 64
 

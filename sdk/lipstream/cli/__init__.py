@@ -1,5 +1,6 @@
-"""The command `lipstream`."""
+"""The command line: `main`, and the commands of the SDK itself. Other packages add theirs by entry points."""
 
-from .main import build_parser, main
+from .command import Command, Program, Result, UsageError, needs_extra
+from .main import LIPSTREAM, build_parser, main
 
-__all__ = ["build_parser", "main"]
+__all__ = ["LIPSTREAM", "Command", "Program", "Result", "UsageError", "build_parser", "main", "needs_extra"]

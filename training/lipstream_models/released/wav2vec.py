@@ -24,8 +24,6 @@ from .files import open_weights
 if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
 
-LOOKBACK, LOOKAHEAD = 3.2, 0.08
-"""Seconds. What other windows give is in docs/released.md."""
 LONGEST = 30.0
 """Seconds; longer windows cost more than they tell."""
 
@@ -136,7 +134,7 @@ class LiveWav2Vec(nn.Module):
         ConfigError: one of them is negative, or longer than LONGEST.
     """
 
-    def __init__(self, model: Wav2Vec2Model, *, lookback: float = LOOKBACK, lookahead: float = LOOKAHEAD) -> None:
+    def __init__(self, model: Wav2Vec2Model, *, lookback: float, lookahead: float) -> None:
         super().__init__()
         if not (0 <= lookback <= LONGEST and 0 <= lookahead <= LONGEST):
             raise ConfigError(

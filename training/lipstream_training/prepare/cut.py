@@ -22,8 +22,9 @@ from lipstream_evaluate.syncnet import SyncNet, sync_score
 from numpy.typing import NDArray
 
 from ..data.mouth import SAMPLES_PER_FRAME
+from .filters import Filters
 from .sample import members, picture, picture_bytes, video_bytes
-from .settings import AFTER, FRAMES, PAST, Filters, Settings
+from .settings import AFTER, FRAMES, PAST, Settings
 
 _SECOND = 25  # frames from one look for other faces to the next; also what a reference needs at least
 _NO_FACE_SHOWN = 75  # a stretch without a face becomes a line of the report at most every so many frames

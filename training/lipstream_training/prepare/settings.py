@@ -9,38 +9,14 @@ from lipstream.errors import ConfigError
 from lipstream_models import STUDENTS
 from lipstream_models.config import StudentConfig
 
+from .filters import Filters
+
 FRAMES = 81
 """Frames of a clip: 21 latent frames, as the released students were trained."""
 PAST = 10
 """Frames of sound before a clip, so that its first frames have a past."""
 AFTER = 800
 """Samples of sound after its last frame."""
-
-
-@dataclass(frozen=True)
-class Filters:
-    """What a clip must have; each of them is the reason of a drop where it lacks it. 0 turns one off.
-
-    Attributes:
-        face: least height of the face in pixels of the source. jump: most that the face's box may move from frame to
-            frame, in sizes of the face; more is a cut, or too fast to be sharp.
-        sharpness: least variance of the Laplacian of the face at 128 pixels (luma, 0 to 255).
-        others: area of another face over that of the followed one, from which on there is more than one speaker.
-        loudness: least peak of the loudness (root mean square of a frame's samples).
-        speech: least share of frames that are louder than a tenth of that peak.
-        mouth: least standard deviation of the lip gap over the clip, in eye distances.
-        offset: most frames by which SyncNet may find the mouth early or late. confidence: least Sync-C.
-    """
-
-    face: float = 80.0
-    jump: float = 0.25
-    sharpness: float = 12.0
-    others: float = 0.35
-    loudness: float = 0.01
-    speech: float = 0.2
-    mouth: float = 0.004
-    offset: float = 1
-    confidence: float = 0.0
 
 
 @dataclass(frozen=True)

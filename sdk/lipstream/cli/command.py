@@ -1,0 +1,84 @@
+"""What a package defines to add a command: its arguments and the function behind it.
+
+A module that defines commands is imported whenever a command line is parsed, so it imports nothing heavy (torch, onnx,
+numpy, OpenCV, PyAV) at module level; `run` imports what it needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import MissingExtraError
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command returns; `main` prints it.
+
+    Attributes:
+        data: printed as JSON with --json.
+        text: printed without --json.
+        warnings: printed to standard error, with or without --json.
+        ok: False for exit status 1.
+    """
+
+    data: dict[str, Any]
+    text: str
+    warnings: Sequence[str] = ()
+    ok: bool = True
+
+
+@dataclass(frozen=True)
+class Command:
+    """One subcommand.
+
+    Attributes:
+        name: as typed.
+        help: one line for the list of commands. description: for the command's own --help.
+        add_arguments: adds the arguments to a parser; every command gets --json from `main`.
+        run: takes the parsed arguments. Appends each finished file to `args.written` (a list of Path), so that the
+            message after an interruption can name it. Returns None where there is nothing to print.
+    """
+
+    name: str
+    help: str
+    description: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], Result | None]
+
+
+@dataclass(frozen=True)
+class Program:
+    """A command line of several commands. `commands` is called once per run."""
+
+    name: str
+    description: str
+    commands: Callable[[], Sequence[Command]]
+
+
+class UsageError(Exception):
+    """The command line is incomplete or contradictory: exit status 2."""
+
+    def __init__(self, found: str, *, fix: str) -> None:
+        super().__init__(f"{found}\n  fix: {fix}")
+
+
+@contextmanager
+def needs_extra(what: str, extra: str) -> Iterator[None]:
+    """Turn a missing dependency into a MissingExtraError: "`what` needs the module ...", fix: install `extra`.
+
+    Works as a context manager and as a decorator. A failing import of LipStream's own modules is a bug and passes.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").startswith("lipstream"):
+            raise
+        missing = (
+            f"the module {error.name!r}, which is not installed" if error.name else f"an import that fails: {error}"
+        )
+        raise MissingExtraError(f"{what} needs {missing}", fix=f"pip install 'lipstream[{extra}]'") from error

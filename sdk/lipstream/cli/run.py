@@ -1,0 +1,232 @@
+"""`lipstream run` and `lipstream demo`: dub a file."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import samples
+from ..errors import ConfigError, OutputError
+from .command import Command, Result
+
+if TYPE_CHECKING:
+    from ..dub import DubResult
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("video", metavar="VIDEO", help="video or picture with a face, in any format that FFmpeg reads")
+    add("audio", metavar="AUDIO", nargs="?", help="file with the voice (default: the sound of VIDEO)")
+    add("-o", "--output", required=True, metavar="OUT", help=".mp4, .mov, .m4v or .mkv")
+    add("--crf", type=int, default=18, help="quality of the H.264 file, 0 (best) to 51 (default 18)")
+    add("--preset", default="veryfast", help="x264 preset, ultrafast to veryslow (default veryfast)")
+    add("--lossless", action="store_true", help="FFV1 in .mkv: pixels outside the mouth stay bit-identical")
+    add("--strict", action="store_true", help="fail where there would be warnings about the result")
+    add("--sheet", metavar="PNG", help="also write a contact sheet of the result")
+    add(
+        "--sign",
+        nargs=2,
+        type=Path,
+        metavar=("CERT", "KEY"),
+        help="add a signed C2PA manifest to OUT that declares it generated: certificate chain and private key, PEM. "
+        "Needs lipstream[provenance]",
+    )
+    add("--sign-algorithm", default="es256", metavar="ALG", help="of the key (default es256)")
+    add("--no-sidecar", action="store_true", help="without --sign: write no OUT.provenance.json")
+    add("--bundle", default="tiny", help="folder or shipped name (default tiny)")
+    add("--backend", help="default: tensorrt for engines, else onnxruntime; torch")
+    add("--provider", help="of onnxruntime: cpu (default), or with lipstream[gpu] cuda or tensorrt")
+    add("--threads", type=int, default=0, help="CPU threads (default: chosen for this CPU)")
+    add("--seed", type=int, default=42, help="of the noise; equal seeds give equal videos (default 42)")
+    add(
+        "--face-policy",
+        choices=("hold", "bypass", "raise"),
+        default="hold",
+        help="frames without a face: keep its last position, leave the frame unchanged, or stop with an error "
+        "(default hold)",
+    )
+    add("--face-at", metavar="X,Y", help="pixel near the wanted face (default: the largest face)")
+    add(
+        "--insightface",
+        type=Path,
+        metavar="FOLDER",
+        help="detect faces with InsightFace's models (buffalo_l), as the upstream system does; they are for "
+        "non-commercial research only. Needs: pip install insightface",
+    )
+    add(
+        "--upstream",
+        action="store_true",
+        help="crop, composite and sample frames as the upstream system does, to compare with its output; for bundles "
+        "of released weights",
+    )
+    add("--quiet", action="store_true", help="no progress bar")
+
+
+def _run(args: argparse.Namespace) -> Result:
+    from .. import provenance
+    from ..engine import LipSyncEngine
+    from ..face import FaceOptions
+
+    if args.sheet:
+        _check_sheet(args)
+    signer = None
+    if args.sign:
+        certificate, key = args.sign
+        signer = provenance.Signer(certificate, key, Path(args.output), args.sign_algorithm)
+    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
+    with _Progress(hidden=args.quiet) as progress:
+        result = engine.dub(
+            args.video,
+            args.audio,
+            args.output,
+            face=FaceOptions(args.face_policy, _point(args.face_at), args.insightface, args.upstream),
+            seed=args.seed,
+            crf=args.crf,
+            preset=args.preset,
+            lossless=args.lossless,
+            strict=args.strict,
+            progress=progress,
+        )
+    args.written.append(result.output)
+    if signer or not args.no_sidecar:
+        made = provenance.record(args.bundle, Path(args.video), Path(args.audio) if args.audio else None)
+        if signer:
+            signer.sign(result.output, made)
+        else:
+            args.written.append(provenance.write_sidecar(result.output, made))
+    if args.sheet:
+        from ..media.contact_sheet import contact_sheet
+
+        contact_sheet(Path(args.video), result.output, Path(args.sheet), frames=result.frames)
+    report = summary(result)
+    return Result(report, describe(report), result.warnings)
+
+
+def _check_sheet(args: argparse.Namespace) -> None:
+    """Before the dub, which takes longer."""
+    from ..media import ensure_distinct
+
+    sheet = Path(args.sheet)
+    ensure_distinct(sheet, args.video, args.audio or args.video, args.output)
+    if sheet.is_dir():
+        raise OutputError(f"{sheet} is a directory", expected="the name of a PNG file")
+    if not sheet.parent.is_dir():
+        raise OutputError(f"no such folder: {sheet.parent}", fix="create it first")
+
+
+def _point(text: str | None) -> tuple[float, float] | None:
+    if text is None:
+        return None
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--face-at {text!r}", expected="two numbers in pixels, e.g. --face-at 640,200") from error
+    return x, y
+
+
+def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "-o", "--out", default="out", metavar="DIR", help="folder for demo.mp4, .json and .png (default out)"
+    )
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: chosen for this CPU)")
+
+
+def _demo(args: argparse.Namespace) -> Result:
+    from ..atomic import write_file
+    from ..engine import LipSyncEngine
+    from ..media.contact_sheet import contact_sheet
+
+    out = Path(args.out)
+    numbers, sheet = out / "demo.json", out / "demo.png"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_file(numbers, b"{}\n")
+    except OSError as error:
+        raise OutputError(f"{numbers} cannot be written: {error.strerror}", fix="choose another folder") from error
+    engine = LipSyncEngine.load("tiny", threads=args.threads)
+    with _Progress() as progress:
+        result = engine.dub(samples.FACE, samples.SPEECH, out / "demo.mp4", preset="veryfast", progress=progress)
+    args.written.append(result.output)
+    contact_sheet(samples.FACE, result.output, sheet, frames=result.frames)
+    report = summary(result)
+    write_file(numbers, (json.dumps(report, indent=2) + "\n").encode())
+    text = f"{describe(report)}\n{sheet}: source above, result below; {numbers}: these numbers"
+    return Result(report, text, result.warnings)
+
+
+def summary(result: DubResult) -> dict[str, Any]:
+    """`result` for JSON, with the peak memory of this process in MiB (None where it cannot be measured)."""
+    from ..backends.base import cores
+
+    peak = _peak_memory()
+    return {
+        "output": str(result.output),
+        "frames": result.frames,
+        "bypassed": result.bypassed,
+        "first_face": result.first_face,
+        "damaged": result.damaged,
+        "warnings": list(result.warnings),
+        "width": result.width,
+        "height": result.height,
+        "seconds": round(result.seconds, 3),
+        "fps": round(result.fps, 2),
+        "real_time_factor": round(result.real_time_factor, 3),
+        "first_frame_seconds": round(result.first_frame, 3),
+        "peak_memory_mib": peak and round(peak / 2**20, 1),
+        "cores": cores(),
+        "stages_seconds": {name: round(seconds, 3) for name, seconds in result.stages.items()},
+    }
+
+
+def _peak_memory() -> int | None:
+    """Bytes."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A `summary` as text."""
+    text = (
+        f"{report['output']}: {report['frames']} frames in {report['seconds']:.1f} s = {report['fps']:.1f} fps on "
+        f"{report['cores']} cores, real-time factor {report['real_time_factor']:.2f}\n"
+        f"  first frame after {report['first_frame_seconds']:.2f} s"
+    )
+    if report["peak_memory_mib"]:
+        text += f", peak memory {report['peak_memory_mib']:.0f} MiB"
+    if report["first_face"]:
+        text += f"\n  first face at frame {report['first_face']}; the frames before it are as in the source"
+    if report["bypassed"] > report["first_face"]:
+        text += f"\n  {report['bypassed']} frames show no face and are as in the source"
+    return text
+
+
+class _Progress:
+    """A progress bar in frames on standard error, drawn once the total is known."""
+
+    def __init__(self, *, hidden: bool = False) -> None:
+        self._hidden = hidden
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=total, unit="frame", disable=self._hidden)
+        self._bar.update(done - self._bar.n)
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+RUN = Command("run", "dub a video file with a voice", "Make the face in VIDEO speak AUDIO.", _add_run_arguments, _run)
+DEMO = Command("demo", "dub the bundled sample", "Dub the bundled sample.", _add_demo_arguments, _demo)

@@ -1,0 +1,157 @@
+"""`lipstream-train distil`, `study`, `analyze` and `plan`. Imports no torch before a command runs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from lipstream.cli import Command, Result, needs_extra
+from lipstream.errors import ConfigError
+
+from .recipe import Recipe, load_recipe
+
+
+def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder for checkpoints, log and the result")
+    add("--data", type=Path, required=True, metavar="SHARDS", help="of lipstream-train prepare")
+    add("--recipe", type=Path, metavar="TOML", help="values of the fields below")
+    for name, help_text in (
+        ("init", "initial weights: a folder of a stage, or released files, as of lipstream export (default: random)"),
+        ("teacher", "of self_forcing"),
+        ("critic", "initial weights of the fake score (default: the teacher's)"),
+    ):
+        add(f"--{name}", type=Path, nargs="+", metavar="FILE", default=[], help=help_text)
+    add("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
+    add("--syncnet", metavar="FILE", help="of the reward: syncnet_v2.model, or 'drawn'")
+    add("--codec", type=Path, metavar="FILE", help="of reward and samples: taew2_1, or a checkpoint")
+    add(
+        "--base",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="codec, audio encoder and masks for OUT/checkpoint, for lipstream export",
+    )
+    fields = parser.add_argument_group("recipe")
+    for field in dataclasses.fields(Recipe):
+        option = f"--{field.name.replace('_', '-')}"
+        fields.add_argument(option, metavar="X", help=f"{field.metadata['help']} (default {field.default})")
+
+
+@needs_extra("lipstream-train distil", "training")
+def _distil(args: argparse.Namespace) -> Result:
+    from .command import Inputs, distil
+
+    names = [field.name for field in dataclasses.fields(Recipe)]
+    changes = {name: value for name in names if (value := getattr(args, name)) is not None}
+    inputs = Inputs(
+        args.data,
+        tuple(args.init),
+        tuple(args.teacher),
+        tuple(args.critic),
+        args.negative,
+        args.syncnet,
+        args.codec,
+        args.base,
+    )
+    distil(args.out, inputs, load_recipe(args.recipe, **changes))
+    student = args.out / "student.safetensors"
+    text = f"{student}; next: lipstream export --student {student}, or the next stage --init {args.out}"
+    return Result({"student": str(student)}, text)
+
+
+def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder for data, weights and results")
+    add("--seeds", type=int, default=3, help="default 3")
+    add("--scale", type=float, default=1.0, help="times the usual number of updates (default 1)")
+    add("--workers", type=int, default=2, help="processes (default 2)")
+
+
+@needs_extra("lipstream-train study", "training")
+def _study(args: argparse.Namespace) -> Result:
+    from .study import plots, run_study, table
+
+    found = run_study(args.out, seeds=args.seeds, scale=args.scale, workers=args.workers)
+    (args.out / "study.json").write_text(json.dumps(found, indent=1) + "\n")
+    plots(found, args.out / "study.svg")
+    return Result(found, table(found))
+
+
+def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("out", type=Path, metavar="OUT", help="folder to write to")
+    add("--data", type=Path, metavar="SHARDS", help="of lipstream-train prepare, with latents")
+    add("--teacher", type=Path, nargs="+", metavar="FILE", help="its weights")
+    add("--size", default="14b", help="of the teacher (default 14b)")
+    add("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
+    add("--syncnet", default="drawn", metavar="FILE", help="syncnet_v2.model, or 'drawn' (default)")
+    add("--codec", type=Path, metavar="FILE", help="decoder: taew2_1, or a checkpoint of lipstream-train")
+    add("--micro", type=Path, metavar="STUDY", help="in place of all these: a folder of the study")
+    add("--clips", type=int, default=16, help="default 16")
+    add("--steps", type=int, default=50, help="of the teacher (default 50)")
+    add("--guidance", type=float, default=4.5, help="default 4.5")
+
+
+@needs_extra("lipstream-train analyze", "training")
+def _analyze(args: argparse.Namespace) -> Result:
+    from .analyze import analyze_files, analyze_micro, describe, write
+
+    options: dict[str, Any] = {"clips": args.clips, "steps": args.steps, "guidance": args.guidance}
+    if args.micro:
+        found = analyze_micro(args.micro, **options)
+    elif args.data and args.teacher and args.codec:
+        files = {"negative": args.negative, "syncnet": args.syncnet, "codec": args.codec}
+        found = analyze_files(args.data, args.teacher, args.size, **files, **options)
+    else:
+        raise ConfigError("analyze needs --data, --teacher and --codec, or --micro")
+    write(found, args.out)
+    return Result(found, describe(found))
+
+
+def _add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--student", default="14b", choices=("14b", "1.3b"), help="default 14b")
+
+
+@needs_extra("lipstream-train plan", "training")
+def _plan(args: argparse.Namespace) -> Result:
+    from .plan import markdown, table
+
+    return Result({"rows": table(args.student)}, markdown(args.student))
+
+
+DISTIL = Command(
+    "distil",
+    "one stage of distillation",
+    "Trains a teacher (stage teacher), a causal student by diffusion forcing (forcing), or a student on its own output "
+    "by Sync-Window DMD with SyncNet's reward (self_forcing). An interrupted run continues from its last checkpoint "
+    "in OUT. On several GPUs: torchrun --nproc-per-node 8 -m lipstream_training.cli distil ...",
+    _add_distil_arguments,
+    _distil,
+)
+STUDY = Command(
+    "study",
+    "the miniature study",
+    "Trains the paper's variants at toy size, three seeds each, and compares them. A second run in the same folder "
+    "reuses what is finished. About 40 minutes on two cores.",
+    _add_study_arguments,
+    _study,
+)
+ANALYZE = Command(
+    "analyze",
+    "where a teacher finds sync and fidelity",
+    "Measures a teacher's prediction of the clean clip along its denoising, with and without guidance, and two steps "
+    "with and without; recommends a landing time and a guidance window for a student. Writes OUT/analysis.json and "
+    "OUT/analysis.svg.",
+    _add_analyze_arguments,
+    _analyze,
+)
+PLAN = Command(
+    "plan",
+    "memory and hours of stage 2 on 4 to 64 GPUs",
+    "Counts weights, memory of a rank and arithmetic of stage 2; nothing is allocated.",
+    _add_plan_arguments,
+    _plan,
+)
