@@ -102,6 +102,7 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     lazy = {
         "lipstream_export",
         "lipstream_engines",
+        "lipstream_models",
         "lipstream_training",
         "ftfy",
     }  # of their commands, with errors of their own

@@ -21,7 +21,8 @@ from lipstream_evaluate.syncnet import (
     sync_score,
 )
 from lipstream_models import STUDENTS
-from lipstream_training.data.clips import PAST, Clip, draw_clip
+from lipstream_models.mel import PAST_FRAMES
+from lipstream_training.data.clips import Clip, draw_clip
 from lipstream_training.syncnet import SMALL, SyncNetRecipe, told_apart, train_syncnet
 from safetensors.torch import save_file
 from torch import nn
@@ -58,7 +59,7 @@ def clips() -> list[Clip]:
 
 def sound(clip: Clip, late: int = 0) -> np.ndarray:
     """What is heard while the clip is shown, if the mouth is `late` frames late against it."""
-    start = (PAST + late) * 640
+    start = (PAST_FRAMES + late) * 640
     return clip.heard[max(start, 0) :][: FRAMES * 640]
 
 
@@ -123,7 +124,7 @@ def test_known_shifts_are_found_exactly(clips: list[Clip], late: int) -> None:
     net = load_syncnet(DRAWN)
     for clip in clips:
         whole = np.concatenate([np.zeros(640 * 10, np.float32), clip.heard, np.zeros(640 * 10, np.float32)])
-        start = (PAST + 10 + late) * 640
+        start = (PAST_FRAMES + 10 + late) * 640
         found = sync_score(net, clip.target, whole[start : start + FRAMES * 640])
         assert found is not None
         assert found.offset == late

@@ -20,16 +20,17 @@ from lipstream.bundle import Bundle
 from lipstream.cli import main
 from lipstream.errors import CheckpointError
 from lipstream_export.command import export
-from lipstream_export.release import Release
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models.parts import StudentParts
 from lipstream_models.released import describe, load_student, load_taehv, load_wan_vae, open_weights
+from lipstream_models.released.release import Release
 from lipstream_models.released.student import LORA_SCALE
 from lipstream_models.released.text import embed, load_text
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint
-from toys import EAR, randomise
+from toys import WAV2VEC_SIZES, randomise
 
 TOY = StudentConfig(
     dim=24,
@@ -361,7 +362,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     torch.manual_seed(0)
     wan = WanVAE(WanVAEConfig(dim=4))
     randomise(wan)
-    Wav2Vec2Model(Wav2Vec2Config(**EAR)).save_pretrained(folder / "wav2vec")
+    Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC_SIZES)).save_pretrained(folder / "wav2vec")
     mask = np.full((256, 256), 255, np.uint8)
     mask[128:, 32:-32] = 0
     cv2.imwrite(str(folder / "mask.png"), mask)
@@ -382,11 +383,11 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: R
     assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
     sample = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample" / "face.mp4"
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
-    parts = release.parts()
+    parts = StudentParts.from_release(release)
     assert parts.student
     engines = [LipSyncEngine.load(tmp_path / "bundle")]
     parts.student.float()
-    engines.append(LipSyncEngine(Bundle.load(tmp_path / "bundle"), TorchBackend.of(parts, TOY)))
+    engines.append(LipSyncEngine(Bundle.load(tmp_path / "bundle"), TorchBackend(parts)))
     shown = []
     for engine in engines:
         with engine.session(sample) as session:

@@ -20,7 +20,7 @@ from lipstream_models.mel import (
     LogMel,
     mel_filters,
 )
-from lipstream_training.audio_encoder import HearingRecipe, speak, train_hearing
+from lipstream_training.audio_encoder import AudioEncoderRecipe, speak, train_audio_encoder
 from lipstream_training.data.mouth import mouth_track
 from lipstream_training.data.speech import synthesiser_available
 
@@ -53,10 +53,10 @@ def test_equals_the_fft() -> None:
 
 
 def test_a_stream_hears_what_a_file_holds() -> None:
-    x, ear = samples(11), SpeechEncoder()
-    whole = ear(x)
+    x, encoder = samples(11), SpeechEncoder()
+    whole = encoder(x)
     cut = 5 * SAMPLES_PER_FRAME
-    parts = [ear(x[: LOOKBACK + cut + LOOKAHEAD]), ear(x[cut:])]
+    parts = [encoder(x[: LOOKBACK + cut + LOOKAHEAD]), encoder(x[cut:])]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
 
 
@@ -102,12 +102,12 @@ class TestHearing:
 
     def test_it_learns(self) -> None:
         voices = [speak(i, 3.0) for i in range(6)]
-        heard, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*voices, strict=True))
+        audio, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*voices, strict=True))
         losses: list[float] = []
-        ear = train_hearing(
-            SpeechEncoder(), heard, mouth, HearingRecipe(steps=60, batch=64), seed=0, progress=losses.append
+        encoder = train_audio_encoder(
+            SpeechEncoder(), audio, mouth, AudioEncoderRecipe(steps=60, batch=64), seed=0, progress=losses.append
         )
         assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
-        features = ear(heard[0])
+        features = encoder(audio[0])
         assert features.shape == (mouth.shape[1], 64)
         assert features.abs().max() <= 1

@@ -14,15 +14,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from lipstream.errors import ConfigError
-from lipstream.media import FPS, VideoReader
+from lipstream.media import VideoReader
 from numpy.typing import NDArray
 
-from .sound import RATE
+from .media import SOUNDS, VIDEOS
 
 Image = NDArray[np.uint8]
 
-VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".y4m", ".gif")
-SOUNDS = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
 _SHIFT = 12  # frames by which a result may be early or late against its reference
 _THUMBNAIL = 32
 _ASPECT = 0.02  # relative difference in the ratio of width to height that is still a mere scaling
@@ -147,11 +145,3 @@ def to_size(picture: Image, like: Image) -> Image:
     smaller = picture.shape[0] > like.shape[0]
     size = like.shape[1], like.shape[0]
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC), np.uint8)
-
-
-def loudness(audio: NDArray[np.float32], frames: int) -> NDArray[np.float64]:
-    """Root mean square of each frame's samples, float64 [frames]; `audio` at 16 kHz."""
-    samples = RATE // FPS
-    whole = np.zeros(frames * samples, np.float32)
-    whole[: len(audio)] = audio[: len(whole)]
-    return np.asarray(np.sqrt(np.square(whole.reshape(frames, -1), dtype=np.float64).mean(axis=1)))

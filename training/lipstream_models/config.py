@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config")
+
+
+def config_from_json(kind: type[_Config], fields: dict[str, Any]) -> _Config:
+    """The config of class `kind` that `dataclasses.asdict` and JSON turned into `fields`: lists become tuples again.
+
+    Raises:
+        TypeError: fields are missing or unknown.
+    """
+    return kind(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SAMPLE_RATE = 16000
+"""Hz."""
 SAMPLES_PER_FRAME = 640
+"""Audio samples per video frame at 25 frames a second."""
 HOP = 160
 WINDOW = 400
 MELS = 32
@@ -30,6 +32,10 @@ _MARGIN = (WINDOW - HOP) // 2  # windows stand over the middle of their hop
 _HOPS = SAMPLES_PER_FRAME // HOP
 LOOKBACK = _BEFORE * SAMPLES_PER_FRAME + _MARGIN
 LOOKAHEAD = SAMPLES_PER_FRAME + _MARGIN
+PAST_FRAMES = -(-LOOKBACK // SAMPLES_PER_FRAME)
+"""Whole video frames of audio that cover LOOKBACK; kept before each clip, so that its first frame has its context."""
+SAMPLES_AFTER = -(-LOOKAHEAD // HOP) * HOP
+"""Whole hops that cover LOOKAHEAD, in samples; kept after each clip."""
 FEATURES = NEAR * _HOPS * (MELS + 2) + FAR * MELS
 
 

@@ -528,7 +528,7 @@ def describe_plans(plans: Plans) -> str:
 def _export(args: argparse.Namespace, _: _Report) -> dict[str, Any] | None:
     with _extra("lipstream export needs", "export"):
         from lipstream_export.command import Calibration, export  # needs torch
-        from lipstream_export.release import Release
+        from lipstream_models.released.release import Release
     given = dict(zip(("video", "audio"), args.calibrate or (), strict=False))
     calibration = Calibration(
         chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given

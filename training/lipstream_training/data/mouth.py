@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from lipstream_models.mel import SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 
-SAMPLES_PER_FRAME = 640
-"""16 kHz audio samples per 25 fps video frame."""
 LOOKAHEAD = 640
 """Samples after the end of a frame that its mouth may depend on (anticipation)."""
 LOOKBACK = 5280

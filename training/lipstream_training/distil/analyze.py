@@ -17,15 +17,13 @@ from lipstream.atomic import write_file
 from lipstream_evaluate.syncnet import load_syncnet
 from lipstream_models import STUDENTS, ClipAttention
 from lipstream_models.schedule import add_noise, predict_x0
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..prepare.shards import Shards
-from .command import open_decoder, shard_constants
+from ..prepare.shards import Shards, load_constants
 from .reward import SyncReward
 from .rollout import Batch
 from .sampling import constant, schedule, trajectory
-from .sources import ShardClips, load_model, prompt
+from .sources import ShardClips, load_model, open_decoder, prompt
 from .stages import Networks
 
 Measure = Callable[[Tensor], dict[str, float]]
@@ -132,7 +130,7 @@ def analyze_files(
         ConfigError, CheckpointError: files that do not fit.
     """
     config = STUDENTS[size]
-    constants = load_file(shard_constants(data))
+    constants = load_constants(data)
     found = ShardClips(data, config, constants["mask"])
     chosen = tuple(range(min(clips, len(found))))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

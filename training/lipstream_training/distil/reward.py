@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from lipstream_evaluate.syncnet import SyncNet, SyncScore, mfcc, score
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.mouth import SAMPLES_PER_FRAME
-from ..prepare.settings import PAST
 from ..prepare.shards import Shards
 
 
@@ -42,7 +41,7 @@ class SyncReward:
     def __call__(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
         self._net.to(latents.device)
         video = self._decode(latents)
-        begin = PAST * SAMPLES_PER_FRAME
+        begin = PAST_FRAMES * SAMPLES_PER_FRAME
         end = begin + video.shape[1] * SAMPLES_PER_FRAME
         cepstra = torch.from_numpy(np.stack([mfcc(self._shards.sound(clip)[begin:end]) for clip in clips]))
         found = sync_scores(self._net, video, cepstra.to(latents.device))

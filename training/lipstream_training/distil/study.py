@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lipstream.atomic import write_file
+from lipstream.atomic import new_file, write_file
 from lipstream.errors import ConfigError
+from lipstream_evaluate.processes import in_processes
 from lipstream_evaluate.statistics import correlation, summary
 from lipstream_models import CausalDiT
 from safetensors.torch import load_file, save_file
@@ -97,18 +97,8 @@ def run_study(
     jobs = [(folder, seed, scale) for seed in range(seeds)]
     wanted = variants(scale)
     with tqdm(total=seeds * len(wanted), desc="variants", disable=quiet) as bar:
-        if workers == 1:
-            for job in jobs:
-                _seed(job)
-        else:
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(min(workers, seeds)) as pool:
-                waiting = pool.map_async(_seed, jobs, chunksize=1)
-                while not waiting.ready():
-                    waiting.wait(2)
-                    bar.update(sum(_done(folder, s, v.name).is_file() for s in range(seeds) for v in wanted) - bar.n)
-                waiting.get()
-        bar.update(seeds * len(wanted) - bar.n)
+        for _ in in_processes(_seed, jobs, workers, ordered=False):
+            bar.update(len(wanted))
     return collect(folder, seeds, scale)
 
 
@@ -169,9 +159,8 @@ def _trained(folder: Path, seed: int, variant: Variant, micro: Micro) -> Network
         recipe = replace(variant.recipe, seed=seed)
         trainer = Trainer(recipe, networks, micro, folder / f"seed-{seed}" / variant.name)
         trainer.run()
-        partial = path.with_suffix(".part")
-        save_file({name: x.contiguous() for name, x in trainer.weights().items()}, partial)
-        partial.replace(path)
+        with new_file(path) as partial:
+            save_file({name: x.contiguous() for name, x in trainer.weights().items()}, partial)
     return Networks(load_trained(folder, seed, variant.name), text, negative)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 from lipstream.atomic import write_file
 from lipstream.errors import ConfigError
 from lipstream.media import limit_threads
-from lipstream_evaluate.cases import VIDEOS
+from lipstream_evaluate.media import VIDEOS
 from lipstream_evaluate.processes import in_processes
 from lipstream_evaluate.syncnet import SyncNet, load_syncnet
 from safetensors.numpy import load, save_file
@@ -33,12 +32,10 @@ from .encode import Encoder
 from .report import counts, page
 from .sample import decode, tensor_bytes
 from .settings import Settings
-from .shards import INDEX, locate, read_tar, write_tar
+from .shards import CONSTANTS, INDEX, locate, read_tar, write_tar
 
 _BLOCK = 4  # drawn clips that are one source
 _PLAN = "plan.json"
-CONSTANTS = "constants.safetensors"
-"""The prompt's embedding and the latent mask, beside shards with latents."""
 _PARTS = "parts"
 
 
@@ -91,7 +88,6 @@ def prepare(
     if not (out / INDEX).is_file():
         _tools(settings)  # a wrong file shows now
         jobs = [(out, i, source, settings) for i, source in enumerate(sources) if not _part(out, i, "json").is_file()]
-        workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
         with tqdm(total=len(sources), initial=len(sources) - len(jobs), desc="sources", disable=quiet) as bar:
             kept = 0
             for found in in_processes(_do, jobs, workers, ordered=False):

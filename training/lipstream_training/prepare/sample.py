@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from lipstream.media import VideoReader, VideoWriter
-from lipstream_evaluate.sound import RATE
+from lipstream_evaluate.media import RATE
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 

@@ -11,10 +11,6 @@ from lipstream_models.config import StudentConfig
 
 FRAMES = 81
 """Frames of a clip: 21 latent frames, as the released students were trained."""
-PAST = 10
-"""Frames of sound before a clip, so that its first frames have a past."""
-AFTER = 800
-"""Samples of sound after its last frame."""
 
 
 @dataclass(frozen=True)
