@@ -1,4 +1,4 @@
-"""The work behind `lipstream export`: a checkpoint folder to a bundle that is known to compute the same."""
+"""`lipstream export`: converts a student to a bundle, and verifies that it computes the same."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def export(
     same bytes each time. Progress goes to stderr, what came of it to stdout, with `json_output` as JSON.
 
     Args:
-        source: what training left, a float32 bundle (also a shipped one's name), or released files.
+        source: a checkpoint folder, a float32 bundle (also a shipped one's name), or published files.
         precision: "fp32", "bf16" or "fp8". calibration: how FP8 is made.
         parity: compare ONNX Runtime with PyTorch; without it the bundle takes its name unseen, and has no report.
 
@@ -82,7 +82,7 @@ def export(
         with FP8 `fp8`, the sensitivity of its layers.
 
     Raises:
-        CheckpointError: `source` is not what training leaves. ConfigError: its sizes do not go together.
+        CheckpointError: `source` is none of these. ConfigError: its sizes contradict each other.
         OutputError: `out` cannot be written. ParityError: the graphs compute something else.
     """
     with tqdm(desc="load", disable=None, bar_format="{desc} {postfix} [{elapsed}]") as loading:

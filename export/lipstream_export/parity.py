@@ -24,7 +24,7 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 1e-2}
 def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", *, seed: int = 0) -> dict[str, Any]:
     """Run both on the same random inputs, for as many chunks as the ring needs to fill, take the sink in and wrap.
 
-    Both run as streams with all their state, but every call gets inputs of its own, so that errors do not add up.
+    Both run as streams with all their state, but every call gets new inputs, so that errors do not add up.
     Of a `precision` below float32, both compute in float32 with its rounded weights (`precision.widen`).
     The context pass has no output but the ring: its error is that of the first velocity of the chunk after it.
 

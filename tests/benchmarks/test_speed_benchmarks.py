@@ -275,9 +275,9 @@ def test_faces(tmp_path: Path) -> None:
 def test_lookahead(tmp_path: Path) -> None:
     """A window that reaches over all of a short clip gives its features; shorter ones are off."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    ear = Wav2Vec2Config(**sizes, conv_dim=[16] * 7)
-    Wav2Vec2Model(ear).save_pretrained(tmp_path / "ear")
-    options = ["--quick", "--wav2vec", str(tmp_path / "ear"), "--lookback", "2", "--lookahead", "2"]
+    encoder = Wav2Vec2Config(**sizes, conv_dim=[16] * 7)
+    Wav2Vec2Model(encoder).save_pretrained(tmp_path / "wav2vec")
+    options = ["--quick", "--wav2vec", str(tmp_path / "wav2vec"), "--lookback", "2", "--lookahead", "2"]
     rows = run(lookahead, tmp_path, *options)["rows"]
     errors = {(row["lookback_s"], row["lookahead_s"]): row["all"] for row in rows}
     assert errors[2.0, 0.0] > errors[2.0, 0.32] > 0.01
@@ -291,7 +291,7 @@ def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pyt
     toy = StudentConfig(dim=24, ffn_dim=40, num_heads=2, num_layers=2, latent_size=(4, 4), **text, **heard)
     monkeypatch.setitem(STUDENTS, "1.3b", toy)
     files = random_release.write_release(
-        "1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), ear=Wav2Vec2Config(**WAV2VEC_SIZES)
+        "1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), wav2vec=Wav2Vec2Config(**WAV2VEC_SIZES)
     )
     assert lipstream(["export", *files, "--check"]) == 0
     assert lipstream(["export", *files, "--no-parity", "-o", str(tmp_path / "bundle")]) == 0

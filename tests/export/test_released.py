@@ -250,7 +250,7 @@ def test_a_prompt_is_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_text_encoder_in_bfloat16_stays_by_float32(tmp_path: Path) -> None:
-    """As the original's file is; the reference is transformers' in float32 with the rounded weights."""
+    """As upstream's file; the reference is transformers' in float32 with the rounded weights."""
     model = umt5(tmp_path / "umt5").bfloat16()
     path = save(tmp_path / "umt5.pth", original_names(model))
     found = embed(path, "a person talking", tokenizer=tmp_path / "umt5")[0, :4]
@@ -260,7 +260,7 @@ def test_a_text_encoder_in_bfloat16_stays_by_float32(tmp_path: Path) -> None:
 
 
 def original_names(model: Any) -> Weights:
-    """The weights of transformers' UMT5 encoder as the original's file has them."""
+    """The weights of transformers' UMT5 encoder as upstream's file has them."""
     names = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
     for i in range(model.config.num_layers):
         first, second = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
@@ -445,7 +445,7 @@ def sparse_safetensors(path: Path, state: Weights) -> None:
 
 
 def test_a_check_of_14b_reads_headers_alone(release: Release, tmp_path: Path) -> None:
-    """28 GB that are not there; in a process of its own, whose memory is looked at."""
+    """28 GB that are not there; in a separate process, whose memory is measured."""
     with torch.device("meta"):
         sparse_safetensors(tmp_path / "student.safetensors", CausalDiT(STUDENTS["14b"]).state_dict())
     assert describe(tmp_path / "student.safetensors")["size"] == "14b, 65 channels"

@@ -254,16 +254,16 @@ def test_features_computed_ahead_are_those_computed_when_read(checkpoint: Path, 
 
 @pytest.mark.slow
 def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: Path) -> None:
-    """Latents of the whole clip in pieces are those of the clip at once; wav2vec hears the clip alone."""
+    """Latents of the whole clip in pieces are those of the clip at once; wav2vec gets the clip alone."""
     torch.manual_seed(0)
-    vae, ear = WanVAE(WanVAEConfig(dim=4)), transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WAV2VEC_SIZES))
+    vae, encoder = WanVAE(WanVAEConfig(dim=4)), transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WAV2VEC_SIZES))
     torch.save(vae.state_dict(), tmp_path / "vae.pth")
     torch.save(torch.randn(512, 4096), tmp_path / "text.pt")
-    ear.save_pretrained(tmp_path / "ear")
+    encoder.save_pretrained(tmp_path / "wav2vec")
     mask = np.full((256, 256), 255, np.uint8)
     mask[120:240, 40:216] = 0
     (tmp_path / "mask.png").write_bytes(picture_bytes(mask[..., None].repeat(3, 2)))
-    files = Released(tmp_path / "vae.pth", tmp_path / "ear", tmp_path / "text.pt", tmp_path / "mask.png")
+    files = Released(tmp_path / "vae.pth", tmp_path / "wav2vec", tmp_path / "text.pt", tmp_path / "mask.png")
     prepare(tmp_path / "out", [odd / "five_seconds.mp4"], Settings(encode=files), quiet=True)
     sample = Shards(tmp_path / "out")[0]
     found = sample.tensors
@@ -277,8 +277,8 @@ def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: 
     with torch.inference_mode():
         kept = torch.from_numpy(cv2.resize(mask, (512, 512), interpolation=cv2.INTER_LINEAR) > 127).float()
         whole = encode_clip(vae.eval(), sample.target[:13], kept)
-        heard = torch.from_numpy(sample.sound[PAST_FRAMES * 640 : (PAST_FRAMES + FRAMES) * 640])
-        audio = hidden_states(load_wav2vec(tmp_path / "ear"), heard, FRAMES)
+        clip = torch.from_numpy(sample.sound[PAST_FRAMES * 640 : (PAST_FRAMES + FRAMES) * 640])
+        audio = hidden_states(load_wav2vec(tmp_path / "wav2vec"), clip, FRAMES)
     np.testing.assert_allclose(found["masked"][:, :4], whole.numpy(), atol=5e-3)
     np.testing.assert_allclose(found["audio"], audio.numpy(), atol=1e-5)
     text = load_file(tmp_path / "out" / "constants.safetensors")["text"]

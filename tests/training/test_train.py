@@ -20,8 +20,8 @@ from lipstream_training.diffusion import (
     Latents,
     MouthProbe,
     StudentRecipe,
+    generate_clips,
     lip_region,
-    roll_out,
     start_as_identity,
     train_student,
 )
@@ -150,13 +150,13 @@ def test_lips_are_in_the_middle() -> None:
     assert torch.equal(region, region.flip(1))
 
 
-def test_a_roll_out_is_what_a_stream_generates() -> None:
+def test_a_generate_clips_is_what_a_stream_generates() -> None:
     """Chunk by chunk, through the ring, by the torch backend that nothing here shares its loop with."""
     from lipstream.backends.sampler import generate_chunk
     from lipstream_export.torch_backend import TorchBackend
 
     model, data, text = toy_student(), latents(), toy_text()
-    found = roll_out(model, data, text, torch.tensor([1]), seed=5)[0]
+    found = generate_clips(model, data, text, torch.tensor([1]), seed=5)[0]
     _, condition, audio, _ = data.batch(torch.tensor([1]))
     stream = TorchBackend(StudentParts(CONFIG, model, text)).open_stream()
     generator = torch.Generator().manual_seed(5)

@@ -1,8 +1,7 @@
-"""Which result belongs to which reference and which audio, and how their frames fall together.
+"""Pairs results with references and audio, and aligns their frames.
 
-Other systems keep neither frame rate nor size nor the first frames, so nothing of that is taken for granted: all is
-read at 25 frames a second, results are brought to the size of their reference, and the shift between the two is looked
-for in the pictures.
+Other systems may change frame rate and size and drop the first frames. So everything is read at 25 frames a second,
+results are resized to their reference, and the shift between the two is measured on the pictures.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def find_cases(systems: Mapping[str, Path], references: Path, audio: Path | None
         systems: name -> a video, or a folder of videos. references: the video, or a folder. audio: what should be said,
             a file or a folder; None for the sound of each result.
 
-    In folders a result belongs to the reference of its own name, or else to the one with the longest name that its own
+    In folders a result belongs to the reference of the same name, or else to the one with the longest name that its
     name contains (`may_0001` of `may_0001_out.mp4`); sounds likewise.
 
     Raises:

@@ -1,4 +1,4 @@
-"""One clip of one system: every number that it gives by itself, and its share of those that need all clips."""
+"""Judges one clip of one system: its own metrics, and the features for metrics over all clips."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Verdict:
 
 
 def judge(case: Case, syncnet: SyncNet | None, networks: Mapping[str, Any]) -> Verdict:
-    """Read both videos twice: once to see how they fall together and where the faces are, once to compare.
+    """Read both videos twice: once to align them and to track the faces, once to compare.
 
     Raises:
         LipStreamError: a file cannot be read.
@@ -108,7 +108,7 @@ def _sync(verdict: Verdict, net: SyncNet, lips: LipReader, audio: NDArray[np.flo
 
 
 class _Comparison:
-    """Goes through result and reference together, and adds up."""
+    """Compares result and reference frame by frame, and sums up."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ def config_from_json(kind: type[_Config], fields: dict[str, Any]) -> _Config:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Sizes of the causal DiT. The defaults that the released sizes share are the field defaults.
+    """Sizes of the causal DiT. Field defaults are the sizes that the published students share.
 
     Attributes:
         dim, ffn_dim, num_heads, num_layers: transformer sizes; ``dim / num_heads`` is the head dimension, even.
@@ -95,7 +95,7 @@ class TAEHVConfig:
         encoder_width: of the TAEHV encoder. decoder_widths: of the decoder's four stages.
         spatial: pixels of a latent's pixel: 8, or 4, whose first decoder stage does not magnify.
         memory_blocks: a stage.
-        upsample: "nearest", or "shuffle": the growing layer makes every new pixel from channels of its own.
+        upsample: "nearest", or "shuffle": the growing layer makes every new pixel from separate channels.
         clamp: latents are squeezed softly into -clamp..clamp before decoding.
     """
 

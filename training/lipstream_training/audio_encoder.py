@@ -35,7 +35,7 @@ def speak(index: int, seconds: float) -> tuple[NDArray[np.float32], NDArray[np.f
     """Voice `index`: recorded samples float32 [LOOKBACK + 640 n + LOOKAHEAD], and the mouth float32 [n, 4]."""
     rng = np.random.default_rng([2, index])
     said = speech(seconds, rng)
-    recorded = said.heard if rng.random() < 0.7 else degrade(said.clean, rng)
+    recorded = said.recorded if rng.random() < 0.7 else degrade(said.clean, rng)
     start = PAST_FRAMES * SAMPLES_PER_FRAME - LOOKBACK
     frames = (len(recorded) - start - LOOKBACK - LOOKAHEAD) // SAMPLES_PER_FRAME
     track = mouth_track(said.clean, PAST_FRAMES + frames)[PAST_FRAMES:]

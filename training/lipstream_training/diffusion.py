@@ -221,8 +221,11 @@ def lip_region(size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def roll_out(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
-    """What `model` generates for the clips `rows`, with all passes and its own work as context, [B, C, F, h, w]."""
+def generate_clips(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
+    """Latents [B, C, F, h, w] that `model` generates for the clips `rows`, with its own output as context.
+
+    All passes, in bfloat16, without gradients or a K/V ring: every pass recomputes the chunks before it.
+    """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
     _, condition, audio, _ = data.batch(rows)
@@ -237,7 +240,7 @@ def roll_out(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, see
             x[:, :, now] = noise if step == 0 else add_noise(made[:, :, now], noise, t)
             time = torch.zeros(len(rows), end)
             time[:, now] = t
-            heard = audio[:, : config.temporal * end]
-            found = velocity(model, x, condition[:, :, :end], heard, time, text, attend)
+            before = audio[:, : config.temporal * end]
+            found = velocity(model, x, condition[:, :, :end], before, time, text, attend)
             made[:, :, now] = predict_x0(x[:, :, now], found[:, :, now], t)
     return made

@@ -1,4 +1,4 @@
-"""The small SyncNet: trained on drawn faces, to find offsets in them and in what the tiny student makes of them."""
+"""Trains the small SyncNet on drawn faces, to measure offsets in them and in the tiny student's results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = SyncNetConfig(
     embedding=128,
     crop=STUDENTS["tiny"].crop_box,
 )
-_SYNCNET = 4  # seeds [4, ...]: nobody else draws from them
+_SYNCNET = 4  # seeds [4, ...] are used here only
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _batch(
     which = rng.choice(len(crops), recipe.batch, replace=False)
     starts = rng.integers(0, recipe.frames - recipe.look, recipe.batch)
     seen = np.stack([crops[i, s : s + recipe.look] for i, s in zip(which, starts, strict=True)])
-    heard = np.stack(
+    sound = np.stack(
         [
             cepstra[i, PER_FRAME * s : PER_FRAME * (s + recipe.look - FRAMES) + 20]
             for i, s in zip(which, starts, strict=True)
@@ -97,7 +97,7 @@ def _batch(
     )
     gain = torch.from_numpy(rng.uniform(0.8, 1.2, (recipe.batch, 1, 1, 1, 1)).astype(np.float32))
     frames = torch.from_numpy(seen[..., ::-1].copy()).permute(0, 4, 1, 2, 3).float() * gain
-    return frames, torch.from_numpy(heard)
+    return frames, torch.from_numpy(sound)
 
 
 def _drawn(recipe: SyncNetRecipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -115,4 +115,4 @@ def _draw(job: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]
     index, frames = job
     clip = draw_clip(np.random.default_rng([_SYNCNET, index]), frames, SMALL.size, STUDENTS["tiny"].crop_box)
     first = PAST_FRAMES * SAMPLES_PER_FRAME
-    return clip.target, mfcc(clip.heard[first : first + frames * SAMPLES_PER_FRAME])
+    return clip.target, mfcc(clip.audio[first : first + frames * SAMPLES_PER_FRAME])

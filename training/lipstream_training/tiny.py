@@ -31,7 +31,7 @@ from .audio_encoder import AudioEncoderRecipe, speak, train_audio_encoder
 from .codec import DecoderRecipe, encode_clip, fit_codec, train_decoder
 from .data.clips import draw_clip, training_rng
 from .data.mask import compositing_mask, latent_mask, mouth_mask
-from .diffusion import Latents, StudentRecipe, roll_out, start_as_identity, train_student
+from .diffusion import Latents, StudentRecipe, generate_clips, start_as_identity, train_student
 
 CONFIG = STUDENTS["tiny"]
 SIZE = CONFIG.crop_size[0]
@@ -57,13 +57,13 @@ class TinyRecipe:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Drawn clips: `target` and `reference` uint8 [N, V, S, S, 3], `identity` uint8 [N, S, S, 3], `heard` float32
+    """Drawn clips: `target` and `reference` uint8 [N, V, S, S, 3], `identity` uint8 [N, S, S, 3], `audio` float32
     [N, samples] as `SpeechEncoder` takes them, `mouth` float32 [N, V, 4]."""
 
     target: NDArray[np.uint8]
     reference: NDArray[np.uint8]
     identity: NDArray[np.uint8]
-    heard: NDArray[np.float32]
+    audio: NDArray[np.float32]
     mouth: NDArray[np.float32]
 
 
@@ -104,7 +104,7 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
         if run:
             rows = torch.arange(min(recipe.rollouts, len(data.target)))
             batches = tqdm(torch.split(rows, 16), "rollouts", unit="batch")
-            rollouts = torch.cat([roll_out(model, data, text, batch, seed=int(batch[0])) for batch in batches])
+            rollouts = torch.cat([generate_clips(model, data, text, batch, seed=int(batch[0])) for batch in batches])
             train_decoder(
                 taehv, drawn.target, data.target[rows], rollouts, recipe.decoder, seed=recipe.seed, progress=run
             )
@@ -121,7 +121,7 @@ def _drawn(folder: Path, recipe: TinyRecipe) -> Drawn:
         "target": ((frames, SIZE, SIZE, 3), np.uint8),
         "reference": ((frames, SIZE, SIZE, 3), np.uint8),
         "identity": ((SIZE, SIZE, 3), np.uint8),
-        "heard": ((LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD,), np.float32),
+        "audio": ((LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD,), np.float32),
         "mouth": ((frames, 4), np.float32),
     }
     paths = {name: folder / f"{name}-{clips}x{frames}.npy" for name in shapes}
@@ -145,7 +145,7 @@ def _draw(job: tuple[int, int]) -> dict[str, NDArray[Any]]:
         "target": clip.target,
         "reference": clip.reference,
         "identity": clip.identity,
-        "heard": clip.heard[first - LOOKBACK : first + frames * SAMPLES_PER_FRAME + LOOKAHEAD],
+        "audio": clip.audio[first - LOOKBACK : first + frames * SAMPLES_PER_FRAME + LOOKAHEAD],
         "mouth": clip.mouth.stacked(),
     }
 
@@ -172,7 +172,7 @@ def _latents(path: Path, taehv: TAEHV, speech: SpeechEncoder, drawn: Drawn, mask
         tensors = {name: torch.stack(x) for name, x in encoded.items()}
         with torch.inference_mode():
             tensors["audio"] = torch.cat(
-                [speech(torch.from_numpy(np.array(part))) for part in np.array_split(drawn.heard, 32)]
+                [speech(torch.from_numpy(np.array(part))) for part in np.array_split(drawn.audio, 32)]
             )
         with new_file(path) as partial:
             save_file(tensors, partial)

@@ -105,8 +105,8 @@ class SyncNet(nn.Module):
             float [B, n, embedding].
         """
         windows = cepstra.unfold(1, CEPSTRA, PER_FRAME)  # [B, n, 13, 20]
-        heard = self.netcnnaud(windows.reshape(-1, 1, COEFFICIENTS, CEPSTRA)).flatten(1)
-        return _each(self.netfcaud, heard.unflatten(0, windows.shape[:2]))
+        sound = self.netcnnaud(windows.reshape(-1, 1, COEFFICIENTS, CEPSTRA)).flatten(1)
+        return _each(self.netfcaud, sound.unflatten(0, windows.shape[:2]))
 
 
 def load_syncnet(weights: str | Path) -> SyncNet:

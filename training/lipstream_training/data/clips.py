@@ -33,10 +33,10 @@ class Clip:
     """A training sample of n frames at 25 per second.
 
     Attributes:
-        target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `heard`.
+        target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `audio`.
         reference: uint8 [n, size, size, 3]; the same but for the mouth, which says something else or nothing.
         identity: uint8 [size, size, 3]; the person at another moment, in another pose, saying something else.
-        heard: float32 [(10 + n) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
+        audio: float32 [(10 + n) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
         mouth: the shape of the target's mouth.
         reference_mouth: the shape of the reference's mouth.
     """
@@ -44,7 +44,7 @@ class Clip:
     target: NDArray[np.uint8]
     reference: NDArray[np.uint8]
     identity: NDArray[np.uint8]
-    heard: NDArray[np.float32]
+    audio: NDArray[np.float32]
     mouth: MouthTrack
     reference_mouth: MouthTrack
 
@@ -76,7 +76,7 @@ def draw_clip(
     samples, past = frames * SAMPLES_PER_FRAME, PAST_FRAMES * SAMPLES_PER_FRAME
     said = speech((2 * (past + samples) + LOOKAHEAD + SAMPLES_AFTER) / SAMPLE_RATE, rng)
     mouth = mouth_track(said.clean, PAST_FRAMES + frames)[PAST_FRAMES:]
-    heard = said.heard[: past + samples + SAMPLES_AFTER]
+    audio = said.recorded[: past + samples + SAMPLES_AFTER]
     elsewhere = mouth_track(said.clean[past + samples :], PAST_FRAMES + frames)[PAST_FRAMES:]
     other = closed_mouth(frames) if rng.random() < 0.2 else elsewhere
 
@@ -103,7 +103,7 @@ def draw_clip(
         recorded.record([camera.shoot(picture, rng) for picture in pictures])
         for recorded, pictures in zip(recordings, (*zip(*pairs, strict=True), identity), strict=True)
     )
-    return Clip(target, reference, still[0], heard, mouth, other)
+    return Clip(target, reference, still[0], audio, mouth, other)
 
 
 def draw_video(

@@ -28,7 +28,7 @@ from .stages import Networks
 
 Measure = Callable[[Tensor], dict[str, float]]
 """Latents [B, C, F, h, w] -> `sync` and `fidelity` (more is better), and whatever else is of interest."""
-_NEAR = 0.95  # share of the way to the last step's fidelity that makes a landing
+_NEAR = 0.95  # share of the last step's fidelity gain at which a step counts as the landing
 
 
 def analyze(
@@ -54,7 +54,7 @@ def analyze(
 
 
 def pick_landing(curve: Sequence[dict[str, float]]) -> float:
-    """The noisiest time at which x0 has come `_NEAR` of the way from its first to its best fidelity."""
+    """The noisiest time at which x0 has made `_NEAR` of the gain from its first to its best fidelity."""
     first, best = curve[0]["fidelity"], max(point["fidelity"] for point in curve)
     return next(point["t"] for point in curve if point["fidelity"] >= first + _NEAR * (best - first))
 

@@ -1,4 +1,4 @@
-"""SyncNet's opinion of generated clips: the reward, and a measure."""
+"""SyncNet's scores of generated clips: the reward, and a measure."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from ..prepare.shards import Shards
 def sync_scores(net: SyncNet, video: Tensor, cepstra: Tensor) -> list[SyncScore]:
     """Of video [B, V, 3, H, W] in [0, 1], and the cepstra of its sound [B, 4 V - 1, 13].
 
-    Pictures are resized to the net's and rounded to whole numbers, as files would have them.
+    Pictures are resized to the net's and rounded to whole numbers, as in files.
     """
     size = net.config.size
     frames = F.interpolate(video.flatten(0, 1).float(), (size, size), mode="bilinear")
     frames = (frames.flip(1) * 255).round()  # blue first
     clips = torch.unflatten(frames, 0, video.shape[:2]).transpose(1, 2)
-    heard = net.sound(cepstra)
-    return [score(net.lips(clip[None])[0][: heard.shape[1]], b) for clip, b in zip(clips, heard, strict=True)]
+    sound = net.sound(cepstra)
+    return [score(net.lips(clip[None])[0][: sound.shape[1]], b) for clip, b in zip(clips, sound, strict=True)]
 
 
 class SyncReward:

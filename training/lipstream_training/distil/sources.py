@@ -1,4 +1,4 @@
-"""Where a run's clips and first weights come from: prepared shards, checkpoints of ours, released files."""
+"""Inputs of a run: clips of prepared shards, and first weights of earlier stages, checkpoints or published files."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class ShardClips:
         frames: latent frames of each clip that are used, its first; 0: all.
 
     Raises:
-        ConfigError: no shards, or shards without latents, or of another student's sizes; frames that a clip has not, or
-            no whole number of chunks.
+        ConfigError: no shards, shards without latents or of other sizes than the student's; frames beyond a clip's, or not
+            a whole number of chunks.
     """
 
     def __init__(self, folder: Path, config: StudentConfig, mask: Tensor, frames: int = 0) -> None:
@@ -112,7 +112,7 @@ def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def prompt(path: Path | None, config: StudentConfig) -> Tensor:
-    """The embedding of a file; zeros without one, as the released training takes for the negative prompt."""
+    """The embedding of a file; zeros without one, as upstream takes for the negative prompt."""
     if path is None:
         return torch.zeros(config.text_len, config.text_dim)
     return load_text(path, config.text_len, config.text_dim).float()

@@ -1,6 +1,6 @@
-"""The miniature study: the paper's variants, each trained here in minutes, under the same roof and the same measures.
+"""The miniature study: the paper's variants, each trained in minutes, on the same data and with the same measures.
 
-Each variant of each seed leaves a file when it is done; a run that was cut off goes on with what is missing.
+Each variant of each seed is saved when it is done; an interrupted run continues with what is missing.
 """
 
 from __future__ import annotations
@@ -92,7 +92,11 @@ def variants(scale: float = 1.0) -> list[Variant]:
 def run_study(
     folder: Path, *, seeds: int = 3, scale: float = 1.0, workers: int = 2, quiet: bool = False
 ) -> dict[str, Any]:
-    """Train and measure what is missing in `folder`; returns all results and their means over seeds."""
+    """Train and measure what is missing in `folder`; returns all results and their means over seeds.
+
+    Args:
+        scale: of the usual number of updates. workers: processes, each trains all variants of one seed.
+    """
     load_micro(folder, quiet=quiet)
     jobs = [(folder, seed, scale) for seed in range(seeds)]
     wanted = variants(scale)

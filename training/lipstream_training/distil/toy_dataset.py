@@ -35,7 +35,7 @@ CONFIG = STUDENTS["micro"]
 SIZE = CONFIG.crop_size[0]
 FRAMES = 33
 _BLOCK = 4 * 3 * CONFIG.spatial**2  # numbers that become one latent
-_MICRO = 9  # seeds [9, ...]: nobody else draws from them
+_MICRO = 9  # seeds [9, ...] are used here only
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Micro:
     Attributes:
         target, masked, first: latents [N, C, 9, 4, 4], [N, C, 9, 4, 4], [N, C, 1, 4, 4]. audio: [N, 36, 64].
         mouth: opening of the mouth by the rule, [N, 33]. cepstra: [N, 131, 13].
-        back: latents to pixels, [C, numbers of a block]. forth: the other way.
+        back: latents to pixels, [C, numbers of a block]. forth: pixels to latents.
     """
 
     target: Tensor
@@ -126,7 +126,7 @@ def _make(clips: int, quiet: bool) -> dict[str, Tensor]:
         "target": micro.encode(video),
         "masked": micro.encode((reference - 0.5) * pixel + 0.5),
         "first": torch.einsum("bfhwp,pc->bcfhw", _blocks(identity[:, None]), forth),
-        "audio": _audio_features(arrays["heard"], arrays["mouth"]),
+        "audio": _audio_features(arrays["speech"], arrays["mouth"]),
         "mouth": arrays["mouth"][..., 0].contiguous(),
         "cepstra": arrays["cepstra"],
         "back": back,
@@ -142,9 +142,9 @@ def _draw(index: int) -> dict[str, NDArray[Any]]:
         "target": clip.target,
         "reference": clip.reference,
         "identity": clip.identity,
-        "heard": clip.heard[first - LOOKBACK : end + LOOKAHEAD],
+        "speech": clip.audio[first - LOOKBACK : end + LOOKAHEAD],
         "mouth": clip.mouth.stacked(),
-        "cepstra": mfcc(clip.heard[first:end]),
+        "cepstra": mfcc(clip.audio[first:end]),
     }
 
 
@@ -172,12 +172,12 @@ def _components(video: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * scale).float(), (vectors / scale).float().T.contiguous()
 
 
-def _audio_features(heard: Tensor, mouth: Tensor) -> Tensor:
+def _audio_features(speech: Tensor, mouth: Tensor) -> Tensor:
     """Features [N, 36, 64] of an audio encoder trained on these voices; those of the first frame four times."""
     torch.manual_seed(0)
     encoder, read = SpeechEncoder(), nn.Linear(64, 4)
     with torch.no_grad():
-        mel = torch.cat([encoder.mel(part) for part in torch.split(heard, 64)])
+        mel = torch.cat([encoder.mel(part) for part in torch.split(speech, 64)])
     rows, wanted = mel.flatten(0, 1), mouth.flatten(0, 1)
     descent = Descent([encoder, read], 1200, 2e-3)
     for _ in range(1200):

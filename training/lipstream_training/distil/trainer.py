@@ -1,4 +1,4 @@
-"""Updates, ranks, checkpoints and the log: everything about a stage that is not its loss."""
+"""Training of a stage apart from its loss: updates, ranks, checkpoints and the log."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class Trainer:
     """One stage, on this rank.
 
     The clips of an update, and every number drawn for them, follow from the recipe's seed and the update's number
-    alone. So a run goes on from any checkpoint as if it had not stopped, and ranks are the same as accumulation.
+    alone. So a run continues from any checkpoint as if it had not stopped, and ranks equal accumulation.
 
     Args:
-        out: folder of checkpoints and log; what is there is gone on with.
+        out: folder of checkpoints and log; the run continues from the last checkpoint in it.
         sample: called now and then, on all ranks, with the model and the number of updates; the pictures it returns
             (uint8 [H, W, 3] by name) go into the log.
     """
@@ -175,7 +175,7 @@ class Trainer:
         return {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()} | {"gradient": norm}
 
     def save(self) -> None:
-        """Leave a checkpoint of this update: all of it or nothing."""
+        """Write a checkpoint of this update, atomically."""
         target = self._out / f"step-{self.iteration:07d}"
         partial = target.with_suffix(".part")
         if parallel.rank() == 0:

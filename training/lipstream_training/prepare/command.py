@@ -1,7 +1,7 @@
-"""`lipstream-train prepare`: each source by itself, in any order, then all of them into shards, in their order.
+"""`lipstream-train prepare`: cuts each source independently, in any order, then packs all clips into shards, in order.
 
-A source's clips wait in OUT/parts until all are there. What is there is not done again; so a run that was killed goes
-on where it was, and the shards come out the same, bit for bit.
+The clips of a source are kept in OUT/parts until all are complete. Finished sources are not repeated: a killed run
+continues, and the shards are the same bit for bit.
 """
 
 from __future__ import annotations

@@ -218,9 +218,9 @@ class _Judge:
         return _Candidate(window.start, frames, video, middle, measured, frames == FRAMES)
 
     def _measure(self, window: _Window) -> dict[str, float]:
-        heard = loudness(self._sound[window.start * SAMPLES_PER_FRAME :], len(window.crops))
-        peak = float(heard.max())
-        speech = float((heard > 0.1 * peak).mean()) if peak else 0.0
+        level = loudness(self._sound[window.start * SAMPLES_PER_FRAME :], len(window.crops))
+        peak = float(level.max())
+        speech = float((level > 0.1 * peak).mean()) if peak else 0.0
         numbers = {
             "sharpness": float(np.median(window.sharp)),
             "others": window.others,

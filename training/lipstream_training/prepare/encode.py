@@ -1,4 +1,4 @@
-"""Latents and features, computed ahead and kept beside the pictures, or when a clip is read: the same numbers."""
+"""Latents and features of clips, computed in advance or when a clip is read, with the same numbers."""
 
 from __future__ import annotations
 

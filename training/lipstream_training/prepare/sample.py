@@ -96,14 +96,14 @@ def sound(data: bytes) -> NDArray[np.float32]:
 
 
 def members(
-    target: bytes, reference: bytes, identity: bytes, heard: NDArray[np.float32], kind: str, about: Mapping[str, Any]
+    target: bytes, reference: bytes, identity: bytes, audio: NDArray[np.float32], kind: str, about: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """The files of a sample, by their WebDataset extensions, but for tensors (`tensor_bytes`)."""
     return {
         f"target.{kind}": target,
         f"reference.{kind}": reference,
         "identity.png": identity,
-        "sound.wav": sound_bytes(heard),
+        "sound.wav": sound_bytes(audio),
         "json": (json.dumps(about, sort_keys=True) + "\n").encode(),
     }
 

@@ -1,4 +1,4 @@
-"""Shards: tar files in WebDataset's form, written the same bit for bit each time, read in any order."""
+"""Shards: tar files in WebDataset's format, reproducible bit for bit, with random access."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CHUNK = 1 << 20
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Samples (key, extension -> content) as a tar whose headers hold nothing but names and sizes; whole or not."""
+    """Samples (key, extension -> content) as a tar whose headers hold only names and sizes, written atomically."""
     with new_file(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for key, files in samples:
             for extension in sorted(files):
