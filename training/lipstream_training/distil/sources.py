@@ -30,8 +30,8 @@ class ShardClips:
         frames: latent frames of each clip that are used, its first; 0: all.
 
     Raises:
-        ConfigError: no shards, shards without latents or of other sizes than the student's; frames beyond a clip's, or not
-            a whole number of chunks.
+        ConfigError: no shards, or shards without latents, or of other sizes than the student's; `frames` is more than a
+            clip has, or not a whole number of chunks.
     """
 
     def __init__(self, folder: Path, config: StudentConfig, mask: Tensor, frames: int = 0) -> None:
