@@ -107,7 +107,7 @@ class Untouched:
 def simulate(hours: float) -> dict[str, Any]:
     """Run the session; what came out, hour by hour."""
     manifest = Manifest({"name": "copies"}, GEOMETRY, AUDIO, (0.999, 0.769, 0.0), "fp32")
-    chunks = SteppedStream(manifest, Copies(), np.ones(GEOMETRY.latent_size, np.float32))
+    chunks = SteppedStream(Copies(), manifest.t_list, GEOMETRY.sequence, np.ones(GEOMETRY.latent_size, np.float32))
     rng = np.random.default_rng(0)
     total = int(hours * 3600 * RATE)
     sound = rng.standard_normal(RATE, np.float32) * np.float32(0.1)

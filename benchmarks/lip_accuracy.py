@@ -33,11 +33,12 @@ from lipstream import LipSyncEngine
 from lipstream.errors import ConfigError
 from lipstream.media import FPS, FrameLoop, StreamResampler, VideoReader, read_audio
 from lipstream.session.reference import Source
-from lipstream_evaluate.cases import loudness
 from lipstream_evaluate.faces import track_faces
+from lipstream_evaluate.media import loudness
 from lipstream_evaluate.statistics import correlation
+from lipstream_models.mel import SAMPLES_PER_FRAME
 from lipstream_training.data.clips import draw_video, evaluation_rng
-from lipstream_training.data.mouth import SAMPLES_PER_FRAME, MouthTrack, mouth_track
+from lipstream_training.data.mouth import MouthTrack, mouth_track
 from lipstream_training.data.speech import SAMPLE_RATE, speech
 from numpy.typing import NDArray
 from tqdm import tqdm

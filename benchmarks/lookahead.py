@@ -43,12 +43,12 @@ def network(folder: Path | None) -> Any:
 
 
 @torch.inference_mode()
-def streamed(ear: LiveWav2Vec, waveform: Tensor) -> Tensor:
-    """Features of all whole chunks, each heard through its window; before the start and after the end is silence."""
+def streamed(encoder: LiveWav2Vec, waveform: Tensor) -> Tensor:
+    """Features of all whole chunks, each audio through its window; before the start and after the end is silence."""
     size = CHUNK * SAMPLES_PER_FRAME
-    padded = torch.nn.functional.pad(waveform, (ear.lookback, ear.lookahead))
+    padded = torch.nn.functional.pad(waveform, (encoder.lookback, encoder.lookahead))
     starts = range(0, waveform.shape[0] - size + 1, size)
-    return torch.cat([ear(padded[start : start + ear.lookback + size + ear.lookahead]) for start in starts])
+    return torch.cat([encoder(padded[start : start + encoder.lookback + size + encoder.lookahead]) for start in starts])
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> bool:
     rows = []
     with tqdm(plan, desc="windows", unit="window", disable=None) as bar:
         for back, ahead in bar:
-            ear = LiveWav2Vec(model, lookback=back, lookahead=ahead)
-            found = streamed(ear, waveform)
+            encoder = LiveWav2Vec(model, lookback=back, lookahead=ahead)
+            found = streamed(encoder, waveform)
             expected = whole[: found.shape[0]]
             row = {"lookback_s": back, "lookahead_s": ahead, "all": distance(found, expected)}
             row["last"] = distance(found[:, :width], expected[:, :width])

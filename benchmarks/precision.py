@@ -31,15 +31,14 @@ from lipstream.backends.stepped import SteppedStream
 from lipstream.backends.steps import Steps
 from lipstream.bundle import Bundle
 from lipstream.media import AudioReader
-from lipstream_export.bundle import Parts, export_bundle
+from lipstream_export.bundle import export_bundle
 from lipstream_export.precision import Passes, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_bundle
 from lipstream_export.precision.calibration import largest_inputs, largest_operands
 from lipstream_export.precision.fp8 import LARGEST, to_e4m3
-from lipstream_export.precision.sensitivity import velocity_error
-from lipstream_export.settings import BUDGET
-from lipstream_export.source import parts_of_bundle
+from lipstream_export.precision.sensitivity import BUDGET, velocity_error
 from lipstream_export.torch_backend import TorchBackend, TorchSteps
 from lipstream_models import CausalDiT, StudentConfig
+from lipstream_models.parts import StudentParts
 from lipstream_models.ring import KVRing
 from numpy.typing import NDArray
 from torch import Tensor
@@ -80,16 +79,14 @@ class Variant(TorchBackend):
     def open_steps(self) -> TorchSteps:
         stream = super().open_steps()
         if self.ring:
-            stored = StoredRing(self.config, dtype=stream._ring.k[0].dtype)
+            stored = StoredRing(self.parts.config, dtype=stream._ring.k[0].dtype)
             stored.grain, stored.largest = self.ring
             stream._ring = stored
         return stream
 
 
-def backend(parts: Parts, ring: tuple[str, list[Tensor]] | None = None) -> Variant:
-    assert parts.student
-    found = Variant.of(parts, parts.student.config)
-    assert isinstance(found, Variant)
+def backend(parts: StudentParts, ring: tuple[str, list[Tensor]] | None = None) -> Variant:
+    found = Variant(parts)
     found.ring = ring
     return found
 
@@ -111,8 +108,8 @@ def dub(bundle: Bundle, backend: Backend, video: Path, audio: Path, chunks: int)
 
     class Opened:
         def open_stream(self) -> SteppedStream:
-            steps = cast(Steps, Watching(backend.open_steps()))
-            return SteppedStream(bundle.manifest, steps, bundle.constants["mask.latent"])
+            m, steps = bundle.manifest, cast(Steps, Watching(backend.open_steps()))
+            return SteppedStream(steps, m.t_list, m.geometry.sequence, bundle.constants["mask.latent"])
 
     engine = LipSyncEngine(bundle, Opened())  # type: ignore[arg-type]
     sound = AudioReader(audio)
@@ -138,17 +135,17 @@ def rings(backend: Variant, passes: Passes) -> list[Frames]:
     for name, arguments in passes.calls:
         getattr(stream, name)(*arguments)
         if name == "context":
-            ring, layer = stream._ring, backend.config.num_layers // 2
-            slots = slice(ring.position.slot, ring.position.slot + backend.config.chunk_frames)
+            ring, layer = stream._ring, backend.parts.config.num_layers // 2
+            slots = slice(ring.position.slot, ring.position.slot + backend.parts.config.chunk_frames)
             left += [ring.k[layer][slots].float().numpy().copy(), ring.v[layer][slots].float().numpy().copy()]
     return left
 
 
-def largest_heads(parts: Parts, passes: Passes) -> list[Tensor]:
+def largest_heads(parts: StudentParts, passes: Passes) -> list[Tensor]:
     """Per layer the largest K and V of every head, [2, H]."""
     watched = backend(parts)
     stream = watched.open_steps()
-    found = [torch.zeros(2, watched.config.num_heads) for _ in range(watched.config.num_layers)]
+    found = [torch.zeros(2, watched.parts.config.num_heads) for _ in range(watched.parts.config.num_layers)]
     for name, arguments in passes.calls:
         getattr(stream, name)(*arguments)
         for layer, (k, v) in enumerate(zip(stream._ring.k, stream._ring.v, strict=True)):
@@ -156,7 +153,7 @@ def largest_heads(parts: Parts, passes: Passes) -> list[Tensor]:
     return found
 
 
-def _rounded_residual(parts: Parts) -> Parts:
+def _rounded_residual(parts: StudentParts) -> StudentParts:
     student = copy.deepcopy(parts.student)
     assert student
     for block in student.layers:
@@ -164,13 +161,15 @@ def _rounded_residual(parts: Parts) -> Parts:
     return replace(parts, student=student)
 
 
-def _wholly(parts: Parts) -> Parts:
+def _wholly(parts: StudentParts) -> StudentParts:
     assert parts.student
     shared = {name: x.bfloat16() for name, x in parts.constants().items() if not name.startswith("mask.")}
     return replace(to_bfloat16(parts), student=copy.deepcopy(parts.student).to(torch.bfloat16), shared=shared)
 
 
-def variants(parts: Parts, passes: Passes, progress: Callable[[str], None]) -> Iterator[tuple[str, Variant, str]]:
+def variants(
+    parts: StudentParts, passes: Passes, progress: Callable[[str], None]
+) -> Iterator[tuple[str, Variant, str]]:
     """(name, backend, note)"""
     bf16 = to_bfloat16(parts)
     assert bf16.student
@@ -212,7 +211,7 @@ def random_rows(chunks: int = 5) -> list[dict[str, Any]]:
     """The same errors on a model of the golden vectors' size with random weights."""
     config = StudentConfig(dim=256, ffn_dim=640, num_heads=2, num_layers=6, latent_size=(8, 8), text_dim=64, text_len=8)
     torch.manual_seed(0)
-    parts = Parts(CausalDiT(config).eval().requires_grad_(False), torch.randn(8, 64))
+    parts = StudentParts(config, CausalDiT(config).eval().requires_grad_(False), torch.randn(8, 64))
     rng = np.random.default_rng(0)
     passes = Passes()
     shape = config.chunk_frames, *config.latent_size
@@ -227,7 +226,7 @@ def random_rows(chunks: int = 5) -> list[dict[str, Any]]:
     fp8 = replace(bf16, student=quantise(bf16.student, largest_inputs(bf16, passes)))
     found: dict[str, Backend] = {"random, bf16": backend(bf16), "random, fp8, all layers": backend(fp8)}
     with tempfile.TemporaryDirectory() as folder:
-        narrow = export_bundle(fp8, config, Path(folder) / "fp8", precision="fp8")
+        narrow = export_bundle(fp8, Path(folder) / "fp8", precision="fp8")
         found["random, fp8, ONNX Runtime"] = OnnxRuntimeBackend(widen_bundle(narrow, Path(folder) / "wide"))
         return [{"variant": name, **errors_of(b, passes, config.t_list)} for name, b in found.items()]
 
@@ -235,16 +234,16 @@ def random_rows(chunks: int = 5) -> list[dict[str, Any]]:
 def run(args: argparse.Namespace) -> bool:
     torch.set_num_threads(args.threads)
     bundle = Bundle.load(args.bundle)
-    parts, config = parts_of_bundle(bundle)
+    parts = StudentParts.from_bundle(bundle)
     kept = bundle.constants["mask.pixel"]
     chunks = 2 if args.quick else args.chunks
-    passes = record_passes(parts, bundle, 2 if args.quick else args.calibrate, video=args.video, audio=args.audio)
+    passes = record_passes(parts, 2 if args.quick else args.calibrate, video=args.video, audio=args.audio)
     exact = backend(parts)
     expected, left = dub(bundle, exact, args.video, args.audio, chunks), rings(exact, passes)
     rows: list[dict[str, Any]] = []
 
     def row(name: str, found: Backend, note: str) -> None:
-        errors = errors_of(found, passes, config.t_list)
+        errors = errors_of(found, passes, parts.config.t_list)
         if isinstance(found, Variant):
             errors["K and V left at 0"] = velocity_error(rings(found, passes), left)
         psnr = mouth_psnr(dub(bundle, found, args.video, args.audio, chunks), expected, kept)
@@ -260,7 +259,7 @@ def run(args: argparse.Namespace) -> bool:
         sensitivity = measure_sensitivity(bf16, passes, largest_inputs(bf16, passes))
         shipped = replace(bf16, student=quantise(bf16.student, sensitivity.quantised))
         with tempfile.TemporaryDirectory() as folder:
-            narrow = export_bundle(shipped, config, Path(folder) / "fp8", precision="fp8")
+            narrow = export_bundle(shipped, Path(folder) / "fp8", precision="fp8")
             wide = widen_bundle(narrow, Path(folder) / "wide")
             row("fp8, ONNX Runtime", OnnxRuntimeBackend(wide), "the exported graphs, between the products float32")
         bar.update()

@@ -26,12 +26,12 @@ NAMES |= {"text": "prompt.pt", "mask": "mask.png"}
 
 
 def write_release(
-    size: str, folder: Path, *, wan: WanVAEConfig | None = None, ear: Wav2Vec2Config | None = None
+    size: str, folder: Path, *, wan: WanVAEConfig | None = None, wav2vec: Wav2Vec2Config | None = None
 ) -> list[str]:
     """Write the files of a release.
 
     Args:
-        size: of the student, "1.3b" or "14b". folder: is made. wan, ear: other sizes than the released ones.
+        size: of the student, "1.3b" or "14b". folder: is made. wan, wav2vec: other sizes than the published ones.
 
     Returns:
         the arguments of `lipstream export` that name them.
@@ -44,10 +44,10 @@ def write_release(
     torch.save(random_weights(student, torch.bfloat16), at["student"])
     torch.save(random_weights(vae, torch.float32), at["vae"])
     torch.save(random_weights(taehv, torch.float32), at["taehv"])
-    hearing = Wav2Vec2Model(ear or Wav2Vec2Config())  # the defaults are those of wav2vec2-base
+    model = Wav2Vec2Model(wav2vec or Wav2Vec2Config())  # the defaults are those of wav2vec2-base
     at["wav2vec"].mkdir(exist_ok=True)
-    (at["wav2vec"] / "config.json").write_text(json.dumps(hearing.config.to_dict()))
-    save_file({name: x.contiguous() for name, x in hearing.state_dict().items()}, at["wav2vec"] / "model.safetensors")
+    (at["wav2vec"] / "config.json").write_text(json.dumps(model.config.to_dict()))
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, at["wav2vec"] / "model.safetensors")
     torch.save(torch.randn(config.text_len, config.text_dim), at["text"])
     height, width = config.crop_size
     mask = np.full((height, width), 255, np.uint8)

@@ -27,10 +27,10 @@ import torch
 from lipstream.backends.base import Array
 from lipstream.bundle import Bundle
 from lipstream.errors import ParityError
-from lipstream_export.bundle import Parts
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import CausalDiT, RingGeometry, StudentConfig
 from lipstream_models.dit import attention
+from lipstream_models.parts import StudentParts
 from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 from tqdm import tqdm
@@ -74,7 +74,6 @@ class Stream:
 
     def __init__(self, student: CausalDiT, text: Tensor, chunk: int, seed: int = 0) -> None:
         self.student, self.chunk, c = student, chunk, student.config
-        parts = Parts(student, text)
         self._text_kv = [(k[:1], v[:1]) for k, v in student.text_kv(text[None])]
         rng = np.random.default_rng(seed)
         frames = c.chunk_frames * (chunk + 1)
@@ -86,7 +85,7 @@ class Stream:
         self._noisy = normal(c.latent_channels, c.chunk_frames, *c.latent_size)
         self._condition = normal(c.in_channels - c.latent_channels, frames, *c.latent_size)
         self._audio = normal(4 * frames, c.audio_dim)
-        self._ring = TorchBackend.of(parts, c).open_steps()
+        self._ring = TorchBackend(StudentParts(c, student, text)).open_steps()
         for past in range(chunk):
             self._ring.begin_chunk(past)
             self._ring.context(*self._of_chunk(self._clean, past))
@@ -173,10 +172,10 @@ def case(bundle: str | None, window: int, threads: int, repeats: int) -> dict[st
     if bundle is None:
         student = CausalDiT(replace(WIDE, window=window)).eval()
     else:
-        backend = TorchBackend(Bundle.load(bundle))
-        assert backend.parts.student, "the bundle has no denoiser"
-        student = backend.parts.student
-        student.config = replace(backend.config, window=window)
+        parts = StudentParts.from_bundle(Bundle.load(bundle))
+        assert parts.student, "the bundle has no denoiser"
+        student = parts.student
+        student.config = replace(parts.config, window=window)
     text = torch.randn(student.config.text_len, student.config.text_dim)
     return {
         name: measure(student, text, steady=steady, repeats=repeats)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx_ir
 import torch
-from lipstream_export.bundle import Parts, graph_modules
+from lipstream_export.bundle import graph_modules
 from lipstream_export.denoiser import RingPass, dynamic_shapes
 from lipstream_export.lower import trace
 from lipstream_export.precision import quantise, to_bfloat16
@@ -19,6 +19,7 @@ from lipstream_export.precision.fp8 import linear_layers
 from lipstream_export.settings import LOOKAHEAD, LOOKBACK
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
 from lipstream_models.config import TINY_TAEHV
+from lipstream_models.parts import StudentParts
 from lipstream_models.released.wav2vec import LiveWav2Vec
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
@@ -56,7 +57,7 @@ def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) 
     speech: nn.Module = SpeechEncoder()
     if not tiny:
         speech = LiveWav2Vec(Wav2Vec2Model(Wav2Vec2Config()), lookback=LOOKBACK, lookahead=LOOKAHEAD)  # wav2vec2-base
-    parts = Parts(student, text, taehv, speech, shared={}, wan=wan)
+    parts = StudentParts(config, student, text, taehv, speech, shared={}, wan=wan)
     if precision != "fp32":
         parts = to_bfloat16(parts)
         assert parts.student
@@ -66,7 +67,7 @@ def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) 
         hollow(module)
     for codec in ("taehv",) if tiny or passes else ("taehv", "wan"):
         parts.encoder = parts.decoder = codec
-        for name, module in graph_modules(parts, config).items():
+        for name, module in graph_modules(parts).items():
             video = name.startswith("video")
             if (not video and codec == "wan") or (passes and name not in ("denoiser", "context")):
                 continue  # counted with the other codec, or not asked for

@@ -77,10 +77,10 @@ class OriginalStream:
     def __init__(self, backend: TorchBackend) -> None:
         assert backend.parts.student, "the bundle has no denoiser"
         self._student, self._constants = backend.parts.student, backend.constants
-        self._cache = WindowCache(backend.config, torch.device("cpu"))
-        self._context = len(backend.config.t_list) - 1
+        self._cache = WindowCache(backend.parts.config, torch.device("cpu"))
+        self._context = len(backend.parts.config.t_list) - 1
         text = {name: x[None] for name, x in self._constants.items() if name.startswith("text_")}
-        self._text = [(text[f"text_k.{i}"], text[f"text_v.{i}"]) for i in range(backend.config.num_layers)]
+        self._text = [(text[f"text_k.{i}"], text[f"text_v.{i}"]) for i in range(backend.parts.config.num_layers)]
 
     def begin_chunk(self, chunk: int) -> None:
         """The cache knows by what it holds."""

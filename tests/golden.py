@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compare LipStream with recorded inputs and outputs of the original implementation.
+"""Compare LipStream with recorded inputs and outputs of the upstream implementation.
 
     python tests/golden.py FILE... [--backend torch|onnxruntime] [--json]
 
@@ -25,10 +25,11 @@ from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.backends.sampler import assemble_condition, generate_chunk
 from lipstream.backends.steps import Steps
 from lipstream.face.alignment import Aligner
-from lipstream_export.bundle import Parts, export_bundle
+from lipstream_export.bundle import export_bundle
 from lipstream_export.lower import to_onnx
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models.parts import StudentParts
 from lipstream_models.released.wav2vec import Wav2VecFeatures, wav2vec
 from numpy.typing import NDArray
 from safetensors import safe_open
@@ -61,11 +62,11 @@ def _exact(x: torch.Tensor) -> torch.Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def open_stream(parts: Parts, config: StudentConfig, backend: str) -> Steps:
+def open_stream(parts: StudentParts, backend: str) -> Steps:
     if backend == "torch":
-        return TorchBackend.of(parts, config).open_steps()
+        return TorchBackend(parts).open_steps()
     with tempfile.TemporaryDirectory() as folder:
-        return OnnxRuntimeBackend(export_bundle(parts, config, Path(folder) / "bundle")).open_steps()
+        return OnnxRuntimeBackend(export_bundle(parts, Path(folder) / "bundle")).open_steps()
 
 
 def dit_stream(golden: Golden, backend: str) -> float:
@@ -96,7 +97,7 @@ def dit_stream(golden: Golden, backend: str) -> float:
     rows = torch.from_numpy(x["text_emb"][0])
     text = torch.zeros(config.text_len, config.text_dim)
     text[: rows.shape[0]] = rows
-    stream = open_stream(Parts(student=student, text=text), config, backend)
+    stream = open_stream(StudentParts(config, student, text), backend)
 
     features = x["audio_emb"][0]
     features = np.concatenate([np.repeat(features[:1], 3, axis=0), features])
@@ -137,13 +138,13 @@ def taehv(golden: Golden, backend: str) -> float:
     worst = 0.0
     if "latent" in golden.inputs:
         latent = golden.inputs["latent"][0]
-        stream = open_stream(*_video_parts(model, latent.shape[2], latent.shape[3]), backend)
+        stream = open_stream(_video_parts(model, latent.shape[2], latent.shape[3]), backend)
         chunks = _chunks(latent, 3)
         frames = np.concatenate([stream.decode(chunk.swapaxes(0, 1).copy()) for chunk in chunks])
         worst = golden.error("decoded", frames[None, 3 : 4 * len(latent)])
     if "video" in golden.inputs:
         video = golden.inputs["video"][0]
-        stream = open_stream(*_video_parts(model, video.shape[2] // 8, video.shape[3] // 8), backend)
+        stream = open_stream(_video_parts(model, video.shape[2] // 8, video.shape[3] // 8), backend)
         latents = np.concatenate([stream.encode_video(chunk).swapaxes(1, 2) for chunk in _chunks(video, 12)], axis=1)
         worst = max(worst, golden.error("encoded", latents[:1, : len(video) // 4]))
     return worst
@@ -168,8 +169,7 @@ def wan_vae(golden: Golden, backend: str) -> float:
         back, _ = model.decode(latents.transpose(1, 2), model.decoder_memory(1, height, width), clamp=False)
         worst = max(worst, golden.error("decoded", 2 * back[:, 3:].transpose(1, 2).numpy() - 1))
     golden.outputs |= {"latent": latents, "decoded": decoded.clamp(-1, 1)}
-    parts, config = _video_parts(model, height // 8, width // 8)
-    stream = open_stream(parts, config, backend)
+    stream = open_stream(_video_parts(model, height // 8, width // 8), backend)
     encoded = np.concatenate([stream.encode_video(chunk) for chunk in _chunks(frames, 12)], axis=2)
     count = latents.shape[2]
     worst = max(worst, golden.error("latent", encoded[:1, :, :count]))
@@ -204,7 +204,7 @@ def face_affine(golden: Golden, backend: str) -> float:
     return max(errors)
 
 
-def _video_parts(model: TAEHV | WanVAE, height: int, width: int) -> tuple[Parts, StudentConfig]:
+def _video_parts(model: TAEHV | WanVAE, height: int, width: int) -> StudentParts:
     config = StudentConfig(
         dim=8,
         ffn_dim=8,
@@ -215,8 +215,8 @@ def _video_parts(model: TAEHV | WanVAE, height: int, width: int) -> tuple[Parts,
     )
     masks = {"pixel": torch.ones(8 * height, 8 * width)}
     if isinstance(model, WanVAE):
-        return Parts(wan=model, encoder="wan", decoder="wan", masks=masks), config
-    return Parts(taehv=model, masks=masks), config
+        return StudentParts(config, wan=model, encoder="wan", decoder="wan", masks=masks)
+    return StudentParts(config, taehv=model, masks=masks)
 
 
 def _chunks(x: Array, length: int) -> list[Array]:

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import torch
 from lipstream_models import TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig
-from lipstream_models.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_models.layers import round_to_bfloat16
+from lipstream_models.parts import StudentParts
 from lipstream_models.speech import WIDTHS
 from torch import nn
 
@@ -26,7 +27,7 @@ CONFIG = StudentConfig(
 )
 TAEHV_CONFIG = TAEHVConfig(encoder_width=4, decoder_widths=(8, 6, 4, 4), latent_channels=4)
 
-EAR = {
+WAV2VEC_SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -67,7 +68,7 @@ def toy_text(config: StudentConfig = CONFIG, seed: int = 0) -> torch.Tensor:
     return torch.randn(config.text_len, config.text_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def toy_checkpoint(config: StudentConfig = CONFIG, seed: int = 0) -> Checkpoint:
+def toy_parts(config: StudentConfig = CONFIG, seed: int = 0) -> StudentParts:
     """All parts of a student, its weights rounded to bfloat16 as a trained one's are; its TAEHV's are not."""
     student = toy_student(config, seed)
     round_to_bfloat16(student)
@@ -77,4 +78,5 @@ def toy_checkpoint(config: StudentConfig = CONFIG, seed: int = 0) -> Checkpoint:
     cell[height // 2 :, 1:-1] = 0
     masks = {"pixel": picture, "latent": cell, "composite": picture * 0.5}
     taehv = toy_taehv(replace(TAEHV_CONFIG, latent_channels=config.latent_channels), seed)
-    return Checkpoint(student, taehv, toy_speech(seed), toy_text(config, seed), masks, {"name": "toy"})
+    text, speech = toy_text(config, seed), toy_speech(seed)
+    return StudentParts(config, student, text, taehv, speech, masks, {"name": "toy"})

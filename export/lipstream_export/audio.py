@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import torch
-from lipstream_models import SpeechEncoder
 from lipstream_models.mel import SAMPLES_PER_FRAME
-from lipstream_models.released.wav2vec import LiveWav2Vec
+from lipstream_models.parts import AudioEncoderModel
 from torch import Tensor, nn
-
-Ear = SpeechEncoder | LiveWav2Vec
 
 
 class AudioEncoder(nn.Module):
@@ -17,7 +14,7 @@ class AudioEncoder(nn.Module):
     input_names = ("samples",)
     output_names = ("features",)
 
-    def __init__(self, speech: Ear, frames: int) -> None:
+    def __init__(self, speech: AudioEncoderModel, frames: int) -> None:
         super().__init__()
         self.speech, self.frames = speech, frames
 

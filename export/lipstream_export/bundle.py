@@ -1,100 +1,33 @@
-"""A student and what belongs to it -> a bundle: graphs, constants, manifest."""
+"""Writes the parts of a student as a bundle: graphs, weights, constants, manifest."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
 from lipstream.errors import ConfigError
-from lipstream_models import TAEHV, CausalDiT, RingGeometry, SpeechEncoder, StudentConfig, WanVAE
+from lipstream_models import RingGeometry, SpeechEncoder, StudentConfig, WanVAE
 from lipstream_models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
+from lipstream_models.parts import AudioEncoderModel, Codec, StudentParts
 from lipstream_models.released.wav2vec import LiveWav2Vec
+from lipstream_models.weight_file import PLACES, WEIGHTS
 from safetensors.torch import save as safetensors
-from torch import Tensor, nn
+from torch import nn
 
-from .audio import AudioEncoder, Ear
-from .denoiser import FOLDED, RingPass, dynamic_shapes, stream_constants
-from .lower import PLACES, WEIGHTS, WeightFile, save, to_onnx
-from .video import Codec, VideoDecoder, VideoEncoder
-
-_HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
-"""How the names of a half's weights begin; conv1 and conv2 are the Wan VAE's."""
-
-
-@dataclass
-class Parts:
-    """What a bundle is made of. A part left out leaves its graphs out.
-
-    Attributes:
-        student: the causal DiT; text: its prompt embedding [text_len, text_dim]. shared: instead of the text, the
-            constants that were computed from it (of an exported bundle).
-        taehv, wan: video autoencoders; `encoder` and `decoder` name the one that does each half.
-        speech: what turns sound into the student's audio features.
-        masks: float32 `pixel` [H, W] (1 = keep), `latent` [h, w] (1 = keep), `composite` [H, W] in [0, 1].
-        model: name, description, licence: goes into the manifest.
-    """
-
-    student: CausalDiT | None = None
-    text: Tensor | None = None
-    taehv: TAEHV | None = None
-    speech: Ear | None = None
-    masks: dict[str, Tensor] | None = None
-    model: dict[str, Any] | None = None
-    shared: dict[str, Tensor] | None = None
-    wan: WanVAE | None = None
-    encoder: str = "taehv"
-    decoder: str = "taehv"
-
-    def codec(self, half: str) -> Codec | None:
-        """The video autoencoder that does `half`, "encoder" or "decoder"."""
-        codecs: dict[str, Codec | None] = {"taehv": self.taehv, "wan": self.wan}
-        return codecs[getattr(self, half)]
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The models that there are, by the name of their part."""
-        found = {"student": self.student, "taehv": self.taehv, "wan": self.wan, "speech": self.speech}
-        return {name: module for name, module in found.items() if module is not None}
-
-    def constants(self) -> dict[str, Tensor]:
-        """The tensors that all streams share."""
-        constants = {f"mask.{name}": mask for name, mask in (self.masks or {}).items()}
-        if self.shared is not None:
-            return constants | self.shared
-        if self.student:
-            assert self.text is not None, "a student needs its prompt embedding"
-            constants |= stream_constants(self.student, self.text)
-        return constants
-
-    def with_constants(self) -> Parts:
-        """The same parts with their constants computed, so that they are computed once."""
-        shared = {name: x for name, x in self.constants().items() if not name.startswith("mask.")}
-        return replace(self, shared=shared)
-
-    def weights(self) -> dict[str, Tensor]:
-        """The weights that the graphs compute with, by the name of their part and their own."""
-        halves = [f"{getattr(self, half)}.{start}" for half, starts in _HALVES.items() for start in starts]
-        named = {f"{part}.{name}": x for part, m in self.modules().items() for name, x in m.state_dict().items()}
-        return {
-            name: x
-            for name, x in named.items()
-            if not FOLDED.search(name) and (not name.startswith(("taehv.", "wan.")) or name.startswith(tuple(halves)))
-        }
-
-
-def student_config(fields: dict[str, Any]) -> StudentConfig:
-    """The config that `dataclasses.asdict` took apart, after a way through JSON."""
-    sizes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
-    return StudentConfig(**sizes)
+from .audio import AudioEncoder
+from .denoiser import RingPass, dynamic_shapes
+from .lower import WeightFile, save, to_onnx
+from .video import VideoDecoder, VideoEncoder
 
 
 def check_sizes(config: StudentConfig) -> None:
-    """Raise `ConfigError` where sizes of the student do not go together."""
+    """Raise `ConfigError` where sizes of the student contradict each other."""
     try:
         RingGeometry(config.window, config.sink, config.chunk_frames)
     except ValueError as error:
@@ -108,7 +41,7 @@ def check_sizes(config: StudentConfig) -> None:
 
 
 def geometry(config: StudentConfig) -> Geometry:
-    """The shapes a stream of this student has."""
+    """The shapes of a stream of this student."""
     return Geometry(
         crop_size=config.crop_size,
         crop_box=config.crop_box,
@@ -127,19 +60,19 @@ def geometry(config: StudentConfig) -> Geometry:
     )
 
 
-def graph_modules(parts: Parts, config: StudentConfig, *, frugal: bool = False) -> dict[str, nn.Module]:
+def graph_modules(parts: StudentParts, *, frugal: bool = False) -> dict[str, nn.Module]:
     """The module behind each graph that a bundle of these parts has, by the graph's name.
 
     Args:
-        frugal: the Wan VAE takes a chunk a latent frame at a time. At 512 x 512 ONNX Runtime's encoder takes 18 GiB so,
-            in float32 on a CPU, and more than 23 with a chunk at once; a GPU in bfloat16 is faster at once.
+        frugal: the Wan VAE processes a chunk one latent frame at a time. At 512 x 512 in float32 on a CPU, ONNX
+            Runtime's encoder then needs 18 GiB instead of more than 23; a GPU in bfloat16 is faster with whole chunks.
 
     Raises:
-        ConfigError: sizes of the student that do not go together.
+        ConfigError: sizes of the student that contradict each other.
     """
     if parts.student:
-        check_sizes(config)
-    shape = geometry(config)
+        check_sizes(parts.config)
+    shape = geometry(parts.config)
 
     def pieces(codec: Codec) -> int:
         return shape.chunk_frames if frugal and isinstance(codec, WanVAE) else 1
@@ -156,29 +89,29 @@ def graph_modules(parts: Parts, config: StudentConfig, *, frugal: bool = False) 
     return graphs
 
 
-def manifest_of(parts: Parts, config: StudentConfig, precision: str = "fp32") -> Manifest:
-    """The manifest of a bundle of these parts, before it has files."""
+def manifest_of(parts: StudentParts, precision: str = "fp32") -> Manifest:
+    """The manifest of a bundle of these parts, without files."""
+    config = parts.config
     parameters = sum(p.numel() for module in parts.modules().values() for p in module.parameters())
     sizes: dict[str, Any] = {"config": asdict(config)}
-    ear: Ear | type[SpeechEncoder] = parts.speech or SpeechEncoder
-    if isinstance(ear, LiveWav2Vec):
-        sizes["wav2vec"] = ear.sizes()
+    speech: AudioEncoderModel | type[SpeechEncoder] = parts.speech or SpeechEncoder
+    if isinstance(speech, LiveWav2Vec):
+        sizes["wav2vec"] = speech.sizes()
     if parts.taehv:
         sizes["taehv"] = asdict(parts.taehv.config)
     if parts.wan:
         sizes |= {"wan": asdict(parts.wan.config), "encoder": parts.encoder, "decoder": parts.decoder}
     return Manifest(
-        model={"parameters": parameters, **(parts.model or {}), **sizes},
+        model={"parameters": parameters, **parts.model, **sizes},
         geometry=geometry(config),
-        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, ear.lookback, ear.lookahead, config.audio_dim),
+        audio=AudioGeometry(SAMPLE_RATE, SAMPLES_PER_FRAME, speech.lookback, speech.lookahead, config.audio_dim),
         t_list=config.t_list,
         precision=precision,
     )
 
 
 def export_bundle(
-    parts: Parts,
-    config: StudentConfig,
+    parts: StudentParts,
     path: str | os.PathLike[str],
     *,
     precision: str = "fp32",
@@ -189,22 +122,22 @@ def export_bundle(
     """Write the bundle to folder `path`, atomically, and open it.
 
     Args:
-        precision: that `parts` are in. files: more that belongs into the bundle, by name.
+        precision: of `parts`. files: further files of the bundle, by name.
         progress: called with each graph's name before it is traced.
-        check: called with the finished bundle before it takes the name `path`; what it raises leaves nothing there.
+        check: called with the finished bundle before it is renamed to `path`; if it raises, `path` stays as it was.
 
     Raises:
-        ConfigError: sizes of the student that do not go together.
-        OutputError: the place cannot be written, or holds something that is not a bundle.
+        ConfigError: sizes of the student that contradict each other.
+        OutputError: `path` cannot be written, or holds something that is not a bundle.
     """
-    graphs = graph_modules(parts, config, frugal=precision == "fp32")
-    manifest = manifest_of(parts, config, precision)
+    graphs = graph_modules(parts, frugal=precision == "fp32")
+    manifest = manifest_of(parts, precision)
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)
             for name, module in graphs.items():
                 progress(name)
-                dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
+                dynamic = dynamic_shapes(module, parts.config) if isinstance(module, RingPass) else None
                 with torch.no_grad():
                     model = to_onnx(module, dynamic=dynamic)
                 save(model, folder / f"{name}.onnx", weights)

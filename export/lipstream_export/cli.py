@@ -89,8 +89,10 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _export(args: argparse.Namespace) -> Result:
     with needs_extra("lipstream export", "export"):
+        from lipstream_models.released.release import Release
+
         from .command import export, summary
-        from .release import Release
+
     given = dict(zip(("video", "audio"), args.calibrate or (), strict=False))
     calibration = Calibration(
         chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given

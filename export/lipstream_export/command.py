@@ -14,17 +14,17 @@ from lipstream.atomic import write_file
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import REFERENCE
 from lipstream.errors import OutputError
-from lipstream_models import StudentConfig
+from lipstream_models.parts import StudentParts
+from lipstream_models.released.release import Release
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from .bundle import Parts, export_bundle, graph_modules, manifest_of
+from .bundle import export_bundle, graph_modules
 from .parity import parity_report, require_parity
 from .precision import Sensitivity, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_module
 from .precision.calibration import largest_inputs, largest_operands
 from .precision.widen import widen_bundle
 from .reference import reference
-from .release import Release
 from .settings import Calibration
 from .source import load_source
 
@@ -45,7 +45,7 @@ def export(
     each time. Progress is shown on stderr.
 
     Args:
-        source: what training left, a float32 bundle (also a shipped one's name), or released files.
+        source: a checkpoint folder, a float32 bundle (also a shipped one's name), or published files.
         precision: "fp32", "bf16" or "fp8". calibration: how FP8 is made.
         parity: compare ONNX Runtime with PyTorch; without it the bundle is written unchecked and has no report.
 
@@ -54,23 +54,19 @@ def export(
         with FP8 `fp8`, the sensitivity of its layers. Ready for JSON; `summary` makes text of it.
 
     Raises:
-        CheckpointError: `source` is not what training leaves. ConfigError: its sizes do not go together.
+        CheckpointError: `source` is none of these. ConfigError: its sizes contradict each other.
         OutputError: `out` cannot be written. ParityError: the graphs compute something else.
     """
     with tqdm(desc="load", disable=None, bar_format="{desc} {postfix} [{elapsed}]") as loading:
-        if isinstance(source, Release):
-            parts, config = source.parts(loading.set_postfix_str), source.config
-        else:
-            parts, config = load_source(source)
-    parts = parts.with_constants()
+        parts = load_source(source, loading.set_postfix_str).with_constants()
     if precision == "fp32" and parts.student:
-        parts.student.float()  # released weights come with products in bfloat16
+        parts.student.float()  # published weights come with products in bfloat16
     files: dict[str, bytes] = {}
     report: dict[str, Any] = {}
-    with tqdm(total=len(graph_modules(parts, config)) + 1, desc="export", unit="graph", disable=None) as bar:
+    with tqdm(total=len(graph_modules(parts)) + 1, desc="export", unit="graph", disable=None) as bar:
         rounded, sensitivity = _in_precision(parts, precision, calibration or Calibration(), bar.set_postfix_str)
         if precision != "fp32":
-            files[REFERENCE] = reference(parts, rounded, config, manifest_of(parts, config), bar.set_postfix_str).dump()
+            files[REFERENCE] = reference(parts, rounded, bar.set_postfix_str).dump()
         if sensitivity:
             files[PRECISION] = (json.dumps(sensitivity.report(), indent=1) + "\n").encode()
 
@@ -81,13 +77,11 @@ def export(
         def check(bundle: Bundle) -> None:
             progress("parity")
             if parity:
-                report.update(_parity(rounded, config, bundle))
+                report.update(_parity(rounded, bundle))
                 require_parity(report)
 
         try:
-            bundle = export_bundle(
-                rounded, config, out, precision=precision, files=files, progress=progress, check=check
-            )
+            bundle = export_bundle(rounded, out, precision=precision, files=files, progress=progress, check=check)
             written = write_report(out, report) if parity else None
         except (OSError, SafetensorError) as error:
             raise OutputError(f"{out} cannot be written: {error}", fix="choose another place") from error
@@ -106,33 +100,30 @@ def export(
 
 
 def _in_precision(
-    parts: Parts, precision: str, calibration: Calibration, progress: Callable[[str], None]
-) -> tuple[Parts, Sensitivity | None]:
-    """`parts` as the graphs are to hold them, and for FP8 what decided which layers are."""
+    parts: StudentParts, precision: str, calibration: Calibration, progress: Callable[[str], None]
+) -> tuple[StudentParts, Sensitivity | None]:
+    """`parts` in `precision`, and for FP8 the sensitivity by which its layers were chosen."""
     if precision == "fp32":
         return parts, None
     rounded = to_bfloat16(parts)
     if precision == "bf16":
         return rounded, None
-    assert parts.student
     assert rounded.student
-    bundle = Bundle(Path(), manifest_of(parts, parts.student.config))
-    bundle.constants = {name: x.numpy() for name, x in parts.constants().items()}
     c = calibration
-    passes = record_passes(parts, bundle, c.chunks, video=c.video, audio=c.audio, progress=progress)
+    passes = record_passes(parts, c.chunks, video=c.video, audio=c.audio, progress=progress)
     largest = largest_inputs(rounded, passes, c.method)
     sensitivity = measure_sensitivity(rounded, passes, largest, budget=c.budget, progress=progress)
     operands = largest_operands(rounded, passes) if c.attention else None
     return replace(rounded, student=quantise(rounded.student, sensitivity.quantised, operands)), sensitivity
 
 
-def _parity(parts: Parts, config: StudentConfig, bundle: Bundle) -> dict[str, Any]:
+def _parity(parts: StudentParts, bundle: Bundle) -> dict[str, Any]:
     """ONNX Runtime against PyTorch. Below float32 both in float32, with the rounded weights: see `precision.widen`."""
     if bundle.manifest.precision == "fp32":
-        return parity_report(parts, config, bundle)
+        return parity_report(parts, bundle)
     wide = replace(parts, student=_wide(parts.student), taehv=_wide(parts.taehv), wan=_wide(parts.wan))
     with tempfile.TemporaryDirectory() as folder:
-        return parity_report(wide, config, widen_bundle(bundle, Path(folder) / "bundle"), bundle.manifest.precision)
+        return parity_report(wide, widen_bundle(bundle, Path(folder) / "bundle"), bundle.manifest.precision)
 
 
 def _wide(module: Any) -> Any:

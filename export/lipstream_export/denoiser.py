@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 from lipstream_models import CausalDiT, StudentConfig
@@ -14,8 +11,6 @@ from lipstream_models.rope import axis_pairs, spatial_angles
 from torch import Tensor, nn
 
 from .ring_function import join_tables, kv_ring_write, rotate_tokens
-
-_M = TypeVar("_M", bound=nn.Module)
 
 
 class RingAttention:
@@ -136,36 +131,6 @@ class RingPass(nn.Module):
             self.student.context(*chunk, x["modulation"], text_kv, attend, attend.leave)
             return tuple(written)
         return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend).float(), *written
-
-
-FOLDED = re.compile(r"time_embedding|time_projection|text_embedding|blocks\.\d+\.cross_attn\.(k|v|norm_k)\.")
-"""Names of the student's weights that act through `stream_constants` alone, and so are in no graph."""
-
-
-def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
-    """What all streams of a student share: `time.i` and `modulation.i` of every time, `text_k.l` and `text_v.l`.
-
-    `text` is the prompt embedding [text_len, text_dim]. Computed in float32, one layer at a time, whatever the weights'
-    type.
-    """
-    with torch.no_grad():
-        t_emb = _wide(student.time_embedding)(
-            student.time_features(torch.tensor(student.config.t_list, dtype=torch.float64)).float()
-        )
-        modulation = torch.unflatten(_wide(student.time_projection)(t_emb), -1, (6, -1))
-        constants = {f"time.{i}": x for i, x in enumerate(t_emb)}
-        constants |= {f"modulation.{i}": x for i, x in enumerate(modulation)}
-        context = _wide(student.text_embedding)(text[None].float())
-        for i, block in enumerate(student.layers):
-            k, v = _wide(block.cross_attn).key_value(context)
-            constants |= {f"text_k.{i}": k[0], f"text_v.{i}": v[0]}
-    return constants
-
-
-def _wide(module: _M) -> _M:
-    """`module` in float32: itself, or a copy."""
-    wide = all(x.dtype == torch.float32 for x in module.parameters())
-    return module if wide else copy.deepcopy(module).float()
 
 
 def dynamic_shapes(module: RingPass, config: StudentConfig) -> tuple[dict[int, object], ...]:

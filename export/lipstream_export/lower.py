@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,21 +13,19 @@ import numpy as np
 import onnx
 import onnx_ir
 import torch
-from numpy.typing import NDArray
+from lipstream_models.weight_file import WEIGHTS
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from .ring_function import DOMAIN, KVRingWrite
 
 OPSET = 23
-WEIGHTS = "weights.bin"
-PLACES = "weights.json"
 ALIGNMENT = 64
 INLINE_BYTES = 1024
 
 
 class GraphModule(Protocol):
-    """A module that knows the names of its inputs and outputs, and inputs to trace it with."""
+    """A module with names for its inputs and outputs, and example inputs to trace it with."""
 
     @property
     def input_names(self) -> Sequence[str]: ...
@@ -69,10 +66,9 @@ class WeightFile:
             model.graph.node.insert(0, node)
 
     def place(self, weight: Tensor) -> dict[str, Any]:
-        """Where a weight lies: `offset`, `shape`, `bfloat16` (else float32), `transposed` if it lies there turned, as
-        a matrix of `shape[0]` rows.
+        """The entry of `weight` in `PLACES`: see `lipstream_models.weight_file.read_weight`.
 
-        It is the place some graph has it at; a weight that is in none (small ones stand in the graphs) is stored now.
+        A graph's copy is reused; a weight that no graph stores here (graphs hold small ones themselves) is stored now.
         """
         array = weight.detach().float().cpu().numpy()
         data, exact = _packed(array.tobytes())
@@ -101,18 +97,6 @@ def _packed(data: bytes) -> tuple[bytes, bool]:
     if np.any(bits & 0xFFFF):
         return data, False
     return (bits >> 16).astype(np.uint16).tobytes(), True
-
-
-def read_weight(data: NDArray[np.uint8], place: dict[str, Any]) -> Tensor:
-    """The float32 weight that `WeightFile.place` described, out of the file's bytes."""
-    shape = place["shape"]
-    dtype = np.dtype(np.uint16 if place["bfloat16"] else np.float32)
-    stored = data[place["offset"] :][: math.prod(shape) * dtype.itemsize].view(dtype)
-    if place["bfloat16"]:
-        stored = (stored.astype(np.uint32) << 16).view(np.float32)
-    if place["transposed"]:
-        stored = stored.reshape(-1, shape[0]).T
-    return torch.from_numpy(np.array(stored.reshape(shape)))
 
 
 def trace(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx_ir.Model:

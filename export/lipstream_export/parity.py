@@ -1,4 +1,4 @@
-"""Does ONNX Runtime compute with a bundle what PyTorch computes with the weights the bundle was exported from?"""
+"""Compares a bundle on ONNX Runtime with PyTorch and the weights the bundle was exported from."""
 
 from __future__ import annotations
 
@@ -13,21 +13,18 @@ from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import relative_error
 from lipstream.errors import ParityError
-from lipstream_models import StudentConfig
+from lipstream_models.parts import StudentParts
 
-from .bundle import Parts
 from .torch_backend import TorchBackend
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 1e-2}
 """Of FP8: where the last bit of an input differs, E4M3 may round it to its other neighbour, 6 % away."""
 
 
-def parity_report(
-    parts: Parts, config: StudentConfig, bundle: Bundle, precision: str = "fp32", *, seed: int = 0
-) -> dict[str, Any]:
+def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", *, seed: int = 0) -> dict[str, Any]:
     """Run both on the same random inputs, for as many chunks as the ring needs to fill, take the sink in and wrap.
 
-    Both run as streams with all their state, but every call gets inputs of its own, so that errors do not add up.
+    Both run as streams with all their state, but every call gets new inputs, so that errors do not add up.
     Of a `precision` below float32, both compute in float32 with its rounded weights (`precision.widen`).
     The context pass has no output but the ring: its error is that of the first velocity of the chunk after it.
 
@@ -39,7 +36,7 @@ def parity_report(
     geometry, audio = manifest.geometry, manifest.audio
     c, channels, n = geometry.chunk_frames, geometry.latent_channels, geometry.video_frames
     chunks = (geometry.window - geometry.sink) // c + -(-geometry.sink // c) + 2
-    streams = TorchBackend.of(parts, config).open_steps(), OnnxRuntimeBackend(bundle).open_steps()
+    streams = TorchBackend(parts).open_steps(), OnnxRuntimeBackend(bundle).open_steps()
     errors: dict[str, list[float]] = {}
     rng = np.random.default_rng(seed)
 

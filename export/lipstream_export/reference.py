@@ -1,4 +1,4 @@
-"""What the graphs of a bundle ought to give for the probe's inputs, by PyTorch; stored for `lipstream verify`."""
+"""PyTorch's outputs for the probe's inputs, stored in the bundle for `lipstream verify`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,25 @@ from functools import partial
 
 import numpy as np
 import torch
-from lipstream.bundle import Manifest
 from lipstream.bundle.golden import Arrays, Reference, probe_inputs, relative_error, sample
-from lipstream_models import StudentConfig
 from lipstream_models.layers import Conv2d, Conv3d, Linear
+from lipstream_models.parts import StudentParts
 from torch import Tensor, nn
 
-from .bundle import Parts, graph_modules
+from .bundle import graph_modules, manifest_of
 
 
 def reference(
-    parts: Parts,
-    rounded: Parts,
-    config: StudentConfig,
-    manifest: Manifest,
-    progress: Callable[[str], None] = lambda name: None,
+    parts: StudentParts, rounded: StudentParts, progress: Callable[[str], None] = lambda name: None
 ) -> Reference:
-    """Outputs of the float32 `parts`, and how far off the same in a lower precision, `rounded`, are.
+    """Outputs of the float32 `parts`, and the relative errors of the same in a lower precision, `rounded`.
 
     Args:
         progress: called with what is being computed.
     """
+    manifest = manifest_of(parts)
     constants = {name: x.numpy() for name, x in parts.constants().items()}
-    modules, others = (graph_modules(p, config, frugal=True) for p in (parts, rounded))
+    modules, others = (graph_modules(p, frugal=True) for p in (parts, rounded))
     outputs: Arrays = {}
     errors: dict[str, float] = {}
     for graph, module in modules.items():
@@ -48,7 +44,7 @@ def reference(
 
 
 def _same_weights(a: nn.Module, b: nn.Module) -> bool:
-    """Whether both compute with the very same tensors, as where released weights come in bfloat16."""
+    """Whether both compute with the very same tensors, as where published weights come in bfloat16."""
     return all(x is y for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 

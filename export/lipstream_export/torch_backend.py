@@ -1,36 +1,29 @@
-"""The torch backend: the modules behind the graphs, run eagerly. Reference of every parity test, and the baseline."""
+"""The torch backend: the modules behind the graphs, run eagerly. Reference of the parity tests, and the baseline."""
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
-import numpy as np
 import torch
 from lipstream.backends import ChunkStream
 from lipstream.backends.base import Array
 from lipstream.backends.stepped import SteppedStream
 from lipstream.backends.steps import Steps
-from lipstream.bundle import REBUILD, Bundle
-from lipstream.errors import BackendError
-from lipstream_models import TAEHV, CausalDiT, KVRing, SpeechEncoder, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
-from lipstream_models.released.wav2vec import LiveWav2Vec
+from lipstream.bundle import Bundle
+from lipstream_models import KVRing
+from lipstream_models.parts import StudentParts
 from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 
-from .audio import AudioEncoder, Ear
-from .bundle import Parts, manifest_of, student_config
+from .audio import AudioEncoder
 from .denoiser import RingAttention
-from .lower import PLACES, WEIGHTS, read_weight
 from .video import VideoDecoder, VideoEncoder
 
 
 class TorchSteps:
-    """See `lipstream.backends.steps.Steps`. All on the weights' device; K and V in the type of the products."""
+    """See `lipstream.backends.steps.Steps`. Runs on the weights' device; K and V have the type of the products."""
 
     def __init__(self, backend: TorchBackend) -> None:
-        self._config = config = backend.config
         parts = backend.parts
+        self._config = config = parts.config
         self._student, self._constants = parts.student, backend.constants
         size = config.crop_size
         frames = config.temporal * config.chunk_frames
@@ -113,50 +106,14 @@ def _array(x: Tensor) -> Array:
 
 
 class TorchBackend:
-    """A bundle as PyTorch modules, rebuilt with the weights of its graphs.
+    """The parts of a student, run by PyTorch.
 
-    Args:
-        bundle: an fp32 bundle that `lipstream export` wrote.
-        threads: CPU threads (of the whole process), 0 to leave PyTorch's own choice.
-
-    Raises:
-        BackendError: the bundle was written for other backends and holds no weights that PyTorch could read.
+    Attributes:
+        parts: on the device and in the precision of the computation. constants: theirs.
     """
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
-        if threads:
-            torch.set_num_threads(threads)
-        if PLACES not in bundle.manifest.files:
-            raise BackendError(f"{bundle.path} has no {PLACES}, from which PyTorch gets its weights", fix=REBUILD)
-        model = bundle.manifest.model
-        config = student_config(model["config"])
-        graphs = bundle.manifest.graphs
-        constants = {name: torch.from_numpy(x) for name, x in bundle.constants.items()}
-        masks = {name.removeprefix("mask."): x for name, x in constants.items() if name.startswith("mask.")}
-        parts = Parts(
-            student=CausalDiT(config) if "denoiser" in graphs else None,
-            taehv=TAEHV(TAEHVConfig(**_sizes(model["taehv"]))) if "taehv" in model else None,
-            wan=WanVAE(WanVAEConfig(**_sizes(model["wan"]))) if "wan" in model else None,
-            speech=_ear(model) if "audio_encoder" in graphs else None,
-            encoder=model.get("encoder", "taehv"),
-            decoder=model.get("decoder", "taehv"),
-            masks=masks,
-            shared={name: x for name, x in constants.items() if not name.startswith("mask.")},
-            model=dict(model),
-        )
-        _load(parts, bundle)
-        self._set(parts, config)
-
-    @classmethod
-    def of(cls, parts: Parts, config: StudentConfig) -> TorchBackend:
-        """The backend of models that are in memory already."""
-        backend = cls.__new__(cls)
-        backend._set(parts, config)
-        return backend
-
-    def _set(self, parts: Parts, config: StudentConfig) -> None:
-        self.parts, self.config, self.constants = parts, config, parts.constants()
-        self.manifest = manifest_of(parts, config)
+    def __init__(self, parts: StudentParts) -> None:
+        self.parts, self.constants = parts, parts.constants()
         for module in parts.modules().values():
             module.eval()
 
@@ -165,26 +122,24 @@ class TorchBackend:
 
     def stepped(self, steps: Steps) -> SteppedStream:
         """Chunks on `steps`, which are this backend's own or wrap them."""
-        return SteppedStream(self.manifest, steps, _array(self.constants["mask.latent"]))
+        config = self.parts.config
+        return SteppedStream(steps, config.t_list, config.sequence, _array(self.constants["mask.latent"]))
 
     def open_steps(self) -> TorchSteps:
         """A stream that is called graph by graph, for tools that look between the graphs."""
         return TorchSteps(self)
 
 
-def _ear(model: dict[str, Any]) -> Ear:
-    return LiveWav2Vec.restore(model["wav2vec"]) if "wav2vec" in model else SpeechEncoder()
+def open_bundle(bundle: Bundle, *, threads: int = 0) -> TorchBackend:
+    """The entry point of the backend "torch".
 
+    Args:
+        bundle: an fp32 bundle that `lipstream export` wrote.
+        threads: CPU threads of the whole process; 0 leaves PyTorch's default.
 
-def _sizes(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a config that `dataclasses.asdict` took apart, after a way through JSON."""
-    return {name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()}
-
-
-def _load(parts: Parts, bundle: Bundle) -> None:
-    """Give the models their weights; those that act through the constants alone, or in no graph, stay as they are."""
-    places = json.loads(bundle.file(PLACES).read_text())
-    data = np.memmap(bundle.file(WEIGHTS), np.uint8, "r")
-    for part, module in parts.modules().items():
-        names = [name for name in module.state_dict() if f"{part}.{name}" in places]
-        module.load_state_dict({name: read_weight(data, places[f"{part}.{name}"]) for name in names}, strict=False)
+    Raises:
+        BackendError: the bundle holds no weights that PyTorch could read.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    return TorchBackend(StudentParts.from_bundle(bundle))

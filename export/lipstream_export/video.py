@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from lipstream_models import TAEHV, WanVAE
+from lipstream_models.parts import Codec
 from torch import Tensor, nn
-
-Codec = TAEHV | WanVAE
 
 
 class VideoEncoder(nn.Module):
@@ -16,7 +14,7 @@ class VideoEncoder(nn.Module):
     latents [2, C, n / 4, H / s, W / s], memory_out.i.
 
     The first of the two latents is of the frames as they are, the second of the masked ones, where pixels that are not
-    kept are mid-grey (0 in the [-1, 1] convention of the released model).
+    kept are mid-grey (0 in the [-1, 1] convention of the upstream model).
 
     Args:
         pieces: how many parts of the chunk are encoded one after the other, which divides the memory that it takes by

@@ -14,6 +14,7 @@ import os
 import secrets
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 try:
@@ -63,14 +64,25 @@ class Partial:
         self._lock = -1
 
 
-def write_file(target: Path, data: bytes | memoryview) -> None:
-    """Write a file: whole, or not at all. Raises OSError."""
+@contextlib.contextmanager
+def new_file(target: Path) -> Iterator[Path]:
+    """Yield a hidden file beside `target`, renamed to `target` at the end of the block, removed if that raises.
+
+    Raises:
+        OSError: the folder of `target` cannot be written.
+    """
     partial = Partial(target)
     try:
-        partial.path.write_bytes(data)
+        yield partial.path
         partial.path.replace(target)
     finally:
         partial.remove()
+
+
+def write_file(target: Path, data: bytes | memoryview) -> None:
+    """Write a file: whole, or not at all. Raises OSError."""
+    with new_file(target) as path:
+        path.write_bytes(data)
 
 
 def sweep(parent: Path, stem: str) -> None:

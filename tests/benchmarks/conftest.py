@@ -15,13 +15,9 @@ sys.path.insert(0, str(ROOT))
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A complete bundle at toy sizes, random weights: crops of 32 x 32."""
-    from lipstream_export.bundle import Parts, export_bundle
-    from toys import CONFIG, toy_checkpoint
+    from lipstream_export.bundle import export_bundle
+    from toys import CONFIG, toy_parts
 
-    checkpoint = toy_checkpoint(replace(CONFIG, latent_size=(4, 4)))
-    parts = Parts(
-        checkpoint.student, checkpoint.text, checkpoint.taehv, checkpoint.speech, checkpoint.masks, checkpoint.model
-    )
     path = tmp_path_factory.mktemp("benchmarks") / "toy"
-    export_bundle(parts, checkpoint.student.config, path)
+    export_bundle(toy_parts(replace(CONFIG, latent_size=(4, 4))), path)
     return path

@@ -11,13 +11,13 @@ import onnx
 import onnx_ir
 import pytest
 import torch
-from lipstream_export.bundle import Parts, graph_modules
+from lipstream_export.bundle import graph_modules
 from lipstream_export.lower import trace
 from lipstream_models import STUDENTS
 from onnx import TensorProto, helper
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from toys import CONFIG, toy_checkpoint
+from toys import CONFIG, toy_parts
 
 from benchmarks import roofline, synthetic_weights
 from benchmarks.count import Cost, Kernel, count
@@ -69,9 +69,7 @@ def test_two_ways_that_meet_are_one_kernel_only_at_the_same_depth() -> None:
 
 def test_operations_are_those_that_pytorch_counts() -> None:
     """Its counter watches the eager modules run; convolutions, products and attention are in both."""
-    saved = toy_checkpoint(SPARSE)
-    parts = Parts(saved.student, saved.text, saved.taehv, saved.speech, saved.masks, saved.model)
-    for name, module in graph_modules(parts, SPARSE).items():
+    for name, module in graph_modules(toy_parts(SPARSE)).items():
         if name == "audio_encoder":
             continue  # its spectrum is a convolution here and a transform there
         counter = FlopCounterMode(display=False)

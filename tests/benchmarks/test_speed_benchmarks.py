@@ -20,10 +20,10 @@ import torch
 from lipstream.cli import build_parser as lipstream_parser
 from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
-from lipstream_export.bundle import Parts
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import STUDENTS, StudentConfig, WanVAEConfig
-from toys import CONFIG, EAR, toy_student, toy_text
+from lipstream_models.parts import StudentParts
+from toys import CONFIG, WAV2VEC_SIZES, toy_student, toy_text
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
 from benchmarks import __main__ as suite
@@ -160,7 +160,7 @@ def test_passes_on_a_cpu(tmp_path: Path) -> None:
 def test_the_released_structure_computes_what_the_ring_computes(window: int, sink: int) -> None:
     student, rng = toy_student(replace(CONFIG, window=window, sink=sink)), np.random.default_rng(0)
     config = student.config
-    backend = TorchBackend.of(Parts(student, toy_text()), config)
+    backend = TorchBackend(StudentParts(config, student, toy_text()))
     ours, theirs = backend.open_steps(), OriginalStream(backend)
 
     def normal(*shape: int) -> Any:
@@ -275,9 +275,9 @@ def test_faces(tmp_path: Path) -> None:
 def test_lookahead(tmp_path: Path) -> None:
     """A window that reaches over all of a short clip gives its features; shorter ones are off."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
-    ear = Wav2Vec2Config(**sizes, conv_dim=[16] * 7)
-    Wav2Vec2Model(ear).save_pretrained(tmp_path / "ear")
-    options = ["--quick", "--wav2vec", str(tmp_path / "ear"), "--lookback", "2", "--lookahead", "2"]
+    encoder = Wav2Vec2Config(**sizes, conv_dim=[16] * 7)
+    Wav2Vec2Model(encoder).save_pretrained(tmp_path / "wav2vec")
+    options = ["--quick", "--wav2vec", str(tmp_path / "wav2vec"), "--lookback", "2", "--lookahead", "2"]
     rows = run(lookahead, tmp_path, *options)["rows"]
     errors = {(row["lookback_s"], row["lookahead_s"]): row["all"] for row in rows}
     assert errors[2.0, 0.0] > errors[2.0, 0.32] > 0.01
@@ -290,7 +290,9 @@ def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pyt
     text = {"text_dim": 8, "text_len": 4}
     toy = StudentConfig(dim=24, ffn_dim=40, num_heads=2, num_layers=2, latent_size=(4, 4), **text, **heard)
     monkeypatch.setitem(STUDENTS, "1.3b", toy)
-    files = random_release.write_release("1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), ear=Wav2Vec2Config(**EAR))
+    files = random_release.write_release(
+        "1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), wav2vec=Wav2Vec2Config(**WAV2VEC_SIZES)
+    )
     assert lipstream(["export", *files, "--check"]) == 0
     assert lipstream(["export", *files, "--no-parity", "-o", str(tmp_path / "bundle")]) == 0
     found = run(stream, tmp_path, "--bundle", str(tmp_path / "bundle"), "--chunks", "1")

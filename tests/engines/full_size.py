@@ -25,12 +25,13 @@ def peak() -> float:
 def export(size: str, precision: str, folder: Path, layers: int) -> dict[str, Any]:
     """Products in bfloat16 from the start: the model never exists in float32."""
     import torch
-    from lipstream_export.bundle import Parts, export_bundle
+    from lipstream_export.bundle import export_bundle
     from lipstream_export.precision import quantise
     from lipstream_export.precision.fp8 import linear_layers
     from lipstream_models import CausalDiT
     from lipstream_models.config import STUDENTS
     from lipstream_models.layers import Conv3d, Linear
+    from lipstream_models.parts import StudentParts
 
     start = time.perf_counter()
     config = STUDENTS[size] if not layers else replace(STUDENTS[size], num_layers=layers)
@@ -47,8 +48,8 @@ def export(size: str, precision: str, folder: Path, layers: int) -> dict[str, An
     shared |= {f"text_{kind}.{i}": torch.zeros(heads) for kind in "kv" for i in range(config.num_layers)}
     if precision == "fp8":
         student = quantise(student, dict.fromkeys(linear_layers(student), 8.0))
-    parts = Parts(student, model={"name": size}, shared=shared)
-    bundle = export_bundle(parts, config, folder, precision=precision)
+    parts = StudentParts(config, student, model={"name": size}, shared=shared)
+    bundle = export_bundle(parts, folder, precision=precision)
     size_ = sum(file["bytes"] for file in bundle.manifest.files.values())
     return {"seconds": round(time.perf_counter() - start), "peak_gib": peak(), "mb": round(size_ / 1e6)}
 

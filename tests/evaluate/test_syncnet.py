@@ -21,7 +21,8 @@ from lipstream_evaluate.syncnet import (
     sync_score,
 )
 from lipstream_models import STUDENTS
-from lipstream_training.data.clips import PAST, Clip, draw_clip
+from lipstream_models.mel import PAST_FRAMES
+from lipstream_training.data.clips import Clip, draw_clip
 from lipstream_training.syncnet import SMALL, SyncNetRecipe, told_apart, train_syncnet
 from safetensors.torch import save_file
 from torch import nn
@@ -57,9 +58,9 @@ def clips() -> list[Clip]:
 
 
 def sound(clip: Clip, late: int = 0) -> np.ndarray:
-    """What is heard while the clip is shown, if the mouth is `late` frames late against it."""
-    start = (PAST + late) * 640
-    return clip.heard[max(start, 0) :][: FRAMES * 640]
+    """The audio while the clip is shown, if the mouth is `late` frames late against it."""
+    start = (PAST_FRAMES + late) * 640
+    return clip.audio[max(start, 0) :][: FRAMES * 640]
 
 
 def test_every_parameter_has_the_published_name_and_shape() -> None:
@@ -106,13 +107,13 @@ def test_the_published_size_takes_the_published_crops() -> None:
 
 
 def test_scores_are_those_of_the_published_loop() -> None:
-    lips, heard = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0))
-    heard = 0.3 * heard + torch.cat([lips[3:], lips[:3]])  # the sound of a moment comes three frames before its lips
-    padded = nn.functional.pad(heard, (0, 0, 15, 15))
+    lips, sound = torch.randn(2, 40, 16, generator=torch.Generator().manual_seed(0))
+    sound = 0.3 * sound + torch.cat([lips[3:], lips[:3]])  # the sound of a moment comes three frames before its lips
+    padded = nn.functional.pad(sound, (0, 0, 15, 15))
     rows = [nn.functional.pairwise_distance(lips[[i]].repeat(31, 1), padded[i : i + 31]) for i in range(40)]
-    torch.testing.assert_close(distances(lips, heard), torch.stack(rows))
+    torch.testing.assert_close(distances(lips, sound), torch.stack(rows))
     means = torch.stack(rows).mean(0)
-    found = score(lips, heard)
+    found = score(lips, sound)
     assert found.distance == pytest.approx(float(means.min()))
     assert found.confidence == pytest.approx(float(means.median() - means.min()))
     assert found.offset == 15 - int(means.argmin()) == 3
@@ -122,8 +123,8 @@ def test_scores_are_those_of_the_published_loop() -> None:
 def test_known_shifts_are_found_exactly(clips: list[Clip], late: int) -> None:
     net = load_syncnet(DRAWN)
     for clip in clips:
-        whole = np.concatenate([np.zeros(640 * 10, np.float32), clip.heard, np.zeros(640 * 10, np.float32)])
-        start = (PAST + 10 + late) * 640
+        whole = np.concatenate([np.zeros(640 * 10, np.float32), clip.audio, np.zeros(640 * 10, np.float32)])
+        start = (PAST_FRAMES + 10 + late) * 640
         found = sync_score(net, clip.target, whole[start : start + FRAMES * 640])
         assert found is not None
         assert found.offset == late

@@ -16,7 +16,8 @@ import torch
 from exported import Exported
 from lipstream.bundle import Bundle
 from lipstream.errors import ConfigError, OutputError
-from lipstream_export.bundle import Parts, export_bundle
+from lipstream_export.bundle import export_bundle
+from lipstream_models.parts import StudentParts
 from onnx import TensorProto, numpy_helper
 from toys import CONFIG, toy_student, toy_text
 
@@ -205,12 +206,12 @@ def test_manifest(complete: Exported) -> None:
 def test_sizes_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     config = replace(CONFIG, **changes)
     with pytest.raises(ConfigError, match=message):
-        export_bundle(Parts(toy_student(), toy_text()), config, tmp_path / "bundle")
+        export_bundle(StudentParts(config, toy_student(), toy_text()), tmp_path / "bundle")
     assert not [*tmp_path.iterdir()]
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(OutputError, match="not a bundle"):
-        export_bundle(Parts(toy_student(), toy_text()), CONFIG, tmp_path)
+        export_bundle(StudentParts(CONFIG, toy_student(), toy_text()), tmp_path)
     assert [file.name for file in tmp_path.iterdir()] == ["holiday.jpg"]

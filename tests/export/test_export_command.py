@@ -15,10 +15,9 @@ from lipstream.cli import main
 from lipstream.errors import CheckpointError, ConfigError, LipStreamError, OutputError, ParityError
 from lipstream_export import command, parity
 from lipstream_export.command import export
-from lipstream_export.source import load_checkpoint
-from lipstream_models.checkpoint import Checkpoint
+from lipstream_models.parts import StudentParts
 from safetensors.torch import load_file, save_file
-from toys import CONFIG, toy_checkpoint
+from toys import CONFIG, toy_parts
 
 SMALL = replace(CONFIG, num_layers=1, latent_size=(2, 2))
 
@@ -26,7 +25,7 @@ SMALL = replace(CONFIG, num_layers=1, latent_size=(2, 2))
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
-    toy_checkpoint(SMALL).save(folder)
+    toy_parts(SMALL).save(folder)
     return folder
 
 
@@ -137,19 +136,19 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
 
 
 def test_models_of_other_latents_are_refused(tmp_path: Path) -> None:
-    ours, other = toy_checkpoint(SMALL), toy_checkpoint(replace(SMALL, latent_channels=5))
-    Checkpoint(ours.student, other.taehv, ours.speech, ours.text, ours.masks, {}).save(tmp_path)
+    ours, other = toy_parts(SMALL), toy_parts(replace(SMALL, latent_channels=5))
+    replace(ours, taehv=other.taehv).save(tmp_path)
     with pytest.raises(CheckpointError, match="4 latent channels, the TAEHV 5"):
-        load_checkpoint(tmp_path)
+        StudentParts.from_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"), [({"spatial": 4}, "4 times smaller, the TAEHV's 8"), ({"audio_dim": 12}, "hears 12")]
+    ("change", "complaint"), [({"spatial": 4}, "4 times smaller, the TAEHV's 8"), ({"audio_dim": 12}, "takes 12")]
 )
 def test_parts_that_were_not_trained_together_are_refused(tmp_path: Path, change: Any, complaint: str) -> None:
-    toy_checkpoint(replace(SMALL, **change)).save(tmp_path)
+    toy_parts(replace(SMALL, **change)).save(tmp_path)
     with pytest.raises(CheckpointError, match=complaint):
-        load_checkpoint(tmp_path)
+        StudentParts.from_checkpoint(tmp_path)
 
 
 def test_a_window_of_no_whole_chunks_is_refused(checkpoint: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""wav2vec 2.0 in a stream, against the clip heard in one piece."""
+"""wav2vec 2.0 in a stream, against the clip in one piece."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ def speech(samples: int) -> Tensor:
     return 0.1 * torch.randn(samples, generator=torch.Generator().manual_seed(1)) + 0.02
 
 
-def chunks(ear: LiveWav2Vec, waveform: Tensor) -> Tensor:
+def chunks(encoder: LiveWav2Vec, waveform: Tensor) -> Tensor:
     """The features of a stream, cut into chunks as a session does: the first has three frames before the sound."""
     count = -(-(waveform.shape[0] // FRAME + MISSING) // CHUNK)
-    after = (count * CHUNK - MISSING) * FRAME + ear.lookahead - waveform.shape[0]
-    padded = F.pad(waveform, (ear.lookback + MISSING * FRAME, after))
-    length = ear.lookback + CHUNK * FRAME + ear.lookahead
-    found = [ear(padded[k * CHUNK * FRAME :][:length]) for k in range(count)]
+    after = (count * CHUNK - MISSING) * FRAME + encoder.lookahead - waveform.shape[0]
+    padded = F.pad(waveform, (encoder.lookback + MISSING * FRAME, after))
+    length = encoder.lookback + CHUNK * FRAME + encoder.lookahead
+    found = [encoder(padded[k * CHUNK * FRAME :][:length]) for k in range(count)]
     return torch.cat(found)[MISSING:]
 
 
@@ -54,25 +54,25 @@ def test_a_window_longer_than_the_clip_gives_the_clips_features(model: Any, samp
     waveform = speech(samples)
     expected = Wav2VecFeatures(model, samples, 0)(waveform)
     found = chunks(LiveWav2Vec(model, lookback=4, lookahead=4), waveform)[: len(expected)]
-    whole = len(expected) // CHUNK * CHUNK - MISSING  # a last chunk beyond the end hears its silent rest, too
+    whole = len(expected) // CHUNK * CHUNK - MISSING  # a last chunk beyond the end includes its silent rest
     assert distance(found[:whole], expected[:whole]) < 1e-5
 
 
 def test_a_stream_that_begins_hears_no_silence_before_it(model: Any) -> None:
     """The first chunk of a long clip is that of the clip that ends with its look-ahead."""
     waveform = speech(200 * FRAME)
-    ear = LiveWav2Vec(model, lookback=3.2, lookahead=0.32)
-    heard = waveform[: (CHUNK - MISSING) * FRAME + ear.lookahead]
-    expected = Wav2VecFeatures(model, len(heard), 0)(heard)[: CHUNK - MISSING]
-    assert distance(chunks(ear, waveform)[: CHUNK - MISSING], expected) < 1e-5
+    encoder = LiveWav2Vec(model, lookback=3.2, lookahead=0.32)
+    audio = waveform[: (CHUNK - MISSING) * FRAME + encoder.lookahead]
+    expected = Wav2VecFeatures(model, len(audio), 0)(audio)[: CHUNK - MISSING]
+    assert distance(chunks(encoder, waveform)[: CHUNK - MISSING], expected) < 1e-5
 
 
 def test_loudness_and_silence(model: Any) -> None:
     """Loudness does not matter; without any sound the features are finite and those of silence for all frames."""
-    ear = LiveWav2Vec(model, lookback=0.8, lookahead=0.08)
-    window = speech(ear.lookback + CHUNK * FRAME + ear.lookahead)
-    assert distance(ear(7 * window), ear(window)) < 1e-4
-    silence = ear(torch.zeros_like(window))
+    encoder = LiveWav2Vec(model, lookback=0.8, lookahead=0.08)
+    window = speech(encoder.lookback + CHUNK * FRAME + encoder.lookahead)
+    assert distance(encoder(7 * window), encoder(window)) < 1e-4
+    silence = encoder(torch.zeros_like(window))
     assert silence.isfinite().all()
     assert silence.shape == (CHUNK, 5 * 32)
 

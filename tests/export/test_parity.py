@@ -16,16 +16,16 @@ from lipstream.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStream
 from lipstream.bundle.golden import relative_error
 from lipstream.errors import ParityError
 from lipstream_export import parity
-from lipstream_export.bundle import Parts
 from lipstream_export.parity import parity_report, require_parity
 from lipstream_export.torch_backend import TorchBackend, TorchSteps
 from lipstream_models import RingGeometry
+from lipstream_models.parts import StudentParts
 
 GRAPHS = {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
 
 
 def test_every_graph_agrees(complete: Exported) -> None:
-    report = parity_report(complete.parts, complete.config, complete.bundle)
+    report = parity_report(complete.parts, complete.bundle)
     assert report["graphs"].keys() == GRAPHS
     assert report["worst"] == max(report["graphs"].values()) < 5e-6
     assert report["passed"]
@@ -35,7 +35,7 @@ def test_every_graph_agrees(complete: Exported) -> None:
 
 
 def test_every_window_agrees(student_only: Exported) -> None:
-    report = parity_report(student_only.parts, student_only.config, student_only.bundle)
+    report = parity_report(student_only.parts, student_only.bundle)
     assert report["graphs"].keys() == {"denoiser", "context"}
     assert report["worst"] < 5e-6
 
@@ -49,7 +49,7 @@ def test_the_report_passes_every_phase(student_only: Exported, monkeypatch: pyte
         begin(stream, chunk)
 
     monkeypatch.setattr(TorchSteps, "begin_chunk", recorded)
-    parity_report(student_only.parts, student_only.config, student_only.bundle)
+    parity_report(student_only.parts, student_only.bundle)
     c = student_only.config
     geometry = RingGeometry(c.window, c.sink, c.chunk_frames)
     assert sorted({geometry.at(chunk).valid for chunk in seen}) == geometry.phases
@@ -57,13 +57,13 @@ def test_the_report_passes_every_phase(student_only: Exported, monkeypatch: pyte
 
 
 def test_another_seed_gives_other_inputs(student_only: Exported) -> None:
-    parts, config, bundle = student_only.parts, student_only.config, student_only.bundle
-    first, second = (parity_report(parts, config, bundle, seed=seed) for seed in (0, 1))
+    parts, bundle = student_only.parts, student_only.bundle
+    first, second = (parity_report(parts, bundle, seed=seed) for seed in (0, 1))
     assert first["worst"] != second["worst"]
     assert {**first, "seed": 1, "worst": 0, "graphs": 0} == {**second, "worst": 0, "graphs": 0}
 
 
-def changed(parts: Parts, part: str, weight: str) -> Parts:
+def changed(parts: StudentParts, part: str, weight: str) -> StudentParts:
     """The parts with one weight of one of them a little larger."""
     module = copy.deepcopy(getattr(parts, part))
     with torch.no_grad():
@@ -81,7 +81,7 @@ def changed(parts: Parts, part: str, weight: str) -> Parts:
     ],
 )
 def test_one_other_weight_shows(complete: Exported, part: str, weight: str, graphs: set[str]) -> None:
-    report = parity_report(changed(complete.parts, part, weight), complete.config, complete.bundle)
+    report = parity_report(changed(complete.parts, part, weight), complete.bundle)
     assert not report["passed"]
     assert {name for name, error in report["graphs"].items() if error > 1e-5} == graphs
     with pytest.raises(ParityError, match="relative error") as error:
@@ -91,14 +91,14 @@ def test_one_other_weight_shows(complete: Exported, part: str, weight: str, grap
 
 def test_a_context_pass_that_leaves_nothing_shows(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeStream, "context", lambda *arguments: None)
-    report = parity_report(student_only.parts, student_only.config, student_only.bundle)
+    report = parity_report(student_only.parts, student_only.bundle)
     assert report["graphs"]["context"] > 1e-4
 
 
 def test_nan_is_not_parity(complete: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = np.full((12, 3, 32, 48), np.nan, np.float32)
     monkeypatch.setattr(OnnxRuntimeStream, "decode", lambda stream, latent: nothing)
-    report = parity_report(complete.parts, complete.config, complete.bundle)
+    report = parity_report(complete.parts, complete.bundle)
     assert not report["passed"]
     with pytest.raises(ParityError, match="video_decoder"):
         require_parity(report)
@@ -114,7 +114,7 @@ def test_relative_error(found: list[float], expected: list[float], error: float)
 
 def test_a_bundle_read_back_into_pytorch_is_the_bundle(complete: Exported) -> None:
     """The torch backend takes its weights from the graphs; they are those that were exported."""
-    backend = TorchBackend(complete.bundle)
+    backend = TorchBackend(StudentParts.from_bundle(complete.bundle))
     for ours, theirs in ((backend.parts.student, complete.parts.student), (backend.parts.taehv, complete.parts.taehv)):
         assert ours is not None
         assert theirs is not None

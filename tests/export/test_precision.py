@@ -22,7 +22,7 @@ from lipstream.bundle import Bundle
 from lipstream.bundle.golden import REFERENCE, Reference, probe_inputs
 from lipstream.cli import main
 from lipstream.errors import BackendError
-from lipstream_export.bundle import export_bundle, manifest_of
+from lipstream_export.bundle import export_bundle
 from lipstream_export.parity import parity_report, require_parity
 from lipstream_export.precision import (
     FP8Linear,
@@ -41,6 +41,7 @@ from lipstream_export.precision.sensitivity import velocity_error
 from lipstream_export.reference import reference
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models.layers import Linear
+from lipstream_models.parts import StudentParts
 from torch import nn
 
 
@@ -57,12 +58,12 @@ def passes(complete: Exported) -> Passes:
         found.calls += [("begin_chunk", (chunk,))]
         found.calls += [("denoise", (latents[step], condition, audio, step)) for step in range(2)]
         found.calls += [("context", (latents[2], condition, audio))]
-    found.velocities = found.play(TorchBackend.of(complete.parts, complete.config).open_steps())
+    found.velocities = found.play(TorchBackend(complete.parts).open_steps())
     return found
 
 
-def error_of(exported: Exported, parts: object, passes: Passes) -> float:
-    stream = TorchBackend.of(parts, exported.config).open_steps()  # type: ignore[arg-type]
+def error_of(parts: StudentParts, passes: Passes) -> float:
+    stream = TorchBackend(parts).open_steps()
     return velocity_error(passes.play(stream), passes.velocities)
 
 
@@ -108,14 +109,14 @@ def test_bf16_rounds_products_and_leaves_norms_and_modulation(complete: Exported
     assert parts.student.blocks[0].self_attn.norm_q.weight.dtype == torch.float32
     assert parts.student.blocks[0].ffn[0].weight.dtype == torch.bfloat16
     assert complete.parts.student.blocks[0].ffn[0].weight.dtype == torch.float32  # type: ignore[union-attr]
-    error = error_of(complete, parts, passes)
+    error = error_of(parts, passes)
     assert 1e-4 < error < 1e-2
     wholly = replace(
         complete.parts,
         student=copy.deepcopy(complete.parts.student).to(torch.bfloat16),  # type: ignore[union-attr]
         shared={k: v.bfloat16() for k, v in complete.parts.constants().items() if not k.startswith("mask.")},
     )
-    assert error < 0.8 * error_of(complete, wholly, passes)
+    assert error < 0.8 * error_of(wholly, passes)
 
 
 def test_sensitivity_predicts_the_error_of_fp8(complete: Exported, passes: Passes) -> None:
@@ -130,10 +131,10 @@ def test_sensitivity_predicts_the_error_of_fp8(complete: Exported, passes: Passe
     sensitivity = measure_sensitivity(parts, passes, largest, budget=math.inf)
     assert sensitivity.kept == []
     quantised = replace(parts, student=quantise(parts.student, sensitivity.quantised))
-    expected = passes.play(TorchBackend.of(parts, complete.config).open_steps())
-    found = passes.play(TorchBackend.of(quantised, complete.config).open_steps())
+    expected = passes.play(TorchBackend(parts).open_steps())
+    found = passes.play(TorchBackend(quantised).open_steps())
     assert velocity_error(found, expected) == pytest.approx(sensitivity.predicted(), rel=0.6)
-    assert passes.play(TorchBackend.of(parts, complete.config).open_steps())[0].tobytes() == expected[0].tobytes()
+    assert passes.play(TorchBackend(parts).open_steps())[0].tobytes() == expected[0].tobytes()
 
 
 @given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=30), st.floats(0, 2))
@@ -154,11 +155,11 @@ def rounded(
     if request.param == "fp8":
         assert parts.student
         parts = replace(parts, student=quantise(parts.student, largest_inputs(parts, passes)))
-    reference_ = reference(complete.parts, parts, complete.config, manifest_of(parts, complete.config))
+    reference_ = reference(complete.parts, parts)
     path = tmp_path_factory.mktemp(request.param) / "bundle"
     files = {REFERENCE: reference_.dump()}
-    bundle = export_bundle(parts, complete.config, path, precision=request.param, files=files)
-    return Exported(parts, complete.config, bundle)
+    bundle = export_bundle(parts, path, precision=request.param, files=files)
+    return Exported(parts, bundle)
 
 
 def test_the_graphs_hold_what_pytorch_computes(rounded: Exported, tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_the_graphs_hold_what_pytorch_computes(rounded: Exported, tmp_path: Path
         student=widen_module(copy.deepcopy(rounded.parts.student)),  # type: ignore[arg-type]
         taehv=widen_module(copy.deepcopy(rounded.parts.taehv)),  # type: ignore[arg-type]
     )
-    report = parity_report(parts, rounded.config, wide, rounded.bundle.manifest.precision)
+    report = parity_report(parts, wide, rounded.bundle.manifest.precision)
     require_parity(report)
 
 
@@ -225,7 +226,7 @@ def test_a_float32_bundle_exports_to_itself(complete: Exported, tmp_path: Path) 
     [
         (["--precision", "fp8", "--chunks", "0"], "0 chunks"),
         (["--precision", "fp8", "--budget", "nan"], "budget of nan"),
-        (["--precision", "fp8", "--chunks", "1000"], "suffices for"),
+        (["--precision", "fp8", "--chunks", "1000"], "is enough for"),
         (["--precision", "fp8", "--calibrate", "nothing.mp4", "nothing.wav"], "nothing.mp4"),
     ],
 )

@@ -20,16 +20,17 @@ from lipstream.bundle import Bundle
 from lipstream.cli import main
 from lipstream.errors import CheckpointError
 from lipstream_export.command import export
-from lipstream_export.release import Release
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models.parts import StudentParts
 from lipstream_models.released import describe, load_student, load_taehv, load_wan_vae, open_weights
+from lipstream_models.released.release import Release
 from lipstream_models.released.student import LORA_SCALE
 from lipstream_models.released.text import embed, load_text
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint
-from toys import EAR, randomise
+from toys import WAV2VEC_SIZES, randomise
 
 TOY = StudentConfig(
     dim=24,
@@ -249,7 +250,7 @@ def test_a_prompt_is_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_text_encoder_in_bfloat16_stays_by_float32(tmp_path: Path) -> None:
-    """As the original's file is; the reference is transformers' in float32 with the rounded weights."""
+    """As upstream's file; the reference is transformers' in float32 with the rounded weights."""
     model = umt5(tmp_path / "umt5").bfloat16()
     path = save(tmp_path / "umt5.pth", original_names(model))
     found = embed(path, "a person talking", tokenizer=tmp_path / "umt5")[0, :4]
@@ -259,7 +260,7 @@ def test_a_text_encoder_in_bfloat16_stays_by_float32(tmp_path: Path) -> None:
 
 
 def original_names(model: Any) -> Weights:
-    """The weights of transformers' UMT5 encoder as the original's file has them."""
+    """The weights of transformers' UMT5 encoder as upstream's file has them."""
     names = {"token_embedding.weight": "shared.weight", "norm.weight": "encoder.final_layer_norm.weight"}
     for i in range(model.config.num_layers):
         first, second = (f"encoder.block.{i}.layer.{j}" for j in (0, 1))
@@ -361,11 +362,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     torch.manual_seed(0)
     wan = WanVAE(WanVAEConfig(dim=4))
     randomise(wan)
-    Wav2Vec2Model(Wav2Vec2Config(**EAR)).save_pretrained(folder / "wav2vec")
+    Wav2Vec2Model(Wav2Vec2Config(**WAV2VEC_SIZES)).save_pretrained(folder / "wav2vec")
     mask = np.full((256, 256), 255, np.uint8)
     mask[128:, 32:-32] = 0
     cv2.imwrite(str(folder / "mask.png"), mask)
     return Release(
+        lookback=3.2,
+        lookahead=0.08,
         model="toy",
         student=(save(folder / "student.pth", student_weights()),),
         wav2vec=folder / "wav2vec",
@@ -382,11 +385,11 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: R
     assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
     sample = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample" / "face.mp4"
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
-    parts = release.parts()
+    parts = StudentParts.from_release(release)
     assert parts.student
     engines = [LipSyncEngine.load(tmp_path / "bundle")]
     parts.student.float()
-    engines.append(LipSyncEngine(Bundle.load(tmp_path / "bundle"), TorchBackend.of(parts, TOY)))
+    engines.append(LipSyncEngine(Bundle.load(tmp_path / "bundle"), TorchBackend(parts)))
     shown = []
     for engine in engines:
         with engine.session(sample) as session:
@@ -444,7 +447,7 @@ def sparse_safetensors(path: Path, state: Weights) -> None:
 
 
 def test_a_check_of_14b_reads_headers_alone(release: Release, tmp_path: Path) -> None:
-    """28 GB that are not there; in a process of its own, whose memory is looked at."""
+    """28 GB that are not there; in a separate process, whose memory is measured."""
     with torch.device("meta"):
         sparse_safetensors(tmp_path / "student.safetensors", CausalDiT(STUDENTS["14b"]).state_dict())
     assert describe(tmp_path / "student.safetensors")["size"] == "14b, 65 channels"

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from lipstream_export.bundle import Parts
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import ClipAttention, RingGeometry
+from lipstream_models.parts import StudentParts
 from toys import CONFIG, toy_student, toy_text
 
 CHUNKS = 6
@@ -33,7 +33,7 @@ def test_stream_equals_clip(window: int, sink: int, chunk: int) -> None:
     condition = normal(3 * config.latent_channels + 1, frames, *size)
     audio = normal(4 * frames, config.audio_dim)
 
-    stream = TorchBackend.of(Parts(student=student, text=text), config).open_steps()
+    stream = TorchBackend(StudentParts(config, student, text)).open_steps()
     text_kv = student.text_kv(text[None])
     phases = set()
     for k in range(CHUNKS):
@@ -59,7 +59,7 @@ def test_stream_equals_clip(window: int, sink: int, chunk: int) -> None:
 @torch.no_grad()
 def test_the_past_matters() -> None:
     """Or the test above would pass for a stream that forgets: other frames long ago or just now move the result."""
-    backend = TorchBackend.of(Parts(student=toy_student(), text=toy_text()), CONFIG)
+    backend = TorchBackend(StudentParts(CONFIG, toy_student(), toy_text()))
     rng = np.random.default_rng(0)
     latents, conditions = (rng.standard_normal((5, n, 3, *CONFIG.latent_size), np.float32) for n in (4, 13))
     audio = rng.standard_normal((5, 12, CONFIG.audio_dim), np.float32)

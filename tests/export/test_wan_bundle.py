@@ -11,42 +11,43 @@ import torch
 from exported import Exported
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
-from lipstream_export.bundle import Parts, export_bundle
+from lipstream_export.bundle import export_bundle
 from lipstream_export.parity import parity_report, require_parity
 from lipstream_export.precision import to_bfloat16
 from lipstream_export.source import load_source
 from lipstream_models import TAEHV, WanVAE, WanVAEConfig
+from lipstream_models.parts import StudentParts
 from toys import CONFIG, TAEHV_CONFIG, randomise, toy_taehv
 
 CHANNELS = CONFIG.latent_channels
 SIZES = replace(CONFIG, spatial=8)
 
 
-def video_parts(encoder: str, decoder: str) -> Parts:
+def video_parts(encoder: str, decoder: str) -> StudentParts:
     torch.manual_seed(0)
     wan = WanVAE(WanVAEConfig(dim=4, latent_channels=CHANNELS)).eval().requires_grad_(False)
     randomise(wan)
     masks = {"pixel": torch.ones(SIZES.crop_size)}
     masks["pixel"][SIZES.crop_size[0] // 2 :] = 0
-    return Parts(taehv=toy_taehv(TAEHV_CONFIG), wan=wan, encoder=encoder, decoder=decoder, masks=masks)
+    return StudentParts(SIZES, taehv=toy_taehv(TAEHV_CONFIG), wan=wan, encoder=encoder, decoder=decoder, masks=masks)
 
 
 @pytest.fixture(scope="module", params=[("wan", "wan"), ("wan", "taehv"), ("taehv", "wan")], ids="-".join)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     parts = video_parts(*request.param)
-    return Exported(parts, SIZES, export_bundle(parts, SIZES, tmp_path_factory.mktemp("wan") / "bundle"))
+    return Exported(parts, export_bundle(parts, tmp_path_factory.mktemp("wan") / "bundle"))
 
 
 def test_onnx_runtime_agrees_with_pytorch(exported: Exported) -> None:
-    report = parity_report(exported.parts, exported.config, exported.bundle)
+    report = parity_report(exported.parts, exported.bundle)
     require_parity(report)
     assert {*report["graphs"]} == {"video_encoder", "video_decoder"}
 
 
 def test_pytorch_finds_its_weights_in_the_bundle(exported: Exported) -> None:
-    parts, config = load_source(exported.bundle.path)
+    parts = load_source(exported.bundle.path)
     assert (parts.encoder, parts.decoder) == (exported.parts.encoder, exported.parts.decoder)
-    require_parity(parity_report(parts, config, exported.bundle))
+    require_parity(parity_report(parts, exported.bundle))
 
 
 def test_the_unused_half_is_not_stored(exported: Exported, tmp_path: Path) -> None:
@@ -66,7 +67,7 @@ def test_each_half_has_its_codec() -> None:
 
 def test_in_bfloat16_the_memories_are(exported: Exported, tmp_path: Path) -> None:
     rounded = to_bfloat16(exported.parts)
-    bundle = export_bundle(rounded, exported.config, tmp_path / "bf16", precision="bf16")
+    bundle = export_bundle(rounded, tmp_path / "bf16", precision="bf16")
     assert Bundle.load(bundle.path).manifest.precision == "bf16"
 
 

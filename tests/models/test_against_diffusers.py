@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from lipstream_export.bundle import Parts
 from lipstream_export.precision import to_bfloat16
 from lipstream_models import CausalDiT, ClipAttention
+from lipstream_models.parts import StudentParts
 from toys import CONFIG, toy_student, toy_text
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed: pip install diffusers")
@@ -78,7 +78,7 @@ def test_velocity_is_that_of_diffusers(head_dim: int, frames: int, precision: st
     """One pass over one or two chunks; in bfloat16, too, against diffusers' in float32."""
     student, other = base_model(2 * head_dim)
     if precision == "bf16":
-        student = to_bfloat16(Parts(student=student, text=toy_text(student.config))).student
+        student = to_bfloat16(StudentParts(student.config, student, toy_text(student.config))).student
     config = student.config
     generator = torch.Generator().manual_seed(0)
     latent = torch.randn(1, config.latent_channels, frames, *config.latent_size, generator=generator)

@@ -1,4 +1,4 @@
-"""What can be heard: against NumPy's FFT, and a stream's against a whole file's."""
+"""Log-mel features: against NumPy's FFT, and a stream's against a whole file's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lipstream_models.mel import (
     LogMel,
     mel_filters,
 )
-from lipstream_training.audio_encoder import HearingRecipe, speak, train_hearing
+from lipstream_training.audio_encoder import AudioEncoderRecipe, speak, train_audio_encoder
 from lipstream_training.data.mouth import mouth_track
 from lipstream_training.data.speech import synthesiser_available
 
@@ -40,8 +40,8 @@ def test_equals_the_fft() -> None:
     hertz = np.arange(WINDOW // 2 + 1) * 16_000 / WINDOW
     vowels = np.log10(power[:, (hertz >= 300) & (hertz < 3400)].sum(1) / 8 + 1e-8) / 2 + 2.5
     level = np.array([vowels[max(0, h - LEVEL_HOPS + 1) : h + 1].max() for h in range(len(vowels))])
-    heard = np.concatenate([mel, 2 * (vowels - level)[:, None], level[:, None]], axis=1)
-    frames = heard.reshape(-1, 4, MELS + 2)
+    hops = np.concatenate([mel, 2 * (vowels - level)[:, None], level[:, None]], axis=1)
+    frames = hops.reshape(-1, 4, MELS + 2)
     wanted = []
     for f in range(9, 12):  # nine frames of the past come first
         near = [frames[f + i].ravel() for i in (-1, 0, 1)]
@@ -53,10 +53,10 @@ def test_equals_the_fft() -> None:
 
 
 def test_a_stream_hears_what_a_file_holds() -> None:
-    x, ear = samples(11), SpeechEncoder()
-    whole = ear(x)
+    x, encoder = samples(11), SpeechEncoder()
+    whole = encoder(x)
     cut = 5 * SAMPLES_PER_FRAME
-    parts = [ear(x[: LOOKBACK + cut + LOOKAHEAD]), ear(x[cut:])]
+    parts = [encoder(x[: LOOKBACK + cut + LOOKAHEAD]), encoder(x[cut:])]
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
 
 
@@ -76,8 +76,8 @@ def test_level_is_what_was_loudest_lately() -> None:
 def test_a_tone_is_loudest_in_its_own_band() -> None:
     time = torch.arange(len(samples(1))) / 16000
     for hertz in (300.0, 1000.0, 4000.0):
-        heard = LogMel()(torch.sin(2 * torch.pi * hertz * time))[0, : NEAR * 4 * (MELS + 2)]
-        bands = heard.reshape(-1, MELS + 2)[:, :MELS]
+        hops = LogMel()(torch.sin(2 * torch.pi * hertz * time))[0, : NEAR * 4 * (MELS + 2)]
+        bands = hops.reshape(-1, MELS + 2)[:, :MELS]
         centre = (mel_filters() @ (torch.arange(WINDOW // 2 + 1).double() * 16000 / WINDOW))[bands.argmax(1)]
         assert (centre / hertz).log2().abs().max() < 0.25
 
@@ -92,22 +92,22 @@ def test_filters_average() -> None:
 @pytest.mark.skipif(not synthesiser_available(), reason='NO VOICES TESTED: pip install "lipstream[training]"')
 class TestHearing:
     def test_a_voice_and_its_mouth_are_in_step(self) -> None:
-        heard, mouth = speak(3, 4.0)
-        assert len(heard) == LOOKBACK + len(mouth) * SAMPLES_PER_FRAME + LOOKAHEAD
-        # Where the microphone took nothing away, the rule gives the same mouth for what was heard.
+        recorded, mouth = speak(3, 4.0)
+        assert len(recorded) == LOOKBACK + len(mouth) * SAMPLES_PER_FRAME + LOOKAHEAD
+        # Where the microphone took nothing away, the rule gives the same mouth for the recording.
         past = -(-LOOKBACK // SAMPLES_PER_FRAME)
-        aligned = np.concatenate([np.zeros(past * SAMPLES_PER_FRAME - LOOKBACK, np.float32), heard])
+        aligned = np.concatenate([np.zeros(past * SAMPLES_PER_FRAME - LOOKBACK, np.float32), recorded])
         again = mouth_track(aligned, past + len(mouth)).stacked()[past:]
         assert np.corrcoef(again[:, 0], mouth[:, 0])[0, 1] > 0.6
 
     def test_it_learns(self) -> None:
         voices = [speak(i, 3.0) for i in range(6)]
-        heard, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*voices, strict=True))
+        audio, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*voices, strict=True))
         losses: list[float] = []
-        ear = train_hearing(
-            SpeechEncoder(), heard, mouth, HearingRecipe(steps=60, batch=64), seed=0, progress=losses.append
+        encoder = train_audio_encoder(
+            SpeechEncoder(), audio, mouth, AudioEncoderRecipe(steps=60, batch=64), seed=0, progress=losses.append
         )
         assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
-        features = ear(heard[0])
+        features = encoder(audio[0])
         assert features.shape == (mouth.shape[1], 64)
         assert features.abs().max() <= 1

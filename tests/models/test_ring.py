@@ -1,4 +1,4 @@
-"""The ring's arithmetic, against the released cache simulated frame by frame."""
+"""The ring's arithmetic, against the upstream cache simulated frame by frame."""
 
 from __future__ import annotations
 

@@ -7,11 +7,12 @@ import re
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from lipstream_export.bundle import Parts
 from lipstream_export.precision import to_bfloat16
 from lipstream_models import WanVAE, WanVAEConfig
+from lipstream_models.parts import StudentParts
 from lipstream_models.wan_vae import MEAN, STD
 from torch import Tensor, nn
+from toys import CONFIG as STUDENT
 from toys import randomise
 
 CONFIG = WanVAEConfig(dim=8)
@@ -67,7 +68,7 @@ def test_encoding_and_decoding_are_those_of_diffusers() -> None:
 
 def test_in_bfloat16_it_stays_by_diffusers_in_float32() -> None:
     ours = random_vae()
-    theirs, low = diffusers_vae(ours), to_bfloat16(Parts(wan=ours)).wan
+    theirs, low = diffusers_vae(ours), to_bfloat16(StudentParts(STUDENT, wan=ours)).wan
     assert low
     video, latent = torch.rand(1, 12, 3, 32, 48), torch.randn(1, 4, 16, 4, 6)
     mean, std = (torch.tensor(x)[:, None, None, None] for x in (MEAN, STD))

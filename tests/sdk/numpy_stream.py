@@ -134,7 +134,7 @@ class OpenSession:
         self.stream, self.reference = stream or NumpyStream(), reference or NumberedReference()
         face = LipStreamFacePipeline(GEOMETRY, np.zeros((SIDE, SIDE), np.float32))
         mask = np.zeros(GEOMETRY.latent_size, np.float32)
-        chunks = SteppedStream(MANIFEST, self.stream, mask)
+        chunks = SteppedStream(self.stream, MANIFEST.t_list, GEOMETRY.sequence, mask)
         self.session = LipSyncSession(MANIFEST, chunks, self.reference, face, POOL, **options)
 
 

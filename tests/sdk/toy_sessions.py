@@ -16,9 +16,9 @@ from lipstream.bundle import Bundle
 from lipstream.face import LipStreamFacePipeline
 from lipstream.session import Frame, LipSyncSession
 from lipstream.session.reference import SourceFrame
-from lipstream_export.bundle import Parts, export_bundle
+from lipstream_export.bundle import export_bundle
 from numpy_stream import assert_same_frames, noise
-from toys import CONFIG, toy_checkpoint
+from toys import CONFIG, toy_parts
 
 TOY = replace(CONFIG, latent_size=(4, 4), num_layers=2)
 SIDE = TOY.crop_size[0]
@@ -92,12 +92,12 @@ class Pictures:
 
 def export_toy(folder: Path) -> Bundle:
     """A bundle whose codec has memories in both halves, and whose pictures show a small difference."""
-    saved = toy_checkpoint(TOY)
-    *_, weight, bias = saved.taehv.decoder.parameters()
+    parts = toy_parts(TOY)
+    assert parts.taehv
+    *_, weight, bias = parts.taehv.decoder.parameters()
     weight.data *= 10 / weight.data.abs().max()  # pictures of all greys
     bias.data[:] = 0.5
-    parts = Parts(saved.student, saved.text, saved.taehv, saved.speech, saved.masks, saved.model)
-    return export_bundle(parts, TOY, folder)
+    return export_bundle(parts, folder)
 
 
 def session(chunks: ChunkStream, bundle: Bundle, *, seed: int = 0, pictures: int = 0) -> LipSyncSession:

@@ -288,7 +288,7 @@ def _rank(rank: int, port: int, recipe: Recipe, out: Path, results: Any) -> None
     ids=lambda recipe: recipe.stage,
 )
 def test_two_ranks_are_one_with_accumulation(recipe: Recipe, tmp_path: Path) -> None:
-    # The critic's gradient undivided, as released, would depend on `accumulate`.
+    # The critic's gradient undivided, as upstream, would depend on `accumulate`.
     one, two = (replace(recipe, batch=1, accumulate=n, exact_critic=True) for n in (4, 2))
     whole, curve = trained(one, tmp_path / "one")
     with socket.socket() as free:
@@ -352,7 +352,7 @@ def test_recipes_come_from_files_and_options(tmp_path: Path) -> None:
 
 
 def test_the_sink_can_stay_where_it_is(tmp_path: Path) -> None:
-    """The released first stage and the ring number the sink differently; the recipe says which."""
+    """Upstream's first stage and the ring number the sink differently; the recipe says which."""
     batch = Clips().batch((0, 1))
     found = []
     for moves in (False, True):

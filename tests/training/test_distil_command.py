@@ -15,14 +15,13 @@ import torch
 from lipstream.media import VideoReader
 from lipstream_evaluate.syncnet import load_syncnet
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
-from lipstream_models.checkpoint import Checkpoint
 from lipstream_models.config import TINY_TAEHV
+from lipstream_models.parts import StudentParts
 from lipstream_training.cli import main
 from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_mask
 from lipstream_training.distil import parallel, plan
 from lipstream_training.distil import toy_dataset as micro_world
 from lipstream_training.distil.analyze import factorial, pick_landing, pick_window
-from lipstream_training.distil.command import shard_constants
 from lipstream_training.distil.recipe import Recipe
 from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.sampling import constant, inside, sample, schedule
@@ -30,7 +29,7 @@ from lipstream_training.distil.sources import ShardClips
 from lipstream_training.distil.stages import Networks
 from lipstream_training.distil.study import run_study, table, variants
 from lipstream_training.distil.toy_dataset import fidelity, opening, texts
-from lipstream_training.prepare.shards import Shards
+from lipstream_training.prepare.shards import Shards, load_constants
 from safetensors.torch import load_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -48,7 +47,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tensors = {name: torch.from_numpy(mask) for name, mask in masks.items()}
     text = torch.randn(config.text_len, config.text_dim)
     folder = tmp_path_factory.mktemp("base")
-    Checkpoint(CausalDiT(config), TAEHV(TINY_TAEHV), SpeechEncoder(), text, tensors, {}).save(folder)
+    StudentParts(config, CausalDiT(config), text, TAEHV(TINY_TAEHV), SpeechEncoder(), tensors).save(folder)
     return folder
 
 
@@ -79,9 +78,9 @@ def test_stages_follow_each_other_to_a_checkpoint_that_can_be_exported(stages: P
     for before, after in pairwise(weights):
         assert before.keys() == after.keys()
         assert any(not torch.equal(before[name], after[name]) for name in before)
-    whole = Checkpoint.load(stages / "self_forcing" / "checkpoint")
+    whole = StudentParts.from_checkpoint(stages / "self_forcing" / "checkpoint")
     assert torch.equal(whole.student.state_dict()["head.head.weight"], weights[-1]["head.head.weight"])
-    assert torch.equal(whole.text, Checkpoint.load(base).text)
+    assert torch.equal(whole.text, StudentParts.from_checkpoint(base).text)
     lines = [json.loads(line) for line in (stages / "self_forcing" / "log.jsonl").read_text().splitlines()]
     assert "student/sync_c" in lines[0]
     assert "student/loss" not in lines[1]  # the student's turn is every fifth
@@ -130,8 +129,8 @@ def test_wrong_use_says_what_to_do(
 
 
 def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
-    """The beginning of a clip is a clip: latents, conditions, sound, and what the reward hears of it."""
-    config, mask = STUDENTS["tiny"], load_file(shard_constants(stages / "shards"))["mask"]
+    """The beginning of a clip is a clip: latents, conditions, sound, and the reward of it."""
+    config, mask = STUDENTS["tiny"], load_constants(stages / "shards")["mask"]
     whole = ShardClips(stages / "shards", config, mask).batch((1, 0))
     cut = ShardClips(stages / "shards", config, mask, 6).batch((1, 0))
     torch.testing.assert_close(cut.target, whole.target[:, :, :6])

@@ -20,11 +20,12 @@ import transformers
 import webdataset
 from lipstream.errors import ConfigError
 from lipstream.media import VideoReader
-from lipstream_evaluate.sound import read_sound
+from lipstream_evaluate.media import read_sound
 from lipstream_evaluate.syncnet import DRAWN, load_syncnet, sync_score
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder, WanVAE, WanVAEConfig
-from lipstream_models.checkpoint import Checkpoint
 from lipstream_models.config import TINY_TAEHV
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_AFTER
+from lipstream_models.parts import StudentParts
 from lipstream_models.released.wav2vec import hidden_states, load_wav2vec
 from lipstream_training.cli import main
 from lipstream_training.codec import encode_clip
@@ -33,11 +34,11 @@ from lipstream_training.prepare.command import find_sources, prepare
 from lipstream_training.prepare.encode import Encoder
 from lipstream_training.prepare.filters import Filters
 from lipstream_training.prepare.sample import decode, picture_bytes, video_bytes, video_frames
-from lipstream_training.prepare.settings import AFTER, FRAMES, PAST, Released, Settings
+from lipstream_training.prepare.settings import FRAMES, Released, Settings
 from lipstream_training.prepare.shards import Shards, read_tar
 from odd_videos import DROPPED, KEPT, make_odd_videos
 from safetensors.numpy import load_file
-from toys import EAR
+from toys import WAV2VEC_SIZES
 
 TINY = Settings(student="tiny", syncnet=DRAWN, shard=5)
 
@@ -88,7 +89,7 @@ def test_clips_are_what_the_videos_show(prepared: Path, odd: Path) -> None:
     for i in range(len(shards)):
         sample = shards[i]
         assert sample.target.shape == sample.reference.shape == (FRAMES, 64, 64, 3)
-        assert sample.sound.shape == ((PAST + FRAMES) * 640 + AFTER,)
+        assert sample.sound.shape == ((PAST_FRAMES + FRAMES) * 640 + SAMPLES_AFTER,)
         source = sample.about["source"]
         if source.startswith("drawn"):
             assert sample.tensors["mouth"].shape == (FRAMES, 4)
@@ -97,9 +98,9 @@ def test_clips_are_what_the_videos_show(prepared: Path, odd: Path) -> None:
         start, other = sample.about["start"], sample.about["reference_start"]
         assert other >= start + FRAMES or other + 25 <= start
         whole = read_sound(odd / source)
-        begin = (start - PAST) * 640
+        begin = (start - PAST_FRAMES) * 640
         np.testing.assert_allclose(sample.sound[max(-begin, 0) :][:9000], whole[max(begin, 0) :][:9000], atol=1e-4)
-        found = sync_score(net, sample.target, sample.sound[PAST * 640 :])
+        found = sync_score(net, sample.target, sample.sound[PAST_FRAMES * 640 :])
         assert found is not None
         assert abs(found.offset) <= 1
     assert seen >= len(KEPT)
@@ -232,7 +233,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     masks = {"pixel": torch.from_numpy(mouth_mask(64)), "latent": torch.from_numpy(latent_mask(64, 4))}
     text = torch.randn(config.text_len, config.text_dim)
     folder = tmp_path_factory.mktemp("checkpoint")
-    Checkpoint(CausalDiT(config), TAEHV(TINY_TAEHV), SpeechEncoder(), text, masks, {}).save(folder)
+    StudentParts(config, CausalDiT(config), text, TAEHV(TINY_TAEHV), SpeechEncoder(), masks).save(folder)
     return folder
 
 
@@ -254,16 +255,16 @@ def test_features_computed_ahead_are_those_computed_when_read(checkpoint: Path, 
 
 @pytest.mark.slow
 def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: Path) -> None:
-    """Latents of the whole clip in pieces are those of the clip at once; wav2vec hears the clip alone."""
+    """Latents of the whole clip in pieces are those of the clip at once; wav2vec gets the clip alone."""
     torch.manual_seed(0)
-    vae, ear = WanVAE(WanVAEConfig(dim=4)), transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**EAR))
+    vae, encoder = WanVAE(WanVAEConfig(dim=4)), transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WAV2VEC_SIZES))
     torch.save(vae.state_dict(), tmp_path / "vae.pth")
     torch.save(torch.randn(512, 4096), tmp_path / "text.pt")
-    ear.save_pretrained(tmp_path / "ear")
+    encoder.save_pretrained(tmp_path / "wav2vec")
     mask = np.full((256, 256), 255, np.uint8)
     mask[120:240, 40:216] = 0
     (tmp_path / "mask.png").write_bytes(picture_bytes(mask[..., None].repeat(3, 2)))
-    files = Released(tmp_path / "vae.pth", tmp_path / "ear", tmp_path / "text.pt", tmp_path / "mask.png")
+    files = Released(tmp_path / "vae.pth", tmp_path / "wav2vec", tmp_path / "text.pt", tmp_path / "mask.png")
     prepare(tmp_path / "out", [odd / "five_seconds.mp4"], Settings(encode=files), quiet=True)
     sample = Shards(tmp_path / "out")[0]
     found = sample.tensors
@@ -277,8 +278,8 @@ def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: 
     with torch.inference_mode():
         kept = torch.from_numpy(cv2.resize(mask, (512, 512), interpolation=cv2.INTER_LINEAR) > 127).float()
         whole = encode_clip(vae.eval(), sample.target[:13], kept)
-        heard = torch.from_numpy(sample.sound[PAST * 640 : (PAST + FRAMES) * 640])
-        audio = hidden_states(load_wav2vec(tmp_path / "ear"), heard, FRAMES)
+        clip = torch.from_numpy(sample.sound[PAST_FRAMES * 640 : (PAST_FRAMES + FRAMES) * 640])
+        audio = hidden_states(load_wav2vec(tmp_path / "wav2vec"), clip, FRAMES)
     np.testing.assert_allclose(found["masked"][:, :4], whole.numpy(), atol=5e-3)
     np.testing.assert_allclose(found["audio"], audio.numpy(), atol=1e-5)
     text = load_file(tmp_path / "out" / "constants.safetensors")["text"]

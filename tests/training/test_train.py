@@ -11,21 +11,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lipstream.errors import CheckpointError
 from lipstream_models import CausalDiT, ClipAttention, StudentConfig
-from lipstream_models.checkpoint import Checkpoint, round_to_bfloat16
+from lipstream_models.layers import round_to_bfloat16
+from lipstream_models.parts import StudentParts
 from lipstream_models.schedule import predict_x0
 from lipstream_training.diffusion import (
     Latents,
     MouthProbe,
     StudentRecipe,
+    generate_clips,
     lip_region,
-    roll_out,
     start_as_identity,
     train_student,
 )
 from lipstream_training.optim import Average, Cosine
 from torch import nn
-from toys import CONFIG, toy_checkpoint, toy_student, toy_text
+from toys import CONFIG, toy_parts, toy_student, toy_text
 
 
 def latents(config: StudentConfig = CONFIG) -> Latents:
@@ -148,16 +150,15 @@ def test_lips_are_in_the_middle() -> None:
     assert torch.equal(region, region.flip(1))
 
 
-def test_a_roll_out_is_what_a_stream_generates() -> None:
+def test_a_generate_clips_is_what_a_stream_generates() -> None:
     """Chunk by chunk, through the ring, by the torch backend that nothing here shares its loop with."""
     from lipstream.backends.sampler import generate_chunk
-    from lipstream_export.bundle import Parts
     from lipstream_export.torch_backend import TorchBackend
 
     model, data, text = toy_student(), latents(), toy_text()
-    found = roll_out(model, data, text, torch.tensor([1]), seed=5)[0]
+    found = generate_clips(model, data, text, torch.tensor([1]), seed=5)[0]
     _, condition, audio, _ = data.batch(torch.tensor([1]))
-    stream = TorchBackend.of(Parts(student=model, text=text), CONFIG).open_steps()
+    stream = TorchBackend(StudentParts(CONFIG, model, text)).open_steps()
     generator = torch.Generator().manual_seed(5)
     for chunk in range(2):
         now = slice(3 * chunk, 3 * chunk + 3)
@@ -192,8 +193,9 @@ def test_average_follows_the_weights() -> None:
     module.weight.data.fill_(1)
     values = []
     for _ in range(30):
-        average.update(module)
-        values.append(average.module.get_parameter("weight").item())
+        average.update()
+        with average.in_place():
+            values.append(module.weight.item())
     assert values[0] == pytest.approx(10 / 11)
     assert np.all(np.diff(values) >= 0)
     assert values[-1] == pytest.approx(1, abs=1e-6)
@@ -201,29 +203,34 @@ def test_average_follows_the_weights() -> None:
 
 
 def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
-    saved = toy_checkpoint()
+    saved = toy_parts()
     saved.save(tmp_path / "checkpoint")
-    found = Checkpoint.load(tmp_path / "checkpoint")
-    assert found.student.config == saved.student.config
+    found = StudentParts.from_checkpoint(tmp_path / "checkpoint")
+    assert found.config == saved.config
+    assert found.taehv
+    assert saved.taehv
     assert found.taehv.config == saved.taehv.config
     assert found.model == saved.model
+    assert found.text is not None
+    assert saved.text is not None
     assert torch.equal(found.text, saved.text)
     assert found.masks.keys() == saved.masks.keys() == {"pixel", "latent", "composite"}
     for name, mask in saved.masks.items():
         assert torch.equal(found.masks[name], mask)
-    pairs = ((found.student, saved.student), (found.taehv, saved.taehv), (found.speech, saved.speech))
-    for ours, theirs in pairs:
+    assert {*found.modules()} == {"student", "taehv", "speech"}
+    for name, ours in found.modules().items():
+        theirs = saved.modules()[name]
         assert not ours.training
         assert ours.state_dict().keys() == theirs.state_dict().keys()
-        assert all(torch.equal(x, theirs.state_dict()[name]) for name, x in ours.state_dict().items())
+        assert all(torch.equal(x, theirs.state_dict()[key]) for key, x in ours.state_dict().items())
 
 
 def test_weights_of_another_size_are_refused(tmp_path: Path) -> None:
-    toy_checkpoint().save(tmp_path)
+    toy_parts().save(tmp_path)
     description = tmp_path / "checkpoint.json"
     description.write_text(description.read_text().replace('"ffn_dim": 40', '"ffn_dim": 48'))
-    with pytest.raises(RuntimeError, match=r"ffn\.0\.weight"):
-        Checkpoint.load(tmp_path)
+    with pytest.raises(CheckpointError, match=r"ffn\.0\.weight"):
+        StudentParts.from_checkpoint(tmp_path)
 
 
 @given(st.lists(st.floats(-(2.0**100), 2.0**100, width=32), min_size=1, max_size=20))

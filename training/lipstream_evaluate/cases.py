@@ -1,8 +1,7 @@
-"""Which result belongs to which reference and which audio, and how their frames fall together.
+"""Pairs results with references and audio, and aligns their frames.
 
-Other systems keep neither frame rate nor size nor the first frames, so nothing of that is taken for granted: all is
-read at 25 frames a second, results are brought to the size of their reference, and the shift between the two is looked
-for in the pictures.
+Other systems may change frame rate and size and drop the first frames. So everything is read at 25 frames a second,
+results are resized to their reference, and the shift between the two is measured on the pictures.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from lipstream.errors import ConfigError
-from lipstream.media import FPS, VideoReader
+from lipstream.media import VideoReader
 from numpy.typing import NDArray
 
-from .sound import RATE
+from .media import SOUNDS, VIDEOS
 
 Image = NDArray[np.uint8]
 
-VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".y4m", ".gif")
-SOUNDS = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
 _SHIFT = 12  # frames by which a result may be early or late against its reference
 _THUMBNAIL = 32
 _ASPECT = 0.02  # relative difference in the ratio of width to height that is still a mere scaling
@@ -46,7 +43,7 @@ def find_cases(systems: Mapping[str, Path], references: Path, audio: Path | None
         systems: name -> a video, or a folder of videos. references: the video, or a folder. audio: what should be said,
             a file or a folder; None for the sound of each result.
 
-    In folders a result belongs to the reference of its own name, or else to the one with the longest name that its own
+    In folders a result belongs to the reference of the same name, or else to the one with the longest name that its
     name contains (`may_0001` of `may_0001_out.mp4`); sounds likewise.
 
     Raises:
@@ -147,11 +144,3 @@ def to_size(picture: Image, like: Image) -> Image:
     smaller = picture.shape[0] > like.shape[0]
     size = like.shape[1], like.shape[0]
     return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA if smaller else cv2.INTER_CUBIC), np.uint8)
-
-
-def loudness(audio: NDArray[np.float32], frames: int) -> NDArray[np.float64]:
-    """Root mean square of each frame's samples, float64 [frames]; `audio` at 16 kHz."""
-    samples = RATE // FPS
-    whole = np.zeros(frames * samples, np.float32)
-    whole[: len(audio)] = audio[: len(whole)]
-    return np.asarray(np.sqrt(np.square(whole.reshape(frames, -1), dtype=np.float64).mean(axis=1)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +67,6 @@ def evaluate(
     judges.load()  # so that a wrong file is reported before the long part
     verdicts: list[Verdict] = []
     jobs = [(case, judges) for case in cases]
-    workers = min(workers or os.cpu_count() or 1, len(cases))
     with tqdm(total=len(cases), desc="judging", unit="clip", disable=quiet) as bar:
         for case, verdict in zip(cases, in_processes(_judge, jobs, workers), strict=True):
             if isinstance(verdict, Verdict):

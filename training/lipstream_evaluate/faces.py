@@ -1,4 +1,4 @@
-"""Where the face is in every frame of a video, how far its mouth is open, and what to cut out for whom."""
+"""Tracks the face and the opening of its mouth in every frame of a video, and crops it for the networks."""
 
 from __future__ import annotations
 
@@ -100,7 +100,11 @@ def face_crop(frame: Image, square: NDArray[np.float64], size: int = 224) -> Ima
 
 
 def sync_crop(frame: Image, config: SyncNetConfig, square: NDArray[np.float64], matrix: NDArray[np.float64]) -> Image:
-    """What this SyncNet wants to see of a frame."""
+    """The input of this SyncNet from a frame, uint8 [size, size, 3] RGB.
+
+    Args:
+        square: a row of `squares`. matrix: frame to alignment canvas, float64 [2, 3].
+    """
     if config.crop is None:
         return face_crop(frame, square, config.size)
     return crop(frame, matrix, config.size, config.crop)

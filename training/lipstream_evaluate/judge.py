@@ -1,4 +1,4 @@
-"""One clip of one system: every number that it gives by itself, and its share of those that need all clips."""
+"""Judges one clip of one system: its own metrics, and the features for metrics over all clips."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import Any
 import cv2
 import numpy as np
 from lipstream.media import VideoReader
+from lipstream_models.mel import SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from .cases import Case, Image, loudness, pairs, same_shape, shift_between, thumbnails, to_size
+from .cases import Case, Image, pairs, same_shape, shift_between, thumbnails, to_size
 from .faces import FaceTrack, Track, face_crop, mouth_area, squares, sync_crop, track_faces
+from .media import loudness, read_sound
 from .networks import WINDOW
-from .sound import read_sound
 from .statistics import correlation
-from .syncnet import LipReader, SyncNet, hear, score
-from .syncnet.model import FRAMES
-from .syncnet.score import SAMPLES_PER_FRAME
+from .syncnet import FRAMES, LipReader, SyncNet, embed_audio, score
 
 MOMENTS = 8
 """Pictures of each clip on the page."""
@@ -57,7 +56,7 @@ class Verdict:
 
 
 def judge(case: Case, syncnet: SyncNet | None, networks: Mapping[str, Any]) -> Verdict:
-    """Read both videos twice: once to see how they fall together and where the faces are, once to compare.
+    """Read both videos twice: once to align them and to track the faces, once to compare.
 
     Raises:
         LipStreamError: a file cannot be read.
@@ -103,13 +102,13 @@ def _sync(verdict: Verdict, net: SyncNet, lips: LipReader, audio: NDArray[np.flo
     if frames <= FRAMES or not verdict.sound.any() or np.isnan(verdict.gap).all():
         return
     read = lips.result()[: frames - FRAMES]
-    heard = hear(net, audio[: frames * SAMPLES_PER_FRAME])[: len(read)]
-    found = score(read, heard)
+    said = embed_audio(net, audio[: frames * SAMPLES_PER_FRAME])[: len(read)]
+    found = score(read, said)
     verdict.values.update(sync_c=found.confidence, sync_d=found.distance, sync_offset=float(found.offset))
 
 
 class _Comparison:
-    """Goes through result and reference together, and adds up."""
+    """Compares result and reference frame by frame, and sums up."""
 
     def __init__(
         self,

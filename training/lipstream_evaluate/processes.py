@@ -1,8 +1,9 @@
-"""Jobs on several processes, each of which is one thread."""
+"""Jobs on several processes with one thread each."""
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -14,14 +15,17 @@ _Result = TypeVar("_Result")
 
 
 def in_processes(
-    function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int, *, ordered: bool = True
+    function: Callable[[_Job], _Result], jobs: Sequence[_Job], workers: int = 0, *, ordered: bool = True
 ) -> Iterator[_Result]:
-    """`function` of each job, on `workers` processes; in this one where there is one worker, or one job.
+    """`function` of each job, on several processes; with one worker, or one job, in this process.
 
     Args:
+        function: of a module, so that other processes can import it.
+        workers: processes, 0 for one per core; no more are started than there are jobs.
         ordered: results in the order of the jobs; else as they come.
     """
-    if workers == 1 or len(jobs) == 1:
+    workers = min(workers or os.cpu_count() or 1, len(jobs))
+    if workers <= 1:
         yield from map(function, jobs)
         return
     with multiprocessing.get_context("spawn").Pool(workers, _one_thread) as pool:
@@ -29,6 +33,6 @@ def in_processes(
 
 
 def _one_thread() -> None:
-    """The processes are the threads."""
+    """All cores are in use by processes already."""
     torch.set_num_threads(1)
     limit_threads(1)

@@ -19,7 +19,7 @@ class ClipAttention:
     absolute; the sink, which the ring turns forward for each chunk, is turned for each chunk that sees it so.
 
     Args:
-        sink_moves: False leaves the sink where it is in the clip, as the released first stage has it.
+        sink_moves: False leaves the sink where it is in the clip, as upstream does in its first stage.
         dtype: of the rotation tables. In bfloat16 training is faster, and equal to it within that type's rounding.
     """
 

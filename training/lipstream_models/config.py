@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeVar
+
+_Config = TypeVar("_Config")
+
+
+def config_from_json(kind: type[_Config], fields: dict[str, Any]) -> _Config:
+    """The config of class `kind` that `dataclasses.asdict` and JSON turned into `fields`: lists become tuples again.
+
+    Raises:
+        TypeError: fields are missing or unknown.
+    """
+    return kind(**{name: tuple(x) if isinstance(x, list) else x for name, x in fields.items()})
 
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Sizes of the causal DiT. The defaults that the released sizes share are the field defaults.
+    """Sizes of the causal DiT. Field defaults are the sizes that the published students share.
 
     Attributes:
         dim, ffn_dim, num_heads, num_layers: transformer sizes; ``dim / num_heads`` is the head dimension, even.
@@ -83,7 +95,7 @@ class TAEHVConfig:
         encoder_width: of the TAEHV encoder. decoder_widths: of the decoder's four stages.
         spatial: pixels of a latent's pixel: 8, or 4, whose first decoder stage does not magnify.
         memory_blocks: a stage.
-        upsample: "nearest", or "shuffle": the growing layer makes every new pixel from channels of its own.
+        upsample: "nearest", or "shuffle": the growing layer makes every new pixel from separate channels.
         clamp: latents are squeezed softly into -clamp..clamp before decoding.
     """
 

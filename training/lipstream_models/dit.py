@@ -1,12 +1,12 @@
 """The diffusion transformer of Lip Forcing: Wan 2.1's DiT, fed a 65-channel latent and speech, causal over chunks.
 
-One set of weights, two ways to run them:
+One set of weights, run by one of two methods:
 
 * `CausalDiT.forward`: a whole clip at once, each frame at its own time t (training; teacher or student by the mask);
 * `CausalDiT.denoise`: one pass over one chunk of a stream, against the K/V ring (inference; what is exported).
 
 Everything that a stream needs only once is split off: `modulation` of the three times, `text_kv` of the prompt.
-Module and parameter names are those of the released checkpoint.
+Module and parameter names are those of the published checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the full width; rounded to the input's type before the weight, as the released model does."""
+    """RMS norm over the full width; rounded to the input's type before the weight, as upstream does."""
 
     def __init__(self, dim: int, eps: float = 1e-6) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""What can be heard of speech per video frame: the log-mel spectrum near it, and how loud it is for this speaker.
+"""Log-mel features of speech per video frame, with its loudness relative to the speaker.
 
-Ten-millisecond hops, so four to a video frame. A video frame hears the spectrum of the frame before, its own and the
-one after (40 ms of look-ahead) hop by hop, with the loudness of the vowel band against its running maximum and that
-maximum; of the seven frames before these, one mean spectrum each. Windows are fixed and nothing is normalised over the
-clip, hence a live stream gives the same features as a whole file.
+Hops are 10 ms, so four to a video frame. The features of a frame are the spectra of the frame before, its own and the
+one after (40 ms of look-ahead) hop by hop, with the loudness of the vowel band relative to its running maximum, and
+that maximum; of the seven frames before these, one mean spectrum each. Windows are fixed and nothing is normalised over
+the clip, hence a live stream gives the same features as a whole file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 SAMPLE_RATE = 16000
+"""Hz."""
 SAMPLES_PER_FRAME = 640
+"""Audio samples per video frame at 25 frames a second."""
 HOP = 160
 WINDOW = 400
 MELS = 32
@@ -24,12 +26,16 @@ VOWELS = (300.0, 3400.0)
 LEVEL_HOPS = 29
 """Hops of the running maximum, 0.29 s."""
 NEAR, FAR = 3, 7
-"""Frames heard hop by hop (the last is the one after the frame itself), and frames before them heard as a mean."""
+"""Frames taken hop by hop (the last is the one after the frame itself), and frames before them taken as a mean."""
 _BEFORE = 9  # frames before the first: what FAR and the running maximum reach back to
 _MARGIN = (WINDOW - HOP) // 2  # windows stand over the middle of their hop
 _HOPS = SAMPLES_PER_FRAME // HOP
 LOOKBACK = _BEFORE * SAMPLES_PER_FRAME + _MARGIN
 LOOKAHEAD = SAMPLES_PER_FRAME + _MARGIN
+PAST_FRAMES = -(-LOOKBACK // SAMPLES_PER_FRAME)
+"""Whole video frames of audio that cover LOOKBACK; kept before each clip, so that its first frame has its context."""
+SAMPLES_AFTER = -(-LOOKAHEAD // HOP) * HOP
+"""Whole hops that cover LOOKAHEAD, in samples; kept after each clip."""
 FEATURES = NEAR * _HOPS * (MELS + 2) + FAR * MELS
 
 
@@ -72,8 +78,8 @@ class LogMel(nn.Module):
         power = torch.log10(1e8 * (self.filters @ (real**2 + imaginary**2)) + 1) / 2 - 1.5
         mel, loudness = power[:, :MELS], power[:, MELS:]
         level = F.max_pool1d(F.pad(loudness, (LEVEL_HOPS - 1, 0), value=-1.5), LEVEL_HOPS, stride=1)
-        heard = torch.cat([mel, 2 * (loudness - level), level], dim=1).transpose(1, 2)
-        frames = torch.unflatten(heard, 1, (-1, _HOPS))  # [B, _BEFORE + n + 1, hops, MELS + 2]
+        hops = torch.cat([mel, 2 * (loudness - level), level], dim=1).transpose(1, 2)
+        frames = torch.unflatten(hops, 1, (-1, _HOPS))  # [B, _BEFORE + n + 1, hops, MELS + 2]
         means = frames[..., :MELS].mean(2)
         count = frames.shape[1] - _BEFORE - 1
         near = [frames[:, _BEFORE - 1 + i :][:, :count].flatten(2) for i in range(NEAR)]

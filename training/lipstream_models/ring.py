@@ -4,7 +4,7 @@ Slots ``[0, R)`` are the rolling part, blocks of one chunk each; slots ``[R, R +
 (the sink) once their block has been overwritten. Chunk k writes block ``k mod (R / chunk)``, so that the attended
 frames are always a prefix of the ring, whose order does not matter to attention.
 
-K is stored already rotated. The released model numbers the frames of a window 0, 1, 2, ... at every chunk; only
+K is stored already rotated. Upstream numbers the frames of a window 0, 1, 2, ... at every chunk; only
 differences of indices act, so a rolling frame keeps its absolute index for good, and the sink, whose index is to stay
 at the window's start, is turned forward once per chunk, always from the copy made when it was written.
 """

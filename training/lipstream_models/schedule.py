@@ -1,6 +1,6 @@
 """Rectified flow: ``x_t = (1 - t) x0 + t noise``, the network predicts the velocity ``noise - x0``.
 
-The algebra runs in float64 and is rounded to the operands' type at the end, as the released sampler does.
+The algebra runs in float64 and is rounded to the operands' type at the end, as the upstream sampler does.
 """
 
 from __future__ import annotations

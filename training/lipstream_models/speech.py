@@ -1,6 +1,6 @@
-"""The tiny student's ear: a small network from what can be heard to what a mouth does with it.
+"""The tiny student's audio encoder, in place of upstream's wav2vec 2.0: a small network on log-mel features.
 
-It stands where the released system has wav2vec 2.0. Its last layer but one is what the student hears.
+It is trained to predict the mouth; the layer before the prediction gives the student's audio features.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """The video autoencoder of Wan 2.1 (Apache-2.0), causal in time and carried on: 4 frames <-> 1 latent frame.
 
-The released code feeds it the first frame alone and then four at a time, and keeps a cache in every convolution. Here a
+The upstream code feeds it the first frame alone and then four at a time, and keeps a cache in every convolution. Here a
 call takes whole latent frames, any number of them, and memories go in and come out. The stream's first latent frame
 stands for one video frame, which is the last of its four; the three before it are not seen (encoding) or to be dropped
-(decoding). A call knows by its first memory, 0 or 1, whether it begins a stream. Then, as in the released code:
+(decoding). A call knows by its first memory, 0 or 1, whether it begins a stream. Then, as upstream:
 
 * convolutions see zeros before the first frame;
 * where time is halved or doubled, the first frame passes by the temporal convolution (and does not count as the past of

@@ -231,8 +231,8 @@ def train_decoder(
             learning.step(F.relu(1 - judged[0]).mean() + F.relu(1 + judged[1]).mean())
         else:
             descent.step(loss)
-        average.update(model.decoder)
-    model.decoder.load_state_dict(average.module.state_dict())
+        average.update()
+    average.apply()
     return model.eval()
 
 

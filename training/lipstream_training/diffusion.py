@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from lipstream_models import CausalDiT, ClipAttention
+from lipstream_models.condition import assemble_condition
 from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,9 +41,8 @@ class Latents:
     def batch(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Target, condition [B, 3 C + 1, F, h, w], audio and mouth of the clips `rows`."""
         target = self.target[rows].float()
-        mask = (1 - self.mask).expand(len(rows), 1, target.shape[2], *self.mask.shape)
-        first = self.first[rows].float().expand_as(target)
-        condition = torch.cat([first, mask, self.masked[rows].float(), self.sequence[rows].float()], dim=1)
+        first, masked, sequence = (x[rows].float() for x in (self.first, self.masked, self.sequence))
+        condition = assemble_condition(first, self.mask, masked, sequence)
         return target, condition, self.audio[rows].float(), self.mouth[rows].float()
 
 
@@ -143,7 +143,7 @@ def train_student(
     progress: Callable[[float], None],
     partial: Path | None = None,
 ) -> CausalDiT:
-    """Train `model`; returns the moving average of its weights.
+    """Train `model`, which is left with the moving average of its weights, and return it.
 
     The loss on the noisy chunks is that of x0_pred - x0: squares alone would answer every doubt with the mean of what
     may be, which is a blur; half of it is the absolute error, and the error of differences between neighbours.
@@ -193,8 +193,9 @@ def train_student(
         loss = 0.25 * mean(error.square(), noisy) + 0.5 * mean(error.abs(), noisy) + recipe.edges * edges
         progress(loss.item())
         descent.step(loss + recipe.probe * probe(mouth))
-        average.update(model)
-    return average.module  # type: ignore[return-value]
+        average.update()
+    average.apply()
+    return model.eval().requires_grad_(False)
 
 
 def velocity(
@@ -220,8 +221,11 @@ def lip_region(size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def roll_out(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
-    """What `model` generates for the clips `rows`, with all passes and its own work as context, [B, C, F, h, w]."""
+def generate_clips(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
+    """Latents [B, C, F, h, w] that `model` generates for the clips `rows`, with its own output as context.
+
+    All passes, in bfloat16, without gradients or a K/V ring: every pass recomputes the chunks before it.
+    """
     generator = torch.Generator().manual_seed(seed)
     config = model.config
     _, condition, audio, _ = data.batch(rows)
@@ -236,7 +240,7 @@ def roll_out(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, see
             x[:, :, now] = noise if step == 0 else add_noise(made[:, :, now], noise, t)
             time = torch.zeros(len(rows), end)
             time[:, now] = t
-            heard = audio[:, : config.temporal * end]
-            found = velocity(model, x, condition[:, :, :end], heard, time, text, attend)
+            before = audio[:, : config.temporal * end]
+            found = velocity(model, x, condition[:, :, :end], before, time, text, attend)
             made[:, :, now] = predict_x0(x[:, :, now], found[:, :, now], t)
     return made

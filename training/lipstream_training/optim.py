@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from lipstream.atomic import new_file
 from torch import Tensor, nn
 
 
@@ -41,32 +42,56 @@ class Cosine(torch.optim.lr_scheduler.LambdaLR):
 
 
 class Average:
-    """Exponential moving average of a module's parameters, in `module`. The decay grows to `decay` with the steps."""
+    """Exponential moving average of the trainable parameters of `module`; sharded where they are.
+
+    Args:
+        decay: of the average, in [0, 1); after n updates it is at most n / (n + 10).
+    """
 
     def __init__(self, module: nn.Module, decay: float = 0.995) -> None:
-        self.module = copy.deepcopy(module).eval().requires_grad_(False)
-        self._decay, self._steps = decay, 0
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"module": self.module.state_dict(), "steps": self._steps}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        self._steps = state["steps"]
+        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._means = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._decay, self._updates = decay, torch.zeros((), dtype=torch.int64)
 
     @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        self._steps += 1
-        decay = min(self._decay, self._steps / (self._steps + 10))
-        for mean, value in zip(self.module.parameters(), module.parameters(), strict=True):
-            mean.lerp_(value, 1 - decay)
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self._updates += 1
+        updates = int(self._updates)
+        decay = min(self._decay, updates / (updates + 10))
+        for name, p in self._trained.items():
+            self._means[name].lerp_(p.detach(), 1 - decay)
+
+    @torch.no_grad()
+    def apply(self) -> None:
+        """Set the parameters to their averages."""
+        for name, p in self._trained.items():
+            p.copy_(self._means[name])
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The parameters are their averages within the block, and afterwards as before."""
+        kept = {name: p.detach().clone() for name, p in self._trained.items()}
+        self.apply()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, p in self._trained.items():
+                    p.copy_(kept[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": self._means, "updates": self._updates}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._means, self._updates = state["means"], state["updates"]
 
 
 class Resume:
-    """The state of a run on disk, every 100 steps, so that a run that was cut off goes on where it was.
+    """Saves the state of a run every 100 steps, so that an interrupted run continues from there.
 
     Args:
-        path: the file; None for a run that is not kept. It is removed when the run is done.
+        path: the file, removed when the run is done; None: nothing is saved.
     """
 
     def __init__(self, path: Path | None, parts: Sequence[nn.Module | Average], descent: Descent) -> None:
@@ -104,6 +129,5 @@ class Resume:
             "schedule": self._descent.schedule.state_dict(),
             "rng": torch.get_rng_state(),
         }
-        temporary = self._path.with_suffix(".tmp")
-        torch.save(state, temporary)
-        temporary.replace(self._path)
+        with new_file(self._path) as path:
+            torch.save(state, path)

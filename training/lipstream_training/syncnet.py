@@ -1,25 +1,22 @@
-"""The small SyncNet: trained on drawn faces, to find offsets in them and in what the tiny student makes of them."""
+"""Trains the small SyncNet on drawn faces, to measure offsets in them and in the tiny student's results."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
-from lipstream_evaluate.syncnet.mfcc import mfcc
-from lipstream_evaluate.syncnet.model import FRAMES, PER_FRAME, SyncNet, SyncNetConfig, save_syncnet
+from lipstream_evaluate.processes import in_processes
+from lipstream_evaluate.syncnet import FRAMES, PER_FRAME, SyncNet, SyncNetConfig, mfcc, save_syncnet
 from lipstream_models import STUDENTS
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from .data.clips import PAST, draw_clip
-from .data.mouth import SAMPLES_PER_FRAME
+from .data.clips import draw_clip
 
 SMALL = SyncNetConfig(
     size=64,
@@ -29,7 +26,7 @@ SMALL = SyncNetConfig(
     embedding=128,
     crop=STUDENTS["tiny"].crop_box,
 )
-_SYNCNET = 4  # seeds [4, ...]: nobody else draws from them
+_SYNCNET = 4  # seeds [4, ...] are used here only
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ def _batch(
     which = rng.choice(len(crops), recipe.batch, replace=False)
     starts = rng.integers(0, recipe.frames - recipe.look, recipe.batch)
     seen = np.stack([crops[i, s : s + recipe.look] for i, s in zip(which, starts, strict=True)])
-    heard = np.stack(
+    sound = np.stack(
         [
             cepstra[i, PER_FRAME * s : PER_FRAME * (s + recipe.look - FRAMES) + 20]
             for i, s in zip(which, starts, strict=True)
@@ -100,24 +97,22 @@ def _batch(
     )
     gain = torch.from_numpy(rng.uniform(0.8, 1.2, (recipe.batch, 1, 1, 1, 1)).astype(np.float32))
     frames = torch.from_numpy(seen[..., ::-1].copy()).permute(0, 4, 1, 2, 3).float() * gain
-    return frames, torch.from_numpy(heard)
+    return frames, torch.from_numpy(sound)
 
 
 def _drawn(recipe: SyncNetRecipe) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Crops uint8 [N, V, S, S, 3] and cepstra float32 [N, 4 V - 1, 13]."""
     crops = np.empty((recipe.clips, recipe.frames, SMALL.size, SMALL.size, 3), np.uint8)
     cepstra = []
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        drawn = pool.imap(_draw, [(i, recipe.frames) for i in range(recipe.clips)], chunksize=4)
-        for i, (clip, heard) in enumerate(tqdm(drawn, "drawing", recipe.clips, unit="clip")):
-            crops[i] = clip
-            cepstra.append(heard)
+    drawn = in_processes(_draw, [(i, recipe.frames) for i in range(recipe.clips)])
+    for i, (clip, of_clip) in enumerate(tqdm(drawn, "drawing", recipe.clips, unit="clip")):
+        crops[i] = clip
+        cepstra.append(of_clip)
     return crops, np.stack(cepstra)
 
 
 def _draw(job: tuple[int, int]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     index, frames = job
-    cv2.setNumThreads(1)  # the processes are the threads
     clip = draw_clip(np.random.default_rng([_SYNCNET, index]), frames, SMALL.size, STUDENTS["tiny"].crop_box)
-    first = PAST * SAMPLES_PER_FRAME
-    return clip.target, mfcc(clip.heard[first : first + frames * SAMPLES_PER_FRAME])
+    first = PAST_FRAMES * SAMPLES_PER_FRAME
+    return clip.target, mfcc(clip.audio[first : first + frames * SAMPLES_PER_FRAME])

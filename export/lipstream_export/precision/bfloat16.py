@@ -1,6 +1,6 @@
 """BF16: matrix products and convolutions in bfloat16, everything between them in float32.
 
-The released model runs wholly in bfloat16 but for the statistics of its norms and RoPE. Here the modulation and the
+The upstream model runs wholly in bfloat16 but for the statistics of its norms and RoPE. Here the modulation and the
 residual stay float32, too: they are cheap (no product is among them) and rounding the residual to 8 bits after each of
 30 or 40 layers is most of what bfloat16 loses (docs/precision.md).
 """
@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import torch
 from lipstream_models.layers import Conv2d, Conv3d, Linear
+from lipstream_models.parts import StudentParts
 from torch import nn
-
-if TYPE_CHECKING:
-    from ..bundle import Parts
 
 _M = TypeVar("_M", bound=nn.Module)
 
 
-def to_bfloat16(parts: Parts) -> Parts:
+def to_bfloat16(parts: StudentParts) -> StudentParts:
     """A copy of `parts` whose student and codec multiply in bfloat16.
 
     The constants are computed once and stay as exact as they were. So does the audio encoder: it takes the logarithm of
-    spectra, and is no work.
+    spectra, and costs little.
     """
     parts = parts.with_constants()
     student, taehv, wan = _rounded(parts.student), _rounded(parts.taehv), _rounded(parts.wan)
@@ -34,7 +32,7 @@ def to_bfloat16(parts: Parts) -> Parts:
 
 def _rounded(module: _M | None) -> _M | None:
     if module is None or all(layer.weight.dtype == torch.bfloat16 for layer in _products(module)):
-        return module  # as released weights come; a copy would take as much memory again
+        return module  # as published weights come; a copy would take as much memory again
     module = copy.deepcopy(module)
     for layer in _products(module):
         layer.to(torch.bfloat16)

@@ -1,39 +1,40 @@
-"""What the linear layers are fed when a student works: real chunks of a real job, all passes of the schedule."""
+"""Inputs of the linear layers, recorded from real chunks of a real job over all passes of the schedule."""
 
 from __future__ import annotations
 
 import copy
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import Literal, cast
 
 import numpy as np
 from lipstream import LipSyncEngine, samples
 from lipstream.backends import ChunkStream
 from lipstream.backends.base import Array
 from lipstream.backends.steps import Steps
-from lipstream.bundle import Bundle
+from lipstream.bundle import CONSTANTS, Bundle, writing
 from lipstream.errors import AudioTooShortError
 from lipstream.media import AudioReader
 from lipstream_models import CausalDiT
+from lipstream_models.parts import StudentParts
+from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
-from ..settings import Method
+from ..bundle import manifest_of
 from ..torch_backend import TorchBackend
 from .fp8 import linear_layers
 
-if TYPE_CHECKING:
-    from ..bundle import Parts
-
+Method = Literal["amax", "percentile"]
 PERCENTILE = 0.9999
 """Of the inputs' absolute values, with the method "percentile": one in ten thousand is cut."""
 
 
 @dataclass
 class Passes:
-    """The calls that one stream got, in order, to be played again on another model.
+    """The calls to one stream, in order, to be repeated on another model.
 
     Attributes:
         calls: (name, arguments) of `begin_chunk`, `denoise` and `context`.
@@ -50,7 +51,7 @@ class Passes:
 
 
 class _Recorder:
-    """A stream that notes its calls on the way to another."""
+    """Records the calls to a stream and passes them on."""
 
     def __init__(self, stream: Steps, passes: Passes) -> None:
         self._stream, self._passes = stream, passes
@@ -80,23 +81,20 @@ class _RecordingBackend:
 
 
 def record_passes(
-    parts: Parts,
-    bundle: Bundle,
+    parts: StudentParts,
     chunks: int,
     *,
     video: Path = samples.FACE,
     audio: Path = samples.SPEECH,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Passes:
-    """The passes of `chunks` chunks, of a session on `video` and `audio` with the whole float32 model.
+    """The passes of `chunks` chunks of a session on `video` and `audio` with the whole float32 model.
 
     Raises:
-        MediaOpenError and the others of a session; AudioTooShortError where the sound ends before `chunks`.
+        MediaOpenError and the others of a session. AudioTooShortError: the audio ends before `chunks` chunks.
     """
-    assert parts.student
     passes = Passes()
-    backend = TorchBackend.of(parts, parts.student.config)
-    engine = LipSyncEngine(bundle, _RecordingBackend(backend, passes))
+    engine = LipSyncEngine(_masks_alone(parts), _RecordingBackend(TorchBackend(parts), passes))
     done = 0
     with engine.session(video) as session:
         reader = AudioReader(audio)
@@ -111,14 +109,26 @@ def record_passes(
                 break
     if done < chunks:
         raise AudioTooShortError(
-            f"{audio} suffices for {done} chunks", expected=f"{chunks} to calibrate with", fix="--chunks, or more sound"
+            f"{audio} is enough for {done} chunks",
+            expected=f"{chunks} to calibrate with",
+            fix="a smaller --chunks, or longer audio",
         )
     return passes
 
 
+def _masks_alone(parts: StudentParts) -> Bundle:
+    """A bundle of the masks of `parts` without graphs: what an engine needs besides a backend that has its models."""
+    masks = {f"mask.{name}": mask.contiguous().float() for name, mask in parts.masks.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "masks"
+        with writing(path, manifest_of(parts)) as inside:
+            (inside / CONSTANTS).write_bytes(safetensors(masks))
+        return Bundle.load(path)  # which reads the constants
+
+
 @contextmanager
 def _inputs(student: CausalDiT, seen: Callable[[str, Tensor], None]) -> Iterator[None]:
-    """Tell `seen` the input of every linear layer that may be FP8."""
+    """Call `seen` with the name and the input of every linear layer that may be FP8."""
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda layer, inputs: seen(name, inputs[0].detach())
@@ -132,7 +142,7 @@ def _inputs(student: CausalDiT, seen: Callable[[str, Tensor], None]) -> Iterator
 
 
 class _Observer(nn.Module):
-    """Stands where `FP8Operands` will; notes the largest Q, K and V."""
+    """In place of `FP8Operands`: records the largest Q, K and V."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,19 +153,19 @@ class _Observer(nn.Module):
         return qkv
 
 
-def largest_operands(parts: Parts, passes: Passes) -> list[list[float]]:
+def largest_operands(parts: StudentParts, passes: Passes) -> list[list[float]]:
     """The largest Q, K and V of every layer's self-attention over all `passes`."""
     student = copy.deepcopy(parts.student)
     assert student
     observers = [_Observer() for _ in student.layers]
     for block, observer in zip(student.layers, observers, strict=True):
         block.self_attn.operands = observer
-    passes.play(TorchBackend.of(replace(parts, student=student), student.config).open_steps())
+    passes.play(TorchBackend(replace(parts, student=student)).open_steps())
     last = len(observers) - 1
     return [observer.amax for i, observer in enumerate(observers) if i < last or any(observer.amax)]
 
 
-def largest_inputs(parts: Parts, passes: Passes, method: Method = "amax") -> dict[str, float]:
+def largest_inputs(parts: StudentParts, passes: Passes, method: Method = "amax") -> dict[str, float]:
     """The largest input of each linear layer over all `passes`, by name.
 
     With the method "percentile" it is the mean over the passes of their 99.99th percentiles: rare large inputs are cut,
@@ -173,6 +183,6 @@ def largest_inputs(parts: Parts, passes: Passes, method: Method = "amax") -> dic
             found[name].append(float(sizes.max()))
 
     with _inputs(parts.student, seen):
-        passes.play(TorchBackend.of(parts, parts.student.config).open_steps())
+        passes.play(TorchBackend(parts).open_steps())
     reduce = np.mean if method == "percentile" else np.max
     return {name: float(reduce(values)) for name, values in found.items() if values}

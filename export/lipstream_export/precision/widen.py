@@ -17,10 +17,11 @@ import onnx
 import torch
 from lipstream.bundle import CONSTANTS, Bundle, writing
 from lipstream_models.layers import Conv2d, Conv3d, Linear
+from lipstream_models.weight_file import WEIGHTS
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, external_data_helper, numpy_helper
 from torch import nn
 
-from ..lower import WEIGHTS, WeightFile
+from ..lower import WeightFile
 from .fp8 import FP8Linear
 
 __all__ = ["widen", "widen_bundle", "widen_module"]

@@ -82,11 +82,14 @@ class ChunkStream(Protocol):
 
 
 class Backend(Protocol):
-    """A loaded bundle. Immutable and thread-safe; streams share its weights."""
+    """A loaded bundle. Immutable and thread-safe; streams share its weights.
 
-    def __init__(self, bundle: Bundle, *, threads: int = 0) -> None: ...
+    An entry point of the group `lipstream.backends` is called with the bundle, `threads`, and the backend's own options,
+    and returns one.
+    """
 
-    def open_stream(self) -> ChunkStream: ...
+    def open_stream(self) -> ChunkStream:
+        """A new stream, from its first chunk."""
 
 
 def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str) -> Backend:

@@ -80,10 +80,10 @@ class OnnxRuntimeBackend:
 
     def open_stream(self) -> ChunkStream:
         """Pipelined over two threads where the CPU computes and there is more than one thread."""
-        mask = self.constants["mask.latent"]
+        m, mask = self.manifest, self.constants["mask.latent"]
         if self._device or self.threads == 1:
-            return SteppedStream(self.manifest, self.open_steps(), mask)
-        return PipelinedStream(self.manifest, OnnxRuntimeSteps(self), mask)
+            return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, mask)
+        return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask)
 
     def open_steps(self) -> Steps:
         """A stream that is called graph by graph, for tools that look between the graphs."""

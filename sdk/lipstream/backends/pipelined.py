@@ -6,11 +6,11 @@ one. Each state sees the same calls in the same order as in `SteppedStream`, so 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..bundle import Manifest
 from .base import Array, ChunkInput, PendingChunk, Timed
 from .stepped import SteppedStream
 from .steps import Steps
@@ -31,8 +31,8 @@ class PipelinedStream:
 
     ahead = True
 
-    def __init__(self, manifest: Manifest, steps: RetractableSteps, latent_mask: Array) -> None:
-        self._steps, self._stepped = steps, SteppedStream(manifest, steps, latent_mask)
+    def __init__(self, steps: RetractableSteps, t_list: Sequence[float], sequence: str, latent_mask: Array) -> None:
+        self._steps, self._stepped = steps, SteppedStream(steps, t_list, sequence, latent_mask)
         self._passes = ThreadPoolExecutor(1, thread_name_prefix="lipstream-passes")
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="lipstream-decode")
         self._context: Future[None] | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..bundle import Manifest
 from .base import Array, ChunkInput, PendingChunk, Timed
 from .sampler import assemble_condition, generate_chunk
 from .steps import Steps
@@ -27,13 +27,15 @@ class SteppedStream:
     """See `ChunkStream`: chunks one after the other. A chunk's context pass is delayed until the next one starts.
 
     Args:
+        t_list: times of the passes, noisiest first, ending in 0.
+        sequence: "reference" or "masked", see `lipstream.bundle.Geometry`.
         latent_mask: [h, w], 1 where the picture is kept.
     """
 
     ahead = False
 
-    def __init__(self, manifest: Manifest, steps: Steps, latent_mask: Array) -> None:
-        self._manifest, self._latent_mask, self._steps = manifest, latent_mask, steps
+    def __init__(self, steps: Steps, t_list: Sequence[float], sequence: str, latent_mask: Array) -> None:
+        self._steps, self._t_list, self._sequence, self._latent_mask = steps, t_list, sequence, latent_mask
         self._first_latent: Array | None = None
         self._unfinished: tuple[Array, Array, Array] | None = None
 
@@ -68,10 +70,10 @@ class SteppedStream:
         with timed("denoise"):
             if self._first_latent is None:
                 self._first_latent = plain[:, :1].copy()
-            sequence = masked if self._manifest.geometry.sequence == "masked" else plain
+            sequence = masked if self._sequence == "masked" else plain
             condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
             steps.begin_chunk(chunk.number)
-            latent = generate_chunk(steps, self._manifest.t_list, chunk.noises, condition, features)
+            latent = generate_chunk(steps, self._t_list, chunk.noises, condition, features)
         self._unfinished = latent, condition, features
         return latent
 

@@ -34,7 +34,8 @@ def expected(bundle: Bundle) -> dict[str, Result]:
 def pipelined(bundle: Bundle) -> PipelinedStream:
     steps = OnnxRuntimeBackend(bundle, threads=1).open_steps()
     assert isinstance(steps, OnnxRuntimeSteps)
-    return PipelinedStream(bundle.manifest, steps, bundle.constants["mask.latent"])
+    m = bundle.manifest
+    return PipelinedStream(steps, m.t_list, m.geometry.sequence, bundle.constants["mask.latent"])
 
 
 def run(bundle: Bundle, script: Script) -> Result:
@@ -165,7 +166,8 @@ def test_a_backend_with_two_threads_pipelines_and_gives_the_frames_of_steps(spea
 
     class Stepped(OnnxRuntimeBackend):
         def open_stream(self) -> ChunkStream:
-            return SteppedStream(self.manifest, self.open_steps(), self.constants["mask.latent"])
+            m = self.manifest
+            return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, self.constants["mask.latent"])
 
     found = []
     for backend in (OnnxRuntimeBackend(bundle, threads=2), Stepped(bundle, threads=2)):

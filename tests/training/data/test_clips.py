@@ -23,13 +23,13 @@ def test_shapes_and_repeatability() -> None:
     assert clip.target.shape == clip.reference.shape == (4, 64, 64, 3)
     assert clip.target.dtype == clip.reference.dtype == np.uint8
     assert clip.identity.shape == (64, 64, 3)
-    assert clip.heard.shape == ((10 + 4) * 640 + 800,)
-    assert clip.heard.dtype == np.float32
+    assert clip.audio.shape == ((10 + 4) * 640 + 800,)
+    assert clip.audio.dtype == np.float32
     assert len(clip.mouth) == len(clip.reference_mouth) == 4
     assert np.array_equal(clip.target, again.target)
     assert np.array_equal(clip.reference, again.reference)
     assert np.array_equal(clip.identity, again.identity)
-    assert np.array_equal(clip.heard, again.heard)
+    assert np.array_equal(clip.audio, again.audio)
 
 
 @needs_voice

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lipstream_training.data.mouth import LOOKAHEAD, LOOKBACK, SAMPLES_PER_FRAME, MouthTrack, mouth_track
+from lipstream_models.mel import SAMPLES_PER_FRAME
+from lipstream_training.data.mouth import LOOKAHEAD, LOOKBACK, MouthTrack, mouth_track
 from lipstream_training.data.speech import espeak, synthesiser_available
 
 FRAMES = 30

@@ -1,4 +1,4 @@
-"""Synthesised speech: repeatable, of the promised length, and heard in step with what is said."""
+"""Synthesised speech: repeatable, of the promised length, and recorded in step with what is said."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_same_seed_same_speech_whatever_was_said_before() -> None:
     speech(0.7, np.random.default_rng(6))
     again = speech(1.3, np.random.default_rng(5))
     assert np.array_equal(first.clean, again.clean)
-    assert np.array_equal(first.heard, again.heard)
+    assert np.array_equal(first.recorded, again.recorded)
     assert not np.array_equal(first.clean, speech(1.3, np.random.default_rng(6)).clean)
 
 
@@ -27,7 +27,7 @@ def test_same_seed_same_speech_whatever_was_said_before() -> None:
 def test_length_type_and_range(seconds: float) -> None:
     for seed in range(4):
         clip = speech(seconds, np.random.default_rng(seed))
-        for audio in (clip.clean, clip.heard):
+        for audio in (clip.clean, clip.recorded):
             assert audio.shape == (round(seconds * SAMPLE_RATE),)
             assert audio.dtype == np.float32
             assert np.isfinite(audio).all()
@@ -60,7 +60,7 @@ def test_what_is_heard_is_not_shifted() -> None:
     clean = np.zeros(SAMPLE_RATE, np.float32)
     clean[8000:8400] = 0.2 * rng.standard_normal(400)
     for seed in range(12):
-        heard = degrade(clean, np.random.default_rng(seed))
-        lag = int(np.argmax(np.correlate(heard, clean[8000:8400], "valid"))) - 8000
+        recorded = degrade(clean, np.random.default_rng(seed))
+        lag = int(np.argmax(np.correlate(recorded, clean[8000:8400], "valid"))) - 8000
         assert abs(lag) <= 2
-        assert heard.shape == clean.shape
+        assert recorded.shape == clean.shape

@@ -1,11 +1,13 @@
 """SyncNet: how well lips and sound go together, and by how many frames they are apart."""
 
 from .mfcc import mfcc
-from .model import DRAWN, SyncNet, SyncNetConfig, load_syncnet
-from .score import SHIFTS, LipReader, SyncScore, distances, embed, hear, score, sync_score
+from .model import DRAWN, FRAMES, PER_FRAME, SyncNet, SyncNetConfig, load_syncnet, save_syncnet
+from .score import SHIFTS, LipReader, SyncScore, distances, embed, embed_audio, score, sync_score
 
 __all__ = [
     "DRAWN",
+    "FRAMES",
+    "PER_FRAME",
     "SHIFTS",
     "LipReader",
     "SyncNet",
@@ -13,9 +15,10 @@ __all__ = [
     "SyncScore",
     "distances",
     "embed",
-    "hear",
+    "embed_audio",
     "load_syncnet",
     "mfcc",
+    "save_syncnet",
     "score",
     "sync_score",
 ]

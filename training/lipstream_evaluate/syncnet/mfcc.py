@@ -1,4 +1,4 @@
-"""The cepstra that SyncNet hears: what `python_speech_features.mfcc` computes with its defaults."""
+"""The cepstra that are SyncNet's input: what `python_speech_features.mfcc` computes with its defaults."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from ..sound import RATE
+from ..media import RATE
 
 COEFFICIENTS = 13
 WINDOW, STEP = 400, 160  # samples: 25 ms every 10 ms, four to a video frame

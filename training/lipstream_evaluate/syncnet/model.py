@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from lipstream.errors import CheckpointError
+from lipstream_models.config import config_from_json
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -104,8 +105,8 @@ class SyncNet(nn.Module):
             float [B, n, embedding].
         """
         windows = cepstra.unfold(1, CEPSTRA, PER_FRAME)  # [B, n, 13, 20]
-        heard = self.netcnnaud(windows.reshape(-1, 1, COEFFICIENTS, CEPSTRA)).flatten(1)
-        return _each(self.netfcaud, heard.unflatten(0, windows.shape[:2]))
+        sound = self.netcnnaud(windows.reshape(-1, 1, COEFFICIENTS, CEPSTRA)).flatten(1)
+        return _each(self.netfcaud, sound.unflatten(0, windows.shape[:2]))
 
 
 def load_syncnet(weights: str | Path) -> SyncNet:
@@ -145,8 +146,8 @@ def _read(path: Path) -> tuple[SyncNetConfig, dict[str, Tensor]]:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 fields: dict[str, Any] = json.loads((file.metadata() or {})["syncnet"])
-                fields = {key: tuple(x) if isinstance(x, list) else x for key, x in fields.items()}
-                return SyncNetConfig(**fields), {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+                config = config_from_json(SyncNetConfig, fields)
+                return config, {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
         tensors = torch.load(path, map_location="cpu", weights_only=True)
         if isinstance(tensors, dict) and all(isinstance(x, Tensor) for x in tensors.values()):
             return SyncNetConfig(), tensors

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from lipstream_models.mel import SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,7 +18,6 @@ from .model import FRAMES, SyncNet
 
 SHIFTS = 15
 """Frames by which the sound is shifted to either side."""
-SAMPLES_PER_FRAME = 640
 _AT_ONCE = 64  # frames that go through the net together: of 224 pixels it takes some 300 MB
 
 
@@ -78,11 +78,11 @@ def embed(net: SyncNet, crops: Iterable[NDArray[np.uint8]], audio: NDArray[np.fl
     reader = LipReader(net)
     for crop in crops:
         reader.push(crop)
-    return reader.result(), hear(net, audio)
+    return reader.result(), embed_audio(net, audio)
 
 
 @torch.inference_mode()
-def hear(net: SyncNet, audio: NDArray[np.float32]) -> Tensor:
+def embed_audio(net: SyncNet, audio: NDArray[np.float32]) -> Tensor:
     """Embeddings [T - 5, E] of 640 T samples at 16 kHz: the last window lacks a cepstrum."""
     device = next(net.parameters()).device
     return net.sound(torch.from_numpy(mfcc(audio)).to(device)[None])[0].cpu()

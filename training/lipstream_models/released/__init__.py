@@ -1,4 +1,4 @@
-"""The files of the released system, as they lie on disk: what each is, and our models with their weights.
+"""The published files of the upstream system: what each holds, and our models with their weights.
 
 Files are memory-mapped and never executed: safetensors, or PyTorch's format through ``weights_only``.
 """

@@ -1,6 +1,6 @@
-"""The released mask picture, 256 x 256, white where the source is kept; and the three masks made of it.
+"""The published mask picture, 256 x 256, white where the source is kept; and the three masks made of it.
 
-Sizes and kinds of interpolation are those of the released scripts (LatentSync's mask.png; it is not shipped with us).
+Sizes and kinds of interpolation are those of the upstream scripts (LatentSync's mask.png; it is not shipped with us).
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ _DIFFUSERS = (
     (r"\.ffn\.net\.2\.", ".ffn.2."),
     (r"\.norm2\.", ".norm3."),  # the one with weights is cross-attention's in both, under another number
 )
-"""Names of Wan 2.1 in diffusers, and the released ones."""
+"""Names of Wan 2.1 in diffusers, and upstream's."""
 
 
 def load_student(
@@ -44,7 +44,7 @@ def load_student(
     """A student from files, each on top of those before it.
 
     The first is a merged student or a Wan 2.1 base model (16 input channels; the others start at zero); the rest are
-    adapters or training deltas: LoRA is merged, ``W + 0.5 B A``, in bfloat16 as the original does it, full tensors
+    adapters or training deltas: LoRA is merged, ``W + 0.5 B A``, in bfloat16 as upstream does, full tensors
     replace. Products stay in bfloat16, memory-mapped where nothing changes them; all else is float32.
 
     Args:

@@ -1,4 +1,4 @@
-"""The prompt's embedding, computed once by UMT5-XXL: as a file, in every shape that the released scripts take."""
+"""The prompt's embedding, computed once by UMT5-XXL: as a file, in every shape that the upstream scripts take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .files import identify, open_weights
 from .umt5 import load_umt5
 
 PROMPT = "a person talking"
-"""The released scripts' default."""
+"""The default of the upstream scripts."""
 ROWS = 512
 _KEYS = ("context", "text_emb", "prompt_emb")
 
@@ -26,7 +26,7 @@ _KEYS = ("context", "text_emb", "prompt_emb")
 def load_text(path: Path, rows: int, width: int) -> Tensor:
     """float32 [rows, width] of a file: a tensor, or a dict with it under `context`, `text_emb`, `prompt_emb`, or first.
 
-    Fewer rows than `rows` are filled up with zeros, as the released encoder does.
+    Fewer rows than `rows` are filled up with zeros, as the upstream encoder does.
 
     Raises:
         CheckpointError: of `open_weights`, or not an embedding of that width.
@@ -47,7 +47,7 @@ def load_text(path: Path, rows: int, width: int) -> Tensor:
 def embed(source: Path, prompt: str, *, tokenizer: Path | None = None, rows: int = ROWS) -> Tensor:
     """The embedding of `prompt`, float32 [1, rows, width], by a UMT5 encoder: see `load_umt5`.
 
-    The prompt is cleaned as the released encoder does it; rows beyond its tokens are zero.
+    The prompt is cleaned as the upstream encoder does; rows beyond its tokens are zero.
 
     Raises:
         CheckpointError: `source` is no UMT5 encoder, or has no tokenizer.

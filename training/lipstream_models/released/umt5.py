@@ -1,4 +1,4 @@
-"""The UMT5 encoder and its tokenizer: a Hugging Face folder, or the original's one file beside a tokenizer's folder."""
+"""The UMT5 encoder and its tokenizer: a Hugging Face folder, or upstream's single file beside a tokenizer's folder."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _NAMES = (
     (r"\.ffn\.fc1\.", ".layer.1.DenseReluDense.wi_1."),
     (r"\.ffn\.fc2\.", ".layer.1.DenseReluDense.wo."),
 )
-"""The original's names (``models_t5_umt5-xxl-enc-bf16.pth``), and those of transformers."""
+"""Upstream's names (``models_t5_umt5-xxl-enc-bf16.pth``), and those of transformers."""
 
 
 def load_umt5(source: Path, tokenizer: Path | None = None) -> tuple[UMT5EncoderModel, Any]:
     """The encoder, its weights in the type they are stored in, and the tokenizer. Nothing is downloaded.
 
     Args:
-        source: a Hugging Face folder, or the original's file. tokenizer: folder; by default `source`.
+        source: a Hugging Face folder, or upstream's file. tokenizer: folder; by default `source`.
 
     Raises:
         CheckpointError: not a UMT5 encoder, or no tokenizer.

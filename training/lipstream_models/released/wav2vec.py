@@ -1,4 +1,4 @@
-"""Audio features of the released system: wav2vec 2.0's hidden states, one column per video frame.
+"""Audio features of the upstream system: wav2vec 2.0's hidden states, one column per video frame.
 
 The network is that of `transformers`; what is done around it is Lip Forcing's: the waveform is normalised as a whole,
 and the convolutions' output is stretched to the video's frames before the transformer, not after.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import Wav2Vec2Model
 
 LONGEST = 30.0
-"""Seconds; longer windows cost more than they tell."""
+"""Seconds; longer windows cost more and change little."""
 
 
 class Wav2VecFeatures(nn.Module):
@@ -61,26 +61,27 @@ def hidden_states(model: Wav2Vec2Model, waveform: Tensor, frames: int) -> Tensor
     return _transformed(model, hidden, frames)
 
 
-def hidden_states_of_part(model: Wav2Vec2Model, waveform: Tensor, there: Tensor, heard: Tensor) -> Tensor:
-    """The same of a part of `waveform`, as if that part were all there is; of the other frames something finite.
+def hidden_states_of_part(model: Wav2Vec2Model, waveform: Tensor, samples_in: Tensor, frames_in: Tensor) -> Tensor:
+    """The features of a part of `waveform`, as if that part were the whole; those of other frames are finite, no more.
 
     Args:
-        waveform: [640 F]. there: 1 at each sample of the part, else 0. heard: [F], 1 at each of its frames.
+        waveform: [640 F]. samples_in: [640 F], 1 at each sample of the part, else 0. frames_in: [F], 1 at each of its
+            frames, else 0.
     """
-    frames = heard.shape[0]
-    mean = (waveform * there).sum() / there.sum().clamp(min=1)
-    x = (waveform - mean) * there
-    x = x / torch.sqrt((x * x).sum() / there.sum().clamp(min=1) + 1e-7)
+    frames = frames_in.shape[0]
+    mean = (waveform * samples_in).sum() / samples_in.sum().clamp(min=1)
+    x = (waveform - mean) * samples_in
+    x = x / torch.sqrt((x * x).sum() / samples_in.sum().clamp(min=1) + 1e-7)
     layers: Any = model.feature_extractor.conv_layers
     hidden = x[None, None]
     for i, layer in enumerate(layers):
         if i == 0 and isinstance(layer.layer_norm, nn.GroupNorm):  # a mean over time: over the part's time alone
-            inside = heard.repeat_interleave(SAMPLES_PER_FRAME)[None, None]
+            inside = frames_in.repeat_interleave(SAMPLES_PER_FRAME)[None, None]
             inside = -F.max_pool1d(-inside, layer.conv.kernel_size[0], layer.conv.stride[0])
             hidden = layer.activation(_norm_over(layer.layer_norm, layer.conv(hidden), inside))
         else:
             hidden = layer(hidden)
-    return _transformed(model, hidden, frames, heard)
+    return _transformed(model, hidden, frames, frames_in)
 
 
 def _norm_over(norm: nn.GroupNorm, x: Tensor, inside: Tensor) -> Tensor:
@@ -91,14 +92,14 @@ def _norm_over(norm: nn.GroupNorm, x: Tensor, inside: Tensor) -> Tensor:
     return x * scale * norm.weight[:, None] + norm.bias[:, None]
 
 
-def _transformed(model: Wav2Vec2Model, hidden: Tensor, frames: int, heard: Tensor | None = None) -> Tensor:
+def _transformed(model: Wav2Vec2Model, hidden: Tensor, frames: int, frames_in: Tensor | None = None) -> Tensor:
     """What the convolutions gave [1, C, T], stretched to `frames`, and all states of the transformer on it."""
     hidden = F.interpolate(hidden, size=frames, mode="linear", align_corners=True).transpose(1, 2)
     hidden, _ = model.feature_projection(hidden)
     mask = None
-    if heard is not None:
-        hidden = hidden * heard[:, None]  # the convolution of positions pads with zeros
-        mask = ((heard - 1) * 1e9)[None, None, None]
+    if frames_in is not None:
+        hidden = hidden * frames_in[:, None]  # the convolution of positions pads with zeros
+        mask = ((frames_in - 1) * 1e9)[None, None, None]
     # The encoder's own loop, since how it hands out all states differs between versions of transformers.
     encoder: Any = model.encoder
     states = [encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))]
@@ -119,10 +120,10 @@ def _without_weight_norm(model: Wav2Vec2Model) -> Wav2Vec2Model:
 class LiveWav2Vec(nn.Module):
     """wav2vec 2.0 in a stream: features of the frames in the middle of a window of sound.
 
-    The released system hears the whole clip: its normalisation, its attention and the stretching to video frames reach
-    from end to end. Here each chunk is heard with a fixed past and a little future, as if that were the clip. Silence
-    to the last bit before the sound is no part of it, nor is such silence after it, so that a stream that begins or
-    ends inside the window is heard as the clip it is; and a window longer than the clip gives the clip's features.
+    Upstream computes features from the whole clip: normalisation, attention and the stretching to video frames span all
+    of it. Here the features of a chunk come from a window with a fixed past and a little future, as if that were the
+    clip. Samples of exactly 0 before the first sound and after the last do not count as part of it. So a stream that
+    begins or ends inside the window gives the features of that clip, and so does a window longer than the clip.
 
     Args:
         lookback, lookahead: seconds of sound before and after the frames asked for.
@@ -138,7 +139,7 @@ class LiveWav2Vec(nn.Module):
         super().__init__()
         if not (0 <= lookback <= LONGEST and 0 <= lookahead <= LONGEST):
             raise ConfigError(
-                f"sound is heard {lookback} s back and {lookahead} s ahead", expected=f"each from 0 to {LONGEST:g} s"
+                f"lookback {lookback} s and lookahead {lookahead} s", expected=f"each from 0 to {LONGEST:g} s"
             )
         self.model = _without_weight_norm(model)
         self.lookback, self.lookahead = (round(s * FPS) * SAMPLES_PER_FRAME for s in (lookback, lookahead))
@@ -169,8 +170,8 @@ class LiveWav2Vec(nn.Module):
         """Samples [lookback + 640 n + lookahead] -> features [n, width]."""
         first, after = self.lookback // SAMPLES_PER_FRAME, self.lookahead // SAMPLES_PER_FRAME
         total = samples.shape[-1] // SAMPLES_PER_FRAME
-        there, heard = _part(samples, first + _MISSING, total - after)
-        return hidden_states_of_part(self.model, samples, there, heard)[first : total - after]
+        samples_in, frames_in = _part(samples, first + _MISSING, total - after)
+        return hidden_states_of_part(self.model, samples, samples_in, frames_in)[first : total - after]
 
 
 _MISSING = 3
@@ -178,17 +179,17 @@ _MISSING = 3
 
 
 def _part(samples: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
-    """Which samples [640 F], and which frames [F], there are: 1, from the first sound to the last, else 0.
+    """The samples [640 F] and the frames [F] from the first sound to the last: 1 there, else 0.
 
-    The frames from `first` to `end` are always there, if silent; all are if there is no sound.
+    Frames `first` to `end` always count, even if silent; without any sound all frames count.
     """
     places = torch.arange(samples.shape[-1], dtype=samples.dtype)
     sound = samples != 0
     start = torch.where(sound, places, first * SAMPLES_PER_FRAME).amin(dim=-1)
     start = torch.where(sound.any(dim=-1), start.clamp(max=first * SAMPLES_PER_FRAME), 0.0)
     stop = torch.where(sound, places, 0.0).amax(dim=-1).clamp(min=end * SAMPLES_PER_FRAME - 1)
-    there = ((places >= start) & (places <= stop)).to(samples.dtype)
-    return there, there.view(-1, SAMPLES_PER_FRAME).amax(dim=1)
+    samples_in = ((places >= start) & (places <= stop)).to(samples.dtype)
+    return samples_in, samples_in.view(-1, SAMPLES_PER_FRAME).amax(dim=1)
 
 
 def load_wav2vec(folder: Path) -> Wav2Vec2Model:

@@ -72,7 +72,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Recording:
-    """What happens to a clip on its way from the camera to the file.
+    """The losses of a clip between camera and file.
 
     Attributes:
         crf: of H.264, 0 for none: from the high thirties on little is left but blocks.

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from lipstream.face import crop_matrix
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_AFTER, SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 
 from .camera import Camera, Recording
@@ -17,7 +18,7 @@ from .faces import FacePainter, Pose, pose_track
 from .identity import Identity
 from .lips import MouthShape
 from .microphone import Microphone
-from .mouth import LOOKAHEAD, SAMPLES_PER_FRAME, MouthTrack, closed_mouth, mouth_track
+from .mouth import LOOKAHEAD, MouthTrack, closed_mouth, mouth_track
 from .sheet import Points
 from .speech import SAMPLE_RATE, speech
 
@@ -25,10 +26,6 @@ CANVAS = (420, 560)
 """Width and height of the alignment canvas."""
 TEMPLATE: Points = np.array([(95.2, 112.0), (324.8, 112.0), (210.0, 224.0)])
 """Where left brow, right brow and nose belong on the canvas."""
-PAST = 10
-"""Frames of audio before a clip, so that its first mouth has a past."""
-AUDIO_AFTER = 800
-"""Samples of a clip's audio after its last frame."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +33,10 @@ class Clip:
     """A training sample of n frames at 25 per second.
 
     Attributes:
-        target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `heard`.
+        target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `audio`.
         reference: uint8 [n, size, size, 3]; the same but for the mouth, which says something else or nothing.
         identity: uint8 [size, size, 3]; the person at another moment, in another pose, saying something else.
-        heard: float32 [(10 + n) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
+        audio: float32 [(10 + n) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
         mouth: the shape of the target's mouth.
         reference_mouth: the shape of the reference's mouth.
     """
@@ -47,7 +44,7 @@ class Clip:
     target: NDArray[np.uint8]
     reference: NDArray[np.uint8]
     identity: NDArray[np.uint8]
-    heard: NDArray[np.float32]
+    audio: NDArray[np.float32]
     mouth: MouthTrack
     reference_mouth: MouthTrack
 
@@ -76,11 +73,11 @@ def draw_clip(
     person = Identity.random(rng)
     if rng.random() < 0.12:  # little light
         person = replace(person, exposure=person.exposure * rng.uniform(0.3, 0.8))
-    samples, past = frames * SAMPLES_PER_FRAME, PAST * SAMPLES_PER_FRAME
-    said = speech((2 * (past + samples) + LOOKAHEAD + AUDIO_AFTER) / SAMPLE_RATE, rng)
-    mouth = mouth_track(said.clean, PAST + frames)[PAST:]
-    heard = said.heard[: past + samples + AUDIO_AFTER]
-    elsewhere = mouth_track(said.clean[past + samples :], PAST + frames)[PAST:]
+    samples, past = frames * SAMPLES_PER_FRAME, PAST_FRAMES * SAMPLES_PER_FRAME
+    said = speech((2 * (past + samples) + LOOKAHEAD + SAMPLES_AFTER) / SAMPLE_RATE, rng)
+    mouth = mouth_track(said.clean, PAST_FRAMES + frames)[PAST_FRAMES:]
+    audio = said.recorded[: past + samples + SAMPLES_AFTER]
+    elsewhere = mouth_track(said.clean[past + samples :], PAST_FRAMES + frames)[PAST_FRAMES:]
     other = closed_mouth(frames) if rng.random() < 0.2 else elsewhere
 
     painter = FacePainter(person, density=0.0045 * size * 486 / (box[2] - box[0]))
@@ -106,7 +103,7 @@ def draw_clip(
         recorded.record([camera.shoot(picture, rng) for picture in pictures])
         for recorded, pictures in zip(recordings, (*zip(*pairs, strict=True), identity), strict=True)
     )
-    return Clip(target, reference, still[0], heard, mouth, other)
+    return Clip(target, reference, still[0], audio, mouth, other)
 
 
 def draw_video(

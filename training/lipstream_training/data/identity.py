@@ -77,7 +77,7 @@ class Identity:
 
     @classmethod
     def random(cls, rng: np.random.Generator) -> Identity:
-        """A person nobody has seen."""
+        """A random person."""
 
         def around(mean: float, spread: float) -> float:
             return float(mean + spread * np.clip(rng.standard_normal(), -2.2, 2.2))

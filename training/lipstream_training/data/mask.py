@@ -1,7 +1,7 @@
 """The region of an aligned crop that is generated: mouth, lower cheeks and chin.
 
 Our own shape, drawn for the faces of `faces.py` and checked on real ones: a rounded U that keeps the chin of a wide
-open mouth inside. Convention as in the released model: 1 = keep, 0 = generate.
+open mouth inside. Convention as upstream: 1 = keep, 0 = generate.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def mouth_mask(size: int) -> NDArray[np.float32]:
 def latent_mask(size: int, spatial: int) -> NDArray[np.float32]:
     """The mask at the resolution of the latents, float32 [size / spatial, size / spatial], for crops of `size` pixels.
 
-    Bilinear with half-pixel centres and without antialiasing, then above one half: as the released model's.
+    Bilinear with half-pixel centres and without antialiasing, then above one half: as upstream.
     """
     if size % spatial:
         raise ValueError(f"size {size} is not a multiple of {spatial}")

@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from lipstream_models.mel import SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 
-SAMPLES_PER_FRAME = 640
-"""16 kHz audio samples per 25 fps video frame."""
 LOOKAHEAD = 640
 """Samples after the end of a frame that its mouth may depend on (anticipation)."""
 LOOKBACK = 5280
@@ -79,7 +78,7 @@ def mouth_track(clean: NDArray[np.float32], frames: int) -> MouthTrack:
 
     vowel, hissing = (10 * np.log10(bands[name] + 1e-10) for name in ("vowel", "hiss"))
     level = np.array([vowel[max(0, h - _LEVEL_HOPS + 1) : h + 1].max() for h in range(len(vowel))])
-    floor = 10 ** (level / 10 - 4)  # 40 dB below the level nothing is heard
+    floor = 10 ** (level / 10 - 4)  # 40 dB below the level counts as silence
     loudness = np.clip(1 + (vowel - level) / 22.0, 0, 1)  # 22 dB below the running level is closed
     loudness *= _ramp(level, _SILENCE_DB, _SILENCE_DB + 6)
     openness = _ramp(_ratio_db(bands["first_open"], bands["first_close"], floor), -13.0, 7.0)

@@ -1,4 +1,4 @@
-"""Speech to train on: sentences made up here, spoken by eSpeak NG, heard through microphones made up here.
+"""Speech to train on: sentences made up here, spoken by eSpeak NG, recorded in random rooms with random microphones.
 
 The synthesiser comes from the wheel ``espeakng-loader`` (extra ``[training]``): nothing is downloaded and nothing
 needs installing on the system.
@@ -35,11 +35,11 @@ class SpeechClip:
 
     Attributes:
         clean: what the mouth says; true silence between phrases.
-        heard: what the model hears: `clean` through a room, a microphone and noise.
+        recorded: the input of the model: `clean` through a room, a microphone and noise.
     """
 
     clean: NDArray[np.float32]
-    heard: NDArray[np.float32]
+    recorded: NDArray[np.float32]
 
 
 def synthesiser_available() -> bool:
@@ -52,7 +52,7 @@ def synthesiser_available() -> bool:
 
 
 def speech(seconds: float, rng: np.random.Generator) -> SpeechClip:
-    """Random sentences by a random voice, exactly `seconds` long; one time in 25 nobody speaks.
+    """Random sentences by a random voice, exactly `seconds` long; one time in 25 only noise.
 
     Raises:
         MissingExtraError: the synthesiser is not installed.
@@ -60,9 +60,9 @@ def speech(seconds: float, rng: np.random.Generator) -> SpeechClip:
     samples = round(seconds * SAMPLE_RATE)
     if rng.random() < 0.04:
         hush = _noise(samples, rng) * 10 ** (rng.uniform(-75, -30) / 20)
-        return SpeechClip(clean=np.zeros(samples, np.float32), heard=np.clip(hush, -1, 1).astype(np.float32))
+        return SpeechClip(clean=np.zeros(samples, np.float32), recorded=np.clip(hush, -1, 1).astype(np.float32))
     clean = _utterances(samples, rng)
-    return SpeechClip(clean=clean, heard=degrade(clean, rng))
+    return SpeechClip(clean=clean, recorded=degrade(clean, rng))
 
 
 def degrade(clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
@@ -73,16 +73,16 @@ def degrade(clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     Args:
         clean: float32 [n], 16 kHz.
     """
-    heard = clean.astype(np.float64)
+    recorded = clean.astype(np.float64)
     if rng.random() > 0.2:
         if rng.random() < 0.35:
-            heard = _reverberate(heard, rng)
-        heard = _equalise(heard, rng)
+            recorded = _reverberate(recorded, rng)
+        recorded = _equalise(recorded, rng)
         if rng.random() < 0.75:
-            heard = heard + _noise(len(heard), rng) * (_rms(heard) * 10 ** (-rng.uniform(8, 40) / 20))
-    peak = max(float(np.abs(heard).max(initial=0.0)), 1e-6)
+            recorded = recorded + _noise(len(recorded), rng) * (_rms(recorded) * 10 ** (-rng.uniform(8, 40) / 20))
+    peak = max(float(np.abs(recorded).max(initial=0.0)), 1e-6)
     gain = 10 ** (rng.uniform(-18, 8) / 20)
-    return np.clip(heard * min(gain, 0.99 / peak), -1, 1).astype(np.float32)
+    return np.clip(recorded * min(gain, 0.99 / peak), -1, 1).astype(np.float32)
 
 
 def _utterances(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -17,20 +17,18 @@ from lipstream.atomic import write_file
 from lipstream_evaluate.syncnet import load_syncnet
 from lipstream_models import STUDENTS, ClipAttention
 from lipstream_models.schedule import add_noise, predict_x0
-from safetensors.torch import load_file
 from torch import Tensor
 
-from ..prepare.shards import Shards
-from .command import open_decoder, shard_constants
+from ..prepare.shards import Shards, load_constants
 from .reward import SyncReward
 from .rollout import Batch
 from .sampling import constant, schedule, trajectory
-from .sources import ShardClips, load_model, prompt
+from .sources import ShardClips, load_model, open_decoder, prompt
 from .stages import Networks
 
 Measure = Callable[[Tensor], dict[str, float]]
 """Latents [B, C, F, h, w] -> `sync` and `fidelity` (more is better), and whatever else is of interest."""
-_NEAR = 0.95  # share of the way to the last step's fidelity that makes a landing
+_NEAR = 0.95  # share of the last step's fidelity gain at which a step counts as the landing
 
 
 def analyze(
@@ -56,7 +54,7 @@ def analyze(
 
 
 def pick_landing(curve: Sequence[dict[str, float]]) -> float:
-    """The noisiest time at which x0 has come `_NEAR` of the way from its first to its best fidelity."""
+    """The noisiest time at which x0 has made `_NEAR` of the gain from its first to its best fidelity."""
     first, best = curve[0]["fidelity"], max(point["fidelity"] for point in curve)
     return next(point["t"] for point in curve if point["fidelity"] >= first + _NEAR * (best - first))
 
@@ -132,7 +130,7 @@ def analyze_files(
         ConfigError, CheckpointError: files that do not fit.
     """
     config = STUDENTS[size]
-    constants = load_file(shard_constants(data))
+    constants = load_constants(data)
     found = ShardClips(data, config, constants["mask"])
     chosen = tuple(range(min(clips, len(found))))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -14,21 +14,19 @@ from lipstream.atomic import write_file
 from lipstream.errors import ConfigError
 from lipstream.media import VideoWriter
 from lipstream_evaluate.syncnet import load_syncnet
-from lipstream_models import STUDENTS, TAEHV, CausalDiT
-from lipstream_models.checkpoint import Checkpoint
-from lipstream_models.released import load_taehv
-from safetensors.torch import load_file, save
+from lipstream_models import STUDENTS, CausalDiT
+from lipstream_models.parts import StudentParts
+from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..prepare.command import CONSTANTS
-from ..prepare.shards import Shards
+from ..prepare.shards import Shards, load_constants
 from . import parallel
 from .recipe import Recipe
 from .reward import SyncReward
 from .rollout import roll_out
 from .sampling import constant, sample
-from .sources import WEIGHTS, ShardClips, load_model, prompt
+from .sources import WEIGHTS, ShardClips, load_model, open_decoder, prompt
 from .stages import Networks
 from .trainer import Trainer
 
@@ -42,7 +40,7 @@ class Inputs:
         teacher: of self_forcing. critic: the fake score's first weights; the teacher's if None.
         negative: embedding of the negative prompt; zeros without it.
         syncnet, codec: of the reward: SyncNet's weights, and the decoder: taew2_1, or a checkpoint of ours.
-        base: checkpoint whose codec, ear and masks go with the student into OUT/checkpoint, for `lipstream export`.
+        base: checkpoint whose codec, audio encoder and masks go with the student into OUT/checkpoint.
     """
 
     shards: Path
@@ -67,7 +65,7 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
         raise ConfigError(f"student {recipe.student!r}", expected=", ".join(STUDENTS))
     device = parallel.start()
     config = STUDENTS[recipe.student]
-    constants = load_file(shard_constants(inputs.shards))
+    constants = load_constants(inputs.shards)
     data = ShardClips(inputs.shards, config, constants["mask"], recipe.frames)
     torch.manual_seed(recipe.seed)
     model = _model(inputs.student, recipe.student)
@@ -101,38 +99,14 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
         write_file(out / WEIGHTS, save({name: x.contiguous() for name, x in weights.items()}))
         write_file(out / "recipe.json", (json.dumps(recipe.fields(), indent=1) + "\n").encode())
         if inputs.base is not None:
-            whole = Checkpoint.load(inputs.base)
-            whole.student.load_state_dict(weights)
-            whole.save(out / "checkpoint")
-
-
-def shard_constants(shards: Path) -> Path:
-    path = shards / CONSTANTS
-    if not path.is_file():
-        raise ConfigError(
-            f"{shards} holds no {CONSTANTS}",
-            fix="prepare it with --encode, or --vae, --wav2vec, --text and --mask",
-        )
-    return path
+            parts = StudentParts.from_checkpoint(inputs.base)
+            assert parts.student, "of every checkpoint"
+            parts.student.load_state_dict(weights)
+            parts.save(out / "checkpoint")
 
 
 def _model(files: Sequence[Path], student: str) -> CausalDiT:
     return load_model(files, student) if files else CausalDiT(STUDENTS[student])
-
-
-def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """Latents [B, C, F, h, w] -> video [B, 4 F - 3, 3, H, W]: of released weights, or of a checkpoint of ours."""
-    codec: TAEHV = Checkpoint.load(path).taehv if path.is_dir() else load_taehv(path)
-    codec.to(device)
-
-    @torch.no_grad()
-    def decode(latents: Tensor) -> Tensor:
-        x = latents.transpose(1, 2)
-        spatial = codec.config.spatial
-        memory = codec.decoder_memory(len(x), spatial * x.shape[3], spatial * x.shape[4])
-        return codec.decode(x, memory)[0][:, 3:].clamp(0, 1)
-
-    return decode
 
 
 def _samples(

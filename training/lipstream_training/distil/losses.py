@@ -1,4 +1,4 @@
-"""The losses of the three stages, in x0 space where the released code has them there.
+"""The losses of the three stages, in x0 space where upstream computes them there.
 
 Names: g what the student generated, f the fake score's x0 of it, T the teacher's; s the guidance, t the score's time.
 """
@@ -49,11 +49,11 @@ def distribution_matching(g: Tensor, f: Tensor, teacher: Tensor) -> Tensor:
 def rewarded(losses: Tensor, rewards: Tensor | None, recipe: Recipe) -> Tensor:
     """One loss from those of the clips [B] and SyncNet's confidence in them [B], detached.
 
-    exp (released): mean of exp(beta r) L: nearly the best clip alone, and a scale of e^10 to e^16 that only clipping
+    exp (upstream): mean of exp(beta r) L: nearly the best clip alone, and a scale of e^10 to e^16 that only clipping
         and Adam undo.
     centred: the same with r less its mean over the batch: the scale is near 1.
     self_normalised: sum of exp(beta r) L over the sum of the weights.
-    batch_mean (the original's first version): mean weight times mean loss: all clips alike.
+    batch_mean (upstream's first version): mean weight times mean loss: all clips alike.
     """
     if recipe.reward == "none" or rewards is None:
         return losses.mean()

@@ -1,6 +1,6 @@
-"""Random numbers that belong to a sample, not to the process that happens to compute it.
+"""Random numbers per sample, independent of the process that computes it.
 
-Each sample of each iteration has a generator of its own. So a run that was cut off goes on with the same numbers
+Each sample of each iteration has its own generator. So an interrupted run continues with the same numbers
 without any state to keep, and one process with accumulation draws what two ranks draw.
 """
 

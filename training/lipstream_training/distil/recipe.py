@@ -20,7 +20,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """The defaults are the released recipe of stage 2 at 14B."""
+    """The defaults are the upstream recipe of stage 2 at 14B."""
 
     stage: Stage = _option("self_forcing", "teacher (0), forcing (1) or self_forcing (2)")  # noqa: RUF009
     student: str = _option("14b", "sizes of the model: 14b, 1.3b, tiny or micro")
@@ -35,7 +35,7 @@ class Recipe:
     beta2: float = _option(0.999, "of AdamW")
     weight_decay: float = _option(0.01, "of AdamW")
     clip: float = _option(10.0, "norm to which the model's gradient is cut; 0: not at all")
-    average: float = _option(0.0, "decay of the moving average of the weights; 0: none, as released")
+    average: float = _option(0.0, "decay of the moving average of the weights; 0: none, as upstream")
     lora: int = _option(128, "rank of the adapters on q, k, v, o and the feed-forward; 0: all weights are trained")
     lora_alpha: int = _option(64, "their scale times their rank")
     precision: Literal["bf16", "fp32"] = _option("bf16", "of products; weights and updates stay in float32")
@@ -51,17 +51,17 @@ class Recipe:
         ((7, 1), (10, 1), (13, 1), (9, 3), (12, 3)), "forcing: windows and sinks, one of which is drawn for each pass"
     )
     sink_moves: bool = _option(
-        False, "forcing: the sink stands at the window's start, as in a stream; released: where it is in the clip"
+        False, "forcing: the sink stands at the window's start, as in a stream; upstream: where it is in the clip"
     )
 
     update_ratio: int = _option(5, "updates of the critic to one of the student")
     guidance: float = _option(4.5, "of the teacher, inside the gate")
     gate: tuple[float, float] = _option((0.556, 0.882), "times at which the teacher is guided: the sync window")
-    reward: Reward = _option("exp", "how SyncNet's confidence weighs the clips: exp is released")  # noqa: RUF009
+    reward: Reward = _option("exp", "how SyncNet's confidence weighs the clips: exp is upstream's")  # noqa: RUF009
     reward_beta: float = _option(2.0, "its exponent")
-    reward_clamp: float = _option(0.0, "largest exponent; 0: none, as released")
+    reward_clamp: float = _option(0.0, "largest exponent; 0: none, as upstream")
     exact_critic: bool = _option(
-        False, "divide the critic's gradient by `accumulate` in the student's iterations, too; released: not"
+        False, "divide the critic's gradient by `accumulate` in the student's iterations, too; upstream does not"
     )
 
     def __post_init__(self) -> None:

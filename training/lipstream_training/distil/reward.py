@@ -1,4 +1,4 @@
-"""SyncNet's opinion of generated clips: the reward, and a measure."""
+"""SyncNet's scores of generated clips: the reward, and a measure."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from lipstream_evaluate.syncnet import SyncNet, SyncScore, mfcc, score
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data.mouth import SAMPLES_PER_FRAME
-from ..prepare.settings import PAST
 from ..prepare.shards import Shards
 
 
@@ -19,14 +18,14 @@ from ..prepare.shards import Shards
 def sync_scores(net: SyncNet, video: Tensor, cepstra: Tensor) -> list[SyncScore]:
     """Of video [B, V, 3, H, W] in [0, 1], and the cepstra of its sound [B, 4 V - 1, 13].
 
-    Pictures are resized to the net's and rounded to whole numbers, as files would have them.
+    Pictures are resized to the net's and rounded to whole numbers, as in files.
     """
     size = net.config.size
     frames = F.interpolate(video.flatten(0, 1).float(), (size, size), mode="bilinear")
     frames = (frames.flip(1) * 255).round()  # blue first
     clips = torch.unflatten(frames, 0, video.shape[:2]).transpose(1, 2)
-    heard = net.sound(cepstra)
-    return [score(net.lips(clip[None])[0][: heard.shape[1]], b) for clip, b in zip(clips, heard, strict=True)]
+    sound = net.sound(cepstra)
+    return [score(net.lips(clip[None])[0][: sound.shape[1]], b) for clip, b in zip(clips, sound, strict=True)]
 
 
 class SyncReward:
@@ -42,7 +41,7 @@ class SyncReward:
     def __call__(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
         self._net.to(latents.device)
         video = self._decode(latents)
-        begin = PAST * SAMPLES_PER_FRAME
+        begin = PAST_FRAMES * SAMPLES_PER_FRAME
         end = begin + video.shape[1] * SAMPLES_PER_FRAME
         cepstra = torch.from_numpy(np.stack([mfcc(self._shards.sound(clip)[begin:end]) for clip in clips]))
         found = sync_scores(self._net, video, cepstra.to(latents.device))

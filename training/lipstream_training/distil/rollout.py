@@ -1,4 +1,4 @@
-"""The student in a stream, for a batch, with gradients: what it will do when it is used."""
+"""The student as it runs in a stream, for a batch and with gradients."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ TextKV = Sequence[tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips on their way through a stage.
+    """A batch of clips.
 
     Attributes:
-        target: what was filmed, latents [B, C, F, h, w]. condition: [B, 3 C + 1, F, h, w]. audio: [B, 4 F, A].
+        target: the filmed latents [B, C, F, h, w]. condition: [B, 3 C + 1, F, h, w]. audio: [B, 4 F, A].
         clips: their numbers in the data.
     """
 

@@ -1,14 +1,16 @@
-"""Where a run's clips and first weights come from: prepared shards, checkpoints of ours, released files."""
+"""Inputs of a run: clips of prepared shards, and first weights of earlier stages, checkpoints or published files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from lipstream.errors import CheckpointError, ConfigError
 from lipstream_models import STUDENTS, CausalDiT, StudentConfig
-from lipstream_models.released import load_student
+from lipstream_models.condition import assemble_condition, fill_first_latent_frame
+from lipstream_models.parts import StudentParts
+from lipstream_models.released import load_student, load_taehv
 from lipstream_models.released.text import load_text
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -28,8 +30,8 @@ class ShardClips:
         frames: latent frames of each clip that are used, its first; 0: all.
 
     Raises:
-        ConfigError: no shards, or shards without latents, or of another student's sizes; frames that a clip has not, or
-            no whole number of chunks.
+        ConfigError: no shards, or shards without latents, or of other sizes than the student's; `frames` is more than a
+            clip has, or not a whole number of chunks.
     """
 
     def __init__(self, folder: Path, config: StudentConfig, mask: Tensor, frames: int = 0) -> None:
@@ -64,10 +66,8 @@ class ShardClips:
         audio = stack("audio")[:, : self._config.temporal * (self._frames - 1) + 1]
         sequence = masked if self._config.sequence == "masked" else stack("reference")[:, :, : self._frames]
         first = stack("first") if self._config.sequence == "masked" else sequence[:, :, :1]
-        mask = (1 - self._mask).expand(len(clips), 1, target.shape[2], *self._mask.shape)
-        condition = torch.cat([first.expand_as(target), mask, masked, sequence], dim=1)
-        audio = torch.cat([audio[:, :1].expand(-1, self._config.temporal - 1, -1), audio], dim=1)
-        return Batch(target, condition, audio, clips)
+        condition = assemble_condition(first, self._mask, masked, sequence)
+        return Batch(target, condition, fill_first_latent_frame(audio, self._config.temporal), clips)
 
 
 def load_model(files: Sequence[Path], student: str) -> CausalDiT:
@@ -88,8 +88,31 @@ def load_model(files: Sequence[Path], student: str) -> CausalDiT:
     return load_student(list(files), student).float()
 
 
+def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Latents [B, C, F, h, w] -> video [B, 4 F - 3, 3, H, W] in [0, 1].
+
+    Args:
+        path: published weights of TAEHV, or a checkpoint folder of `lipstream-train`.
+
+    Raises:
+        CheckpointError: `path` holds neither.
+    """
+    codec = StudentParts.from_checkpoint(path).taehv if path.is_dir() else load_taehv(path)
+    assert codec, "of every checkpoint"
+    codec.to(device)
+
+    @torch.no_grad()
+    def decode(latents: Tensor) -> Tensor:
+        x = latents.transpose(1, 2)
+        spatial = codec.config.spatial
+        memory = codec.decoder_memory(len(x), spatial * x.shape[3], spatial * x.shape[4])
+        return codec.decode(x, memory)[0][:, 3:].clamp(0, 1)
+
+    return decode
+
+
 def prompt(path: Path | None, config: StudentConfig) -> Tensor:
-    """The embedding of a file; zeros without one, as the released training takes for the negative prompt."""
+    """The embedding of a file; zeros without one, as upstream takes for the negative prompt."""
     if path is None:
         return torch.zeros(config.text_len, config.text_dim)
     return load_text(path, config.text_len, config.text_dim).float()

@@ -66,7 +66,7 @@ class Losses:
         return per_sample((v.float() - (eps - batch.target)).square())
 
     def forcing(self, batch: Batch, noise: Noise, iteration: int) -> Tensor:
-        """Diffusion forcing: each chunk at a time of its own from the student's list, clean ones included.
+        """Diffusion forcing: each chunk at its own time from the student's list, clean ones included.
 
         0.5 mean (x0_pred - x0)^2 [B]. One window for all samples and ranks.
         """

@@ -1,13 +1,12 @@
-"""The miniature study: the paper's variants, each trained here in minutes, under the same roof and the same measures.
+"""The miniature study: the paper's variants, each trained in minutes, on the same data and with the same measures.
 
-Each variant of each seed leaves a file when it is done; a run that was cut off goes on with what is missing.
+Each variant of each seed is saved when it is done; an interrupted run continues with what is missing.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lipstream.atomic import write_file
+from lipstream.atomic import new_file, write_file
 from lipstream.errors import ConfigError
+from lipstream_evaluate.processes import in_processes
 from lipstream_evaluate.statistics import correlation, summary
 from lipstream_models import CausalDiT
 from safetensors.torch import load_file, save_file
@@ -92,23 +92,17 @@ def variants(scale: float = 1.0) -> list[Variant]:
 def run_study(
     folder: Path, *, seeds: int = 3, scale: float = 1.0, workers: int = 2, quiet: bool = False
 ) -> dict[str, Any]:
-    """Train and measure what is missing in `folder`; returns all results and their means over seeds."""
+    """Train and measure what is missing in `folder`; returns all results and their means over seeds.
+
+    Args:
+        scale: of the usual number of updates. workers: processes, each trains all variants of one seed.
+    """
     load_micro(folder, quiet=quiet)
     jobs = [(folder, seed, scale) for seed in range(seeds)]
     wanted = variants(scale)
     with tqdm(total=seeds * len(wanted), desc="variants", disable=quiet) as bar:
-        if workers == 1:
-            for job in jobs:
-                _seed(job)
-        else:
-            context = multiprocessing.get_context("spawn")
-            with context.Pool(min(workers, seeds)) as pool:
-                waiting = pool.map_async(_seed, jobs, chunksize=1)
-                while not waiting.ready():
-                    waiting.wait(2)
-                    bar.update(sum(_done(folder, s, v.name).is_file() for s in range(seeds) for v in wanted) - bar.n)
-                waiting.get()
-        bar.update(seeds * len(wanted) - bar.n)
+        for _ in in_processes(_seed, jobs, workers, ordered=False):
+            bar.update(len(wanted))
     return collect(folder, seeds, scale)
 
 
@@ -169,9 +163,8 @@ def _trained(folder: Path, seed: int, variant: Variant, micro: Micro) -> Network
         recipe = replace(variant.recipe, seed=seed)
         trainer = Trainer(recipe, networks, micro, folder / f"seed-{seed}" / variant.name)
         trainer.run()
-        partial = path.with_suffix(".part")
-        save_file({name: x.contiguous() for name, x in trainer.weights().items()}, partial)
-        partial.replace(path)
+        with new_file(path) as partial:
+            save_file({name: x.contiguous() for name, x in trainer.weights().items()}, partial)
     return Networks(load_trained(folder, seed, variant.name), text, negative)
 
 

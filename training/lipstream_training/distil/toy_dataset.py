@@ -1,32 +1,32 @@
-"""The world of the miniature study: drawn people at 32 pixels, nine latent frames of 4 x 4, all in seconds.
+"""Data of the miniature study: clips of drawn people, 33 frames of 32 x 32 pixels, nine latent frames of 4 x 4.
 
-The same generator, ear and kind of codec as the tiny student's, so small that each stage trains in minutes on a core.
+They come from the tiny student's generator, with its audio encoder and its kind of codec; each stage trains on them in
+minutes on one core.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
+from lipstream.atomic import new_file
+from lipstream_evaluate.processes import in_processes
 from lipstream_evaluate.syncnet import DRAWN, load_syncnet, mfcc
 from lipstream_models import STUDENTS, SpeechEncoder
-from lipstream_models.mel import LOOKAHEAD, LOOKBACK
+from lipstream_models.condition import assemble_condition, fill_first_latent_frame
+from lipstream_models.mel import LOOKAHEAD, LOOKBACK, PAST_FRAMES, SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..data.clips import PAST, draw_clip
+from ..data.clips import draw_clip
 from ..data.mask import latent_mask, mouth_mask
-from ..data.mouth import SAMPLES_PER_FRAME
 from ..optim import Descent
 from .reward import sync_scores
 from .rollout import Batch
@@ -35,7 +35,7 @@ CONFIG = STUDENTS["micro"]
 SIZE = CONFIG.crop_size[0]
 FRAMES = 33
 _BLOCK = 4 * 3 * CONFIG.spatial**2  # numbers that become one latent
-_MICRO = 9  # seeds [9, ...]: nobody else draws from them
+_MICRO = 9  # seeds [9, ...] are used here only
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Micro:
     Attributes:
         target, masked, first: latents [N, C, 9, 4, 4], [N, C, 9, 4, 4], [N, C, 1, 4, 4]. audio: [N, 36, 64].
         mouth: opening of the mouth by the rule, [N, 33]. cepstra: [N, 131, 13].
-        back: latents to pixels, [C, numbers of a block]. forth: the other way.
+        back: latents to pixels, [C, numbers of a block]. forth: pixels to latents.
     """
 
     target: Tensor
@@ -67,10 +67,9 @@ class Micro:
 
     def batch(self, clips: tuple[int, ...]) -> Batch:
         rows = torch.tensor(clips)
-        target, masked = self.target[rows], self.masked[rows]
-        mask = (1 - torch.from_numpy(latent_mask(SIZE, CONFIG.spatial))).expand(len(rows), 1, 9, 4, 4)
-        condition = torch.cat([self.first[rows].expand_as(target), mask, masked, masked], dim=1)
-        return Batch(target, condition, self.audio[rows], clips)
+        masked, mask = self.masked[rows], torch.from_numpy(latent_mask(SIZE, CONFIG.spatial))
+        condition = assemble_condition(self.first[rows], mask, masked, masked)
+        return Batch(self.target[rows], condition, self.audio[rows], clips)
 
     def decode(self, latents: Tensor) -> Tensor:
         """[B, C, 9, 4, 4] -> video [B, 33, 3, 32, 32] in [0, 1]."""
@@ -109,17 +108,14 @@ def load_micro(folder: Path, clips: int = 700, held_out: int = 48, *, quiet: boo
     path = folder / f"micro-{clips}-{held_out}.safetensors"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        save_file({name: x.contiguous() for name, x in _make(clips + held_out, quiet).items()}, partial)
-        partial.replace(path)
+        tensors = {name: x.contiguous() for name, x in _make(clips + held_out, quiet).items()}
+        with new_file(path) as partial:
+            save_file(tensors, partial)
     return Micro(**load_file(path), held_out=held_out)
 
 
 def _make(clips: int, quiet: bool) -> dict[str, Tensor]:
-    drawn: list[dict[str, NDArray[Any]]] = []
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        found = pool.imap(_draw, range(clips), chunksize=4)
-        drawn = list(tqdm(found, "drawing", clips, unit="clip", disable=quiet))
+    drawn = list(tqdm(in_processes(_draw, range(clips)), "drawing", clips, unit="clip", disable=quiet))
     arrays = {name: torch.from_numpy(np.stack([one[name] for one in drawn])) for name in drawn[0]}
     pixel = torch.from_numpy(mouth_mask(SIZE))
     video, reference, identity = (_video(arrays[name]) for name in ("target", "reference", "identity"))
@@ -130,7 +126,7 @@ def _make(clips: int, quiet: bool) -> dict[str, Tensor]:
         "target": micro.encode(video),
         "masked": micro.encode((reference - 0.5) * pixel + 0.5),
         "first": torch.einsum("bfhwp,pc->bcfhw", _blocks(identity[:, None]), forth),
-        "audio": _ear(arrays["heard"], arrays["mouth"]),
+        "audio": _audio_features(arrays["speech"], arrays["mouth"]),
         "mouth": arrays["mouth"][..., 0].contiguous(),
         "cepstra": arrays["cepstra"],
         "back": back,
@@ -139,18 +135,16 @@ def _make(clips: int, quiet: bool) -> dict[str, Tensor]:
 
 
 def _draw(index: int) -> dict[str, NDArray[Any]]:
-    cv2.setNumThreads(1)  # the processes are the threads
-    torch.set_num_threads(1)
     clip = draw_clip(np.random.default_rng([_MICRO, index]), FRAMES, SIZE, CONFIG.crop_box)
-    first = PAST * SAMPLES_PER_FRAME
+    first = PAST_FRAMES * SAMPLES_PER_FRAME
     end = first + FRAMES * SAMPLES_PER_FRAME
     return {
         "target": clip.target,
         "reference": clip.reference,
         "identity": clip.identity,
-        "heard": clip.heard[first - LOOKBACK : end + LOOKAHEAD],
+        "speech": clip.audio[first - LOOKBACK : end + LOOKAHEAD],
         "mouth": clip.mouth.stacked(),
-        "cepstra": mfcc(clip.heard[first:end]),
+        "cepstra": mfcc(clip.audio[first:end]),
     }
 
 
@@ -161,7 +155,7 @@ def _video(frames: Tensor) -> Tensor:
 def _blocks(video: Tensor) -> Tensor:
     """[B, 1 + 4 n, 3, H, W] -> [B, 1 + n, h, w, numbers of a block] around grey; the first frame stands for four."""
     s = CONFIG.spatial
-    whole = torch.cat([video[:, :1].expand(-1, 3, -1, -1, -1), video], dim=1) - 0.5
+    whole = fill_first_latent_frame(video) - 0.5
     cut = whole.view(len(whole), -1, 4, 3, SIZE // s, s, SIZE // s, s)  # [B, F, 4, 3, h, s, w, s]
     return cut.permute(0, 1, 4, 6, 2, 3, 5, 7).flatten(4)
 
@@ -178,21 +172,21 @@ def _components(video: Tensor) -> tuple[Tensor, Tensor]:
     return (vectors * scale).float(), (vectors / scale).float().T.contiguous()
 
 
-def _ear(heard: Tensor, mouth: Tensor) -> Tensor:
-    """Features [N, 36, 64] of an ear trained on these very voices; those of the first frame four times."""
+def _audio_features(speech: Tensor, mouth: Tensor) -> Tensor:
+    """Features [N, 36, 64] of an audio encoder trained on these voices; those of the first frame four times."""
     torch.manual_seed(0)
-    ear, read = SpeechEncoder(), nn.Linear(64, 4)
+    encoder, read = SpeechEncoder(), nn.Linear(64, 4)
     with torch.no_grad():
-        mel = torch.cat([ear.mel(part) for part in torch.split(heard, 64)])
+        mel = torch.cat([encoder.mel(part) for part in torch.split(speech, 64)])
     rows, wanted = mel.flatten(0, 1), mouth.flatten(0, 1)
-    descent = Descent([ear, read], 1200, 2e-3)
+    descent = Descent([encoder, read], 1200, 2e-3)
     for _ in range(1200):
         chosen = torch.randint(len(rows), (512,))
         x = rows[chosen]
-        descent.step(F.mse_loss(read(ear.layers(x + 0.05 * torch.randn_like(x))), wanted[chosen]))
+        descent.step(F.mse_loss(read(encoder.layers(x + 0.05 * torch.randn_like(x))), wanted[chosen]))
     with torch.no_grad():
-        features = ear.layers(mel)
-    return torch.cat([features[:, :1].expand(-1, 3, -1), features], dim=1).contiguous()
+        features = encoder.layers(mel)
+    return fill_first_latent_frame(features).contiguous()
 
 
 def texts() -> tuple[Tensor, Tensor]:
@@ -219,7 +213,7 @@ def opening(micro: Micro) -> Callable[[Tensor], Tensor]:
     """What reads the opening [B, 33] from latents: ridge regression on what was drawn for training."""
     train = slice(0, len(micro))
     x = micro.target[train].permute(0, 2, 1, 3, 4).flatten(2)  # [N, 9, C h w]
-    four = torch.cat([micro.mouth[train, :1].expand(-1, 3), micro.mouth[train]], 1).view(-1, 9, 4)
+    four = fill_first_latent_frame(micro.mouth[train]).view(-1, 9, 4)
     a, b = torch.cat([x, torch.ones(*x.shape[:2], 1)], 2).flatten(0, 1).double(), four.flatten(0, 1).double()
     weights = torch.linalg.solve(a.T @ a + 30 * torch.eye(a.shape[1]), a.T @ b).float()
 

@@ -1,4 +1,4 @@
-"""Updates, ranks, checkpoints and the log: everything about a stage that is not its loss."""
+"""Training of a stage apart from its loss: updates, ranks, checkpoints and the log."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from lipstream.atomic import write_file
+from lipstream.atomic import replace_folder, write_file
 from lipstream.errors import CheckpointError
 from lipstream_models import CausalDiT
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.nn.utils import clip_grad_norm_
 
+from ..optim import Average
 from . import parallel
 from .noise import Noise
 from .recipe import Recipe
@@ -48,10 +49,10 @@ class Trainer:
     """One stage, on this rank.
 
     The clips of an update, and every number drawn for them, follow from the recipe's seed and the update's number
-    alone. So a run goes on from any checkpoint as if it had not stopped, and ranks are the same as accumulation.
+    alone. So a run continues from any checkpoint as if it had not stopped, and ranks equal accumulation.
 
     Args:
-        out: folder of checkpoints and log; what is there is gone on with.
+        out: folder of checkpoints and log; the run continues from the last checkpoint in it.
         sample: called now and then, on all ranks, with the model and the number of updates; the pictures it returns
             (uint8 [H, W, 3] by name) go into the log.
     """
@@ -83,7 +84,7 @@ class Trainer:
         networks.text, networks.negative = networks.text.to(self._device), networks.negative.to(self._device)
         self._model = _Optimised(networks.model, recipe.rate, recipe)
         self._critic = _Optimised(networks.critic, recipe.critic_rate, recipe) if networks.critic is not None else None
-        self._average = _Average(networks.model, recipe.average) if recipe.average else None
+        self._average = Average(networks.model, recipe.average) if recipe.average else None
         self.iteration = 0
         self._order: tuple[int, Tensor] | None = None  # of the lap through the clips
         self._resume()
@@ -174,7 +175,7 @@ class Trainer:
         return {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()} | {"gradient": norm}
 
     def save(self) -> None:
-        """Leave a checkpoint of this update: all of it or nothing."""
+        """Write a checkpoint of this update, atomically."""
         target = self._out / f"step-{self.iteration:07d}"
         partial = target.with_suffix(".part")
         if parallel.rank() == 0:
@@ -185,8 +186,7 @@ class Trainer:
         _barrier()
         if parallel.rank() == 0:
             write_file(partial / "recipe.json", (json.dumps(self.recipe.fields(), indent=1) + "\n").encode())
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
+            replace_folder(partial, target)
             for old in checkpoints(self._out)[:-_KEPT]:
                 shutil.rmtree(old)
         _barrier()
@@ -211,14 +211,14 @@ class Trainer:
         if self._critic is not None:
             self._critic.load(state["critic"])
         if self._average:
-            self._average.load(state["average"])
+            self._average.load_state_dict(state["average"])
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"iteration": torch.tensor(self.iteration), "model": self._model.state()}
         if self._critic is not None:
             state["critic"] = self._critic.state()
         if self._average:
-            state["average"] = self._average.state()
+            state["average"] = self._average.state_dict()
         return state
 
 
@@ -258,44 +258,6 @@ class _Optimised:
         loose = StateDictOptions(ignore_frozen_params=True, strict=False)
         set_model_state_dict(self.module, state["weights"], options=loose)
         set_optimizer_state_dict(self.module, self._optimizer, state["optimizer"], options=self._options)
-
-
-class _Average:
-    """Moving average of what is trained; sharded as it is."""
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._means = {name: p.detach().clone() for name, p in self._trained.items()}
-        self._decay, self._updates = decay, torch.zeros((), dtype=torch.int64)
-
-    @torch.no_grad()
-    def update(self) -> None:
-        self._updates += 1
-        updates = int(self._updates)
-        decay = min(self._decay, updates / (updates + 10))
-        for name, p in self._trained.items():
-            self._means[name].lerp_(p.detach(), 1 - decay)
-
-    @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The averages stand in the network's place."""
-        kept = {name: p.detach().clone() for name, p in self._trained.items()}
-        self._put(self._means)
-        try:
-            yield
-        finally:
-            self._put(kept)
-
-    @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
-        for name, p in self._trained.items():
-            p.copy_(values[name])
-
-    def state(self) -> dict[str, Any]:
-        return {"means": self._means, "updates": self._updates}
-
-    def load(self, state: dict[str, Any]) -> None:
-        self._means, self._updates = state["means"], state["updates"]
 
 
 class _Log:

@@ -1,7 +1,7 @@
-"""`lipstream-train prepare`: each source by itself, in any order, then all of them into shards, in their order.
+"""`lipstream-train prepare`: cuts each source independently, in any order, then packs all clips into shards, in order.
 
-A source's clips wait in OUT/parts until all are there. What is there is not done again; so a run that was killed goes
-on where it was, and the shards come out the same, bit for bit.
+The clips of a source are kept in OUT/parts until all are complete. Finished sources are not repeated: a killed run
+continues, and the shards are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 from lipstream.atomic import write_file
 from lipstream.errors import ConfigError
 from lipstream.media import limit_threads
-from lipstream_evaluate.cases import VIDEOS
+from lipstream_evaluate.media import VIDEOS
 from lipstream_evaluate.processes import in_processes
 from lipstream_evaluate.syncnet import SyncNet, load_syncnet
 from safetensors.numpy import load, save_file
@@ -33,12 +32,10 @@ from .encode import Encoder
 from .report import counts, page
 from .sample import decode, tensor_bytes
 from .settings import Settings
-from .shards import INDEX, locate, read_tar, write_tar
+from .shards import CONSTANTS, INDEX, locate, read_tar, write_tar
 
 _BLOCK = 4  # drawn clips that are one source
 _PLAN = "plan.json"
-CONSTANTS = "constants.safetensors"
-"""The prompt's embedding and the latent mask, beside shards with latents."""
 _PARTS = "parts"
 
 
@@ -91,7 +88,6 @@ def prepare(
     if not (out / INDEX).is_file():
         _tools(settings)  # a wrong file shows now
         jobs = [(out, i, source, settings) for i, source in enumerate(sources) if not _part(out, i, "json").is_file()]
-        workers = min(workers or os.cpu_count() or 1, max(1, len(jobs)))
         with tqdm(total=len(sources), initial=len(sources) - len(jobs), desc="sources", disable=quiet) as bar:
             kept = 0
             for found in in_processes(_do, jobs, workers, ordered=False):

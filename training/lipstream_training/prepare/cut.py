@@ -15,16 +15,15 @@ from lipstream.errors import LipStreamError, MediaTruncatedError, NoAudioError
 from lipstream.face import FaceDetector, FaceObservation, FaceTracker, crop, lip_gap
 from lipstream.face.landmarks import bounding_box
 from lipstream.media import VideoReader, ping_pong
-from lipstream_evaluate.cases import loudness
 from lipstream_evaluate.faces import squares, sync_crop
-from lipstream_evaluate.sound import read_sound
+from lipstream_evaluate.media import loudness, read_sound
 from lipstream_evaluate.syncnet import SyncNet, sync_score
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_AFTER, SAMPLES_PER_FRAME
 from numpy.typing import NDArray
 
-from ..data.mouth import SAMPLES_PER_FRAME
 from .filters import Filters
 from .sample import members, picture, picture_bytes, video_bytes
-from .settings import AFTER, FRAMES, PAST, Settings
+from .settings import FRAMES, Settings
 
 _SECOND = 25  # frames from one look for other faces to the next; also what a reference needs at least
 _NO_FACE_SHOWN = 75  # a stretch without a face becomes a line of the report at most every so many frames
@@ -220,9 +219,9 @@ class _Judge:
         return _Candidate(window.start, frames, video, middle, measured, frames == FRAMES)
 
     def _measure(self, window: _Window) -> dict[str, float]:
-        heard = loudness(self._sound[window.start * SAMPLES_PER_FRAME :], len(window.crops))
-        peak = float(heard.max())
-        speech = float((heard > 0.1 * peak).mean()) if peak else 0.0
+        level = loudness(self._sound[window.start * SAMPLES_PER_FRAME :], len(window.crops))
+        peak = float(level.max())
+        speech = float((level > 0.1 * peak).mean()) if peak else 0.0
         numbers = {
             "sharpness": float(np.median(window.sharp)),
             "others": window.others,
@@ -276,8 +275,8 @@ def _reference(clip: _Candidate, clips: list[_Candidate], candidates: list[_Cand
 
 def _around(sound: NDArray[np.float32], start: int) -> NDArray[np.float32]:
     """The sound of a clip from frame `start` with what is before and after it; silence beyond the ends."""
-    first = (start - PAST) * SAMPLES_PER_FRAME
-    whole = np.zeros((PAST + FRAMES) * SAMPLES_PER_FRAME + AFTER, np.float32)
+    first = (start - PAST_FRAMES) * SAMPLES_PER_FRAME
+    whole = np.zeros((PAST_FRAMES + FRAMES) * SAMPLES_PER_FRAME + SAMPLES_AFTER, np.float32)
     part = sound[max(first, 0) : first + len(whole)]
     whole[max(-first, 0) :][: len(part)] = part
     return whole

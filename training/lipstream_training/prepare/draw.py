@@ -1,4 +1,4 @@
-"""Drawn people -> the same clips: one more source of the same shards."""
+"""Drawn people as a source of clips."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .cut import Cut, Stretch, encoded_thumbnail
 from .sample import members, picture_bytes, tensor_bytes, video_bytes
 from .settings import FRAMES, Settings
 
-_PREPARED = 5  # seeds [5, ...]: nobody else draws from them
+_PREPARED = 5  # seeds [5, ...] are used here only
 
 
 def draw_clips(first: int, count: int, settings: Settings) -> Cut:
@@ -29,7 +29,7 @@ def draw_clips(first: int, count: int, settings: Settings) -> Cut:
             "same_moment": True,
         }
         target, reference = (video_bytes(x, settings.kind) for x in (clip.target, clip.reference))
-        files = members(target, reference, picture_bytes(clip.identity), clip.heard, settings.kind, about)
+        files = members(target, reference, picture_bytes(clip.identity), clip.audio, settings.kind, about)
         files["safetensors"] = tensor_bytes({"mouth": clip.mouth.stacked()})
         cut.stretches.append(Stretch(0, FRAMES, "", {}, encoded_thumbnail(clip.target[FRAMES // 2])))
         return files

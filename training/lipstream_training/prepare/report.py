@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_PICTURES = 24  # of each reason; all of a large set would be a page that nobody can open
+_PICTURES = 24  # of each reason; all of a large set would make the page too large to open
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1300px; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: left } td.n { text-align: right }

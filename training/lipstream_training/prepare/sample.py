@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 from lipstream.media import VideoReader, VideoWriter
-from lipstream_evaluate.sound import RATE
+from lipstream_evaluate.media import RATE
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
@@ -96,14 +96,14 @@ def sound(data: bytes) -> NDArray[np.float32]:
 
 
 def members(
-    target: bytes, reference: bytes, identity: bytes, heard: NDArray[np.float32], kind: str, about: Mapping[str, Any]
+    target: bytes, reference: bytes, identity: bytes, audio: NDArray[np.float32], kind: str, about: Mapping[str, Any]
 ) -> dict[str, bytes]:
     """The files of a sample, by their WebDataset extensions, but for tensors (`tensor_bytes`)."""
     return {
         f"target.{kind}": target,
         f"reference.{kind}": reference,
         "identity.png": identity,
-        "sound.wav": sound_bytes(heard),
+        "sound.wav": sound_bytes(audio),
         "json": (json.dumps(about, sort_keys=True) + "\n").encode(),
     }
 

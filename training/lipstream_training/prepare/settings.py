@@ -12,16 +12,12 @@ from lipstream_models.config import StudentConfig
 from .filters import Filters
 
 FRAMES = 81
-"""Frames of a clip: 21 latent frames, as the released students were trained."""
-PAST = 10
-"""Frames of sound before a clip, so that its first frames have a past."""
-AFTER = 800
-"""Samples of sound after its last frame."""
+"""Frames of a clip: 21 latent frames, as upstream trained its students."""
 
 
 @dataclass(frozen=True)
 class Released:
-    """Files of the released system that make latents and features."""
+    """Published files whose models compute latents and features."""
 
     vae: Path
     wav2vec: Path
@@ -34,9 +30,10 @@ class Settings:
     """What goes into the shards, and how.
 
     Attributes:
-        student: whose crops: a name of `STUDENTS`. syncnet: weights for the sync filter, "drawn", or None: not checked.
-        encode: whose codec and ear compute latents and features beside the pictures: a checkpoint of `lipstream-train`,
-            or released files; None for neither.
+        student: a name of `STUDENTS`, whose inputs the crops are.
+        syncnet: weights for the sync filter, "drawn", or None: not checked.
+        encode: the codec and the audio encoder that compute latents and features beside the pictures: a checkpoint of
+            `lipstream-train`, or published files; None: pictures only.
         shard: clips in a shard. seed: of drawn clips.
     """
 
@@ -64,5 +61,5 @@ class Settings:
 
     @property
     def kind(self) -> str:
-        """How crops are stored: small ones as they are, others as H.264 at crf 13, like the original's data."""
+        """How crops are stored: small ones as they are, others as H.264 at crf 13, like upstream's data."""
         return "npy" if self.size <= 128 else "mp4"

@@ -1,4 +1,4 @@
-"""Shards: tar files in WebDataset's form, written the same bit for bit each time, read in any order."""
+"""Shards: tar files in WebDataset's format, reproducible bit for bit, with random access."""
 
 from __future__ import annotations
 
@@ -11,31 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lipstream.atomic import Partial
+from lipstream.atomic import new_file
 from lipstream.errors import ConfigError
 from numpy.typing import NDArray
 from safetensors.numpy import load
+from safetensors.torch import load_file
+from torch import Tensor
 
 from .encode import Encoder
 from .sample import Sample, decode, sound
 
 INDEX = "index.json"
+CONSTANTS = "constants.safetensors"
+"""The prompt embedding `text` and the latent mask `mask`, beside shards with latents."""
 _CHUNK = 1 << 20
 
 
 def write_tar(path: Path, samples: Iterable[tuple[str, Mapping[str, bytes]]]) -> None:
-    """Samples (key, extension -> content) as a tar whose headers hold nothing but names and sizes; whole or not."""
-    partial = Partial(path)
-    try:
-        with tarfile.open(partial.path, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for key, files in samples:
-                for extension in sorted(files):
-                    info = tarfile.TarInfo(f"{key}.{extension}")
-                    info.size = len(files[extension])
-                    tar.addfile(info, io.BytesIO(files[extension]))
-        partial.path.replace(path)
-    finally:
-        partial.remove()
+    """Samples (key, extension -> content) as a tar whose headers hold only names and sizes, written atomically."""
+    with new_file(path) as partial, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for key, files in samples:
+            for extension in sorted(files):
+                info = tarfile.TarInfo(f"{key}.{extension}")
+                info.size = len(files[extension])
+                tar.addfile(info, io.BytesIO(files[extension]))
 
 
 def read_tar(path: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
@@ -62,6 +61,21 @@ def locate(path: Path) -> dict[str, dict[str, list[int]]]:
             key, _, extension = info.name.partition(".")
             found.setdefault(key, {})[extension] = [info.offset_data, info.size]
     return found
+
+
+def load_constants(folder: Path) -> dict[str, Tensor]:
+    """`text` [text_len, text_dim] and `mask` [h, w], 1 = keep, of a folder of shards with latents.
+
+    Raises:
+        ConfigError: the folder has no such file.
+    """
+    path = folder / CONSTANTS
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} holds no {CONSTANTS}",
+            fix="prepare it with --encode, or --vae, --wav2vec, --text and --mask",
+        )
+    return load_file(path)
 
 
 @dataclass(frozen=True)

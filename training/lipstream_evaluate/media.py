@@ -1,4 +1,4 @@
-"""The sound of a clip, for training and evaluation: mono, 16 kHz, starting with the first frame of the picture."""
+"""Media files of clips, for training and evaluation; audio is mono, 16 kHz, from the first video frame on."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from lipstream.errors import NoVideoError
-from lipstream.media import AudioReader, StreamResampler, VideoReader
+from lipstream.media import FPS, AudioReader, StreamResampler, VideoReader
 from numpy.typing import NDArray
 
 RATE = 16_000
+"""Hz."""
+VIDEOS = (".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".flv", ".wmv", ".y4m", ".gif")
+SOUNDS = (".wav", ".flac", ".mp3", ".m4a", ".aac", ".ogg", ".opus")
 
 
 def read_sound(path: Path) -> NDArray[np.float32]:
@@ -27,3 +30,11 @@ def read_sound(path: Path) -> NDArray[np.float32]:
     except NoVideoError:
         return sound
     return np.concatenate([np.zeros(late, np.float32), sound]) if late > 0 else sound[-late:]
+
+
+def loudness(audio: NDArray[np.float32], frames: int) -> NDArray[np.float64]:
+    """Root mean square of each frame's samples, float64 [frames]; `audio` at 16 kHz."""
+    samples = RATE // FPS
+    whole = np.zeros(frames * samples, np.float32)
+    whole[: len(audio)] = audio[: len(whole)]
+    return np.asarray(np.sqrt(np.square(whole.reshape(frames, -1), dtype=np.float64).mean(axis=1)))
