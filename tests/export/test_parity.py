@@ -12,7 +12,7 @@ import pytest
 import torch
 from exported import Exported
 from lipstream.backends.base import Array
-from lipstream.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeStream
+from lipstream.backends.onnxruntime import OnnxRuntimeBackend, OnnxRuntimeSteps
 from lipstream.bundle.golden import relative_error
 from lipstream.errors import ParityError
 from lipstream_export import parity
@@ -90,14 +90,14 @@ def test_one_other_weight_shows(complete: Exported, part: str, weight: str, grap
 
 
 def test_a_context_pass_that_leaves_nothing_shows(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(OnnxRuntimeStream, "context", lambda *arguments: None)
+    monkeypatch.setattr(OnnxRuntimeSteps, "context", lambda *arguments: None)
     report = parity_report(student_only.parts, student_only.bundle)
     assert report["graphs"]["context"] > 1e-4
 
 
 def test_nan_is_not_parity(complete: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = np.full((12, 3, 32, 48), np.nan, np.float32)
-    monkeypatch.setattr(OnnxRuntimeStream, "decode", lambda stream, latent: nothing)
+    monkeypatch.setattr(OnnxRuntimeSteps, "decode", lambda stream, latent: nothing)
     report = parity_report(complete.parts, complete.bundle)
     assert not report["passed"]
     with pytest.raises(ParityError, match="video_decoder"):

@@ -84,8 +84,8 @@ class ChunkStream(Protocol):
 class Backend(Protocol):
     """A loaded bundle. Immutable and thread-safe; streams share its weights.
 
-    An entry point of the group `lipstream.backends` is called with the bundle, `threads`, and the backend's own options,
-    and returns one.
+    An entry point of the group `lipstream.backends` is called with the bundle, `threads` and the backend's own options;
+    it returns the backend.
     """
 
     def open_stream(self) -> ChunkStream:
