@@ -26,7 +26,8 @@ from .frame_encoder import JpegEncoder
 from .prometheus import PrometheusMetrics
 from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
 from .references import References
-from .state import Connection, Settings, State, is_loopback
+from .settings import Settings, is_loopback
+from .state import Connection, State
 from .transports.websocket import WebSocketConnection
 
 LOG = logging.getLogger("lipstream")

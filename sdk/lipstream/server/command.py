@@ -10,7 +10,8 @@ from types import FrameType
 import uvicorn
 
 from .app import create_app, drain
-from .state import Settings, State
+from .settings import Settings
+from .state import State
 
 
 class Server(uvicorn.Server):

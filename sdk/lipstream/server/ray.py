@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ConfigError, MissingExtraError
 from .app import create_app
-from .state import Settings
+from .settings import Settings
 
 LOAD = 0.7
 """Share of a replica's sessions beyond which another one is started."""

@@ -16,7 +16,7 @@ os.environ["PYTHONPATH"] = os.environ["BESIDE"]  # for the workers
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 import ray
 from lipstream.server.ray import application
-from lipstream.server.state import Settings
+from lipstream.server.settings import Settings
 from ray import serve
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus

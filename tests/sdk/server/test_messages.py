@@ -14,7 +14,7 @@ from lipstream.errors import ConfigError, ProtocolError
 from lipstream.server.app import has_token, is_allowed_origin
 from lipstream.server.frame_encoder import frame_encoder
 from lipstream.server.protocol import Close, Flush, Interrupt, Start, pack, parse, unpack
-from lipstream.server.state import Settings
+from lipstream.server.settings import Settings
 
 
 def test_messages_are_what_they_say() -> None:
