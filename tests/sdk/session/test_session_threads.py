@@ -132,8 +132,15 @@ def test_interrupt_and_a_new_push_during_generation() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_pushes_flushes_and_interruptions_at_random_from_another_thread(seed: int) -> None:
     session, rng = open_session(max_pending=1), np.random.default_rng(seed)
+    frames: list[Frame] = []
 
-    def disturb() -> None:
+    def take() -> None:
+        with suppress(SessionClosedError):
+            while session.wait():
+                for frame in session:
+                    frames.append(frame)
+
+    with running(take) as done:
         for _ in range(150):
             action = rng.random()
             if action < 0.8:
@@ -144,18 +151,19 @@ def test_pushes_flushes_and_interruptions_at_random_from_another_thread(seed: in
             else:
                 session.interrupt()
             threading.Event().wait(0.001 * rng.random())
+        before = round(25 * session.interrupt())
+        last = noise(20 * 640)
+        session.push_audio(last, 16_000)
+        session.flush()
+        while len(frames) < before + 20:  # however slow the machine is
+            threading.Event().wait(0.002)
         session.close()
-
-    frames: list[Frame] = []
-    with running(disturb) as done:
-        with suppress(SessionClosedError):
-            while True:
-                frames += session
         done()
-    assert len(frames) > 20
-    assert [frame.index for frame in frames] == list(range(len(frames)))
+    assert [frame.index for frame in frames] == list(range(before + 20))
     assert [frame.pts for frame in frames] == [i / 25 for i in range(len(frames))]
     assert all(len(frame.audio) == 640 for frame in frames)
+    np.testing.assert_array_equal(np.concatenate([frame.audio for frame in frames[-20:]])[:, 0], last)
+    assert frames[-1].end_of_segment
 
 
 def test_close_wakes_a_waiting_thread() -> None:
