@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import sys
 import traceback
@@ -18,6 +19,7 @@ from ..errors import LipStreamError
 from .command import Command, Program, Result, UsageError
 
 USAGE, BUG, SIGNALLED = 2, 70, 128
+_SIGPIPE = 13
 
 
 def installed_commands() -> list[Command]:
@@ -59,7 +61,11 @@ def main(argv: Sequence[str] | None = None, program: Program = LIPSTREAM) -> int
         return failure.report("internal", f"a bug in LipStream, please report it: {type(error).__name__}: {error}", BUG)
     if result is None:
         return 0
-    _print(result, program.name, as_json=args.json)
+    try:
+        _print(result, program.name, as_json=args.json)
+    except BrokenPipeError:  # the reader of standard output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit raises again
+        return SIGNALLED + _SIGPIPE
     return 0 if result.ok else 1
 
 
@@ -81,7 +87,7 @@ def build_parser(program: Program = LIPSTREAM) -> argparse.ArgumentParser:
 def _print(result: Result, program: str, *, as_json: bool) -> None:
     for warning in result.warnings:
         print(f"{program}: warning: {warning}", file=sys.stderr)
-    print(json.dumps(result.data, indent=2) if as_json else result.text)
+    print(json.dumps(result.data, indent=2) if as_json else result.text, flush=True)
 
 
 class _Failure:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -242,6 +243,17 @@ UNDER_CTRL_C = "import signal; signal.signal(signal.SIGINT, signal.default_int_h
     "import sys; from lipstream.cli import main; sys.exit(main(sys.argv[1:]))"
 )
 """A background process may have been started with SIGINT ignored."""
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    """As in `lipstream inspect | head -1`."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "lipstream", "inspect", "tiny"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(write)
+    assert done.returncode == 128 + 13
+    assert not done.stderr
 
 
 def test_ctrl_c_in_the_middle(media: Path, tmp_path: Path, tiny: Path) -> None:
