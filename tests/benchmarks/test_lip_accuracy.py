@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from lipstream import samples
 from lipstream_evaluate.faces import track_faces
 from lipstream_evaluate.statistics import correlation
 
@@ -112,10 +113,9 @@ def test_a_run_on_drawn_people(bundle: Path, tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_run_on_files(bundle: Path, tmp_path: Path) -> None:
-    sample = Path(lip_accuracy.__file__).parents[1] / "sdk" / "lipstream" / "sample"
     result = tmp_path / "result.json"
     options = ["--bundle", str(bundle), "--threads", "1", "--json", str(result)]
-    files = ["--video", str(sample / "face.mp4"), "--audio", str(sample / "face.mp4")]
+    files = ["--video", str(samples.FACE), "--audio", str(samples.FACE)]
     assert lip_accuracy.run(lip_accuracy.build_parser().parse_args([*options, *files]))
     found = json.loads(result.read_text())["results"]
     own = found["source_mouth"]["rule"]

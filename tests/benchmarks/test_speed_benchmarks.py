@@ -109,10 +109,10 @@ def test_throughput(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_backends_that_differ_are_not_timed(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lipstream.backends.onnxruntime import OnnxRuntimeStream
+    from lipstream.backends.onnxruntime import OnnxRuntimeSteps
 
-    right = OnnxRuntimeStream.denoise
-    monkeypatch.setattr(OnnxRuntimeStream, "denoise", lambda *given: right(*given) * np.float32(1.01))
+    right = OnnxRuntimeSteps.denoise
+    monkeypatch.setattr(OnnxRuntimeSteps, "denoise", lambda *given: right(*given) * np.float32(1.01))
     with pytest.raises(ParityError):
         throughput.passes(str(bundle), 1, 1)
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, samples
 from lipstream.bundle import Bundle
 from lipstream.cli import main
 from lipstream.errors import CheckpointError
@@ -383,7 +383,7 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: R
     result = export(release, tmp_path / "bundle")
     assert result["parity"]["passed"]
     assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
-    sample = Path(__file__).parents[2] / "sdk" / "lipstream" / "sample" / "face.mp4"
+    sample = samples.FACE
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
     parts = StudentParts.from_release(release)
     assert parts.student

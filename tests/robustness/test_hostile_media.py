@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from lipstream import LipSyncEngine, samples
 from lipstream.cli import main
-from lipstream.dub import dub
 from lipstream.errors import LipStreamError, MediaOpenError, QualityError
 from lipstream.media import AudioReader, VideoReader, VideoWriter, read_audio
 from numpy.typing import NDArray
@@ -94,7 +93,7 @@ def test_a_videos_own_sound_stays_where_it_starts(
             out.mux(packet)
     start = AudioReader(delayed).info.start_time - VideoReader(delayed).info.start_time
     assert start == pytest.approx(late, abs=0.03)
-    dub(engine, delayed, None, tmp_path / "out.mkv", lossless=True)
+    engine.dub(delayed, None, tmp_path / "out.mkv", lossless=True)
     original, rate = read_audio(delayed)
     sound, same = read_audio(tmp_path / "out.mkv")
     assert rate == same
@@ -109,7 +108,7 @@ def test_a_black_beginning(tmp_path: Path, engine: LipSyncEngine, person: NDArra
     video = tmp_path / "lead.mkv"
     write_video(video, np.concatenate([black, person]), lossless=True)
     write_wav(tmp_path / "speech.wav", voice(37 / 25))
-    result = dub(engine, video, tmp_path / "speech.wav", tmp_path / "out.mkv", lossless=True)
+    result = engine.dub(video, tmp_path / "speech.wav", tmp_path / "out.mkv", lossless=True)
     assert (result.frames, result.first_face, result.bypassed) == (37, 12, 12)
     frames = list(VideoReader(tmp_path / "out.mkv"))
     assert not np.stack(frames[:12]).any()

@@ -230,7 +230,8 @@ def test_crops_come_back() -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = STUDENTS["tiny"]
     torch.manual_seed(0)
-    masks = {"pixel": torch.from_numpy(mouth_mask(64)), "latent": torch.from_numpy(latent_mask(64, 4))}
+    pixel = torch.from_numpy(mouth_mask(64))
+    masks = {"pixel": pixel, "latent": torch.from_numpy(latent_mask(64, 4)), "composite": pixel.clone()}
     text = torch.randn(config.text_len, config.text_dim)
     folder = tmp_path_factory.mktemp("checkpoint")
     StudentParts(config, CausalDiT(config), text, TAEHV(TINY_TAEHV), SpeechEncoder(), masks).save(folder)

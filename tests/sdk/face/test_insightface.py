@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lipstream import FaceOptions
+from lipstream import FaceOptions, samples
 from lipstream.cli import main
 from lipstream.errors import ConfigError, MissingExtraError
 from lipstream.face import Aligner
@@ -109,9 +109,8 @@ def test_what_is_missing_is_said(
     monkeypatch.setitem(sys.modules, "insightface.app", None)
     with pytest.raises(MissingExtraError, match="pip install insightface"):
         FaceOptions(insightface=tmp_path).tracker()
-    sample = Path(__file__).parents[3] / "sdk" / "lipstream" / "sample"
     out = tmp_path / "out.mp4"
-    files = [str(sample / "face.mp4"), str(sample / "speech.wav"), "-o", str(out)]
+    files = [str(samples.FACE), str(samples.SPEECH), "-o", str(out)]
     assert main(["run", *files, "--insightface", str(tmp_path)]) == MissingExtraError.exit_code
     assert "pip install insightface" in capsys.readouterr().err
     assert not out.exists()
