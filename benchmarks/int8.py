@@ -1,7 +1,7 @@
 """Would int8 make the CPU backend faster?
 
-ONNX Runtime's static quantisation (QDQ, per-channel int8 weights, uint8 activations, ranges from a dub of the sample) of
-the products of each graph, against the float32 graph: milliseconds of a call on one thread, measured in turns on the
+ONNX Runtime's static quantisation (QDQ, per-channel int8 weights, uint8 activations, ranges from dubbing the sample)
+of the products of each graph, against the float32 graph: milliseconds of a call on one thread, measured in turns on the
 same inputs, and the relative error of the first output. The CPU's instructions for it are printed, too. It passes if
 every quantised graph runs; what follows from the numbers is in docs/precision.md.
 """
