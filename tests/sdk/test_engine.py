@@ -289,7 +289,7 @@ class TestSources:
 
 
 def test_what_load_refuses(tiny: Path) -> None:
-    with pytest.raises(BackendError, match="no backend is called 'abacus'"):
+    with pytest.raises(BackendError, match="no backend is named 'abacus'"):
         LipSyncEngine.load(tiny, backend="abacus")
     with pytest.raises(ConfigError, match="threads"):
         LipSyncEngine.load(tiny, threads=-1)

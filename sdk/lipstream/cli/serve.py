@@ -10,19 +10,19 @@ from .command import Command, needs_extra
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)")
-    add("--port", type=int, default=8000, help="default 8000")
-    add("--token", default=os.environ.get("LIPSTREAM_TOKEN", ""), help="that clients must give")
-    add("--origin", action="append", default=[], help="of another site's pages that may connect; repeatable")
-    add("--max-sessions", type=int, default=0, help="at once (default: measured at the start)")
-    add("--idle-limit", type=float, default=120, help="seconds without sound that end a session")
-    add("--total-limit", type=float, default=3600, help="seconds that end any session")
-    add("--drain", type=float, default=30, help="seconds that sessions may go on after SIGTERM")
-    add("--upload-mb", type=int, default=64, help="largest video that a client may upload")
-    add("--bitrate", type=int, default=1500, help="kbit/s of a WebRTC picture (default 1500)")
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)")
+    add("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    add("--token", default=os.environ.get("LIPSTREAM_TOKEN", ""), help="token that clients must send")
+    add("--origin", action="append", default=[], help="origin of another site whose pages may connect; repeatable")
+    add("--max-sessions", type=int, default=0, help="concurrent sessions (default: measured at the start)")
+    add("--idle-limit", type=float, default=120, help="seconds without sound after which a session ends")
+    add("--total-limit", type=float, default=3600, help="maximum seconds of a session")
+    add("--drain", type=float, default=30, help="seconds that sessions may continue after SIGTERM")
+    add("--upload-mb", type=int, default=64, help="size limit of an uploaded video, MB")
+    add("--bitrate", type=int, default=1500, help="kbit/s of WebRTC video (default 1500)")
     add("--ice-server", action="append", default=[], metavar="URL", help="STUN or TURN server for WebRTC; repeatable")
     add("--bundle", default="tiny", help="folder or shipped name (default tiny)")
-    add("--backend", help="default: the one that the bundle is for")
+    add("--backend", help="default: tensorrt for engines, else onnxruntime")
     add("--threads", type=int, default=0, help="CPU threads (default: chosen for this CPU)")
 
 
@@ -54,7 +54,7 @@ def _run(args: argparse.Namespace) -> None:
 SERVE = Command(
     "serve",
     "live sessions over WebSocket and WebRTC, with a page to try them",
-    "Serve live sessions: sound comes in, pictures and sound go out (docs/protocol.md). Prints the address of a page "
+    "Serve live sessions: receives sound, sends pictures and sound (docs/protocol.md). Prints the address of a page "
     "to try it with. Needs lipstream[server].",
     _add_arguments,
     _run,

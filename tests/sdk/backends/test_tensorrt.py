@@ -477,14 +477,14 @@ def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tm
         load_backend("tensorrt", plans["native"])
     assert "lipstream[tensorrt]" in error.value.fix
     with doubles.gpu(Device()) as backends:
-        with pytest.raises(BackendError, match="holds ONNX graphs, no TensorRT plans") as error:
+        with pytest.raises(BackendError, match="holds ONNX graphs, not TensorRT plans") as error:
             load_backend("tensorrt", bundle)
         assert "lipstream build" in error.value.fix
-        with pytest.raises(BackendError, match="TensorRT plans, no ONNX graphs") as error:
+        with pytest.raises(BackendError, match="TensorRT plans, not ONNX graphs") as error:
             load_backend("onnxruntime", plans["native"])
         assert "tensorrt" in error.value.fix
         for change, message in (
-            ({"tensorrt": "11.1.0.1"}, r"built with TensorRT 11\.1\.0\.1, and here is TensorRT 11\.4"),
+            ({"tensorrt": "11.1.0.1"}, r"built with TensorRT 11\.1\.0\.1, this is TensorRT 11\.4"),
             ({"ring": "function"}, "does not write the ring where its recipe says"),
         ):
             copy = shutil.copytree(plans["native"].path, tmp_path / next(iter(change)))

@@ -190,7 +190,7 @@ def test_weights_that_the_manifest_leaves_out(copy: Path) -> None:
 )
 def test_a_name_that_leaves_the_folder(copy: Path, name: str) -> None:
     edit(copy, lambda data: data["files"].update({name: {"bytes": 0, "sha256": ""}}))
-    with pytest.raises(BundleCorruptError, match="not a plain one"):
+    with pytest.raises(BundleCorruptError, match="not a plain file name"):
         Bundle.load(copy)
 
 

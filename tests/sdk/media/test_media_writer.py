@@ -228,7 +228,7 @@ def umask() -> int:
 
 
 def test_no_frame_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="not one frame"), VideoWriter(tmp_path / "out.mp4", 64, 48):
+    with pytest.raises(OutputError, match="no frame"), VideoWriter(tmp_path / "out.mp4", 64, 48):
         pass
     assert list(tmp_path.iterdir()) == []
 
