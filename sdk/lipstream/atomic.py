@@ -106,7 +106,7 @@ def _stem(name: str) -> str:
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock on `path`; None if another process holds it or the file was renamed or deleted."""
+    """A descriptor that holds the lock on `path`; None if another process holds it or the file is gone."""
     if not LOCKS:
         return -1
     try:

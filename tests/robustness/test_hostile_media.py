@@ -1,4 +1,4 @@
-"""Media files that lie, name other files, are damaged or too large: refused by a typed error, or dubbed with a word."""
+"""Media files that are damaged, too large, inconsistent, or refer to other files: a typed error, or a warning."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def person() -> NDArray[np.uint8]:
         ("meta.ffm", ";FFMETADATA1\ntitle={secret}\n"),
     ],
 )
-def test_a_file_that_names_another_is_not_opened(tmp_path: Path, name: str, text: str) -> None:
+def test_a_file_that_refers_to_another_is_not_opened(tmp_path: Path, name: str, text: str) -> None:
     secret = samples.FACE
     (tmp_path / name).write_text(text.format(secret=secret))
     for reader in (VideoReader, AudioReader):
@@ -70,7 +70,7 @@ def test_a_pattern_in_the_name_of_a_picture_is_just_a_name(tmp_path: Path) -> No
     assert frame.mean() == 10
 
 
-def test_a_picture_larger_than_anybody_films(tmp_path: Path) -> None:
+def test_a_picture_that_is_too_large(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "huge.png"), np.zeros((15_000, 15_000), np.uint8))
     with pytest.raises(MediaOpenError, match="15000 x 15000"):
         VideoReader(tmp_path / "huge.png")

@@ -1,4 +1,4 @@
-"""Arguments that cannot be: a typed error that names them, in the library and on the command line, with JSON too."""
+"""Invalid arguments: a typed error that names them, in the library and on the command line, with JSON too."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_a_bug_prints_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_idle_graphs_do_not_spin() -> None:
-    """An engine that has worked and is left alone takes next to no CPU time."""
+    """An engine that is idle after a run takes almost no CPU time."""
     engine = LipSyncEngine.load("tiny", threads=2)
     engine.warmup(2)
     before = time.process_time()

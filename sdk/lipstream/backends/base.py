@@ -1,4 +1,4 @@
-"""The interface of backends: a loaded bundle opens streams, which turn crops and sound into generated crops, by chunks."""
+"""The interface of backends: a loaded bundle opens streams, which turn crops and sound into generated chunks."""
 
 from __future__ import annotations
 

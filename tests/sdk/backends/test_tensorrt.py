@@ -1,7 +1,7 @@
-"""The TensorRT backend on a double of the device: the frames of the ONNX Runtime backend, whatever the device does.
+"""The TensorRT backend on a double of the device: same frames as the ONNX Runtime backend, for any order of execution.
 
-The double (tests/doubles) runs what is queued as late as it may and in a random order that is allowed, and notes what
-is used by two at once. Planted faults show that it would notice. What only a GPU shows is in benchmarks/TO_MEASURE.md.
+The double (tests/doubles) runs queued work as late as allowed and in a random valid order, and records conflicting
+accesses. Planted faults show that it detects them. What needs a real GPU is in benchmarks/TO_MEASURE.md.
 """
 
 from __future__ import annotations
@@ -360,7 +360,7 @@ def test_a_closed_session_leaves_its_memory_to_the_next(plans: dict[str, Bundle]
             backend = backends.TensorRTBackend(plans["function"])
             with session(backend.open_stream(), plans["function"]) as opened:
                 opened.push_audio(noise(80 * FRAME, seed=9), RATE)
-                for _, _frame in zip(range(30), opened, strict=False):  # a chunk is under way when it closes
+                for _, _frame in zip(range(30), opened, strict=False):  # a chunk is running when it closes
                     pass
             used = device.used
             with session(backend.open_stream(), plans["function"]) as opened:
@@ -416,9 +416,9 @@ def test_a_failing_device_is_named_and_ends_the_session(plans: dict[str, Bundle]
                 cuda_runtime.cudaError_t.cudaErrorIllegalAddress,
                 None,
             )
-            with pytest.raises(GpuError, match="cudaGraphLaunch gives cudaErrorIllegalAddress"):
+            with pytest.raises(GpuError, match="cudaGraphLaunch returned cudaErrorIllegalAddress"):
                 list(opened)
-        assert not backend._free  # nobody gets memory in which work may still be under way
+        assert not backend._free  # memory in which work may still be running is not reused
 
 
 def test_the_engine_speaks_through_the_backend(tmp_path: Path) -> None:
@@ -472,7 +472,7 @@ def test_the_timeline_of_a_chunk(plans: dict[str, Bundle], tmp_path: Path) -> No
     assert overlap
 
 
-def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tmp_path: Path) -> None:
+def test_invalid_bundles_are_rejected(bundle: Bundle, plans: dict[str, Bundle], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"needs the module '(tensorrt|cuda)'") as error:
         load_backend("tensorrt", plans["native"])
     assert "lipstream[tensorrt]" in error.value.fix
@@ -495,7 +495,7 @@ def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tm
                 backends.TensorRTBackend(Bundle.load(copy))
 
 
-def test_the_turn_is_given_in_the_order_in_which_it_was_asked_for() -> None:
+def test_the_lock_is_granted_in_the_order_of_requests() -> None:
     with doubles.gpu(Device()) as backends:
         lock, order = backends.resources.FairLock(), []
 

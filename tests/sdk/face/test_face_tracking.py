@@ -1,4 +1,4 @@
-"""The tracker on clips made of a portrait that moves, hides, and gives way to another scene."""
+"""The tracker on clips of a portrait that moves, is hidden, and ends with a scene cut."""
 
 from __future__ import annotations
 
@@ -168,7 +168,7 @@ def test_loses_a_face_that_leaves_the_frame() -> None:
     "arguments",
     [{"policy": "skip"}, {"select": "smallest"}, {"select": (1.0,)}, {"select": (float("nan"), 0.0)}, {"max_hold": -1}],
 )
-def test_refuses_arguments_without_a_meaning(arguments: dict[str, object]) -> None:
+def test_rejects_invalid_arguments(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         FaceTracker(**arguments)  # type: ignore[arg-type]
 
@@ -211,7 +211,7 @@ def test_real_clip_shows_a_face_in_every_frame() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cutoff=st.floats(0.1, 10), speed=st.floats(0, 50), seed=st.integers(0, 99))
-def test_one_euro_filter_stays_within_what_it_has_seen(cutoff: float, speed: float, seed: int) -> None:
+def test_one_euro_filter_stays_within_its_input_range(cutoff: float, speed: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     smooth = OneEuroFilter(cutoff=cutoff)
     samples = np.arange(30)[:, None, None] * speed / 25 + rng.normal(0, 1, (30, 3, 2))

@@ -98,11 +98,11 @@ def test_frames_as_they_are_stored(tmp_path: Path) -> None:
     assert sum(1 for _ in VideoReader(path)) == 25
 
 
-def test_a_bundle_that_sees_less_than_the_canvas_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_that_crops_the_canvas_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.mp4"
     arguments = ["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out), "--upstream"]
     assert main(arguments) == ConfigError.exit_code
-    assert "leave the option upstream out" in capsys.readouterr().err
+    assert "omit the option upstream" in capsys.readouterr().err
     assert not out.exists()
 
 

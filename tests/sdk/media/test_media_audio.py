@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 def chirp(count: int, rate: int, channels: int = 1) -> NDArray[np.float32]:
-    """A sweep below 3 kHz, another in every channel: its shape has one place only where it fits itself."""
+    """A sweep below 3 kHz, a different one in each channel, so that its autocorrelation has a single peak."""
     t = np.arange(count) / rate
     return np.stack([0.4 * np.sin(2 * np.pi * (200 + 150 * c + 700 * t) * t) for c in range(channels)], 1).astype("f4")
 
@@ -52,7 +52,7 @@ def test_length_and_place_are_exact(tmp_path: Path, name: str, codec: str, rate:
     assert samples.dtype == np.float32
     assert samples.shape == signal.shape
     assert all(lag(signal[:, c], samples[:, c]) == 0 for c in (0, 1))
-    inner = slice(rate // 10, -rate // 10)  # a lossy codec is not at its best at the edges
+    inner = slice(rate // 10, -rate // 10)  # a lossy codec is less accurate at the edges
     assert np.sqrt(np.mean((samples - signal)[inner] ** 2)) <= error
 
 

@@ -249,7 +249,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.mp4"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that no user can write to")
 def test_an_unwritable_folder() -> None:
     with pytest.raises(OutputError, match="cannot be written to"):
         VideoWriter("/proc/self/out.mp4", 64, 48)

@@ -1,4 +1,4 @@
-"""A session between threads and tasks: nothing hangs, nothing is lost, nothing comes twice."""
+"""A session used by threads and tasks: no deadlock, no frame lost, no frame repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lipstream.session import Frame, LipSyncSession
 from numpy_stream import NumpyStream, OpenSession, assert_same_frames, noise, open_session, speak
 
 PATIENCE = 30.0
-"""Seconds after which something is said to hang."""
+"""Seconds after which a call counts as hanging."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def running(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
 
 
 class Gated(NumpyStream):
-    """Stops in every `denoise` call until it is let on."""
+    """Blocks in every `denoise` call until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ async def iterate(session: LipSyncSession) -> list[Frame]:
 
 
 def run(main: Any) -> Any:
-    """`asyncio.run` with patience, also for what it leaves behind: the shutdown of its threads is part of it."""
+    """`asyncio.run` with a time limit, which includes the shutdown of its threads."""
     with running(lambda: asyncio.run(asyncio.wait_for(main, PATIENCE))) as result:
         return result()
 
@@ -295,7 +295,7 @@ class TestAsync:
         assert [frame.segment for frame in frames if frame.end_of_segment] == [0, 1, 2, 4]
 
     def test_idle_sessions_hold_no_thread(self) -> None:
-        """However many wait, another one gets its frames, and the loop's own pool is free."""
+        """Any number of sessions may wait while another gets its frames, and the loop's own pool is free."""
 
         async def main() -> None:
             idle = [asyncio.create_task(collect(open_session())) for _ in range(200)]

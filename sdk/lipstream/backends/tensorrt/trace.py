@@ -1,4 +1,4 @@
-"""Traces of the device's work: NVTX ranges for NVIDIA's profilers, and a timeline for Chrome's and Perfetto's viewers."""
+"""Traces of device work: NVTX ranges for NVIDIA's profilers, and a timeline for Chrome's and Perfetto's viewers."""
 
 from __future__ import annotations
 
