@@ -179,7 +179,7 @@ class _Tally:
     def warnings(self) -> list[str]:
         found = []
         if self.bypassed > MANY * self.frames:
-            found.append(f"{self.bypassed} of {self.frames} frames show no face and are as in the source")
+            found.append(f"{self.bypassed} of {self.frames} frames show no face and are unchanged")
         if self.damaged:
             found.append(f"the file is damaged at {self.damaged} of {self.frames} frames")
         return found

@@ -1,4 +1,4 @@
-"""Killed, terminated, or disk full at any moment: the old or the new file is complete, and no partial file is left."""
+"""Killed, terminated, or disk full at any moment: the old or the new file is complete, no partial file is left."""
 
 from __future__ import annotations
 

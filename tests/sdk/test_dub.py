@@ -77,7 +77,7 @@ def outside(image: Video, keep: NDArray[np.float32], matrix: NDArray[np.float64]
     return np.asarray(np.minimum.reduce([padded[i + a, j + b] for a in (0, 1) for b in (0, 1)]) == 1)
 
 
-def test_lossless_outside_the_mouth_region_every_pixel_is_the_sources(
+def test_lossless_keeps_every_pixel_outside_the_mouth_region(
     engine: LipSyncEngine, tiny: Path, media: Path, speaker: Video, tmp_path: Path
 ) -> None:
     speech = write_wav(tmp_path / "speech.wav", voice(1.5, seed=2))
@@ -100,7 +100,7 @@ def test_lossless_outside_the_mouth_region_every_pixel_is_the_sources(
     np.testing.assert_array_equal(samples[:, 0], pcm[: 37 * 640])
 
 
-def test_the_voice_is_the_one_given(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
+def test_the_sound_is_that_of_the_audio_file(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     engine.dub(media / "talk.mp4", media / "speech.wav", tmp_path / "out.mp4", preset="ultrafast")
     _, samples = decoded(tmp_path / "out.mp4")
     said = voice(0.62, seed=1)[: 15 * 640]
@@ -108,7 +108,7 @@ def test_the_voice_is_the_one_given(engine: LipSyncEngine, media: Path, tmp_path
     assert np.corrcoef(said[: len(dubbed)], dubbed)[0, 1] > 0.95  # in step: AAC's delay was skipped
 
 
-def test_a_video_speaks_its_own_sound(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
+def test_the_sound_of_the_video_by_default(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     shown: list[tuple[int, int]] = []
     result = engine.dub(
         media / "talk.mp4", None, tmp_path / "out.mp4", preset="ultrafast", progress=lambda *at: shown.append(at)
@@ -190,7 +190,7 @@ def test_too_short(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_an_error_of_the_progress_callback_leaves_nothing(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_progress_callback_leaves_no_file(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> Any:
         if done == 11:
             raise KeyboardInterrupt

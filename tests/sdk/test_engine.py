@@ -152,14 +152,14 @@ class TestPrepared:
     def test_keeps_the_limit_of_disk_space(self, engine: LipSyncEngine, speaker: Video) -> None:
         assert engine.prepare(speaker, loop_bytes=14 * speaker[0].nbytes).frames == 13
 
-    def test_its_face_options_are_its_own(self, engine: LipSyncEngine, prepared: PreparedReference) -> None:
+    def test_a_session_cannot_change_the_face_options(self, engine: LipSyncEngine, prepared: PreparedReference) -> None:
         engine.session(prepared, face=FaceOptions("hold")).close()
         with pytest.raises(ConfigError, match="prepare"):
             engine.session(prepared, face=FaceOptions("raise"))
         with pytest.raises(ConfigError, match="prepare"):
             engine.session(prepared, face=FaceOptions(at=(10.0, 10.0)))
 
-    def test_images_go_back_and_forth(self, prepared: PreparedReference, speaker: Video) -> None:
+    def test_frames_are_played_forwards_and_backwards(self, prepared: PreparedReference, speaker: Video) -> None:
         shown = [frame.image for frame in prepared.play().frames(0, 69)]
         for i, image in enumerate(shown):
             np.testing.assert_array_equal(image, speaker[30 - abs(i % 60 - 30)])
@@ -187,7 +187,7 @@ class TestPrepared:
         with pytest.raises(ConfigError, match="seconds"):
             engine.prepare(speaker, seconds=seconds)
 
-    def test_belongs_to_its_bundle(
+    def test_another_bundle_is_rejected(
         self, engine: LipSyncEngine, prepared: PreparedReference, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = LipSyncEngine.__new__(LipSyncEngine)

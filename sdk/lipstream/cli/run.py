@@ -200,9 +200,9 @@ def describe(report: dict[str, Any]) -> str:
     if report["peak_memory_mib"]:
         text += f", peak memory {report['peak_memory_mib']:.0f} MiB"
     if report["first_face"]:
-        text += f"\n  first face at frame {report['first_face']}; the frames before it are as in the source"
+        text += f"\n  first face at frame {report['first_face']}; the frames before it are unchanged"
     if report["bypassed"] > report["first_face"]:
-        text += f"\n  {report['bypassed']} frames show no face and are as in the source"
+        text += f"\n  {report['bypassed']} frames show no face and are unchanged"
     return text
 
 

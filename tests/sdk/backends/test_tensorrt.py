@@ -291,7 +291,7 @@ def test_a_planted_fault_is_noticed(
     pytest.fail("nothing showed")
 
 
-def test_what_a_chunk_costs_in_steady_state(plans: dict[str, Bundle]) -> None:
+def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle]) -> None:
     """One wait, no allocation, and no copies but those of frames, crops, sound and tables."""
     g = plans["native"].manifest.geometry
     for ring in ("native", "function"):
@@ -338,7 +338,7 @@ def test_two_sessions_in_turn_do_not_touch_each_other(
         result(b, [pair[1] for pair in pairs]).same(other)
 
 
-def test_sessions_in_threads_of_their_own(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+def test_sessions_in_separate_threads(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
     device = Device(4)
     with doubles.gpu(device) as backends:
         backend = backends.TensorRTBackend(plans["function"])
@@ -369,7 +369,7 @@ def test_a_closed_session_leaves_its_memory_to_the_next(plans: dict[str, Bundle]
         assert not device.hazards
 
 
-def test_nothing_is_left_when_the_engine_is_gone(plans: dict[str, Bundle]) -> None:
+def test_all_memory_is_freed_with_the_engine(plans: dict[str, Bundle]) -> None:
     device = Device(1)
     with doubles.gpu(device) as backends:
         backend = backends.TensorRTBackend(plans["function"])
@@ -389,7 +389,7 @@ def test_nothing_is_left_when_the_engine_is_gone(plans: dict[str, Bundle]) -> No
         assert not device.streams
 
 
-def test_memory_that_runs_out_leaves_the_others_running(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+def test_out_of_memory_does_not_end_other_streams(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
     device = Device(2)
     with doubles.gpu(device) as backends:
         backend = backends.TensorRTBackend(plans["function"])
@@ -422,7 +422,7 @@ def test_a_failing_device_is_named_and_ends_the_session(plans: dict[str, Bundle]
 
 
 def test_the_engine_speaks_through_the_backend(tmp_path: Path) -> None:
-    """The shipped bundle, a video and a voice: `LipSyncEngine.load(..., backend="tensorrt")` as a product calls it."""
+    """The shipped bundle, a video and a voice: `LipSyncEngine.load(..., backend="tensorrt")` as applications do."""
     video = Path(inspect.getfile(LipSyncEngine)).parent / "sample"
     source = next(path for path in sorted(video.iterdir()) if path.suffix in (".mp4", ".mkv", ".webm"))
     doubles.write_plans(Bundle.load("tiny"), "function", tmp_path / "plans")

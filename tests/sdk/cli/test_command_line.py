@@ -57,7 +57,7 @@ def frames_in(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_run_writes_the_video_and_says_what_it_did(lipstream: Any, media: Path, tmp_path: Path) -> None:
+def test_run_writes_the_video_and_a_summary(lipstream: Any, media: Path, tmp_path: Path) -> None:
     out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
     status, said, bar = lipstream("run", media / "talk.mp4", media / "speech.wav", "-o", out, "--sheet", sheet)
     assert (status, frames_in(out)) == (0, 15)
@@ -109,7 +109,7 @@ BAD_RUNS: dict[str, tuple[list[str], type[errors.LipStreamError]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_RUNS)
-def test_bad_input_has_its_own_error_and_leaves_nothing(lipstream: Any, media: Path, tmp_path: Path, case: str) -> None:
+def test_bad_input_has_its_own_error_and_leaves_no_file(lipstream: Any, media: Path, tmp_path: Path, case: str) -> None:
     args, error = BAD_RUNS[case]
     before = sorted(media.iterdir())
     args = [arg.format(media=media) for arg in args]
@@ -180,7 +180,7 @@ def test_bad_bundles(lipstream: Any, tiny: Path, media: Path, tmp_path: Path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_every_error_has_a_code_and_a_status_of_its_own() -> None:
+def test_every_error_has_a_distinct_code_and_status() -> None:
     kinds = errors.LipStreamError.__subclasses__()
     codes, statuses = [kind.code for kind in kinds], [kind.exit_code for kind in kinds]
     assert len({*codes}) == len({*statuses}) == len(kinds)

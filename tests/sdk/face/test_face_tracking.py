@@ -31,7 +31,7 @@ def on_canvas(observation: FaceObservation, matrix: Points) -> Points:
 
 
 def states(tracker: FaceTracker, frames: list[Picture]) -> str:
-    """One letter a frame: F seen, h held, . none."""
+    """One letter per frame: F found, h held, . none."""
     found = (tracker.track(frame) for frame in frames)
     return "".join("." if o is None else "h" if o.held else "F" for o in found)
 
@@ -55,7 +55,7 @@ def test_follows_a_moving_turning_growing_face() -> None:
     assert np.ptp(spots, axis=0).max() < 25, "the face stays in its place on the canvas of 420 x 560"
 
 
-def test_smoothing_calms_a_still_face_and_does_not_lag_behind_a_moving_one() -> None:
+def test_smoothing_reduces_jitter_without_lag() -> None:
     def spots(smooth: bool, speed: float) -> Points:
         tracker, found = FaceTracker(smooth=smooth), []
         for i in range(30):
@@ -87,7 +87,7 @@ def test_hold_repeats_the_last_transform_for_a_while() -> None:
     assert (repeated.index, repeated.held) == (1, True)
 
 
-def test_reset_is_as_good_as_a_new_tracker() -> None:
+def test_a_reset_tracker_equals_a_new_one() -> None:
     tracker = FaceTracker("hold", max_hold=2)
     frames = [HIDDEN, SHOWN, patched(0), patched(1), patched(2)]
     first, state = states(tracker, frames), tracker.found
@@ -102,11 +102,11 @@ def test_reset_is_as_good_as_a_new_tracker() -> None:
     assert again.index == new.index == 0
 
 
-def test_bypass_passes_misses_on() -> None:
+def test_bypass_returns_none_without_a_face() -> None:
     assert states(FaceTracker("bypass"), [HIDDEN, SHOWN, patched(0), SHOWN]) == ".F.F"
 
 
-def test_raise_names_the_frame() -> None:
+def test_raise_reports_the_frame() -> None:
     tracker = FaceTracker("raise")
     tracker.track(SHOWN)
     tracker.track(SHOWN)

@@ -125,7 +125,7 @@ def test_an_invalid_message_does_not_end_the_session(served: Served, message: st
     asyncio.run(talk())
 
 
-def test_before_the_start_nothing_else_counts(served: Served) -> None:
+def test_other_messages_before_start_are_rejected(served: Served) -> None:
     async def talk() -> None:
         async with connect(served.address) as socket:
             assert json.loads(await socket.recv())["type"] == "hello"
@@ -165,7 +165,7 @@ def test_one_session_too_many_is_refused_and_the_others_continue(served: Served)
     assert served.metric('lipstream_sessions_rejected_total{reason="capacity"}') >= 1
 
 
-def test_one_that_does_not_read_and_one_that_vanishes_leave_the_others_alone(served: Served) -> None:
+def test_slow_and_vanished_clients_do_not_affect_others(served: Served) -> None:
     async def talk() -> None:
         good = await Client.open(served, idle="reference")
         deaf = await connect(served.address, max_size=None, max_queue=1)

@@ -43,7 +43,7 @@ class Voice(MediaStreamTrack):
 
 
 class Peer:
-    """A client that speaks. Attributes: pictures, sounds: received. seen, sound_times: arrival times. said: messages."""
+    """A client that speaks. pictures, sounds: received. seen, sound_times: arrival times. said: messages."""
 
     def __init__(self) -> None:
         self.peer = RTCPeerConnection()
@@ -132,8 +132,8 @@ def test_a_peer_speaks_and_is_answered(served: Served, codec: str, name: str) ->
     served.wait_for("lipstream_sessions_active", 0)
 
 
-def test_sound_and_pictures_of_a_peer_come_in_step(served: Served) -> None:
-    """By when they arrive; what a browser does with RTP's clocks makes it better."""
+def test_sound_and_pictures_of_a_peer_are_synchronised(served: Served) -> None:
+    """By arrival times; a browser also uses RTP's clocks, which is more accurate."""
 
     async def talk() -> Peer:
         peer = Peer()

@@ -45,7 +45,7 @@ def test_idle_is_spoken_silence() -> None:
 
 @pytest.mark.parametrize("idle", ["closed", "reference"])
 @pytest.mark.parametrize("before", [0, 1, 7, 12, 30])
-def test_speech_comes_in_at_once_and_all_of_it(idle: Idle, before: int) -> None:
+def test_speech_replaces_idle_frames_at_once(idle: Idle, before: int) -> None:
     """Idle frames not taken are replaced; every sample is returned once; the picture never jumps."""
     opened = OpenSession(idle=idle)
     session = opened.session
@@ -63,7 +63,7 @@ def test_speech_comes_in_at_once_and_all_of_it(idle: Idle, before: int) -> None:
     assert all(frame.segment == 1 for frame in frames[before + 50 :])
 
 
-def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fades_to_and_from_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session(idle="reference")
     take(session, 10)
     session.push_audio(noise(40 * FRAME), RATE)
@@ -74,7 +74,7 @@ def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(shares[5:40]) == {1.0}
     assert shares[40:52] == pytest.approx([1 - i / 12 for i in range(1, 13)])
     assert set(shares[52:]) == {0.0}
-    # What is mixed: the same speech without a fade, and the reference, whose frame i is of grey i.
+    # Mixed from the same speech without a fade, and the reference, whose frame i has grey level i.
     monkeypatch.setattr("lipstream.session.idle._FADE", 0)
     plain = open_session(idle="reference")
     take(plain, 10)
@@ -84,7 +84,7 @@ def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> 
         assert np.abs(frames[i].image - mixed).max() <= 0.51
 
 
-def test_speech_that_comes_back_in_a_fade_goes_on_from_there() -> None:
+def test_speech_during_a_fade_continues_from_its_level() -> None:
     session = open_session(idle="reference")
     session.push_audio(noise(40 * FRAME), RATE)
     session.flush()

@@ -77,7 +77,7 @@ def test_the_models_audio_equals_that_of_an_independent_resampler(rate: int) -> 
     pieces=st.lists(st.integers(0, 3000), max_size=10),
     n=st.integers(1, 9),
 )
-def test_ready_means_that_nothing_of_the_window_is_still_to_come(rate: int, pieces: list[int], n: int) -> None:
+def test_ready_means_that_the_window_is_complete(rate: int, pieces: list[int], n: int) -> None:
     pcm = np.random.default_rng(1).random(sum(pieces) + 30_000, np.float32)
     audio, whole = SegmentAudio(GEOMETRY, rate), SegmentAudio(GEOMETRY, rate)
     whole.push(pcm, rate)
@@ -106,7 +106,7 @@ def test_mono_is_the_mean_of_the_channels() -> None:
     assert stereo.of_frame(3).shape == (640, 2)
 
 
-def test_another_rate_and_another_number_of_channels_are_refused() -> None:
+def test_another_rate_and_another_number_of_channels_are_rejected() -> None:
     audio = SegmentAudio(GEOMETRY, 16_000)
     audio.push(np.zeros(100, np.int16), 16_000)
     with pytest.raises(AudioFormatError, match="8000"):
@@ -118,7 +118,7 @@ def test_another_rate_and_another_number_of_channels_are_refused() -> None:
         SegmentAudio(GEOMETRY, 10)
 
 
-def test_what_was_forgotten_is_released() -> None:
+def test_dropped_samples_are_released() -> None:
     audio = SegmentAudio(GEOMETRY, 16_000)
     for frame in range(500):
         audio.push(np.zeros(640, np.float32), 16_000)

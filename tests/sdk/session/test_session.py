@@ -74,7 +74,7 @@ def test_sound_of_the_frames_is_the_pushed_sound_and_silence_up_to_the_last_fram
 
 @settings(max_examples=40)
 @given(samples=st.integers(1, 40_000), rate=st.sampled_from([*RATES, 4001]))
-def test_no_sample_is_without_a_frame(samples: int, rate: int) -> None:
+def test_every_sample_belongs_to_a_frame(samples: int, rate: int) -> None:
     frames = speak(open_session(), noise(samples), rate)
     assert len(frames) == -(-samples * 25 // rate)
     assert [frame.end_of_segment for frame in frames] == [False] * (len(frames) - 1) + [True]
@@ -128,14 +128,14 @@ def test_order_of_the_calls_of_a_stream() -> None:
     assert order == expected[:-1]  # the last chunk's context pass is not needed
 
 
-def test_what_a_pass_is_given() -> None:
+def test_inputs_of_a_pass() -> None:
     opened = OpenSession()
     speak(opened.session, noise(33 * 640))
     given, twin = opened.stream.given, NumpyStream()
     for chunk in range(3):
         features = twin.encode_audio(opened.stream.windows[chunk])
         if chunk == 0:
-            features[:3] = features[3]  # the stream's first frame stands for a whole latent frame
+            features[:3] = features[3]  # the stream's first frame fills a whole latent frame
         (start, condition, audio), (_, again, same) = given[2 * chunk : 2 * chunk + 2]
         np.testing.assert_array_equal(audio, features)
         np.testing.assert_array_equal(same, features)
@@ -265,7 +265,7 @@ class TestSegments:
         assert [frame.index for frame in speak(session, noise(1280))] == [1, 2]
 
     @pytest.mark.parametrize("samples", [640, 5 * 640, 9 * 640, 13 * 640 + 5, 21 * 640])
-    def test_the_picture_goes_on_where_it_was(self, samples: int) -> None:
+    def test_the_picture_continues_after_flush(self, samples: int) -> None:
         """The next segment continues at the frame after the segment's last one."""
         opened = OpenSession()
         frames = speak(opened.session, noise(samples))
@@ -274,7 +274,7 @@ class TestSegments:
         speak(opened.session, noise(30 * 640, seed=1))
         assert opened.reference.asked[0][0] == shown
 
-    def test_frames_before_the_first_face_are_shown_untouched_and_never_seen_by_the_model(self) -> None:
+    def test_frames_before_the_first_face_are_unchanged_and_not_given_to_the_model(self) -> None:
         """The stream's first latent, its identity, is that of the first frame with a face."""
         for faceless in (1, 8, 9, 20):
             opened = OpenSession(reference=NumberedReference(faceless))
@@ -302,7 +302,7 @@ class TestInterrupt:
         assert [frame.index for frame in taken + frames] == list(range(26))
         np.testing.assert_array_equal(np.concatenate([frame.audio for frame in frames])[:, 0], follow)
 
-    def test_the_picture_goes_on_after_the_last_frame_that_was_taken(self) -> None:
+    def test_the_picture_continues_after_the_last_frame_that_was_taken(self) -> None:
         opened = OpenSession()
         opened.session.push_audio(noise(50 * 640), 16_000)
         iterator = iter(opened.session)
@@ -329,7 +329,7 @@ class TestInterrupt:
 
     @settings(max_examples=25)
     @given(data=st.data())
-    def test_index_and_time_have_no_gap_whatever_is_done(self, data: st.DataObject) -> None:
+    def test_index_and_time_have_no_gaps(self, data: st.DataObject) -> None:
         session, taken = open_session(max_pending=2), []
         for _ in range(data.draw(st.integers(1, 12))):
             action = data.draw(st.sampled_from(["push", "take", "some", "flush", "interrupt"]))
@@ -405,7 +405,7 @@ class TestRefusedInput:
             session.push_audio(noise(16_001), 16_000)
         assert len(speak(session, noise(8000), 8000)) == 25
 
-    def test_pieces_of_any_size_get_through_the_least_queue(self) -> None:
+    def test_pieces_of_any_size_fit_the_smallest_queue(self) -> None:
         session, frames, pcm = open_session(max_pending=0.96), [], noise(60 * 640)
         for start in range(0, len(pcm), 320):
             session.push_audio(pcm[start : start + 320], 16_000)
@@ -525,7 +525,7 @@ def test_nothing_grows_with_the_length_of_a_stream() -> None:
     assert max(sizes[20:]) <= max(sizes[:20])
 
 
-def test_many_short_segments_leave_nothing_behind() -> None:
+def test_many_short_segments_do_not_leak_memory() -> None:
     opened = OpenSession(stream=Forgetful())
     sizes = []
     for _ in range(30):

@@ -78,7 +78,7 @@ def test_a_pushing_thread_and_a_waiting_one() -> None:
     assert_same_frames(frames, speak(open_session(), pcm))
 
 
-def test_sessions_in_threads_of_their_own() -> None:
+def test_sessions_in_separate_threads() -> None:
     voices = [noise(60 * 640, seed=k) for k in range(4)]
     expected = [speak(open_session(seed=k), voice) for k, voice in enumerate(voices)]
     with ThreadPoolExecutor(4) as pool:
@@ -97,7 +97,7 @@ def test_two_threads_that_iterate_share_the_frames() -> None:
     assert sorted(frame.index for frame in here + there) == list(range(80))
 
 
-def test_interrupt_during_generation_throws_the_chunk_away() -> None:
+def test_interrupt_during_generation_discards_the_chunk() -> None:
     stream = Gated()
     session = OpenSession(stream=stream).session
     session.push_audio(noise(30 * 640), 16_000)
@@ -266,7 +266,7 @@ class TestAsync:
 
         assert len(run(main())) == 10
 
-    def test_waiting_outlives_flush_and_interrupt(self) -> None:
+    def test_waiting_continues_after_flush_and_interrupt(self) -> None:
         async def main() -> list[Frame]:
             session = open_session()
 
@@ -369,14 +369,14 @@ class TestAsync:
 
         assert run(main()) == []
 
-    def test_a_closed_session_says_so(self) -> None:
+    def test_a_closed_session_raises(self) -> None:
         session = open_session()
         session.close()
         assert run(session.wait_async()) is False
         with pytest.raises(SessionClosedError):
             run(iterate(session))
 
-    def test_an_error_of_the_generation_arrives(self) -> None:
+    def test_an_error_of_the_generation_is_raised(self) -> None:
         class Failing(NumpyStream):
             def decode(self, latent: Any) -> Any:
                 raise RuntimeError("in the decoder")
