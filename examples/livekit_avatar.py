@@ -1,9 +1,9 @@
-"""A LiveKit agent with a face, in one process: speech goes through a queue to the avatar, which joins the agent's room.
+"""A LiveKit agent with a face, in one process: a queue passes speech to the avatar, which joins the agent's room.
 
     pip install 'lipstream[livekit]'
     LIVEKIT_URL=wss://... LIVEKIT_API_KEY=... LIVEKIT_API_SECRET=... python examples/livekit_avatar.py dev
 
-Give the session your own STT, LLM and TTS. With a GPU, run the avatar in a process of its own instead, one engine for
+Add your STT, LLM and TTS to the session. With a GPU, run the avatar in a separate process instead, with one engine for
 many rooms: livekit_rooms.py.
 """
 
@@ -31,7 +31,7 @@ async def entrypoint(context: JobContext) -> None:
     runner = AvatarRunner(context.room, audio_recv=sound, video_gen=video, options=video.options)
     await runner.start()
 
-    # The avatar has no pause: an interruption is for good.
+    # The avatar cannot pause, so it cannot resume after a false interruption.
     session = AgentSession(resume_false_interruption=False)  # stt=..., llm=..., tts=...
     session.output.audio = sound
     context.add_shutdown_callback(video.aclose)

@@ -1,9 +1,9 @@
-"""Faces for the agents of many LiveKit rooms, by one process with one engine.
+"""One process with one engine serves the faces of agents in many LiveKit rooms.
 
     pip install 'lipstream[livekit,server]'
     LIPSTREAM_TOKEN=secret python examples/livekit_rooms.py
 
-An agent asks for its face when it starts, in its entrypoint:
+An agent requests its face when it starts, in its entrypoint:
 
     token = (
         api.AccessToken()
@@ -39,7 +39,7 @@ rooms: set[asyncio.Task[None]] = set()
 
 
 class Room(BaseModel):
-    """Where to go. agent: the identity of whom to be the face of."""
+    """A room to join. agent: the identity of the agent to show."""
 
     url: str
     token: str
@@ -51,7 +51,7 @@ async def join(where: Room, request: Request) -> dict[str, int]:
     if not hmac.compare_digest(request.headers.get("authorization", ""), f"Bearer {TOKEN}"):
         raise HTTPException(401)
     if len(rooms) >= most:
-        raise HTTPException(503, f"all {most} faces are taken")
+        raise HTTPException(503, f"all {most} faces are in use")
     rooms.add(task := asyncio.create_task(be_there(where)))
     task.add_done_callback(rooms.discard)
     return {"rooms": len(rooms), "most": most}

@@ -1,9 +1,9 @@
-"""A Pipecat pipeline with a face: it says one sentence, by sound that is drawn here, to a browser over WebRTC.
+"""A Pipecat pipeline with a face: sends one sentence, as synthetic sound, to a browser over WebRTC.
 
     pip install 'lipstream[pipecat]' 'pipecat-ai[webrtc]'
     python examples/pipecat_avatar.py            # then open http://localhost:7860
 
-In a bot of your own the service stands between TTS and the output of the transport.
+In your bot, put the service between TTS and the output of the transport.
 """
 
 from __future__ import annotations

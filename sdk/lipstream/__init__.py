@@ -1,4 +1,4 @@
-"""LipStream puts new speech on a person's lips in a video, live.
+"""LipStream lip-syncs the face in a video to new speech, in real time.
 
 from lipstream import LipSyncEngine
 
@@ -54,7 +54,7 @@ _MODULES = {
     "RealtimePlayer": "session",
 }
 
-if not TYPE_CHECKING:  # type checkers would take any name to exist
+if not TYPE_CHECKING:  # with __getattr__, type checkers accept any name
 
     def __getattr__(name: str) -> Any:
         """Load public names on first use: `lipstream --help` then needs neither numpy nor OpenCV."""

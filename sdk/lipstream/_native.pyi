@@ -1,9 +1,9 @@
 """The K/V ring of one layer: its index arithmetic, and its kernels on NumPy arrays (CPU, in place, without the GIL).
 
-Beside them the one loop over pixels that compositing needs: `composite`.
+Also `composite`, the loop over pixels of compositing.
 
 `k_ring` and `v_ring` are [F, T, H, D], F = R + S frame slots of T tokens, H heads and D (even) elements per head. Slots
-[0, R) are the blocks that chunks take in turn, slots [R, R + S) the sink. All the arrays of a call have one dtype:
+[0, R) are the blocks that chunks use in turn, slots [R, R + S) the sink. All arrays of a call have the same dtype:
 float32, or uint16 holding the bits of bfloat16 (arithmetic is float32, rounding to nearest even). K is stored rotated:
 pair j of a head is elements (2j, 2j + 1), times cos + i sin; the leading pairs turn with time, those after with space.
 
@@ -11,7 +11,7 @@ Per chunk: `ring_position`, then per layer `ring_keep`, `ring_anchor`, and `ring
 runs over slots [0, valid), whose order does not matter.
 
 Every function raises TypeError for an object or dtype, and ValueError for a shape, range, memory layout (strided,
-unaligned, read-only, shared between arguments), that it cannot take. It then has written nothing.
+unaligned, read-only, shared between arguments), that it does not support, before anything is written.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ _Angles: TypeAlias = NDArray[np.float32]
 
 @final
 class RingPosition:
-    """What one chunk does to the ring. All counts are latent frames."""
+    """How one chunk changes the ring. All counts are latent frames."""
 
     @property
     def chunk(self) -> int:
@@ -35,13 +35,13 @@ class RingPosition:
         """First slot of the block it writes."""
     @property
     def valid(self) -> int:
-        """It attends to slots [0, valid)."""
+        """The chunk attends to slots [0, valid)."""
     @property
     def anchored(self) -> int:
         """Sink frames among them: slots [R, R + anchored)."""
     @property
     def shift(self) -> int:
-        """Temporal positions to turn the sink forward by in `ring_anchor`."""
+        """Temporal positions by which `ring_anchor` rotates the sink."""
     @property
     def keep_slot(self) -> int:
         """First slot to save with `ring_keep` before the block is written, -1 if none."""
@@ -53,9 +53,9 @@ class RingPosition:
         """Frames to save, 0 if none."""
 
 def ring_position(chunk: int, window: int, sink: int, chunk_frames: int = 3) -> RingPosition:
-    """Where `chunk` (from 0) stands in a ring of `window` frames, the first `sink` frames of the stream included.
+    """Position of `chunk` (from 0) in a ring of `window` frames, the first `sink` frames of the stream included.
 
-    Raises ValueError where `window` - `sink` is not one or more whole chunks, or a value is out of its range.
+    Raises ValueError if `window` - `sink` is not one or more whole chunks, or a value is out of its range.
     """
 
 def ring_write(
@@ -70,10 +70,10 @@ def ring_write(
     sin_s: _Angles,
     threads: int = 0,
 ) -> None:
-    """Write a chunk, `k` and `v` [c, T, H, D], into slots [slot, slot + c): K rotated, V as it is.
+    """Write a chunk, `k` and `v` [c, T, H, D], into slots [slot, slot + c): K rotated, V unchanged.
 
     `cos_t`, `sin_t` [c, P] are for the P temporal pairs of each frame, at its index in the stream; `cos_s`, `sin_s`
-    [T, D / 2 - P] for the others. `threads` 0 is automatic; the result is the same bits for any number.
+    [T, D / 2 - P] for the others. `threads` 0 is automatic; the result is bit-identical for any number.
     """
 
 def ring_keep(
@@ -86,7 +86,7 @@ def ring_keep(
 def ring_anchor(
     k_ring: _Stored, sink_base: _Stored, rolling: int, count: int, cos: _Angles, sin: _Angles, threads: int = 0
 ) -> None:
-    """Fill sink slots [rolling, rolling + count) of `k_ring` from `sink_base` [S, T, H, D], turned further.
+    """Fill sink slots [rolling, rolling + count) of `k_ring` from `sink_base` [S, T, H, D], rotated forward.
 
     `cos`, `sin` [P] are the angles of the P temporal pairs for `RingPosition.shift`; the other pairs are copied. Always
     from `sink_base`, so rounding does not add up over a stream.
@@ -107,14 +107,14 @@ def ring_write_e4m3(
 ) -> None:
     """`ring_write` to a ring in FP8 (E4M3): codes [F, T, H, D] and a scale for each head of each token [F, T, H].
 
-    K is rotated, then rounded; a scale lets the largest of a head's values just reach 448.
+    K is rotated, then rounded; the scale maps the largest magnitude of a head to 448.
     """
 
 def ring_read_e4m3(to: _Stored, codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> None:
     """The first frames of a ring in FP8 as numbers, `to` [n, T, H, D]."""
 
 def ring_call(tensors: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Any]:
-    """What the TensorRT plugin makes of its inputs, (type, shape) each, in the order of csrc's `ring_call.h`.
+    """Result of the TensorRT plugin's check of its inputs, (type, shape) each, in the order of csrc's `ring_call.h`.
 
     `chunk_frames`, `temporal_pairs`, `slots`, `last_slot`, and per output the input that it shares memory with.
     Raises ValueError, which says what was found and expected.
@@ -134,11 +134,11 @@ def composite(
 ) -> None:
     """Blend `picture` [h, w, 3] in [0, 1] into `frame` [H, W, 3] within `region` (x0, y0, x1, y1), in place.
 
-    A pixel becomes ``frame + a (255 (picture + offset) - frame)``, rounded to nearest and saturated; it keeps its bits
+    A pixel becomes ``frame + a (255 (picture + offset) - frame)``, rounded to nearest and saturated; it is unchanged
     where a, or the gate, is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The
     picture is sampled cubically and `offset` [gh, gw, 3] linearly, their borders repeated; `alpha` [h, w] and `gate`
     linearly, 0 around them.
     """
 
 def e4m3(x: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """FP8 codes, to nearest and at most 448, of any shape."""
+    """FP8 codes, rounded to nearest and at most 448, of any shape."""

@@ -5,10 +5,10 @@ Built only where a CUDA compiler was found.
 Arrays are device addresses (int) on the current device, float32 or bfloat16 as `dtype` says, angles always float32.
 `ring_shape` is [F, T, H, D] of `k_ring` and `v_ring`; with `heads_first` they lie as [H, F T, D], and the sink's copy
 as [H, S T, D], S the slots behind the rolling ones. Work is enqueued on `stream` (a cudaStream_t; 0 is the default
-one) and not waited for, so it may be captured in a CUDA graph. The addresses' memory is the caller's to vouch for.
+one) and not waited for, so it may be captured in a CUDA graph. The caller must ensure that the addresses are valid.
 
 Raises ValueError for a shape, range, dtype or a null or unaligned address (K and V: 2 elements; 16 bytes is fastest),
-before anything is enqueued; RuntimeError with CUDA's own error where a launch fails, for one without a device.
+before anything is enqueued; RuntimeError with CUDA's error if a launch fails, e.g. without a device.
 """
 
 from collections.abc import Sequence
@@ -69,7 +69,7 @@ def ring_anchor(
     heads_first: bool = False,
     stream: int = 0,
 ) -> None:
-    """Fill the first `count` sink slots, turned further; see `_native.ring_anchor`."""
+    """Fill the first `count` sink slots, rotated forward; see `_native.ring_anchor`."""
 
 def assemble_condition(
     condition: int,

@@ -1,8 +1,9 @@
-"""Files and folders that are being written: hidden, locked by their writer, and swept away if it was killed.
+"""Files and folders that are being written: hidden, locked by their writer, removed if the writer was killed.
 
-A result is written under a hidden name beside its place and renamed at last. The lock says that its writer lives, also
-across containers that share the folder, where process numbers say nothing. Whoever writes beside it next removes what
-has no lock. Where there are no such locks (Windows), nothing is swept.
+A result is written under a hidden name in the folder of its target and renamed when it is complete. The lock shows
+that its writer is alive, also across containers that share the folder, where process ids cannot be compared. The next
+writer with the same target removes partial results without a lock. Where there are no such locks (Windows), nothing is
+removed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Partial:
             else:
                 self.path.open("xb").close()
             self._lock = _locked(self.path, wait=True)
-            if self._lock is not None:  # else a sweeper was faster than the lock
+            if self._lock is not None:  # else another writer removed it before it was locked
                 return
 
     def remove(self) -> None:
@@ -58,7 +59,7 @@ class Partial:
         self.release()
 
     def release(self) -> None:
-        """Give up the lock: the result has its name now. May be called again."""
+        """Release the lock; for results that have their final name. May be called again."""
         if self._lock is not None and self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
@@ -80,7 +81,7 @@ def new_file(target: Path) -> Iterator[Path]:
 
 
 def write_file(target: Path, data: bytes | memoryview) -> None:
-    """Write a file: whole, or not at all. Raises OSError."""
+    """Write a file completely or not at all. Raises OSError."""
     with new_file(target) as path:
         path.write_bytes(data)
 
@@ -100,12 +101,12 @@ def sweep(parent: Path, stem: str) -> None:
 
 
 def _stem(name: str) -> str:
-    """Of a partial's name; short enough for a file system that counts 255 bytes."""
+    """Prefix of the name of a partial result; short enough for file systems that limit names to 255 bytes."""
     return f".{os.fsencode(name)[:180].decode(errors='ignore')}."
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock on `path`; None where somebody else holds it, or the name is gone by then."""
+    """A descriptor that holds the lock on `path`; None if another process holds it or the file is gone."""
     if not LOCKS:
         return -1
     try:
@@ -138,7 +139,7 @@ def replace_folder(new: Path, target: Path) -> None:
     the moment between two renames.
 
     Raises:
-        OSError: it cannot be renamed; `new` and `target` are as they were.
+        OSError: it cannot be renamed; `new` and `target` are unchanged.
     """
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The whole job on files: a video and a voice in, a lip-synced video out, in constant memory."""
+"""Dubs files: a video and speech in, a lip-synced video out, in constant memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from .session import Frame, LipSyncSession
 
 Path_ = str | os.PathLike[str]
 MANY = 0.1
-"""Share of bypassed frames from which on a result says so."""
+"""Share of bypassed frames above which the result has a warning."""
 
 
 @dataclass(frozen=True)
 class DubResult:
-    """What a dub made, and how long it took.
+    """Result and timings of a dub.
 
     Attributes:
-        output: the file. frames: written, floor(audio seconds * 25).
-        bypassed: of these, untouched for want of a face. first_face: the first frame with a face; frames before it are
-            untouched. damaged: frames at which the source's file is damaged.
-        warnings: what a viewer may notice, in words.
+        output: path of the file. frames: number of frames written, floor(audio seconds * 25).
+        bypassed: frames left unchanged because they show no face. first_face: the first frame with a face; all frames
+            before it are unchanged. damaged: frames at which the source file is damaged.
+        warnings: visible defects, as text.
         width, height: pixels of the source.
-        seconds: wall time of the whole job, from opening the files to the finished one.
-        first_frame: seconds from there to the first frame.
+        seconds: wall time of the job, from opening the inputs to closing the output.
+        first_frame: seconds from the start of the job to the first frame.
         stages: seconds per stage of the session, and "encode" for writing the file.
     """
 
@@ -53,7 +53,7 @@ class DubResult:
 
     @property
     def real_time_factor(self) -> float:
-        """Seconds of work for a second of video: below 1 is faster than real time."""
+        """Processing seconds per second of video; below 1 is faster than real time."""
         return self.seconds * FPS / self.frames
 
 
@@ -71,15 +71,15 @@ def dub(
 ) -> DubResult:
     """Make the face in `video` speak `audio`; the result has as many frames as the audio has whole 1/25 seconds.
 
-    A video that is shorter is played back and forth, one that is longer is cut. Nothing is left at `output` if
-    anything goes wrong, Ctrl-C included.
+    A shorter video is played forwards and backwards, a longer one is cut. After an error, Ctrl-C included, no partial
+    file is left at `output`.
 
     Args:
         open_session: opens a session on `video` from which the given number of frames will be taken.
-        audio: any file with sound; None for the video's own, at the time at which it starts in the video.
+        audio: any file with sound; None for the sound of the video, starting at the same time as in the video.
         output: .mp4, .mov, .m4v or .mkv. crf, preset, lossless: see `lipstream.media.VideoWriter`.
-        strict: an error where there would be warnings, and no file.
-        progress: called with (frames done, frames in all).
+        strict: raise QualityError in place of warnings, and write no file.
+        progress: called with (frames done, total frames).
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
@@ -95,7 +95,7 @@ def dub(
     source = VideoReader(video)
     rate = sound.info.rate
     late = round((sound.info.start_time - source.info.start_time) * rate) if audio is None else 0
-    # Counted, and checked, by reading it once: headers are wrong too often to promise a length by them.
+    # Read it once to count and check the samples: lengths in headers are often wrong.
     samples = late + sum(len(to_float(block)) for block in sound)
     total = samples * FPS // rate
     if total < 1:
@@ -105,7 +105,7 @@ def dub(
         )
 
     tally = _Tally()
-    # The writer first: a place that cannot be written shows before anything that takes long.
+    # Open the writer first, so that an output that cannot be written fails before the slow steps.
     with VideoWriter(
         output,
         source.info.width,
@@ -155,12 +155,12 @@ def dub(
 
 
 _LEAD = 4.0
-"""Seconds of sound that wait in the session, so that it can work ahead."""
+"""Seconds of audio kept pending in the session, so that it can generate ahead."""
 
 
 @dataclass
 class _Tally:
-    """What is counted on the way."""
+    """Counters over the frames of one dub."""
 
     frames: int = 0
     bypassed: int = 0
@@ -179,14 +179,14 @@ class _Tally:
     def warnings(self) -> list[str]:
         found = []
         if self.bypassed > MANY * self.frames:
-            found.append(f"{self.bypassed} of {self.frames} frames show no face and are as in the source")
+            found.append(f"{self.bypassed} of {self.frames} frames show no face and are unchanged")
         if self.damaged:
             found.append(f"the file is damaged at {self.damaged} of {self.frames} frames")
         return found
 
 
 def _shifted(sound: AudioReader, late: int, samples: int) -> Iterator[NDArray[np.float32]]:
-    """The blocks of `sound` after `late` samples of silence (negative: without its first ones), `samples` in all."""
+    """Yield the blocks of `sound` delayed by `late` samples (negative: first samples dropped), `samples` in total."""
     if late > 0:
         yield np.zeros((min(late, samples), sound.info.channels), np.float32)
     skip, left = max(-late, 0), samples - max(late, 0)
@@ -200,7 +200,7 @@ def _shifted(sound: AudioReader, late: int, samples: int) -> Iterator[NDArray[np
 def _frames(session: LipSyncSession, blocks: Iterator[NDArray[np.float32]], rate: int) -> Iterator[Frame]:
     pushed = taken = 0
     for block in blocks:
-        # In pieces, since a block may be longer than a session holds.
+        # In pieces: a block may be longer than the session's max_pending.
         for start in range(0, len(block), rate):
             pushed += session.push_audio(block[start : start + rate], rate)
             while taken < (pushed / rate - _LEAD) * FPS and (frame := next(iter(session), None)):

@@ -30,7 +30,7 @@ MOST_THREADS = 1024
 
 
 class LipSyncEngine:
-    """Immutable and thread-safe; make one with `load` and keep it.
+    """A loaded bundle on a backend. Immutable and thread-safe: create it with `load` once and share it.
 
         engine = LipSyncEngine.load("tiny")
         with engine.session("me.mp4") as session:
@@ -42,7 +42,7 @@ class LipSyncEngine:
     Load the engine in the process that uses it: it does not survive a fork.
 
     Attributes:
-        manifest: the bundle's. backend: runs its graphs.
+        manifest: of the bundle. backend: runs its graphs.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, metrics: Metrics | None = None) -> None:
@@ -51,7 +51,7 @@ class LipSyncEngine:
         self._keep_mask = bundle.constants["mask.composite"]
         self._face = LipStreamFacePipeline(bundle.manifest.geometry, self._keep_mask)
         self._process = os.getpid()
-        # For the chunks of sessions that are iterated on an event loop; its threads start when they are needed.
+        # Generates the chunks of sessions that are iterated with `async for`; threads start on demand.
         self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="lipstream")
         weakref.finalize(self, self._pool.shutdown, wait=False)
 
@@ -70,10 +70,10 @@ class LipSyncEngine:
 
         Args:
             bundle: its folder, or the name of a shipped one ("tiny").
-            backend: by default the one that the bundle is for: "tensorrt" if `lipstream build` wrote it, else
-                "onnxruntime"; or another that is installed ("torch").
-            threads: CPU threads, 0 for the default: as many as pay for one chunk, at most the cores of this process.
-                A number given here also limits, for the whole process, decoding, encoding and OpenCV.
+            backend: name of an installed backend. The default is "tensorrt" for a bundle that `lipstream build` wrote,
+                else "onnxruntime"; another one is "torch".
+            threads: CPU threads. 0 is the default: as many as speed up one chunk, at most the cores of this process.
+                Any other number also limits decoding, encoding and OpenCV in the whole process.
             verify: compare every file with the manifest's SHA-256 first.
             provider: of backend "onnxruntime": "cpu" (the default), "cuda" or "tensorrt" (`lipstream[gpu]`).
             metrics: receives what the engine and its sessions count and measure.
@@ -81,7 +81,7 @@ class LipSyncEngine:
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
             BackendError: no such backend, or it cannot run the bundle. PlanError, GpuMemoryError: of TensorRT plans.
-            ConfigError: a number of threads that cannot be.
+            ConfigError: the number of threads is out of range.
         """
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise ConfigError(f"threads={threads!r}", expected=f"0 for the default, or 1 to {MOST_THREADS} threads")
@@ -114,21 +114,22 @@ class LipSyncEngine:
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> LipSyncSession:
-        """Open a session that speaks through the face in `video`.
+        """Open a session that lip-syncs the face in `video`.
 
         Args:
             video: path of a video or picture, frames (uint8 [H, W, 3] RGB, 25 a second), or a prepared reference.
                 It is played forwards and backwards for as long as there is audio.
-            face: how the face is found and pasted back; None for the defaults, or as the reference was prepared.
+            face: how the face is found and composited; None for the defaults, or the options of a prepared reference.
             seed: of the noise; equal seeds, audio and video give equal frames.
-            max_pending: seconds of audio that may wait in the session.
-            idle: what is shown where there is no audio: "closed", the face with its mouth at rest, generated like
-                speech; "reference", the untouched video, which costs almost nothing. None: iterating ends.
-            length: frames that will be asked for, if known: a long video is then not kept for looping.
-            loop_bytes: of temporary disk that a looped video's frames may take; a longer video is turned round there.
+            max_pending: seconds of pushed audio that may be pending in the session.
+            idle: frames where there is no audio: "closed" generates the face with its mouth at rest; "reference" shows
+                the unchanged video and costs almost nothing. None: iterating ends.
+            length: number of frames that will be taken, if known; a long video is then not stored for looping.
+            loop_bytes: limit of temporary disk for the frames of a looped video; playback of a longer video reverses
+                where it is reached.
 
         Raises:
-            FaceNotFoundError: no face in the first half minute of a video.
+            FaceNotFoundError: no face in the first 30 seconds of a video.
             MediaOpenError, NoVideoError, MediaTruncatedError, ConfigError: of the video or the options.
         """
         self._check_process()
@@ -137,7 +138,7 @@ class LipSyncEngine:
             if video.manifest != self.manifest:
                 raise ConfigError("a reference prepared with another bundle", fix="prepare it with this engine")
             if face not in (None, video.face):
-                raise ConfigError(f"{face} for a reference prepared with {video.face}", fix="give it to prepare()")
+                raise ConfigError(f"{face} for a reference prepared with {video.face}", fix="pass it to prepare()")
             pipeline = self._pipeline(video.face)
             reference = video.play()
         else:
@@ -169,10 +170,10 @@ class LipSyncEngine:
         return session
 
     def warmup(self, chunks: int = 6) -> float:
-        """Run a stream of `chunks` chunks of zeros, so that everything is loaded and warm for the first session.
+        """Run `chunks` chunks of zeros, so that the first session starts on a warm engine.
 
         Returns:
-            Seconds that a chunk takes once it is: the median of the second half. 12 frames are shown for 0.48 s.
+            Seconds per chunk when warm: the median of the second half. A chunk of 12 frames plays for 0.48 s.
         """
         self._check_process()
         m, g = self.manifest, self.manifest.geometry
@@ -196,11 +197,11 @@ class LipSyncEngine:
     def capacity(
         self, reference: PreparedReference, *, share: float = 0.75, use: Callable[[Frame], object] | None = None
     ) -> int:
-        """How many sessions this machine runs in real time, measured on one that runs as fast as it can.
+        """Measure how many sessions this machine can run in real time, from one session at full speed.
 
         Args:
-            share: of the machine that is to be used, 0 to 1.
-            use: what is done with each frame besides generating it, such as encoding; its time counts.
+            share: share of the machine to use, 0 to 1.
+            use: called with each frame, for work such as encoding that every session does; its time counts.
 
         Returns:
             At least 1.
@@ -228,8 +229,8 @@ class LipSyncEngine:
     ) -> PreparedReference:
         """Decode, track and encode the first `seconds` of `video` once, to be looped by any number of sessions.
 
-        Sessions on it start at once and never touch the file. Its frames take at most `loop_bytes` of temporary disk;
-        a video that needs more is cut. Raises as `session` does.
+        Sessions on it start at once and do not read the file. Its frames take at most `loop_bytes` of temporary disk;
+        a video that needs more is cut. Raises what `session` raises.
         """
         self._check_process()
         face = face or FaceOptions()

@@ -1,18 +1,19 @@
-"""Every error a user can meet: one class for each different fix.
+"""All errors that users can get: one class for each different fix.
 
-Two roots. `LipStreamError` is something the user can mend (input, configuration, environment): its message says
-what was found, what was expected and what to do. `LipStreamInternalError` is a bug of ours and is never caught here.
+There are two base classes. A `LipStreamError` is a problem that the user can fix (input, configuration, environment):
+its message says what was found, what was expected and what to do. A `LipStreamInternalError` is a bug in LipStream,
+which never catches it.
 """
 
 from __future__ import annotations
 
 
 class LipStreamError(Exception):
-    """Root of all errors that a user can mend.
+    """Base of all errors that a user can fix.
 
     Attributes:
         code: stable identifier for logs and programs, e.g. ``"no_face"``.
-        exit_code: process exit status the command line ends with; a different one for each class.
+        exit_code: exit status of the command line; a different one for each class.
         fix: what to do about it, a command where there is one.
     """
 
@@ -51,19 +52,19 @@ class MediaOpenError(LipStreamError):
 
 
 class MediaTruncatedError(LipStreamError):
-    """A media file ends, or breaks, before its own header says it should."""
+    """A media file ends, or is damaged, before the end that its header states."""
 
     code, exit_code = "media_truncated", 11
 
 
 class NoVideoError(LipStreamError):
-    """The source holds no video stream, or one without a single frame."""
+    """The source has no video stream, or one without frames."""
 
     code, exit_code = "no_video", 12
 
 
 class NoAudioError(LipStreamError):
-    """The source holds no audio stream, or one without a single sample."""
+    """The source has no audio stream, or one without samples."""
 
     code, exit_code = "no_audio", 13
 
@@ -81,7 +82,7 @@ class AudioTooShortError(LipStreamError):
 
 
 class OutputError(LipStreamError):
-    """The result cannot be written where it was asked for."""
+    """The result cannot be written to the given path."""
 
     code, exit_code = "output", 16
 
@@ -97,13 +98,13 @@ class FaceNotFoundError(LipStreamError):
 
 
 class QualityError(LipStreamError):
-    """Too many frames were damaged, or shown untouched for want of a face, and `strict` was asked for."""
+    """With `strict`: too many frames are damaged, or are unchanged because they show no face."""
 
     code, exit_code = "quality", 21
 
 
 class BundleNotFoundError(LipStreamError):
-    """No bundle at that path or of that name."""
+    """There is no bundle with that path or name."""
 
     code, exit_code = "bundle_not_found", 30
 
@@ -139,7 +140,7 @@ class PlanError(LipStreamError):
 
 
 class EngineBuildError(LipStreamError):
-    """TensorRT cannot parse a graph, or cannot build it."""
+    """TensorRT cannot parse or build a graph."""
 
     code, exit_code = "engine_build", 38
 
@@ -151,27 +152,27 @@ class VerificationError(LipStreamError):
 
 
 class GpuMemoryError(LipStreamError):
-    """The GPU's memory does not suffice for one more stream, or for the weights. Streams that are open go on."""
+    """Not enough GPU memory for one more stream, or for the weights. Open streams continue."""
 
     code, exit_code = "gpu_memory", 42
 
 
 class GpuError(LipStreamError):
-    """CUDA reports that the GPU, or its driver, has failed; nothing on it can be used any more."""
+    """CUDA reports that the GPU or its driver has failed; this process cannot use the GPU any more."""
 
     code, exit_code = "gpu", 43
 
 
 class ForkError(LipStreamError):
-    """An engine, or a session, is used in another process than the one that made it."""
+    """An engine or session is used in a process other than the one that created it."""
 
     code, exit_code = "forked", 36
 
     @classmethod
     def found_in(cls, what: str) -> ForkError:
         return cls(
-            f"{what} was made before this process was forked",
-            expected="an engine that is loaded in the process that uses it: its threads did not survive the fork",
+            f"{what} was created before this process was forked",
+            expected="an engine loaded in the process that uses it: its threads do not survive a fork",
             fix="load the engine after the fork (gunicorn: in post_fork, without --preload; multiprocessing: 'spawn')",
         )
 
@@ -183,7 +184,7 @@ class ParityError(LipStreamError):
 
 
 class BackpressureError(LipStreamError):
-    """More audio was pushed than the session may hold; iterate over the frames first."""
+    """More audio was pushed than `max_pending` allows; iterate over the frames first."""
 
     code, exit_code = "backpressure", 40
 
@@ -195,25 +196,25 @@ class SessionClosedError(LipStreamError):
 
 
 class ProtocolError(LipStreamError):
-    """A message that is unknown, malformed, or out of order. The session goes on without it."""
+    """A message is unknown, malformed, or not valid in this state. The session continues without it."""
 
     code, exit_code = "protocol", 50
 
 
 class SlowClientError(LipStreamError):
-    """A client that does not read what it is sent."""
+    """A client does not read the data sent to it."""
 
     code, exit_code = "slow_client", 51
 
 
 class UnknownReferenceError(LipStreamError):
-    """A reference that was never uploaded, or has been forgotten."""
+    """A reference was never uploaded, or has been deleted."""
 
     code, exit_code = "unknown_reference", 52
 
 
 class UploadTooLargeError(LipStreamError):
-    """An upload above the limit."""
+    """An upload is larger than the limit."""
 
     code, exit_code = "upload_too_large", 53
 

@@ -1,4 +1,4 @@
-"""The NVIDIA GPUs of this machine, asked of the driver's own library: nothing needs to be installed for that.
+"""The NVIDIA GPUs of this machine, queried from the driver's library, without further packages.
 
 Functions and numbers: https://docs.nvidia.com/cuda/cuda-driver-api/ (cuDeviceGetAttribute).
 """
@@ -40,7 +40,7 @@ class NoDriverError(Exception):
 
 
 def driver(library: str = LIBRARY) -> Driver:
-    """Raises NoDriverError."""
+    """Query driver and GPUs. Raises NoDriverError."""
     try:
         cuda = ctypes.CDLL(library)
     except OSError as error:

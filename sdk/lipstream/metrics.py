@@ -1,4 +1,4 @@
-"""The metrics hook: what an engine and its sessions count and measure, handed to whoever wants it."""
+"""The metrics hook: receives what an engine and its sessions count and measure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Metrics(Protocol):
-    """Given to `LipSyncEngine.load`. Called from any thread, in the middle of work: be quick, and raise nothing.
+    """Passed to `LipSyncEngine.load`. Called from any thread, during generation: must be fast and must not raise.
 
     Counted: ``sessions_opened``, ``sessions_closed``, ``interrupts``, ``chunks``, ``frames``.
-    Observed, in seconds: ``first_frame`` (from a segment's first sound to its first frame), ``chunk`` (to make one),
-    ``queue`` (of sound that waits when a chunk begins), ``interrupt`` (from the call until the next chunk may begin).
+    Observed, in seconds: ``first_frame`` (from a segment's first sound to its first frame), ``chunk`` (to generate
+    one), ``queue`` (pending audio when a chunk begins), ``interrupt`` (from the call until the next chunk may begin).
     """
 
     def count(self, name: str, by: int = 1) -> None: ...
@@ -19,10 +19,10 @@ class Metrics(Protocol):
 
 
 class NoMetrics:
-    """The default: nobody listens."""
+    """No-op metrics, the default."""
 
     def count(self, name: str, by: int = 1) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def observe(self, name: str, seconds: float) -> None:
-        """Nothing."""
+        """Do nothing."""

@@ -1,4 +1,4 @@
-"""Number formats of a bundle's graphs. A module without imports, because the command line reads it."""
+"""Number formats of a bundle's graphs. Without imports, to keep the command line's start fast."""
 
 from __future__ import annotations
 

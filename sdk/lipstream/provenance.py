@@ -1,6 +1,6 @@
-"""Says of a dubbed file what it is: a C2PA manifest in it, signed; or a JSON file beside it.
+"""Provenance of a dubbed file: a signed C2PA manifest in the file, or a JSON file beside it.
 
-A mouth that is generated in a filmed face is, in the words of the IPTC, a composite with trained algorithmic media.
+In the IPTC's terms, a generated mouth in a filmed face is a composite with trained algorithmic media.
 C2PA needs `lipstream[provenance]`.
 """
 
@@ -27,7 +27,7 @@ ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 
 
 def record(bundle: str | os.PathLike[str], video: Path, audio: Path | None) -> dict[str, Any]:
-    """What was done: program, model and sources, by name and SHA-256."""
+    """The provenance record: program, model and sources, by name and SHA-256."""
     folder = Bundle.find(bundle)
     sources = {"video": video} | ({"audio": audio} if audio is not None else {})
     return {
@@ -41,12 +41,12 @@ def record(bundle: str | os.PathLike[str], video: Path, audio: Path | None) -> d
 
 
 def sidecar(output: Path) -> Path:
-    """Where the JSON of a dubbed file goes: OUT.mp4 -> OUT.mp4.provenance.json."""
+    """Path of the JSON file for a dubbed file: OUT.mp4 -> OUT.mp4.provenance.json."""
     return output.with_name(f"{output.name}.provenance.json")
 
 
 def write_sidecar(output: Path, made: dict[str, Any]) -> Path:
-    """Write the JSON beside a finished file; it names the file by its SHA-256.
+    """Write the JSON file beside a finished file, with the finished file's SHA-256.
 
     Raises:
         OutputError: it cannot be written.
@@ -60,11 +60,11 @@ def write_sidecar(output: Path, made: dict[str, Any]) -> Path:
 
 
 class Signer:
-    """A certificate chain (leaf first) and its private key, PEM files: opened before the work begins.
+    """Signs with a certificate chain (leaf first) and its private key, PEM files; tested before the dub begins.
 
     Raises:
-        MissingExtraError: c2pa-python is not installed. ConfigError: files that cannot be read, or do not sign; or an
-            output of a kind that is not signed.
+        MissingExtraError: c2pa-python is not installed. ConfigError: the files cannot be read, or cannot sign; or the
+            format of `output` cannot be signed.
     """
 
     def __init__(self, certificate: Path, key: Path, output: Path, algorithm: str = "es256") -> None:
@@ -76,28 +76,28 @@ class Signer:
                 fix="pip install 'lipstream[provenance]'",
             ) from error
         if output.suffix.lower() not in FORMATS:
-            raise ConfigError(f"signing {output.suffix or output.name}", expected=", ".join(FORMATS))
+            raise ConfigError(f"{output.suffix or output.name} cannot be signed", expected=", ".join(FORMATS))
         try:
             chain, secret = certificate.read_bytes(), key.read_bytes()
         except OSError as error:
             raise ConfigError(f"{error.filename} cannot be read: {error.strerror}", expected="PEM files") from error
         self._format = FORMATS[output.suffix.lower()]
         try:
-            # ta_url None: no time stamp is fetched from anywhere.
+            # ta_url None: no time stamp is requested from a server.
             info = c2pa.C2paSignerInfo(algorithm.encode(), chain, secret, None)
             self._signer = c2pa.Signer.from_info(info)
             _, picture = cv2.imencode(".jpg", np.zeros((8, 8, 3), np.uint8))
-            probe = io.BytesIO(picture.tobytes())  # whether they sign shows when they do
+            probe = io.BytesIO(picture.tobytes())  # errors in the key or the chain appear only when signing
             c2pa.Builder(json.dumps(_manifest("probe", "", {}))).sign(self._signer, "image/jpeg", probe, io.BytesIO())
-        except Exception as error:  # its errors share no base but Exception
+        except Exception as error:  # the library's errors share no base class but Exception
             raise ConfigError(
-                f"{certificate} and {key} do not sign: {error}",
-                expected=f"a certificate chain and the private key of its first, for {algorithm}",
+                f"{certificate} and {key} cannot sign: {error}",
+                expected=f"a certificate chain and the private key of its first certificate, for {algorithm}",
                 fix="see https://opensource.contentauthenticity.org/docs/signing/prod-cert",
             ) from error
 
     def sign(self, output: Path, made: dict[str, Any]) -> None:
-        """Put a signed manifest into a finished file: all of it, or the file stays as it was.
+        """Add a signed manifest to a finished file; after an error the file is unchanged.
 
         Raises:
             OutputError: the file cannot be written; ConfigError: the certificate is not one for signing media.

@@ -1,4 +1,4 @@
-"""The sample that ships with LipStream: a drawn person who speaks, and a voice that says something else."""
+"""The sample files shipped with LipStream: a video of a drawn person speaking, and other speech."""
 
 from __future__ import annotations
 

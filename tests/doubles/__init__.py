@@ -1,4 +1,4 @@
-"""A GPU that is not there: the modules that the TensorRT backend imports, on a strict and unkind simulation."""
+"""A simulated GPU: doubles of the modules that the TensorRT backend imports, on a strict simulation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GPU = Gpu("a double", "9.0", 132, 80 << 30)
 
 @contextmanager
 def gpu(device: Device) -> Iterator[Any]:
-    """The package `lipstream.backends.tensorrt`, imported anew, on `device`; afterwards all is as before."""
+    """The package `lipstream.backends.tensorrt`, imported again, on `device`; afterwards the modules are restored."""
     cuda, bindings = ModuleType("cuda"), ModuleType("cuda.bindings")
     bindings.runtime = cuda_runtime.make(device)  # type: ignore[attr-defined]
     own = "lipstream.backends.tensorrt"

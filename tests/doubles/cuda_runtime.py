@@ -13,7 +13,7 @@ import numpy as np
 from .device import Bytes, Device, DeviceError, Event, Work
 
 BANDWIDTH = {1: 25e6, 2: 25e6, 3: 1e9}
-"""Bytes a millisecond that a copy of a kind is taken to make."""
+"""Assumed bytes per millisecond for each kind of copy."""
 
 
 class cudaError_t(enum.IntEnum):

@@ -1,10 +1,10 @@
-"""A device that does everything as late as it may, in any order that it may: what real ones are allowed to do.
+"""A simulated device that runs work as late as allowed and in any allowed order, as a real device may.
 
-Memory: addresses that mean nothing to the host. Streams: queues; what is on them runs when the host waits for it, and
-what nobody waits for may run before or after. Of the operations that are free to run, one is chosen at random. Engines
-and copies take time: they read when they begin, and what they read must still be there when they end; what they write
-is garbage in between. So a missing event, or a buffer used for two things, gives wrong pictures, and is noted in
-`hazards`. Work is also given a duration, from which follows when it would run on real lanes (`Operation.end`).
+Memory: addresses that the host cannot dereference. Streams: queues; their work runs when the host waits for it, other
+work may run before or after. Of the operations that are free to run, one is chosen at random. Engines and copies take
+time: they read when they begin, and their inputs must be unchanged when they end; their outputs are garbage in between.
+So a missing event, or a buffer with two uses, gives wrong pictures and is recorded in `hazards`. Work also has a
+duration, which determines when it would run on real lanes (`Operation.end`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class DeviceError(Exception):
-    """A call that CUDA would refuse. Attributes: status: CUDA's name of the error."""
+    """A call that CUDA would reject. Attributes: status: CUDA's name of the error."""
 
     def __init__(self, status: str, why: str) -> None:
         self.status = status
@@ -90,7 +90,7 @@ class Device:
         limit: bytes of its memory.
 
     Attributes:
-        counts: of calls: allocations, frees, host waits, copies by kind. hazards: what was seen to go wrong.
+        counts: of calls: allocations, frees, host waits, copies by kind. hazards: conflicts found.
         now: of the host's clock, in milliseconds; only waiting moves it.
     """
 
@@ -98,7 +98,7 @@ class Device:
 
     def __init__(self, seed: int = 0, *, limit: int = 1 << 40) -> None:
         self.random = random.Random(seed)
-        # How often something runs that nobody waits for: from "never" to "at once".
+        # How often work runs without a wait for it: from "never" to "at once".
         self.eager = self.random.choice([0.0, 0.1, 0.5, 0.9])
         self.limit, self.used = limit, 0
         self.memory: dict[int, Bytes] = {}
@@ -245,7 +245,7 @@ class Device:
         return list(found.values())
 
     def _run_one(self, among: list[Operation]) -> bool:
-        """Let one operation, of those that may, begin or end."""
+        """Begin or end one operation that may run."""
         ready = [operation for operation in among if operation.ready()]
         if not ready:
             return False
@@ -261,7 +261,7 @@ class Device:
         return True
 
     def _run_without(self, stream: int) -> None:
-        """Let all go on that can while one stream stands still."""
+        """Run all operations that can run while one stream is blocked."""
         while self._run_one([operation for operation in self.pending if operation.stream != stream]):
             pass
 
@@ -276,7 +276,7 @@ class Device:
     # what takes time
 
     def copy(self, to: Callable[[], Bytes], source: Callable[[], Bytes], duration: float, name: str) -> Work:
-        """A copy: one half of it is made when it begins, the other when it ends."""
+        """A copy: the first half is copied when it begins, the second when it ends."""
 
         def begin() -> None:
             half = len(source()) // 2

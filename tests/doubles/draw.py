@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what the TensorRT backend puts on the lanes, as the double runs it: `python tests/doubles/draw.py OUT.svg`.
+"""Draw the work of the TensorRT backend on the lanes of the double: `python tests/doubles/draw.py OUT.svg`.
 
 The order and the overlaps are the backend's; the durations are made up (`trt.DURATIONS`).
 """

@@ -1,6 +1,6 @@
 """`lipstream._native_cuda` on a `Device`: the formulas in NumPy, and the ring's kernels of the CPU.
 
-That the CUDA kernels compute the same bits is what tests/csrc/host is for.
+tests/csrc/host checks that the CUDA kernels compute the same bits.
 """
 
 from __future__ import annotations

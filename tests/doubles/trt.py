@@ -21,7 +21,7 @@ MAGIC = b"DOUBLE"
 VERSION = "11.4.0.106"
 SCRATCH = 4096
 DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "context": 30.0, "video_decoder": 12.0}
-"""Milliseconds, made up: they only set lanes against each other."""
+"""Milliseconds, invented: they only order the work of different lanes."""
 
 Enum = enum.IntEnum
 DataType = Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "INT64": 8})
@@ -117,7 +117,7 @@ class IExecutionContext:
         self._scratch = (0, 0)
         self._profile = 0
         self._version = 0  # what a captured graph was captured with
-        self._updated = -1  # shapes that a direct run has dealt with
+        self._updated = -1  # shapes for which there was a direct run
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert memory % 256 == 0
@@ -161,7 +161,7 @@ class IExecutionContext:
                 return False
         capturing = device.streams[stream_handle].capturing is not None
         if capturing and self._updated != version:
-            return False  # shapes are dealt with by a direct run, not by one that is captured
+            return False  # new shapes need a direct run, not a captured one
         self._updated = version
         addresses, scratch = dict(self._addresses), self._scratch
         types = {name: _TYPES[end.type][1] for name, (end, _) in engine._ends.items()}

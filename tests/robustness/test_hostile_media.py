@@ -1,4 +1,4 @@
-"""Media files that lie, name other files, are damaged or too large: refused by a typed error, or dubbed with a word."""
+"""Media files that are damaged, too large, inconsistent, or refer to other files: a typed error, or a warning."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def person() -> NDArray[np.uint8]:
         ("meta.ffm", ";FFMETADATA1\ntitle={secret}\n"),
     ],
 )
-def test_a_file_that_names_another_is_not_opened(tmp_path: Path, name: str, text: str) -> None:
+def test_a_file_that_refers_to_another_is_not_opened(tmp_path: Path, name: str, text: str) -> None:
     secret = samples.FACE
     (tmp_path / name).write_text(text.format(secret=secret))
     for reader in (VideoReader, AudioReader):
@@ -62,14 +62,14 @@ def test_a_file_that_names_another_is_not_opened(tmp_path: Path, name: str, text
             reader(tmp_path / name)
 
 
-def test_a_pattern_in_the_name_of_a_picture_is_just_a_name(tmp_path: Path) -> None:
+def test_a_pattern_in_the_name_of_a_picture_is_not_expanded(tmp_path: Path) -> None:
     for name, grey in (("p%03d.png", 10), ("p000.png", 200), ("p001.png", 250)):
         cv2.imwrite(str(tmp_path / name), np.full((32, 32, 3), grey, np.uint8))
     (frame,) = VideoReader(tmp_path / "p%03d.png")
     assert frame.mean() == 10
 
 
-def test_a_picture_larger_than_anybody_films(tmp_path: Path) -> None:
+def test_a_picture_that_is_too_large(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "huge.png"), np.zeros((15_000, 15_000), np.uint8))
     with pytest.raises(MediaOpenError, match="15000 x 15000"):
         VideoReader(tmp_path / "huge.png")
@@ -117,7 +117,7 @@ def test_a_black_beginning(tmp_path: Path, engine: LipSyncEngine, person: NDArra
     assert np.abs(frames[20].astype(int) - person[8]).mean() < 6
 
 
-def test_a_damaged_video_says_so_and_strict_refuses_it(
+def test_a_damaged_video_gives_a_warning_and_strict_rejects_it(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], engine: LipSyncEngine
 ) -> None:
     data = bytearray((samples.FACE).read_bytes())
@@ -159,7 +159,7 @@ def real_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_bytes_are_read_or_refused(real_files: dict[str, bytes], data: st.DataObject) -> None:
+def test_any_bytes_are_read_or_rejected(real_files: dict[str, bytes], data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(real_files)))
     content = bytearray(real_files[name])
     for _ in range(data.draw(st.integers(1, 8))):

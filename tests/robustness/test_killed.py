@@ -1,4 +1,4 @@
-"""Killed, terminated, out of disk at any moment: the old file whole or the new one, and nothing left behind."""
+"""Killed, terminated, or disk full at any moment: the old or the new file is complete, no partial file is left."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_signal_leaves_what_was_there(tmp_path: Path, old: bytes, number: sign
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.4, 1.1])
-def test_killed_outright_the_next_run_sweeps(tmp_path: Path, old: bytes, short: list[str], seconds: float) -> None:
+def test_partial_files_are_removed_after_sigkill(tmp_path: Path, old: bytes, short: list[str], seconds: float) -> None:
     out = tmp_path / "out.mp4"
     out.write_bytes(old)
     with subprocess.Popen([*RUN, "-o", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -81,7 +81,7 @@ def test_killed_outright_the_next_run_sweeps(tmp_path: Path, old: bytes, short: 
     assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.mp4.provenance.json"}
 
 
-def test_a_living_writer_is_not_swept(tmp_path: Path) -> None:
+def test_files_of_a_running_writer_are_kept(tmp_path: Path) -> None:
     writer = Partial(tmp_path / "out.mp4")
     other = Partial(tmp_path / "out.mp4")
     assert writer.path.exists()

@@ -1,4 +1,4 @@
-"""Arguments that cannot be: a typed error that names them, in the library and on the command line, with JSON too."""
+"""Invalid arguments: a typed error that names them, in the library and on the command line, with JSON too."""
 
 from __future__ import annotations
 
@@ -78,13 +78,13 @@ def test_sixteen_channels_are_to_be_mixed_down(tmp_path: Path) -> None:
     assert "-ac 2" in caught.value.fix
 
 
-def test_a_picture_too_wide_for_the_codec_is_said_to_be_so(tmp_path: Path) -> None:
+def test_a_picture_too_wide_for_the_codec_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="60000x60 pixels"):
         VideoWriter(tmp_path / "out.mp4", 60_000, 60)
     assert not any(tmp_path.iterdir())
 
 
-def test_an_endless_loop_turns_round_where_its_disk_is_full() -> None:
+def test_an_endless_loop_reverses_at_its_disk_limit() -> None:
     frames = [np.full((4, 5, 3), i, np.uint8) for i in range(10)]
     with FrameLoop(iter(frames), max_bytes=4 * 60) as loop:
         assert [next(loop)[0] for _ in range(9)] == [0, 1, 2, 3, 2, 1, 0, 1, 2]
@@ -130,7 +130,7 @@ def test_a_bug_prints_json_too(capsys: pytest.CaptureFixture[str], monkeypatch: 
 
 
 def test_idle_graphs_do_not_spin() -> None:
-    """An engine that has worked and is left alone takes next to no CPU time."""
+    """An engine that is idle after a run takes almost no CPU time."""
     engine = LipSyncEngine.load("tiny", threads=2)
     engine.warmup(2)
     before = time.process_time()

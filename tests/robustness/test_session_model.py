@@ -14,7 +14,7 @@ RATES = (8_000, 16_000, 44_100)
 
 
 class Session(RuleBasedStateMachine):
-    """The model: samples of each segment that wait, frames taken, and where the picture stands."""
+    """The model: pending samples of each segment, frames taken, and the position of the picture."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Session(RuleBasedStateMachine):
             most -= 1
             if not most:
                 return
-        # All that could come has come: whatever is left has not been flushed, and less than a chunk of it is new.
+        # All ready frames were taken: the rest has not been flushed and is less than a chunk.
         assert not any(flushed for *_, flushed in self.waiting)
         if self.waiting:
             rate, samples, taken, _ = self.waiting[0]

@@ -15,11 +15,11 @@ from numpy_stream import NumberedReference, NumpyStream, OpenSession, noise
 
 
 class Forgetful(NumpyStream):
-    """Keeps no record of its calls."""
+    """Does not record its calls."""
 
     def encode_audio(self, samples: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
         features = super().encode_audio(samples)
-        for record in (self.calls, self.heard, self.given):
+        for record in (self.calls, self.windows, self.given):
             record.clear()
         return features
 
@@ -66,7 +66,7 @@ def soak(hours: float, seed: int) -> None:
             gc.collect()
             sizes.append(sys.getallocatedblocks())
     half = len(sizes) // 2
-    # What waits in the session at the moment of measuring varies by a few seconds of sound.
+    # The pending audio at the time of the measurement varies by a few seconds.
     assert max(sizes[half:]) < max(sizes[:half]) + 2_000  # blocks of memory
     assert taken > 0.9 * pushed * 25 - 6 * 25 * 60 * hours
 

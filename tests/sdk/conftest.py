@@ -1,4 +1,4 @@
-"""What the tests of the SDK share: the shipped bundle, a drawn speaker, a voice."""
+"""Fixtures of the SDK's tests: the shipped bundle, a drawn speaker, a voice."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tiny() -> Path:
 
 @pytest.fixture(scope="session")
 def engine() -> LipSyncEngine:
-    # One thread: on a machine that is busy with other things, two wait for each other.
+    # One thread: on a loaded machine, two slow each other down.
     return LipSyncEngine.load("tiny", threads=1)
 
 

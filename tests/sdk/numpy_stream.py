@@ -1,6 +1,6 @@
-"""A stream whose "model" is a few lines of numpy: every output hangs on every input, so that any slip shows in pixels.
+"""A stream whose "model" is a few lines of numpy: every output depends on every input, so any error changes pixels.
 
-It makes a session cheap enough to be run hundreds of times, and writes down what the session asks of it.
+It makes sessions fast enough for hundreds of runs, and records the calls that it gets.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _EAR = np.random.default_rng(0).standard_normal((AUDIO.features, _WINDOW))
 
 
 def hashed(x: Any) -> Array:
-    """Values in [0, 1) that a small change of `x` throws far."""
+    """Values in [0, 1) that change strongly with a small change of `x`."""
     return np.asarray(np.modf(1e3 * np.asarray(x, np.float64))[0] % 1, np.float32)
 
 
@@ -53,19 +53,19 @@ class NumpyStream:
 
     Attributes:
         calls: (name, argument) of each call.
-        heard: the audio windows encoded.
+        windows: the audio windows encoded.
         given: (latent, condition, audio) of each denoising pass.
     """
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int]] = []
-        self.heard: list[Array] = []
+        self.windows: list[Array] = []
         self.given: list[tuple[Array, Array, Array]] = []
         self._seen, self._said, self._decoded = 0.0, 0.0, 0.0
 
     def encode_audio(self, samples: Array) -> Array:
         self.calls.append(("audio", 0))
-        self.heard.append(samples.copy())
+        self.windows.append(samples.copy())
         step = AUDIO.samples_per_frame
         return np.stack([hashed(_EAR @ samples[f * step : f * step + _WINDOW]) for f in range(12)])
 
@@ -100,7 +100,7 @@ class NumpyStream:
 
 
 class NumberedReference:
-    """Frame i of the reference is a flat picture of grey i modulo 251, its crop is all of it.
+    """A reference whose frame i is flat grey, i modulo 251, and its own crop.
 
     The first `faceless` frames show no face. Attributes: asked: (first, count) of each call of `frames`.
     """
@@ -118,7 +118,7 @@ class NumberedReference:
         return [SourceFrame(image, image, matrix) for image, matrix in zip(images, matrices, strict=True)]
 
     def latents(self, first: int) -> None:
-        """Not known."""
+        """None: not known."""
 
     def close(self) -> None:
         self.closed = True
@@ -143,7 +143,7 @@ def open_session(**options: Any) -> LipSyncSession:
 
 
 def speak(session: LipSyncSession, pcm: NDArray[Any], rate: int = 16_000, cuts: tuple[int, ...] = ()) -> list[Frame]:
-    """All frames of one segment, pushed in the pieces that `cuts` make, taken as soon as they come."""
+    """All frames of one segment, pushed in pieces split at `cuts`, taken as soon as they are ready."""
     frames = []
     for piece in np.split(pcm, cuts):
         session.push_audio(piece, rate)

@@ -1,4 +1,4 @@
-"""Dubbing of files: the result is decoded again and compared with what went in."""
+"""Dubbing of files: the result is decoded and compared with the inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Video = NDArray[np.uint8]
 
 
 def decoded(path: Path) -> tuple[Video, NDArray[np.float32]]:
-    """Frames [n, H, W, 3] and samples [n, channels] of a file, after a look at its clock."""
+    """Frames [n, H, W, 3] and samples [n, channels] of a file, after a check of its time stamps."""
     with av.open(str(path)) as container:
         frames = list(container.decode(video=0))
     with av.open(str(path)) as container:
@@ -66,7 +66,7 @@ def test_lengths(engine: LipSyncEngine, media: Path, tmp_path: Path, seconds: fl
 
 
 def outside(image: Video, keep: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Pixels of `image` whose centre lies where the mask keeps everything, or beyond the crop. By plain arithmetic."""
+    """Pixels of `image` whose centre the mask keeps or that are outside the crop; computed independently."""
     size = len(keep)
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
     to_crop = crop_matrix(matrix, size)
@@ -77,7 +77,7 @@ def outside(image: Video, keep: NDArray[np.float32], matrix: NDArray[np.float64]
     return np.asarray(np.minimum.reduce([padded[i + a, j + b] for a in (0, 1) for b in (0, 1)]) == 1)
 
 
-def test_lossless_outside_the_mouth_region_every_pixel_is_the_sources(
+def test_lossless_keeps_every_pixel_outside_the_mouth_region(
     engine: LipSyncEngine, tiny: Path, media: Path, speaker: Video, tmp_path: Path
 ) -> None:
     speech = write_wav(tmp_path / "speech.wav", voice(1.5, seed=2))
@@ -100,15 +100,15 @@ def test_lossless_outside_the_mouth_region_every_pixel_is_the_sources(
     np.testing.assert_array_equal(samples[:, 0], pcm[: 37 * 640])
 
 
-def test_the_voice_is_the_one_given(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
+def test_the_sound_is_that_of_the_audio_file(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     engine.dub(media / "talk.mp4", media / "speech.wav", tmp_path / "out.mp4", preset="ultrafast")
     _, samples = decoded(tmp_path / "out.mp4")
     said = voice(0.62, seed=1)[: 15 * 640]
-    heard = samples[: 15 * 640, 0]
-    assert np.corrcoef(said[: len(heard)], heard)[0, 1] > 0.95  # in step: AAC's delay was skipped
+    dubbed = samples[: 15 * 640, 0]
+    assert np.corrcoef(said[: len(dubbed)], dubbed)[0, 1] > 0.95  # in step: AAC's delay was skipped
 
 
-def test_a_video_speaks_its_own_sound(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
+def test_the_sound_of_the_video_by_default(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     shown: list[tuple[int, int]] = []
     result = engine.dub(
         media / "talk.mp4", None, tmp_path / "out.mp4", preset="ultrafast", progress=lambda *at: shown.append(at)
@@ -180,7 +180,7 @@ def test_frames_without_a_face(engine: LipSyncEngine, speaker: Video, media: Pat
     before = out.read_bytes()
     with pytest.raises(FaceNotFoundError):
         engine.dub(source, media / "speech.wav", out, lossless=True, face=FaceOptions("raise"))
-    assert out.read_bytes() == before  # the older result is as it was
+    assert out.read_bytes() == before  # the older result is unchanged
     assert {path.name for path in tmp_path.iterdir()} == {"gone.mkv", "out.mkv"}
 
 
@@ -190,7 +190,7 @@ def test_too_short(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
-def test_an_error_of_the_progress_callback_leaves_nothing(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
+def test_an_error_of_the_progress_callback_leaves_no_file(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:
     def stop(done: int, total: int) -> Any:
         if done == 11:
             raise KeyboardInterrupt

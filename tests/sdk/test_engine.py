@@ -1,4 +1,4 @@
-"""The engine with the shipped bundle: streaming equals offline, sessions are alone, references are looped."""
+"""The engine with the shipped bundle: streaming equals offline, sessions are independent, references are looped."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_two_sessions_in_turn_and_two_in_threads(engine: LipSyncEngine, prepared
         assert_same_frames(found_in_turn[k] + list(session), expected[k])
 
 
-def test_seed_and_voice_show_in_the_picture(engine: LipSyncEngine, prepared: PreparedReference) -> None:
+def test_seed_and_voice_change_the_picture(engine: LipSyncEngine, prepared: PreparedReference) -> None:
     def images(seed: int, samples: NDArray[np.float32]) -> Video:
         with engine.session(prepared, seed=seed) as session:
             return np.stack([frame.image for frame in speak(session, samples)])
@@ -114,14 +114,14 @@ def test_only_the_mouth_region_changes_and_it_does(
 
 
 class TestPrepared:
-    def test_is_as_live_lap_after_lap(self, engine: LipSyncEngine, prepared: PreparedReference, speaker: Video) -> None:
+    def test_equals_a_live_reference(self, engine: LipSyncEngine, prepared: PreparedReference, speaker: Video) -> None:
         assert prepared.frames == 31
         samples = pcm(3.3, 16_000)
         with engine.session(prepared) as a, engine.session(speaker) as b:
             assert_same_frames(speak(a, samples), speak(b, samples))
 
     @pytest.mark.parametrize("count", [1, 7, 17])
-    def test_latents_of_all_laps_are_those_of_an_endless_stream(
+    def test_latents_of_all_laps_equal_an_endless_stream(
         self, engine: LipSyncEngine, speaker: Video, count: int
     ) -> None:
         reference = engine.prepare(speaker[:count])
@@ -135,8 +135,8 @@ class TestPrepared:
             np.testing.assert_array_equal(reference.latents(first), expected)
             first += len(frames)
 
-    def test_a_chunk_that_starts_elsewhere_is_encoded_anew(self, engine: LipSyncEngine, speaker: Video) -> None:
-        """After a flush in the middle of a chunk the picture goes on where it was, as on a live reference."""
+    def test_an_unaligned_chunk_is_encoded_again(self, engine: LipSyncEngine, speaker: Video) -> None:
+        """After a flush within a chunk the picture continues at its position, as with a live reference."""
         prepared = engine.prepare(speaker)
         assert prepared.latents(5) is None
         with engine.session(prepared) as a, engine.session(speaker) as b:
@@ -149,17 +149,17 @@ class TestPrepared:
         assert prepared.skipped == 7
         np.testing.assert_array_equal(prepared.at(0).image, speaker[0])
 
-    def test_takes_no_more_disk_than_it_may(self, engine: LipSyncEngine, speaker: Video) -> None:
+    def test_keeps_the_limit_of_disk_space(self, engine: LipSyncEngine, speaker: Video) -> None:
         assert engine.prepare(speaker, loop_bytes=14 * speaker[0].nbytes).frames == 13
 
-    def test_its_face_options_are_its_own(self, engine: LipSyncEngine, prepared: PreparedReference) -> None:
+    def test_a_session_cannot_change_the_face_options(self, engine: LipSyncEngine, prepared: PreparedReference) -> None:
         engine.session(prepared, face=FaceOptions("hold")).close()
         with pytest.raises(ConfigError, match="prepare"):
             engine.session(prepared, face=FaceOptions("raise"))
         with pytest.raises(ConfigError, match="prepare"):
             engine.session(prepared, face=FaceOptions(at=(10.0, 10.0)))
 
-    def test_images_go_back_and_forth(self, prepared: PreparedReference, speaker: Video) -> None:
+    def test_frames_are_played_forwards_and_backwards(self, prepared: PreparedReference, speaker: Video) -> None:
         shown = [frame.image for frame in prepared.play().frames(0, 69)]
         for i, image in enumerate(shown):
             np.testing.assert_array_equal(image, speaker[30 - abs(i % 60 - 30)])
@@ -183,11 +183,11 @@ class TestPrepared:
             assert_same_frames(other, first)
 
     @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
-    def test_a_length_that_is_none(self, engine: LipSyncEngine, speaker: Video, seconds: float) -> None:
+    def test_an_invalid_length(self, engine: LipSyncEngine, speaker: Video, seconds: float) -> None:
         with pytest.raises(ConfigError, match="seconds"):
             engine.prepare(speaker, seconds=seconds)
 
-    def test_belongs_to_its_bundle(
+    def test_another_bundle_is_rejected(
         self, engine: LipSyncEngine, prepared: PreparedReference, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         other = LipSyncEngine.__new__(LipSyncEngine)
@@ -198,7 +198,7 @@ class TestPrepared:
 
 class TestFaces:
     def hidden(self, speaker: Video) -> Video:
-        """The speaker is away in frames 12 to 23."""
+        """A video without the speaker in frames 12 to 23."""
         frames = speaker.copy()
         frames[12:24] = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 255, (160, 192, 3), np.uint8), (0, 0), 9)
         return frames
@@ -230,7 +230,7 @@ class TestFaces:
             with pytest.raises(FaceNotFoundError, match="12 frames"):
                 open_(np.full((12, 120, 160, 3), 90, np.uint8))
 
-    def test_a_policy_and_a_place_that_are_none(self, engine: LipSyncEngine, speaker: Video) -> None:
+    def test_an_invalid_policy_and_point(self, engine: LipSyncEngine, speaker: Video) -> None:
         with pytest.raises(ConfigError, match="policy"):
             engine.session(speaker, face=FaceOptions("guess"))  # type: ignore[arg-type]
         with pytest.raises(ConfigError, match="selection"):
@@ -271,7 +271,7 @@ class TestSources:
         ],
         ids=lambda source: type(source).__name__,
     )
-    def test_what_is_no_reference(self, engine: LipSyncEngine, source: Any) -> None:
+    def test_an_invalid_reference(self, engine: LipSyncEngine, source: Any) -> None:
         for open_ in (engine.session, engine.prepare):
             with pytest.raises(ConfigError):
                 open_(source)
@@ -288,14 +288,14 @@ class TestSources:
             engine.session(tmp_path / "none.mp4")
 
 
-def test_what_load_refuses(tiny: Path) -> None:
-    with pytest.raises(BackendError, match="no backend is called 'abacus'"):
+def test_invalid_arguments_of_load(tiny: Path) -> None:
+    with pytest.raises(BackendError, match="no backend is named 'abacus'"):
         LipSyncEngine.load(tiny, backend="abacus")
     with pytest.raises(ConfigError, match="threads"):
         LipSyncEngine.load(tiny, threads=-1)
 
 
-def test_streams_of_a_backend_are_alone(engine: LipSyncEngine) -> None:
+def test_streams_of_a_backend_are_independent(engine: LipSyncEngine) -> None:
     """Every stateful call, run with and without another stream in between."""
     g, rng = engine.manifest.geometry, np.random.default_rng(0)
     c, height, width = g.latent_channels, *g.latent_size

@@ -1,4 +1,4 @@
-"""What a dubbed file says of itself, read by C2PA's own reader."""
+"""Provenance of a dubbed file, read by C2PA's reader."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_signed_file_says_that_it_is_generated(media: Path, tmp_path: Path, pe
         assert reader.get_validation_state() == "Invalid"
 
 
-def test_without_a_signature_a_file_beside_it_says_it(media: Path, tmp_path: Path) -> None:
+def test_without_a_signature_there_is_a_json_file(media: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.mp4"
     assert run(media, out) == 0
     found = json.loads((tmp_path / "out.mp4.provenance.json").read_text())
@@ -102,7 +102,7 @@ def test_without_a_signature_a_file_beside_it_says_it(media: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("case", ["no such file", "no certificate", "no such kind"])
-def test_what_cannot_sign_is_said_before_the_work(
+def test_invalid_keys_are_reported_before_the_dub(
     case: str, media: Path, tmp_path: Path, pem: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     chain, key = pem

@@ -1,4 +1,4 @@
-"""Sessions on toy bundles, and what is said to them: the same scripts on any stream must give the same pictures."""
+"""Sessions on toy bundles, and scripts of calls to them, which must give the same pictures on any stream."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POOL = ThreadPoolExecutor(4)
 
 
 class Recorded(ChunkStream):
-    """A stream that writes down the crops it gives. Attributes: taken: float32, one array a chunk."""
+    """A stream that records the crops it returns. Attributes: taken: float32, one array a chunk."""
 
     def __init__(self, inner: ChunkStream) -> None:
         self.inner, self.ahead = inner, inner.ahead
@@ -59,7 +59,7 @@ class _Recording:
 
 @dataclass(frozen=True)
 class Result:
-    """What a session gave: frames, and the crops before they were rounded to grey levels."""
+    """Results of a session: frames, and the crops before they were rounded to grey levels."""
 
     frames: list[Frame]
     crops: list[np.ndarray[Any, Any]]
@@ -72,7 +72,7 @@ class Result:
 
 
 class Pictures:
-    """A reference whose every frame is another picture; see `lipstream.session.reference.Reference`."""
+    """A reference whose frames all differ; see `lipstream.session.reference.Reference`."""
 
     def __init__(self, seed: int = 0) -> None:
         self.seed = seed
@@ -116,7 +116,7 @@ def result(opened: LipSyncSession, frames: list[Frame]) -> Result:
 
 
 def offline(bundle: Bundle, **options: Any) -> LipSyncSession:
-    """A session on the ONNX Runtime backend: what is to come out."""
+    """A session on the ONNX Runtime backend, for the expected results."""
     return session(OnnxRuntimeBackend(bundle, threads=1).open_stream(), bundle, **options)
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 
 def voice(seconds: float, rate: int = 16_000, seed: int = 0) -> NDArray[np.float32]:
-    """Something like speech: a buzz of changing pitch in syllables. Float32 [round(seconds * rate)] in -0.5..0.5."""
+    """Similar to speech: a buzz of changing pitch in syllables. Float32 [round(seconds * rate)] in -0.5..0.5."""
     rng = np.random.default_rng(seed)
     t = np.arange(round(seconds * rate)) / rate
     pitch = 120 + 20 * np.sin(2 * np.pi * 0.7 * t + rng.uniform(0, 6))

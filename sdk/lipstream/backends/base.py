@@ -1,4 +1,4 @@
-"""What a backend is: a loaded bundle that opens streams, which turn crops and sound into generated crops, by chunks."""
+"""The interface of backends: a loaded bundle opens streams, which turn crops and sound into generated chunks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Timed = Callable[[str], AbstractContextManager[None]]
 
 @dataclass(frozen=True)
 class ChunkInput:
-    """What one chunk is generated from.
+    """Inputs of one chunk.
 
     Sizes: c = chunk_frames latent frames, n = temporal * c video frames, C latent channels.
 
@@ -34,8 +34,8 @@ class ChunkInput:
         latents: float32 [2, C, c, h, w] of the crops, as they are and with the mouth masked; or None.
         samples: float32 [lookback + n * samples_per_frame + lookahead] in [-1, 1], the audio encoder's window.
         noises: unit noise [C, c, h, w] for each pass.
-        missing: pictures by which the chunk has fewer than n. A stream's first latent frame stands for one video frame,
-            so its first crop and first features are repeated in front.
+        missing: how many pictures fewer than n the chunk has. A stream's first latent frame holds one video frame, so
+            its first crop and first features are repeated in front.
     """
 
     number: int
@@ -50,10 +50,10 @@ class PendingChunk(Protocol):
     """A chunk that was started."""
 
     def pictures(self) -> Array:
-        """Wait for crops float32 [n - missing, H, W, 3] in [0, 1]; valid until the next chunk but one is started."""
+        """Wait for crops float32 [n - missing, H, W, 3] in [0, 1]; valid until two more chunks are started."""
 
     def drop(self) -> None:
-        """Discard it: the next chunk that is started has its number, and replaces it."""
+        """Discard the chunk; the next one that is started has the same number and replaces it."""
 
 
 class ChunkStream(Protocol):
@@ -69,16 +69,16 @@ class ChunkStream(Protocol):
     ahead: bool
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
-        """Start a chunk; at most one other is pending."""
+        """Start a chunk; at most one other may be pending."""
 
     def encode_video(self, crops: Array) -> Array:
         """Crops float32 [n, 3, H, W] in [0, 1] -> latents [2, C, c, h, w], as they are and with the mouth masked.
 
-        For preparing a reference on a stream of its own: it advances the encoder's memory.
+        For preparing a reference, on a separate stream, because it advances the encoder's memory.
         """
 
     def close(self) -> None:
-        """Give its memory back. May be called again."""
+        """Release the memory. May be called again."""
 
 
 class Backend(Protocol):
@@ -89,20 +89,20 @@ class Backend(Protocol):
     """
 
     def open_stream(self) -> ChunkStream:
-        """A new stream, from its first chunk."""
+        """Open a new stream, at its first chunk."""
 
 
 def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str) -> Backend:
-    """The backend called `name` with `bundle` loaded; `threads` is the number of CPU threads, 0 for all cores.
+    """Load `bundle` on the backend `name`; `threads` is the number of CPU threads, 0 for all cores.
 
     `options` are the backend's own ("provider" of onnxruntime).
 
     Raises:
-        BackendError: no such backend, or what it needs is not installed.
+        BackendError: no such backend, or a module that it needs is not installed.
     """
     found = {entry.name: entry for entry in entry_points(group="lipstream.backends")}
     if name not in found:
-        raise BackendError(f"no backend is called {name!r}", expected=f"one of: {', '.join(sorted(found))}")
+        raise BackendError(f"no backend is named {name!r}", expected=f"one of: {', '.join(sorted(found))}")
     try:
         backend = found[name].load()
     except ImportError as error:
@@ -119,14 +119,14 @@ def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str)
 
 def cores() -> int:
     """CPU cores that this process may use."""
-    # macOS and Windows have no affinity to ask for.
+    # macOS and Windows do not report an affinity.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def default_threads(bundle: Bundle) -> int:
-    """CPU threads that pay for one stream of `bundle`, at most the cores of this process.
+    """Number of CPU threads for one stream of `bundle`, at most the cores of this process.
 
-    With a small one more than two were not measured; graphs so small have little to share out.
+    For a small model at most two: its graphs have little parallel work, and more threads were not measured.
     """
     return min(cores(), MOST_FOR_SMALL) if bundle.manifest.model.get("parameters", 0) < SMALL else cores()
 

@@ -1,4 +1,4 @@
-"""What every backend on a GPU needs: the driver, a GPU, and LipStream's own kernels."""
+"""What every backend on a GPU needs: the driver, a GPU, and LipStream's kernels."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def move_sink(
     keep: bool = True,
     **options: Any,
 ) -> None:
-    """Make room for a chunk in rings on the device: see `lipstream.backends.ring.Ring.begin`.
+    """Prepare rings on the device for a chunk: see `lipstream.backends.ring.Ring.begin`.
 
     Args:
         layers: addresses of K, V and the sink's copy of K, per layer.
-        turn: addresses of the cosines and sines [pairs] that turn the sink to the window's start.
-        keep: False where the chunk is started again: its frames have moved to the sink already.
+        turn: addresses of the cosines and sines [pairs] that rotate the sink to the window's start.
+        keep: False if the chunk is started again: the frames were moved to the sink the first time.
         options: dtype, heads_first, stream of the kernels.
     """
     g, p = geometry, position
@@ -50,7 +50,7 @@ def move_sink(
 
 
 def require_gpu(what: str) -> Driver:
-    """The driver of this machine, which has a GPU. `what` asks for it.
+    """The driver of this machine, with at least one GPU. `what` names the caller in the error message.
 
     Raises:
         BackendError: what is missing.
@@ -69,13 +69,13 @@ def require_gpu(what: str) -> Driver:
 
 
 def require_kernels(what: str) -> Kernels:
-    """The kernels. Raises BackendError where LipStream was built without them."""
+    """The CUDA kernels. Raises BackendError if LipStream was built without them."""
     try:
         from .. import _native_cuda
     except ImportError as error:
         raise BackendError(
             f"{what}: this LipStream was built without its CUDA kernels ({error})",
-            expected="nvcc where it is installed",
+            expected="nvcc when LipStream is built",
             fix="install the CUDA toolkit, then pip install --force-reinstall --no-deps . in the checkout",
         ) from error
     return cast(Kernels, _native_cuda)

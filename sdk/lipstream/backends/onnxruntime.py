@@ -1,4 +1,4 @@
-"""The ONNX Runtime backend: the exported graphs, every state bound in place of being passed around."""
+"""The ONNX Runtime backend: runs the exported graphs, with all states bound to fixed buffers."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ class OnnxRuntimeBackend:
     """A bundle of ONNX graphs, loaded once and shared by all streams.
 
     Args:
-        bundle: one whose graphs are `.onnx` files; a bundle may leave out graphs that its user never calls.
+        bundle: one whose graphs are `.onnx` files; graphs that are never called may be missing.
         threads: CPU threads a graph may use, 0 for all cores.
         provider: "cpu", or with onnxruntime-gpu "cuda" or "tensorrt", where the states stay on the device.
 
     Raises:
-        BackendError: a graph does not load, or is of a precision that this backend has not.
+        BackendError: a graph does not load, or this backend does not support its precision.
     """
 
     def __init__(self, bundle: Bundle, *, threads: int = 0, provider: str = "cpu") -> None:
         if provider not in PROVIDERS:
-            raise BackendError(f"no provider is called {provider!r}", expected=f"one of: {', '.join(PROVIDERS)}")
+            raise BackendError(f"no provider is named {provider!r}", expected=f"one of: {', '.join(PROVIDERS)}")
         if bundle.manifest.plans:
             raise BackendError(
-                f"{bundle.path} holds TensorRT plans, no ONNX graphs",
+                f"{bundle.path} holds TensorRT plans, not ONNX graphs",
                 expected="a bundle that lipstream export wrote",
                 fix='backend="tensorrt", or load the bundle that the plans were built from',
             )
@@ -49,7 +49,7 @@ class OnnxRuntimeBackend:
         options = ort.SessionOptions()
         self.threads = threads or default_threads(bundle)
         options.intra_op_num_threads = self.threads
-        # Threads that wait for work sleep: a spinning one takes a core from whatever else the product does.
+        # Waiting threads sleep: spinning ones would take cores from the rest of the application.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3
         self.manifest = bundle.manifest
@@ -61,39 +61,39 @@ class OnnxRuntimeBackend:
             try:
                 path = str(bundle.file(f"{name}.onnx"))
                 graph = ort.InferenceSession(path, options, providers=PROVIDERS[provider])
-            except Exception as error:  # ONNX Runtime's exceptions share no base but Exception
+            except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
                 memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
                 raise BackendError(
                     f"graph {name} of {bundle.path} does not load: {error}",
                     expected="memory for its weights" if memory else "",
                     fix="free memory" if memory else "pip install --upgrade onnxruntime, or export the bundle again",
                 ) from error
-            if graph.get_providers()[0] != PROVIDERS[provider][0]:  # ONNX Runtime falls back with no more than a log
+            if graph.get_providers()[0] != PROVIDERS[provider][0]:  # ONNX Runtime only logs the fallback
                 raise BackendError(
                     f"provider={provider!r} does not start; ONNX Runtime would compute on {graph.get_providers()[0]}",
                     expected="the CUDA and cuDNN libraries that onnxruntime-gpu was built for",
-                    fix="pip install 'onnxruntime-gpu[cuda,cudnn]'; lipstream doctor says more",
+                    fix="pip install 'onnxruntime-gpu[cuda,cudnn]'; for details: lipstream doctor",
                 )
             self.graphs[name] = graph
         if self._device:
             self._on_device = {name: self._device.put(x) for name, x in self.constants.items()}
 
     def open_stream(self) -> ChunkStream:
-        """Pipelined over two threads where the CPU computes and there is more than one thread."""
+        """Open a stream; pipelined over two threads if it runs on the CPU with more than one thread."""
         m, mask = self.manifest, self.constants["mask.latent"]
         if self._device or self.threads == 1:
             return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, mask)
         return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask)
 
     def open_steps(self) -> Steps:
-        """A stream that is called graph by graph, for tools that look between the graphs."""
+        """Open a stream that is called graph by graph, for tools that inspect intermediate results."""
         if self._device:
             return DeviceSteps(self.graphs, self._on_device, self.manifest, self._device)
         return OnnxRuntimeSteps(self)
 
 
 class _Memory:
-    """The tensors a graph hands from one call to the next (`memory.i` -> `memory_out.i`), double-buffered."""
+    """The tensors that a graph passes from one call to the next (`memory.i` -> `memory_out.i`), double-buffered."""
 
     def __init__(self, graph: ort.InferenceSession) -> None:
         shapes = {i.name: i.shape for i in graph.get_inputs() if i.name.startswith("memory.")}
@@ -144,7 +144,7 @@ class OnnxRuntimeSteps:
 
     def retract(self, *, encoded: bool) -> None:
         for graph in ("video_encoder", "video_decoder") if encoded else ("video_decoder",):
-            self._memory[graph].swap()  # what it was before the chunk still lies in the other buffer
+            self._memory[graph].swap()  # the other buffer still holds the state before the chunk
 
     def _pass(
         self,
@@ -189,7 +189,7 @@ def _call(
     inputs: Mapping[str, NDArray[np.float32] | NDArray[np.int64]],
     outputs: Mapping[str, Array],
 ) -> None:
-    """Run `graph` from and into the given arrays, without copies; inputs that it does not have are left out."""
+    """Run `graph` on the given arrays, without copies; inputs that the graph does not have are ignored."""
     binding = graph.io_binding()
     wanted = {i.name for i in graph.get_inputs()}
     for name, x in inputs.items():

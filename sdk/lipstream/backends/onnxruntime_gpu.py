@@ -1,6 +1,6 @@
 """ONNX Runtime's GPU providers: the ring, the codec's memories and the constants stay on the device between calls.
 
-They are bound by address, inputs and outputs alike; what goes to and from the host is what the session gives and takes.
+Inputs and outputs are bound by address; only the session's inputs and results are copied between host and device.
 The ring is double-buffered, since ONNX Runtime does not promise that an output may share its input's memory.
 """
 
@@ -45,7 +45,7 @@ def require_provider(provider: str) -> Kernels:
 
 
 class Device:
-    """Where tensors lie. Attributes: name: "cuda", or "cpu" in tests. kernels: that work on its addresses."""
+    """Memory for tensors. Attributes: name: "cuda", or "cpu" in tests. kernels: operate on its addresses."""
 
     def __init__(self, name: str, kernels: Kernels) -> None:
         self.name, self.kernels = name, kernels
@@ -88,7 +88,7 @@ class OrtValueRing:
         self._device.kernels.synchronize()  # ONNX Runtime works on another CUDA stream
 
     def bind(self, binding: ort.IOBinding) -> None:
-        """The attended prefix as the graph's rings, and where it is to leave the new one."""
+        """Bind the attended prefix as the graph's input rings, and the spare buffers as its output rings."""
         shape = (self.position.valid, *self._frame)
         for i in range(self.geometry.num_layers):
             for kind, now, after in (("k", self.k, self._spare_k), ("v", self.v, self._spare_v)):
@@ -140,7 +140,7 @@ class DeviceSteps:
         self._call("context", inputs, "", {"modulation": f"modulation.{self._steps}"})
 
     def _memories(self, graph: ort.InferenceSession) -> list[dict[str, ort.OrtValue]]:
-        """Two sets: what the graph reads now, and where it writes."""
+        """Two sets of buffers: the graph reads one and writes the other."""
         shapes = {i.name: i.shape for i in graph.get_inputs() if i.name.startswith("memory.")}
         return [{name: self._device.zeros(*shape) for name, shape in shapes.items()} for _ in range(2)]
 

@@ -1,7 +1,7 @@
 """Chunks on a CPU, pipelined over two threads: one decodes a chunk while the other runs the next one's passes.
 
 The session's thread is the third: it tracks faces for the following chunk and composites the pictures of the previous
-one. Each state sees the same calls in the same order as in `SteppedStream`, so the pictures are the same, bit for bit.
+one. Each state gets the same calls in the same order as in `SteppedStream`, so the pictures are bit-identical.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .steps import Steps
 
 
 class RetractableSteps(Steps, Protocol):
-    """Steps whose `decode` may run beside the other calls, and whose last chunk can be taken back."""
+    """Steps whose `decode` may run in parallel with the other calls, and whose last chunk can be undone."""
 
     def retract(self, *, encoded: bool) -> None:
-        """Restore the codec's memories of before the last chunk: the decoder's, and the encoder's if it was `encoded`.
+        """Restore the codec's memories from before the last chunk: the decoder's and, if `encoded`, the encoder's.
 
-        The ring needs nothing: `begin_chunk` may be called again for the chunk that it was called for last.
+        The ring is not restored: `begin_chunk` may be called again for the chunk that it was called for last.
         """
 
 
@@ -43,7 +43,7 @@ class PipelinedStream:
 
         def generate() -> Future[Array]:
             if before is not None:
-                before.result()  # it is done; after an error in it no later chunk can be right
+                before.result()  # it has finished; after an error in it all later chunks would be wrong
             latent = self._stepped.denoise(chunk, timed)
             return self._decoder.submit(self._stepped.decode, latent, chunk, timed)
 

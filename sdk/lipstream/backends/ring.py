@@ -1,4 +1,4 @@
-"""The K/V ring of one stream in host memory; index arithmetic and kernels are those of csrc.
+"""The K/V ring of one stream in host memory; index arithmetic and kernels come from csrc.
 
 Per layer K and V are [window, T, H, D]: slots of latent frames, tokens, heads, head dimension. The attended frames are
 always the prefix ``[0, position.valid)``. docs/architecture.md draws it.
@@ -20,7 +20,7 @@ class Ring:
     ONNX Runtime does not promise that an output may share its input's memory; two buffers cost one copy per pass.
 
     Attributes:
-        k, v: per layer the buffer that holds the current state. position: where the current chunk stands.
+        k, v: per layer the buffer that holds the current state. position: of the current chunk.
         cos, sin: float32 [chunk_frames, temporal pairs] tables of the current chunk's own frames.
     """
 
@@ -37,9 +37,9 @@ class Ring:
         self.begin(0)
 
     def begin(self, chunk: int) -> None:
-        """Make room for `chunk`: sink frames leave the block it overwrites, and the sink is re-anchored.
+        """Prepare the ring for `chunk`: copy sink frames out of the block that it overwrites, and re-anchor the sink.
 
-        May be called again for the chunk it was called for last: its passes are then run anew.
+        May be called again for the last chunk, to run its passes again.
         """
         g = self.geometry
         self.position = p = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
@@ -47,10 +47,10 @@ class Ring:
         cos, sin = (table[0] for table in temporal_tables(np.array([p.shift]), g.head_dim))
         rolling = g.window - g.sink
         for k, v, sink_k in zip(self.k, self.v, self._sink_k, strict=True):
-            if p.keep_count and chunk != self._begun:  # the second time its block holds what its passes wrote
+            if p.keep_count and chunk != self._begun:  # the second time the block holds the chunk's own K and V
                 _native.ring_keep(k, v, sink_k, p.keep_slot, rolling, p.keep_first, p.keep_count)
             if p.anchored:
-                _native.ring_anchor(k, sink_k, rolling, p.anchored, cos, sin, threads=1)  # a copy: more do not pay
+                _native.ring_anchor(k, sink_k, rolling, p.anchored, cos, sin, threads=1)  # a copy: more are not faster
         self._begun = chunk
 
     def attended(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -58,7 +58,7 @@ class Ring:
         return [(k[: self.position.valid], v[: self.position.valid]) for k, v in zip(self.k, self.v, strict=True)]
 
     def written(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Per layer where a pass is to put the prefix it leaves; `swap` then makes it current."""
+        """Per layer the buffers to which a pass writes its prefix; `swap` then makes them current."""
         spare = zip(self._spare_k, self._spare_v, strict=True)
         return [(k[: self.position.valid], v[: self.position.valid]) for k, v in spare]
 

@@ -11,12 +11,12 @@ from .steps import Steps
 
 
 def predict_x0(x_t: Array, velocity: Array, t: float) -> Array:
-    """The clean latent that `velocity` (noise - x0) points to: ``x_t - t * velocity``, in float64 (rectified flow)."""
+    """The clean latent predicted by `velocity` (noise - x0): ``x_t - t * velocity``, in float64 (rectified flow)."""
     return (x_t.astype(np.float64) - t * velocity.astype(np.float64)).astype(np.float32)
 
 
 def add_noise(x0: Array, noise: Array, t: float) -> Array:
-    """The clean latent taken back to time `t`: ``(1 - t) x0 + t noise``, in float64."""
+    """The clean latent noised to time `t`: ``(1 - t) x0 + t noise``, in float64."""
     return ((1 - t) * x0.astype(np.float64) + t * noise.astype(np.float64)).astype(np.float32)
 
 
@@ -29,11 +29,11 @@ def generate_chunk(
     *,
     on_velocity: Callable[[int, Array], None] | None = None,
 ) -> Array:
-    """Denoise one chunk, after `steps.begin_chunk`; `steps.context` is left to the caller: the frames come first.
+    """Denoise one chunk, after `steps.begin_chunk`. The caller runs `steps.context` later: the frames come first.
 
     Args:
         t_list: times of the passes, noisiest first, ending in 0.
-        noises: fresh unit noise [C, c, h, w] for each pass. The first is where the chunk starts from, used raw.
+        noises: fresh unit noise [C, c, h, w] for each pass. The first is the initial latent, used unscaled.
         condition: [3 C + 1, c, h, w]. audio: [n, A].
         on_velocity: called with (step, velocity) after each pass.
 
@@ -57,8 +57,8 @@ def assemble_condition(reference: Array, latent_mask: Array, masked: Array, sequ
 
     Args:
         reference: the stream's first latent frame [C, 1, h, w], repeated over the chunk.
-        latent_mask: [h, w], 1 where the picture is kept; the model is shown 1 where it is to generate.
-        masked, sequence: latents of the chunk [C, c, h, w], mouth masked and as it is.
+        latent_mask: [h, w], 1 where the picture is kept; the model's input is the inverse, 1 where it generates.
+        masked, sequence: latents of the chunk [C, c, h, w]: with the mouth masked; see `Geometry.sequence`.
     """
     frames = masked.shape[1]
     mask = np.broadcast_to(1 - latent_mask, (1, frames, *latent_mask.shape))

@@ -1,4 +1,4 @@
-"""Chunks on streams that run one graph per call: each call returns to the host with its result."""
+"""Streams that run one graph per call; each call returns its result to the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .steps import Steps
 
 @dataclass(frozen=True)
 class _Finished:
-    """A chunk that is done when `start` returns. See `PendingChunk`."""
+    """A chunk that is complete when `start` returns. See `PendingChunk`."""
 
     found: Array
 
@@ -20,11 +20,11 @@ class _Finished:
         return self.found
 
     def drop(self) -> None:
-        """Nothing is running."""
+        """Do nothing: the chunk is complete."""
 
 
 class SteppedStream:
-    """See `ChunkStream`: chunks one after the other. A chunk's context pass is delayed until the next one starts.
+    """See `ChunkStream`: runs one chunk at a time. A chunk's context pass is delayed until the next one starts.
 
     Args:
         t_list: times of the passes, noisiest first, ending in 0.
@@ -56,7 +56,7 @@ class SteppedStream:
                 self._unfinished = None
 
     def denoise(self, chunk: ChunkInput, timed: Timed) -> Array:
-        """Clean latents [C, c, h, w] of a chunk; its context pass is still to be run by `finish`."""
+        """Clean latents [C, c, h, w] of a chunk; `finish` runs its context pass later."""
         steps = self._steps
         with timed("reference"):
             if chunk.latents is None:
@@ -84,4 +84,4 @@ class SteppedStream:
         return pictures
 
     def close(self) -> None:
-        """Nothing that Python does not free itself."""
+        """Do nothing: Python frees the memory."""

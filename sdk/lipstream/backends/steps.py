@@ -8,7 +8,7 @@ from .base import Array
 
 
 class Steps(Protocol):
-    """One stream, called graph by graph. Private to the backends, and for tools that look between the graphs.
+    """One stream, called graph by graph. For the backends, and for tools that inspect intermediate results.
 
     Sizes as of `ChunkInput`; A audio features. Arrays are float32; a returned array belongs to the caller. Not
     thread-safe.
@@ -21,7 +21,7 @@ class Steps(Protocol):
         """Aligned crops [n, 3, H, W] in [0, 1] -> latents [2, C, c, h, w]: as they are, and with the mouth masked."""
 
     def begin_chunk(self, chunk: int) -> None:
-        """Make room in the ring for `chunk` = 0, 1, 2, ...; call it before the first pass of that chunk."""
+        """Prepare the ring for `chunk` = 0, 1, 2, ...; call it before the first pass of that chunk."""
 
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
         """Pass `step` of the schedule: latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [n, A] -> velocity."""

@@ -1,10 +1,10 @@
-"""The bundle: a folder with everything an engine needs, its manifest, and the checks made when it is loaded.
+"""The bundle: a folder with everything an engine needs, and the checks made when it is loaded.
 
 manifest.json          sizes, geometry, schedule, and the SHA-256 of every other file
-*.onnx, *.plan         one graph a file, or one engine
+*.onnx, *.plan         one graph, or one engine, per file
 weights.bin            weights that the graphs share
-weights.json           where in it each weight stands
-constants.safetensors  what is computed once for all streams: modulation, prompt K/V, masks
+weights.json           position of each weight in weights.bin
+constants.safetensors  tensors computed once for all streams: modulation, prompt K/V, masks
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .validate import check_constants, check_graph, parse_manifest, plain
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
 BESIDE = ("README.md", "LICENSE", "NOTICE")
-"""Files that may lie in a bundle without being listed in its manifest, as hidden ones may."""
+"""Files that a bundle may hold without listing them in its manifest; hidden files are allowed, too."""
 _T = TypeVar("_T")
 
 
@@ -66,7 +66,7 @@ class Bundle:
         try:
             if (path / MANIFEST).is_file():
                 return path
-        except (OSError, ValueError) as error:  # too long a name, or a null byte in it
+        except (OSError, ValueError) as error:  # the name is too long or holds a null byte
             raise BundleNotFoundError(f"no bundle at {str(path)[:200]!r}: {error}", fix="check the path") from error
         shipped = SHIPPED / str(source)
         if path.name == str(source) and (shipped / MANIFEST).is_file():
@@ -80,7 +80,7 @@ class Bundle:
 
     @classmethod
     def parse(cls, path: Path, text: str, *, verify: bool) -> Bundle:
-        """The bundle in folder `path` whose manifest reads `text`, checked. Raises as `load`."""
+        """Check and return the bundle in folder `path` whose manifest has the contents `text`. Raises as `load`."""
         bundle = cls(path, parse_manifest(text, path / MANIFEST))
         bundle.check(hashes=verify)
         return bundle
@@ -88,11 +88,11 @@ class Bundle:
     def check(self, *, hashes: bool) -> None:
         """Compare the files with the manifest and with each other.
 
-        Names and sizes, with `hashes` their SHA-256 too; that nothing else lies in the folder and no graph names a
-        file outside the manifest; that graphs and constants have the shapes that the manifest's sizes ask for.
+        Checks names and sizes, with `hashes` also SHA-256; that the folder holds no other files and no graph refers to
+        any; that graphs and constants have the shapes given by the manifest.
 
         Raises:
-            BundleCorruptError: what was found and what was expected.
+            BundleCorruptError: a check failed.
         """
         listed = self.manifest.files
         for name, expected in listed.items():
@@ -106,7 +106,7 @@ class Bundle:
                 raise BundleCorruptError(f"{path} has {found}", expected=f"{expected} (manifest)", fix=self._again)
         if extra := unlisted(self.path, self.manifest):
             raise BundleCorruptError(
-                f"{self.path} holds {', '.join(extra[:5])}", expected="the files of its manifest alone", fix=REBUILD
+                f"{self.path} holds {', '.join(extra[:5])}", expected="only the files of its manifest", fix=REBUILD
             )
         try:
             for name in listed:
@@ -114,7 +114,7 @@ class Bundle:
                     try:
                         header = read_header(self.path / name)
                     except ValueError as error:
-                        raise ValueError(f"{name} is no ONNX graph: {error}") from error
+                        raise ValueError(f"{name} is not an ONNX graph: {error}") from error
                     if foreign := header.external - {*listed}:
                         raise ValueError(f"{name} has weights in {sorted(foreign)}, which the manifest does not list")
                     check_graph(self.manifest, name.removesuffix(".onnx"), header)
@@ -125,7 +125,7 @@ class Bundle:
 
     @property
     def _again(self) -> str:
-        """The command that makes this bundle anew."""
+        """The command that rebuilds this bundle."""
         plans = self.manifest.plans
         return f"lipstream build BUNDLE --recipe {plans.recipe} -o {self.path}" if plans else REBUILD
 
@@ -138,9 +138,9 @@ class Bundle:
             raise BundleCorruptError(f"{self.path / CONSTANTS} cannot be read: {error}", fix=REBUILD) from error
 
     def file(self, name: str) -> Path:
-        """Path of a file that the manifest names."""
+        """Path of a file that the manifest lists."""
         if name not in self.manifest.files:
-            raise LipStreamInternalError(f"the manifest of {self.path} names no {name}")
+            raise LipStreamInternalError(f"the manifest of {self.path} does not list {name}")
         return self.path / name
 
 
@@ -150,7 +150,7 @@ def sha256(path: Path) -> str:
 
 
 def unlisted(path: Path, manifest: Manifest) -> list[str]:
-    """What lies in the folder beside the manifest and its files; hidden files and those of `BESIDE` do not count."""
+    """Files in the folder that the manifest does not list, except hidden files and those of `BESIDE`."""
     known = {MANIFEST, *manifest.files, *BESIDE}
     return sorted(name for name in os.listdir(path) if name not in known and not name.startswith("."))
 
@@ -159,13 +159,14 @@ _ATTEMPTS = 50
 
 
 def reading(path: Path, read: Callable[[str], _T]) -> _T:
-    """What `read` makes of one whole bundle at `path`, though others may replace it meanwhile.
+    """Return `read(text of the manifest)` for the bundle at `path`, even if it is replaced meanwhile.
 
-    `read` gets the manifest's text; where that has changed by the time it is done or fails, it is called again. Since
-    a manifest holds the hashes of all files, an unchanged one means that the files were its own.
+    If the manifest has changed when `read` returns or fails, `read` is called again. A manifest holds the hashes of all
+    files, so if it is unchanged, all files belonged to it.
 
     Raises:
-        BundleCorruptError: the manifest cannot be read, or the bundle is replaced all the time. And what `read` raises.
+        BundleCorruptError: the manifest cannot be read, or the bundle is replaced again and again. Also what `read`
+            raises.
     """
     for _ in range(_ATTEMPTS):
         text = _manifest(path)
@@ -177,7 +178,7 @@ def reading(path: Path, read: Callable[[str], _T]) -> _T:
             continue
         if _manifest(path) == text:
             return result
-    raise BundleCorruptError(f"{path} is replaced faster than it can be read", fix="stop what writes to it")
+    raise BundleCorruptError(f"{path} is replaced faster than it can be read", fix="stop the process that writes to it")
 
 
 def _manifest(path: Path) -> str:
@@ -189,13 +190,13 @@ def _manifest(path: Path) -> str:
 
 @contextmanager
 def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
-    """Write a bundle atomically: fill the folder this yields; it gets its manifest and takes the name `path` at last.
+    """Write a bundle atomically: yield a folder to fill, then add the manifest and rename the folder to `path`.
 
-    A bundle of that name is replaced in one step; on an error nothing of the new one remains. Folders that a killed
-    writer left beside it are removed.
+    An existing bundle is replaced in one step; after an error nothing of the new one remains. Folders that a killed
+    writer left are removed.
 
     Raises:
-        OutputError: the place cannot be written, or holds something that is not a bundle of ours and nothing else.
+        OutputError: `path` cannot be written, or is neither free nor a bundle without other files.
     """
     target = Path(path)
     _require_replaceable(target)
@@ -209,7 +210,7 @@ def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
         yield folder
         files = {file.name: {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in sorted(folder.iterdir())}
         if odd := [name for name in files if not plain(name)]:
-            raise LipStreamInternalError(f"{odd} are no names for files of a bundle")
+            raise LipStreamInternalError(f"{odd} are not valid names of files in a bundle")
         (folder / MANIFEST).write_text(Manifest(**{**vars(manifest), "files": files}).dump())
         _require_replaceable(target)
         try:
@@ -221,11 +222,11 @@ def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
 
 
 def _require_replaceable(target: Path) -> None:
-    """Raise OutputError unless `target` is free, an empty folder, or a bundle with nothing else in it."""
+    """Raise OutputError unless `target` is free, an empty folder, or a bundle without other files."""
     if not target.exists() and not target.is_symlink():
         return
     refused = OutputError(
-        f"{target} exists and is not a bundle", expected="no such folder, or a bundle", fix="choose another folder"
+        f"{target} exists and is not a bundle", expected="a path that is free, or a bundle", fix="choose another folder"
     )
     if target.is_symlink() or not target.is_dir():
         raise refused

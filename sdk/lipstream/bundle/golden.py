@@ -1,7 +1,7 @@
-"""The same inputs on every machine: what an engine computes from them is compared with a stored reference.
+"""Reference outputs: every machine computes the same inputs, and its outputs are compared with stored ones.
 
-`lipstream export` runs the float32 model on them and puts samples of what comes out into the bundle, with the error
-that the bundle's precision makes in PyTorch; `lipstream verify` runs the engines on them.
+`lipstream export` runs the float32 model on these inputs and stores samples of its outputs in the bundle, with the
+error that the bundle's precision causes in PyTorch; `lipstream verify` runs the engines on them.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .validate import signature
 
 REFERENCE = "reference.safetensors"
 SAMPLES = 1 << 13
-"""Values of each output that are kept."""
+"""Number of values stored for each output."""
 FACTOR, FLOOR = 2.0, 5e-3
-"""An engine may be off by FACTOR times what its precision costs in PyTorch, and FLOOR.
+"""The relative error of an engine may be FACTOR times the error of its precision in PyTorch, plus FLOOR.
 
-Where the weights come in bfloat16, as released ones do, PyTorch's reference has that precision, too, and its cost is 0.
+If the weights are stored in bfloat16, as the released ones are, the reference has that precision and its error is 0.
 """
 
 Arrays = dict[str, NDArray[Any]]
@@ -43,7 +43,7 @@ def probe_inputs(
         memories: shapes of the inputs `memory.i` that the graph has.
     """
     g = manifest.geometry
-    chunk = 4 * g.window  # long after the start, and the first block's turn
+    chunk = 4 * g.window  # long after the start of a stream, and in the first block
     rolling = (g.window - g.sink) // g.chunk_frames
     frames = (chunk - chunk % rolling) * g.chunk_frames + np.arange(g.chunk_frames)
     cos, sin = temporal_tables(frames, g.head_dim)
@@ -74,7 +74,7 @@ def _random(graph: str, name: str, shape: tuple[Any, ...]) -> NDArray[np.float32
 
 
 def sample(output: NDArray[Any]) -> NDArray[np.float32]:
-    """Up to SAMPLES values of an output, at places that depend on its size alone."""
+    """Up to SAMPLES values of an output, at positions that depend only on its size."""
     flat = output.reshape(-1)
     if flat.size > SAMPLES:
         flat = flat[np.random.default_rng(flat.size).integers(flat.size, size=SAMPLES)]
@@ -88,10 +88,10 @@ def relative_error(found: NDArray[Any], expected: NDArray[Any]) -> float:
 
 
 class Reference:
-    """What the float32 model gives for the probe, and how far off a precision is in PyTorch.
+    """Outputs of the float32 model for the probe inputs, and the error of a precision in PyTorch.
 
     Attributes:
-        outputs: samples of every output, by "graph/output". errors: relative error of the precision, by the same.
+        outputs: samples of every output, by "graph/output". errors: relative error of the precision, likewise.
     """
 
     def __init__(self, outputs: dict[str, NDArray[np.float32]], errors: dict[str, float]) -> None:
@@ -102,16 +102,16 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Raises BundleCorruptError."""
+        """Read a file that holds `dump`. Raises BundleCorruptError."""
         try:
             with safe_open(path, "np") as file:
                 errors = json.loads(file.metadata()["errors"])
                 return cls({name: file.get_tensor(name) for name in file.keys()}, errors)  # noqa: SIM118
-        except Exception as error:  # safetensors' own exceptions share no base
+        except Exception as error:  # the exceptions of safetensors share no base class
             raise BundleCorruptError(f"{path} cannot be read: {error}", fix="export the bundle again") from error
 
     def allowed(self, name: str) -> float:
-        """Relative error that an engine may have at the output `name`."""
+        """Allowed relative error of an engine at the output `name`."""
         return FACTOR * self.errors[name] + FLOOR
 
     def compare(self, graph: str, outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:

@@ -20,7 +20,7 @@ REBUILD = "export the bundle again: lipstream export --help"
 
 @dataclass(frozen=True)
 class AudioGeometry:
-    """How sound becomes features: all counts in samples at `sample_rate` (Hz)."""
+    """Geometry of the audio encoder: all counts in samples at `sample_rate` (Hz)."""
 
     sample_rate: int
     samples_per_frame: int
@@ -29,7 +29,7 @@ class AudioGeometry:
     features: int
 
     def window(self, frames: int) -> int:
-        """Samples that are heard for `frames` video frames, their context included."""
+        """Samples that the audio encoder takes for `frames` video frames, context included."""
         return self.lookback + frames * self.samples_per_frame + self.lookahead
 
 
@@ -40,10 +40,11 @@ class Geometry:
     Attributes:
         crop_size, latent_size: (height, width) of the aligned crop, and of a latent frame.
         crop_box: (left, top, right, bottom) of the crop on the 420 x 560 alignment canvas.
-        latent_channels: C. spatial: pixels of a latent's pixel. temporal: video frames of a latent frame (the
-            stream's first stands for one).
+        latent_channels: C. spatial: pixels per latent pixel, in each direction. temporal: video frames per latent frame
+            (the first latent frame of a stream holds one).
         sequence: what the last C channels of the condition hold: "reference", the video as it is, or "masked".
-        chunk_frames: latent frames of a chunk. window, sink: latent frames attended; the first of the stream kept.
+        chunk_frames: latent frames of a chunk. window: latent frames attended. sink: of these, the first frames of the
+            stream, which are always kept.
         tokens, num_heads, head_dim, num_layers: of the DiT.
     """
 
@@ -69,20 +70,20 @@ class Geometry:
 
     @property
     def first_frames(self) -> int:
-        """Video frames that a stream's first chunk yields: its first latent frame stands for one."""
+        """Video frames that a stream's first chunk yields: its first latent frame holds one."""
         return self.video_frames - self.temporal + 1
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What `manifest.json` holds.
+    """Contents of `manifest.json`.
 
     Attributes:
         model: name, description and licence of the weights, number of parameters.
         t_list: times of the denoising passes, then 0 for the context pass.
         precision: of the graphs, e.g. "fp32".
-        files: per file of the bundle its size in bytes and its SHA-256.
-        plans: how the bundle's TensorRT plans were built; None where the graphs are ONNX.
+        files: size in bytes and SHA-256 of each other file of the bundle.
+        plans: how the bundle's TensorRT plans were built; None if the graphs are ONNX.
     """
 
     model: dict[str, Any]
@@ -96,7 +97,7 @@ class Manifest:
 
     @property
     def graphs(self) -> set[str]:
-        """Names of the graphs, be they ONNX or plans."""
+        """Names of the graphs, ONNX or plans."""
         return {name.rpartition(".")[0] for name in self.files if name.endswith((".onnx", ".plan"))}
 
     @classmethod
@@ -129,7 +130,7 @@ class Manifest:
             raise BundleCorruptError(f"{where}: {error}", fix=REBUILD) from error
 
     def fields(self) -> dict[str, Any]:
-        """For JSON; `plans` only where there are any."""
+        """As JSON values; `plans` only if there are any."""
         return {name: value for name, value in asdict(self).items() if name != "plans" or value is not None}
 
     def dump(self) -> str:

@@ -1,7 +1,7 @@
-"""What an ONNX file says about itself: its inputs, its outputs, and the files that its weights lie in.
+"""Header of an ONNX file: its inputs, its outputs, and the names of its external weight files.
 
 Read from the protocol buffer directly (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), so that a bundle can be
-checked before anything of it is run, without the package `onnx`. Sub-graphs and functions are looked into for weights.
+checked before it is run, without the package `onnx`. Sub-graphs and functions are searched for weights, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _MOST_DEEP = 32
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output: `dtype` is ONNX's number; a size is a number, the name of a variable one, or None."""
+    """One input or output: `dtype` is ONNX's number; a size is a number, the name of a variable size, or None."""
 
     dtype: int
     shape: Shape
@@ -35,7 +35,7 @@ class OnnxHeader:
 
 
 def read_header(path: Path) -> OnnxHeader:
-    """Raises ValueError for what is no ONNX file; OSError."""
+    """Read the header of an ONNX file. Raises ValueError if it is not one; OSError."""
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     external: set[str] = set()
@@ -155,4 +155,4 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         value |= (byte & 127) << shift
         if byte < 128:
             return value, position
-    raise ValueError("a number without end")
+    raise ValueError("a number that does not end")

@@ -1,4 +1,4 @@
-"""TensorRT plans in a bundle: what they were built with, and whether they run here."""
+"""TensorRT plans in a bundle: how they were built, and whether they run on this machine."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from ..gpu import Gpu
 
 @dataclass(frozen=True)
 class Plans:
-    """What the manifest says about a bundle's plans.
+    """The manifest's section on TensorRT plans.
 
     Attributes:
-        recipe: its name. options: all it says.
-        ring: "native" or "function": how the ring is lowered, and so which shape it has (docs/engines.md).
+        recipe: name of the recipe. options: its contents.
+        ring: "native" or "function": how the ring is lowered, which decides its layout (docs/engines.md).
         tensorrt: version of TensorRT that built them. version_compatible: whether later ones of that major run them.
-        cuda: newest CUDA that the building driver ran, None without one. gpu: what they were built on, None if nothing.
+        cuda: newest CUDA of the driver at the build, None without one. gpu: GPU of the build, None without one.
         source: SHA-256 over the files of the bundle that they were built from.
-        graphs: per graph what is known of its plan: `seconds` of building, and with a GPU its layers.
-        verified: what `lipstream verify` found last; None before.
+        graphs: for each graph the `seconds` of its build and, with a GPU, its layers.
+        verified: the last result of `lipstream verify`; None before.
     """
 
     recipe: str
@@ -36,7 +36,7 @@ class Plans:
     verified: dict[str, Any] | None = None
 
     def check(self) -> None:
-        """ValueError, which says what is wrong, where the values cannot be."""
+        """Raise ValueError, which says what is wrong, for invalid values."""
         texts = (self.recipe, self.tensorrt, self.source, self.ring)
         if not all(isinstance(text, str) for text in texts) or self.ring not in ("native", "function"):
             raise ValueError(f"plans of {texts!r}")
@@ -49,17 +49,17 @@ class Plans:
 
 
 def require_runnable(plans: Plans, where: object, *, tensorrt: str, gpu: Gpu) -> None:
-    """Raise PlanError, which names both sides, unless these plans run with this TensorRT on this GPU.
+    """Raise PlanError, which states found and expected, unless these plans run with this TensorRT on this GPU.
 
-    A plan runs with the very TensorRT that built it (later ones of its major version, if it was built to be
-    compatible), and on the compute capability that it was built for.
+    A plan runs with the version of TensorRT that built it (if built version-compatible, also with later ones of the
+    same major version), and on the compute capability that it was built for.
     """
     again = f"lipstream build BUNDLE --recipe {plans.recipe} -o {where}"
     same_major = tensorrt.split(".")[0] == plans.tensorrt.split(".")[0]
     later = _numbers(tensorrt) >= _numbers(plans.tensorrt)
     if tensorrt != plans.tensorrt and not (plans.version_compatible and same_major and later):
         raise PlanError(
-            f"the plans of {where} were built with TensorRT {plans.tensorrt}, and here is TensorRT {tensorrt}",
+            f"the plans of {where} were built with TensorRT {plans.tensorrt}, this is TensorRT {tensorrt}",
             expected=f"TensorRT {plans.tensorrt}" + (" or later of that major version" * plans.version_compatible),
             fix=f"{again}, or pip install tensorrt-cu13=={plans.tensorrt}",
         )
@@ -67,7 +67,7 @@ def require_runnable(plans: Plans, where: object, *, tensorrt: str, gpu: Gpu) ->
     if built != gpu.compute_capability:
         on = f"for {plans.gpu['name']} (compute capability {built})" if plans.gpu else "without a GPU, to check them"
         raise PlanError(
-            f"the plans of {where} were built {on}, and here is {gpu.name} (compute capability "
+            f"the plans of {where} were built {on}, this GPU is {gpu.name} (compute capability "
             f"{gpu.compute_capability})",
             expected="plans built on the kind of GPU that runs them",
             fix=again,

@@ -1,4 +1,4 @@
-"""Temporal RoPE: the angles of latent frames, computed on the host in float64 and handed to the graphs as tables."""
+"""Temporal RoPE: the angles of latent frames, computed on the host in float64 and passed to the graphs as tables."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ THETA = 10000.0
 
 
 def temporal_angles(frames: NDArray[np.int64], head_dim: int) -> NDArray[np.float64]:
-    """Angles [F, pairs] (radians) by which RoPE turns the temporal pairs of a head at the latent frames `frames` [F].
+    """Angles [F, pairs] (radians) by which RoPE rotates the temporal pairs of a head at the latent frames `frames` [F].
 
     Of the head's ``head_dim / 2`` pairs, ``head_dim // 6`` belong to each of height and width, the rest to time.
     """

@@ -1,4 +1,4 @@
-"""The one place that decides whether a bundle's numbers, graphs and constants go together."""
+"""Checks that the numbers, graphs and constants of a bundle are valid and consistent."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _MOST_PASSES = 64
 
 
 def parse_manifest(text: str, where: Path) -> Manifest:
-    """The manifest that `text`, the contents of the file `where`, describes, with its numbers checked.
+    """Parse `text`, the contents of the manifest file `where`, and check its numbers.
 
     Raises:
         BundleVersionError, BundleCorruptError: as `Manifest.parse`; or a value is out of range.
@@ -52,7 +52,7 @@ def parse_manifest(text: str, where: Path) -> Manifest:
 
 
 def check_manifest(manifest: Manifest) -> None:
-    """ValueError, which says what is wrong, where the numbers or file names of a manifest cannot be."""
+    """Raise ValueError, which says what is wrong, for invalid numbers or file names of a manifest."""
     g, a = manifest.geometry, manifest.audio
     if not isinstance(manifest.model, dict):
         raise ValueError(f"a model of {manifest.model!r}")
@@ -81,21 +81,21 @@ def check_manifest(manifest: Manifest) -> None:
     if not 2 <= len(times) <= _MOST_PASSES or not all(map(_real, times)):
         raise ValueError(f"times of {times!r}")
     if times[-1] != 0 or times[0] > 1 or any(b >= a for a, b in pairwise(times)):
-        raise ValueError(f"times of {times!r}, which do not fall from at most 1 to 0")
+        raise ValueError(f"times of {times!r}, which do not decrease from at most 1 to 0")
     if manifest.precision not in PRECISIONS:
-        raise ValueError(f"a precision of {manifest.precision!r}, none of {', '.join(PRECISIONS)}")
+        raise ValueError(f"a precision of {manifest.precision!r}, not one of {', '.join(PRECISIONS)}")
     if manifest.plans is not None:
         manifest.plans.check()
     if not isinstance(manifest.files, dict):
         raise ValueError(f"files of {manifest.files!r}")
     for name, file in manifest.files.items():
         if not plain(name):
-            raise ValueError(f"the file name {name!r} is not a plain one")
+            raise ValueError(f"the file name {name!r} is not a plain file name")
         kinds = {key: type(value) for key, value in file.items()} if isinstance(file, dict) else None
         if kinds != {"bytes": int, "sha256": str} or file["bytes"] < 0:
             raise ValueError(f"the file {name} is {file!r}")
     if any(name.endswith(".plan") for name in manifest.files) != (manifest.plans is not None):
-        raise ValueError("plans of which the manifest does not say how they were built, or that are not there")
+        raise ValueError("plan files without a section plans in the manifest, or such a section without plan files")
 
 
 def plain(name: object) -> bool:
@@ -106,7 +106,7 @@ def plain(name: object) -> bool:
 
 
 def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -> None:
-    """ValueError where a constant is missing, of another shape or type than the manifest asks for, or not finite."""
+    """Raise ValueError for a constant that is missing, not finite, or of another shape or type than required."""
     g = manifest.geometry
     graphs = manifest.graphs
     dim = g.num_heads * g.head_dim
@@ -132,13 +132,13 @@ def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -
         if value.dtype != np.float32:
             raise ValueError(f"the constant {name} is {value.dtype}, not float32")
         if not np.isfinite(value).all():
-            raise ValueError(f"the constant {name} holds values that are not finite")
+            raise ValueError(f"the constant {name} has values that are not finite")
         if name.startswith("mask.") and value.size and not (value.min() >= 0 and value.max() <= 1):
-            raise ValueError(f"the mask {name} leaves 0..1")
+            raise ValueError(f"the mask {name} has values outside 0..1")
 
 
 def check_graph(manifest: Manifest, name: str, header: OnnxHeader) -> None:
-    """ValueError where the graph `name` takes or gives something else than the manifest's sizes ask for."""
+    """Raise ValueError if inputs or outputs of the graph `name` do not match the manifest."""
     inputs, outputs = signature(manifest, name)
     for kind, found, wanted in (("input", header.inputs, inputs), ("output", header.outputs, outputs)):
         for tensor, (dtype, shape) in wanted.items():
@@ -166,9 +166,9 @@ Signature = dict[str, tuple[int, Shape]]
 
 
 def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
-    """Inputs and outputs that the graph `name` may have, without its memories: ONNX's type and the shape of each.
+    """Inputs and outputs that the graph `name` may have, except its memories: ONNX type and shape of each.
 
-    K, V and the prompt's are in the type of the products; "attended" is the ring's size that varies.
+    K and V of ring and prompt have the type of the matrix products; "attended" is the variable size of the ring.
     """
     g, a = manifest.geometry, manifest.audio
     frames, (height, width), (rows, columns) = g.video_frames, g.crop_size, g.latent_size
@@ -214,14 +214,14 @@ def _match(what: str, found: Tensor, dtype: int, shape: Shape) -> None:
 
 
 def _fits(what: str, found: Shape, wanted: Shape) -> None:
-    """Sizes that the manifest states must be those; None and a name stand for any size."""
+    """Raise ValueError unless the shape `found` matches `wanted`; None or a name in `wanted` matches any size."""
     same = len(found) == len(wanted)
     if not same or any(
         isinstance(b, int) and isinstance(a, int) and a != b for a, b in zip(found, wanted, strict=True)
     ):
         raise ValueError(f"{what} has shape {list(found)}, not {list(wanted)}")
     if any(isinstance(b, int) and not isinstance(a, int) for a, b in zip(found, wanted, strict=True)):
-        raise ValueError(f"{what} leaves open a size of {list(wanted)}")
+        raise ValueError(f"{what} has a variable size where {list(wanted)} is wanted")
 
 
 def _fixed(shape: Shape) -> bool:

@@ -75,7 +75,12 @@ def _lipstream() -> Finding:
     try:
         importlib.import_module("lipstream._native")
     except ImportError as error:
-        return Finding("broken", "lipstream", f"{where}; its native part: {error}", "pip install --force-reinstall .")
+        return Finding(
+            "broken",
+            "lipstream",
+            f"{where}; _native: {error}",
+            "pip install --force-reinstall .",
+        )
     return Finding("ok", "lipstream", where)
 
 
@@ -106,7 +111,7 @@ def _bundle(name: str) -> Finding:
         bundle = Bundle.load(name)
     except LipStreamError as error:
         return Finding("broken", f"bundle {name}", error.found, error.fix)
-    return Finding("ok", f"bundle {name}", f"{bundle.manifest.precision}, every file as its manifest says")
+    return Finding("ok", f"bundle {name}", f"{bundle.manifest.precision}, every file matches the manifest")
 
 
 def _onnxruntime() -> list[Finding]:
@@ -170,7 +175,7 @@ def _tensorrt(machine: Driver | str) -> list[Finding]:
                 "pip install 'lipstream[tensorrt]'",
             )
         ]
-    except Exception as error:  # raised by TensorRT itself where its libraries are missing
+    except Exception as error:  # TensorRT raises other errors if its libraries are missing
         return [Finding("broken", "TensorRT", str(error), "pip install --force-reinstall 'lipstream[tensorrt]'")]
     findings = [Finding("ok", "TensorRT", trt.__version__)]
     if int(trt.__version__.split(".")[0]) != 11:

@@ -1,6 +1,6 @@
-"""`lipstream inspect`: bundles by the SDK itself; files of weights and built engines by other packages.
+"""`lipstream inspect`: bundles with the SDK itself; weight files and built engines with other packages.
 
-Those packages register a function each under the entry points `lipstream.inspectors`: `weights` (Path -> dict with
+Those packages register functions as entry points of the group `lipstream.inspectors`: `weights` (Path -> dict with
 `path`, `kind`, `size`, `tensors`, `parameters`, `bytes`) and `layers` (Bundle -> per graph a dict with `layers`,
 `precisions`, `fused_attention`).
 """
@@ -25,10 +25,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="BUNDLE",
         nargs="?",
         default="tiny",
-        help="folder or shipped name (default tiny), or a file of weights",
+        help="folder or shipped name (default tiny), or a weight file",
     )
     parser.add_argument(
-        "--layers", action="store_true", help="for engines: the layers that TensorRT made of the graphs; needs the GPU"
+        "--layers", action="store_true", help="for engines: the layers of the built graphs; needs the GPU"
     )
 
 
@@ -36,7 +36,7 @@ def _run(args: argparse.Namespace) -> Result:
     from ..bundle import Bundle
 
     if Path(args.bundle).is_file():
-        weights = _inspector("weights", "inspecting files of weights", "export")(Path(args.bundle))
+        weights = _inspector("weights", "inspecting weight files", "export")(Path(args.bundle))
         return Result(weights, _describe_weights(weights))
     bundle = Bundle.load(args.bundle)
     report: dict[str, Any] = {"path": str(bundle.path), **bundle.manifest.fields()}
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> Result:
         f"{m.model.get('name', bundle.path.name)}: {m.model.get('description', '')}",
         f"  {millions:.1f} M parameters, {m.precision}, licence {licence}",
         f"  crops {g.crop_size[1]}x{g.crop_size[0]}, window {g.window} with sink {g.sink}, times {list(m.t_list)}",
-        f"  {size / 1e6:.1f} MB in {len(m.files)} files, all as the manifest says:",
+        f"  {size / 1e6:.1f} MB in {len(m.files)} files, all matching the manifest:",
     ]
     lines += [f"    {file['bytes']:>10} {file['sha256'][:12]} {name}" for name, file in m.files.items()]
     if m.plans:

@@ -24,7 +24,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--crf", type=int, default=18, help="quality of the H.264 file, 0 (best) to 51 (default 18)")
     add("--preset", default="veryfast", help="x264 preset, ultrafast to veryslow (default veryfast)")
     add("--lossless", action="store_true", help="FFV1 in .mkv: pixels outside the mouth stay bit-identical")
-    add("--strict", action="store_true", help="fail where there would be warnings about the result")
+    add("--strict", action="store_true", help="fail in place of warnings about the result")
     add("--sheet", metavar="PNG", help="also write a contact sheet of the result")
     add(
         "--sign",
@@ -34,13 +34,13 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="add a signed C2PA manifest to OUT that declares it generated: certificate chain and private key, PEM. "
         "Needs lipstream[provenance]",
     )
-    add("--sign-algorithm", default="es256", metavar="ALG", help="of the key (default es256)")
+    add("--sign-algorithm", default="es256", metavar="ALG", help="signature algorithm of the key (default es256)")
     add("--no-sidecar", action="store_true", help="without --sign: write no OUT.provenance.json")
     add("--bundle", default="tiny", help="folder or shipped name (default tiny)")
-    add("--backend", help="default: tensorrt for engines, else onnxruntime; torch")
-    add("--provider", help="of onnxruntime: cpu (default), or with lipstream[gpu] cuda or tensorrt")
+    add("--backend", help="onnxruntime, tensorrt or torch (default: tensorrt for engines, else onnxruntime)")
+    add("--provider", help="for backend onnxruntime: cpu (default), or with lipstream[gpu] cuda or tensorrt")
     add("--threads", type=int, default=0, help="CPU threads (default: chosen for this CPU)")
-    add("--seed", type=int, default=42, help="of the noise; equal seeds give equal videos (default 42)")
+    add("--seed", type=int, default=42, help="seed of the noise; equal seeds give equal videos (default 42)")
     add(
         "--face-policy",
         choices=("hold", "bypass", "raise"),
@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> Result:
 
 
 def _check_sheet(args: argparse.Namespace) -> None:
-    """Before the dub, which takes longer."""
+    """Check the path before the dub, which takes longer."""
     from ..media import ensure_distinct
 
     sheet = Path(args.sheet)
@@ -200,9 +200,9 @@ def describe(report: dict[str, Any]) -> str:
     if report["peak_memory_mib"]:
         text += f", peak memory {report['peak_memory_mib']:.0f} MiB"
     if report["first_face"]:
-        text += f"\n  first face at frame {report['first_face']}; the frames before it are as in the source"
+        text += f"\n  first face at frame {report['first_face']}; the frames before it are unchanged"
     if report["bypassed"] > report["first_face"]:
-        text += f"\n  {report['bypassed']} frames show no face and are as in the source"
+        text += f"\n  {report['bypassed']} frames show no face and are unchanged"
     return text
 
 

@@ -1,4 +1,4 @@
-"""Faces: found, tracked, aligned."""
+"""Detects, tracks, aligns and composites faces."""
 
 from .alignment import Aligner, alignment_points, crop, crop_matrix
 from .detector import Face, FaceDetector

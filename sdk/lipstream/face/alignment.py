@@ -1,7 +1,7 @@
-"""Alignment: three points of a face -> the similarity that puts it upright on the 420 x 560 canvas, and the crop.
+"""Alignment: three points of a face -> the similarity that maps it upright onto the 420 x 560 canvas, and the crop.
 
 The canvas, its three template points and the smoothing are those the released Lip Forcing checkpoints were trained
-with (LatentSync's aligner). Pixel coordinates name pixel centres: (0, 0) is the middle of the top left pixel.
+with (LatentSync's aligner). Coordinates are those of pixel centres: (0, 0) is the middle of the top left pixel.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..bundle.manifest import CANVAS_HEIGHT, CANVAS_WIDTH
 from ..errors import ConfigError
 from .warp import warp
 
-#: Where the left brow, the right brow and the nose (x, y) belong on the canvas.
+#: Positions (x, y) of the left brow, the right brow and the nose on the canvas.
 TEMPLATE: NDArray[np.float64] = np.array([(17, 20), (58, 20), (37.5, 40)], np.float64) * 5.6
 
 _BIAS_OLD, _BIAS_NEW = np.float32(0.2), np.float32(0.8)
@@ -32,11 +32,11 @@ def alignment_points(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 class Aligner:
-    """Turns three points per frame into a 2 x 3 similarity (source pixels -> canvas pixels), for one video.
+    """Computes a 2 x 3 similarity (source pixels -> canvas pixels) from three points per frame, for one video.
 
     The similarity is Umeyama's without its weighting of the axes: both point sets are centred and divided by their
-    standard deviation over all six scalars, the rotation comes from an SVD of their covariance. It cannot meet all
-    three points; what it misses the nose by is low-passed over time and added to the translation.
+    standard deviation over all six scalars, the rotation comes from an SVD of their covariance. It cannot map
+    all three points exactly; its error at the nose is low-passed over time and added to the translation.
 
     Attributes:
         bias: float32 [2], the low-passed nose residual in normalised units; None before the first frame.
@@ -46,7 +46,7 @@ class Aligner:
         self.bias: NDArray[np.float32] | None = None
 
     def reset(self) -> None:
-        """Forget the past, as at the start of a video or at a cut."""
+        """Reset the state, at the start of a video or at a cut."""
         self.bias = None
 
     def solve(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -87,10 +87,10 @@ WHOLE_CANVAS: Box = (0.0, 0.0, CANVAS_WIDTH, CANVAS_HEIGHT)
 
 
 def crop_matrix(matrix: NDArray[np.float64], size: int, box: Box = WHOLE_CANVAS) -> NDArray[np.float64]:
-    """`matrix` [2, 3] (source -> canvas) continued to the square crop of `size` pixels (source -> crop).
+    """The matrix [2, 3] source -> square crop of `size` pixels, from `matrix` [2, 3], source -> canvas.
 
-    `box` of the canvas is squeezed to a square, edges on edges, as an image resize does: pixel centres are half a pixel
-    in.
+    `box` of the canvas is scaled to a square, edges to edges, as an image resize does: pixel centres are half a pixel
+    from the edges.
     """
     left, top, right, bottom = box
     scale = np.array([size / (right - left), size / (bottom - top)])
@@ -111,7 +111,7 @@ def crop(
 
 
 def _normalised(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]:
-    # In float32, as the checkpoints' aligner: the residual is a small difference and shows the rounding.
+    # In float32, like the checkpoints' aligner: the residual is a small difference, so rounding matters.
     single = points.astype(np.float32)
     centre = single.mean(axis=0)
     centred = single - centre

@@ -1,4 +1,4 @@
-"""Puts a generated mouth back into its frame: new pixels inside the mask, the source's own pixels everywhere else."""
+"""Composites a generated crop into its frame: generated pixels inside the mask, source pixels everywhere else."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..errors import ConfigError, LipStreamInternalError
 from ..media.image import check_picture
 from .alignment import WHOLE_CANVAS, Box, crop_matrix
 
-_MARGIN = 16  # crop pixels around the mask that its pixels may be made of
-_FINER = 1.1  # a tenth more pixels than the source has do not alias
+_MARGIN = 16  # crop pixels around the mask that resampling may read
+_FINER = 1.1  # up to a tenth more pixels than the source cause no aliasing
 _OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cells a side
-_OFFSET_REACH = 0.15  # how far from the mask kept pixels count, in crop sides
-_OFFSET_SPREAD = 0.12  # offsets farther than this from their median are misplaced edges rather than colour
+_OFFSET_REACH = 0.15  # distance from the mask within which kept pixels count, in crop sides
+_OFFSET_SPREAD = 0.12  # offsets farther than this from their median come from misplaced edges, not from colour
 _OFFSET_BLUR = 1.5  # standard deviation of the low pass of the offset, in cells
 
 
@@ -28,8 +28,8 @@ class Compositor:
     Args:
         keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture.
         edge: least width of the mask's edge in crop pixels, S / 32 by default. A mask with a steeper edge, or one cut
-            off by the border of the crop, is softened inwards: pixels that it keeps stay kept.
-        box: what the crop shows of the alignment canvas.
+            off by the border of the crop, is softened inwards: kept pixels stay kept.
+        box: the part of the alignment canvas that the crop shows.
 
     Raises:
         ConfigError: the mask has another shape or range.
@@ -54,7 +54,7 @@ class Compositor:
             low = (max(0, int(x.min()) - _MARGIN) for x in (columns, rows))
             high = (min(self.size, int(x.max()) + _MARGIN) for x in (columns, rows))
             self._shown = (*low, *high)
-        # By size: a face that is followed changes its size little from frame to frame.
+        # Cached by size: a tracked face changes its size little from frame to frame.
         self._resized_alpha = lru_cache(16)(self._resize_alpha)
 
     def composite(
@@ -74,7 +74,7 @@ class Compositor:
 
         Returns:
             A new uint8 [H, W, 3]. Pixels that the warped mask keeps are those of `frame`, bit for bit; all of them
-            where the region lies outside the frame or the matrix is singular.
+            if the region lies outside the frame or the matrix is singular.
 
         Raises:
             ConfigError: `frame` is not uint8 [H, W, 3].
@@ -101,19 +101,19 @@ class Compositor:
         picture, to_picture = _resized(np.ascontiguousarray(shown), to_shown, size)
         size = _size_in_source(self._alpha.shape, to_crop)
         alpha, to_alpha = self._resized_alpha(size), _scaled(to_crop, np.array(size) / self.size)
-        # What the mean over a coarse source pixel takes in must not reach pixels whose centres are kept.
+        # The mean over a coarse source pixel covers several mask pixels; pixels whose centres are kept must not change.
         gate = (None, None) if alpha is self._alpha else (self._alpha, to_crop)
         composite(result, region, picture, to_picture, offset, to_offset, alpha, to_alpha, *gate)
         return result
 
     def _resize_alpha(self, size: tuple[int, int]) -> NDArray[np.float32]:
-        """The opacity as seen at `size` (width, height)."""
+        """The opacity resized to `size` (width, height)."""
         if size == (self.size, self.size):
             return self._alpha
         return np.asarray(cv2.resize(self._alpha, size, interpolation=cv2.INTER_AREA), np.float32)
 
     def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
-        """Part of the frame (x0, y0, x1, y1) that the masked region can touch; None where there is none."""
+        """Part of the frame (x0, y0, x1, y1) that the masked region can touch; None if there is none."""
         if self._extent is None or not np.isfinite(to_crop).all():
             return None
         largest, smallest = np.linalg.svd(to_crop[:, :2], compute_uv=False)
@@ -131,7 +131,7 @@ class Compositor:
         return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
     def _colour_offset(self, generated: NDArray[np.float32], source_crop: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """What to add to `generated` so that it has the colour of the source around the mask: a coarse grid over it."""
+        """Offset that gives `generated` the colour of the source around the mask, as a coarse grid over the crop."""
         cells = self._ring.shape
         if not self._beside.any():
             return np.zeros((*cells, 3), np.float32)
@@ -144,10 +144,10 @@ class Compositor:
 
 
 def _feathered(alpha: NDArray[np.float32], radius: int) -> NDArray[np.float32]:
-    """`alpha` with a soft edge inside: nowhere more than before, 0 at the border.
+    """`alpha` with a soft edge inside: no value increases, and the border is 0.
 
-    A minimum over a square and then a blur over the same square: each blurred value averages minima that all saw the
-    pixel itself, so none exceeds it.
+    A minimum over a square and then a blur over the same square: each blurred value averages minima whose squares all
+    contain the pixel itself, so it does not exceed the pixel's value.
     """
     side = 2 * radius + 1
     shrunk = cv2.erode(alpha, np.ones((side, side), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
@@ -163,7 +163,7 @@ def _ring_weight(keep: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """`values` [H, W, 3] where `weight` [H, W] is 1, continued smoothly to where it is 0 (Gortler et al., 1996)."""
+    """`values` [H, W, 3] where `weight` [H, W] is 1, filled in smoothly where it is 0 (Gortler et al., 1996)."""
     rows, columns = weight.shape
     if rows <= 1 or columns <= 1 or weight.min() >= 1:
         return values
@@ -177,7 +177,7 @@ def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDAr
 
 
 def _size_in_source(shape: tuple[int, ...], to_image: NDArray[np.float64]) -> tuple[int, int]:
-    """Size (width, height) of an image [h, w, ...] as fine as the source: its own, unless that is finer."""
+    """Size (width, height) to resize an image [h, w, ...] to: the source's resolution, but at most its present size."""
     height, width = shape[:2]
     zoom = np.linalg.norm(to_image[:, :2], axis=1)  # image pixels per source pixel, along the image's x and y
     zoom = np.where(zoom < _FINER, 1, zoom)
@@ -196,7 +196,7 @@ def _resized(
 
 
 def _scaled(to_image: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix to an image, continued to the same image with `scale` (x, y) times as many pixels, edge on edge."""
+    """The matrix to an image resized by `scale` (x, y), from the one to the image; edges map to edges."""
     matrix = to_image * scale[:, None]
     matrix[:, 2] += 0.5 * scale - 0.5
     return matrix

@@ -1,8 +1,8 @@
-"""Where the faces of a frame are: BlazeFace on one view of the frame, or on many where the faces are small.
+"""Face detection: BlazeFace on one view of the frame, or on many views if the faces are small.
 
-The networks are Google's TFLite files, run by OpenCV: its reader needs no TensorFlow and computes what TFLite does
-(to 1e-6 of the output range). A call takes about 2.5 ms (short range) or 7 ms (full range) on one core. The
-short-range network is sure of faces that fill the view, the full-range one finds them down to a twentieth of its side.
+The networks are Google's TFLite files, run by OpenCV, which needs no TensorFlow and matches TFLite to 1e-6 of the
+output range. A call takes about 2.5 ms (short range) or 7 ms (full range) on one core. The short-range network is
+reliable for faces that fill the view, the full-range one finds faces down to a twentieth of its side.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from .warp import warp
 #: Order of `Face.keypoints`; left and right are those of the picture.
 KEYPOINTS = ("left eye", "right eye", "nose tip", "mouth", "left ear", "right ear")
 
-#: Score from which a detection is hardly ever wrong.
+#: Score above which a detection is almost never wrong.
 SURE = 0.7
 
-_OVERVIEW = 384  # pixels of the longer side that suffice to look at a whole frame
+_OVERVIEW = 384  # longer side, in pixels, to which a whole frame is reduced
 _SMALLEST_TILE = 320
 
 
@@ -54,7 +54,7 @@ class Face:
 
 @dataclass(frozen=True)
 class _View:
-    """A square part of the frame, its top left corner and its side in pixels; may reach over the frame's border."""
+    """A square part of the frame, its top left corner and its side in pixels; may extend beyond the frame."""
 
     x: float
     y: float
@@ -71,7 +71,7 @@ class _BlazeFace:
     def __call__(
         self, frame: NDArray[np.uint8], view: _View, min_score: float
     ) -> list[tuple[NDArray[np.float32], float]]:
-        """Points [8, 2] in frame pixels (box corners, keypoints) and score of each anchor that sees a face."""
+        """Points [8, 2] in frame pixels (box corners, keypoints) and score of each anchor that detects a face."""
         zoom = self._size / view.side
         matrix = np.array([[zoom, 0, (0.5 - view.x) * zoom - 0.5], [0, zoom, (0.5 - view.y) * zoom - 0.5]])
         image = warp(frame, matrix, self._size, self._size, border=cv2.BORDER_CONSTANT)
@@ -109,11 +109,11 @@ class FaceDetector:
         )
 
     def detect(self, frame: NDArray[np.uint8], closely: Sequence[tuple[float, float, float]] = ()) -> list[Face]:
-        """Faces of `frame`, uint8 [H, W, 3] RGB, sure ones before doubtful ones, the larger first; may be empty.
+        """Faces of `frame`, uint8 [H, W, 3] RGB: sure ones before doubtful ones, larger before smaller; may be empty.
 
         Args:
             frame: the picture, any size.
-            closely: squares (centre x, centre y, side in pixels) also looked at, for small faces beside larger ones.
+            closely: squares (centre x, centre y, side in pixels) to search, too, for small faces beside larger ones.
 
         Raises:
             ConfigError: `frame` is not uint8 [H, W, 3].
@@ -128,9 +128,9 @@ class FaceDetector:
     def search(
         self, frame: NDArray[np.uint8], closely: Sequence[tuple[float, float, float]] = ()
     ) -> Iterator[list[Face]]:
-        """The faces that each closer look shows (see `detect`): the whole frame, then ever smaller tiles of it.
+        """Yield the faces found in each search (see `detect`): of the whole frame, then of smaller and smaller tiles.
 
-        In 4K the first look takes about 20 ms, each further one 50 to 150 ms; take no more of them than needed.
+        In 4K the first search takes about 20 ms, each further one 50 to 150 ms; iterate no further than needed.
         """
         check_picture(frame)
         height, width = frame.shape[:2]
@@ -152,14 +152,14 @@ class FaceDetector:
             yield _distinct(found)
 
     def confirm(self, frame: NDArray[np.uint8], box: NDArray[np.float32]) -> bool:
-        """Whether a face is still to be seen at `box` (x0, y0, x1, y1): one cheap look at its surroundings."""
+        """Whether a face is still visible at `box` (x0, y0, x1, y1): one cheap detection around it."""
         side = 2 * float((box[2:] - box[:2]).max())
         x, y = (box[:2] + box[2:]) / 2 - side / 2
         return any(overlap(face.box, box) > 0.2 for face in _distinct(self._short(frame, _View(x, y, side), 0.3)))
 
 
 def _overview(frame: NDArray[np.uint8], block: int) -> NDArray[np.uint8]:
-    """`frame` averaged over block x block pixels; a rest at the right and bottom falls away."""
+    """`frame` averaged over block x block pixels; a remainder at the right and bottom is dropped."""
     if block == 1:
         return frame
     height, width = (max(1, length // block) for length in frame.shape[:2])
@@ -185,7 +185,7 @@ def _anchors(size: int, strides: tuple[tuple[int, int], ...]) -> NDArray[np.floa
 
 
 def _tiles(width: int, height: int, side: float) -> list[_View]:
-    """Squares of `side` that cover the frame and overlap by a quarter or more, so that no face is cut by all."""
+    """Squares of `side` that cover the frame and overlap by a quarter or more, so that each face is complete in one."""
     starts = []
     for length in (width, height):
         count = max(1, int(np.ceil((length - side) / (0.75 * side))) + 1)
@@ -195,7 +195,7 @@ def _tiles(width: int, height: int, side: float) -> list[_View]:
 
 
 def _distinct(found: list[tuple[NDArray[np.float32], float]]) -> list[Face]:
-    """Greedy non-maximum suppression by score; the survivors in the order that `FaceDetector.detect` promises."""
+    """Greedy non-maximum suppression by score; results are in the order of `FaceDetector.detect`."""
     kept: list[Face] = []
     for points, score in sorted(found, key=lambda item: -item[1]):
         face = Face(points[:2].reshape(4), score, points[2:])

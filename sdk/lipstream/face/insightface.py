@@ -1,7 +1,7 @@
-"""Faces as the released system finds them, by InsightFace's detector and its 106 points: for those who have its models.
+"""Faces as the released system finds them: InsightFace's detector and 106 points, with the user's copy of its models.
 
 The library is under the MIT licence, but its models (buffalo_l: `det_10g.onnx`, `2d106det.onnx`) are for non-commercial
-research only. Neither is installed or downloaded by LipStream, and nothing uses them unless it is told to.
+research only. LipStream neither installs nor downloads them, and uses them only with `FaceOptions.insightface`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _RATIOS = 0.2, 1.5  # width over height
 
 
 class InsightFaceTracker(Tracker):
-    """The released system's face: found anew in each frame, the largest, or the one nearest to where it was.
+    """Detects the face in each frame as the released system does: the largest, or the nearest to its last position.
 
-    What the checkpoints saw is kept, oddities included: the network gets RGB where it was made for BGR, points are
-    rounded to whole pixels, and nothing is smoothed but the nose (`Aligner`). Landmarks are float32 [106, 2].
+    Reproduces the training inputs of the checkpoints, with their defects: the network gets RGB although it expects BGR,
+    points are rounded to whole pixels, and only the nose is smoothed (`Aligner`). Landmarks are float32 [106, 2].
 
     Args:
         models: folder with the two networks. policy, select, max_hold: as of `FaceTracker`.
@@ -78,11 +78,11 @@ def _open(models: Path) -> Any:
         from insightface.app import FaceAnalysis
     except ImportError as error:
         raise MissingExtraError(
-            f"faces of InsightFace need the module {error.name!r}, which is not installed",
+            f"InsightFace's face detection needs the module {error.name!r}, which is not installed",
             fix="pip install insightface",
         ) from error
     expected = "a folder with det_10g.onnx and 2d106det.onnx (buffalo_l; for non-commercial research only)"
-    if not models.is_dir():  # the library would look for it on the network
+    if not models.is_dir():  # the library would try to download it
         raise ConfigError(f"no folder of InsightFace's models at {models}", expected=expected)
     wanted = ["detection", "landmark_2d_106"]
     try:

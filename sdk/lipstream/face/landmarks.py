@@ -1,4 +1,4 @@
-"""The 468 points of one face: FaceMesh on an upright square around it, and what is measured on them."""
+"""The 468 landmarks of one face: FaceMesh on an upright square around it, and measurements on them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .models import load_net
 from .warp import warp
 
 _SIZE = 192
-_MARGIN = 1.5  # side of the square over that of the face's box; what the network was trained with
+_MARGIN = 1.5  # side of the square over that of the face's box, as in the network's training
 
 _LEFT_EYE, _RIGHT_EYE = 33, 263  # outer corners, left and right in the picture
 _INNER_LIPS = ((82, 87), (13, 14), (312, 317))  # (upper, lower), around the middle
@@ -23,7 +23,7 @@ _INNER_LIPS = ((82, 87), (13, 14), (312, 317))  # (upper, lower), around the mid
 
 @dataclass(frozen=True)
 class Roi:
-    """A square around a face, upright with the face: centre (x, y) and side in pixels, angle in radians (clockwise)."""
+    """A square around a face, rotated with it: centre (x, y) and side in pixels, angle in radians (clockwise)."""
 
     x: float
     y: float
@@ -70,7 +70,7 @@ class FaceMesh:
 
         Returns:
             float32 [468, 3]: x, y in frame pixels (pixel centres, may lie outside the frame), z towards the back in
-            the same unit; and the probability in [0, 1] that there is a face at all.
+            the same unit; and the probability in [0, 1] that there is a face.
 
         Raises:
             ConfigError: `frame` is not uint8 [H, W, 3].
@@ -83,7 +83,7 @@ class FaceMesh:
         points, presence = self._net.forward(("conv2d_20", "conv2d_30"))
         points = points.reshape(-1, 3).astype(np.float64)
         inverse = cv2.invertAffineTransform(matrix)
-        # As they are: on mirrored pictures the network's coordinates prove to count from pixel centres.
+        # Without an offset: measured on mirrored pictures, the network's coordinates are those of pixel centres.
         flat = points[:, :2] @ inverse[:, :2].T + inverse[:, 2]
         depth = points[:, 2:] * (roi.side / _SIZE)
         score = 1 / (1 + math.exp(-min(80.0, max(-80.0, float(presence.item())))))

@@ -1,4 +1,4 @@
-"""How the face of a video is found and followed: one value, passed whole from the caller to the tracker."""
+"""Options for finding, tracking and compositing the face of a video."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .tracking import FaceTracker, Policy, Tracker
 
 @dataclass(frozen=True)
 class FaceOptions:
-    """How the face of a reference is found, cropped and pasted back.
+    """How the face of a reference is found, cropped and composited.
 
     Attributes:
-        policy: for frames without the face. "hold": use its last place; "bypass": show the frame untouched; "raise":
+        policy: for frames without the face. "hold": use its last position; "bypass": keep the frame unchanged; "raise":
             FaceNotFoundError. Frames before the first face are always bypassed.
         at: (x, y) in pixels near the wanted face in the first frame; None for the largest face.
         insightface: folder of InsightFace's models, to find faces exactly as the upstream system does. They are for
             non-commercial research only; None for the networks that LipStream ships.
-        upstream: crop, paste and take the video's frames as the upstream system does, to compare with its pictures;
-            slower and not as good (`lipstream.face.upstream`). For bundles of released weights.
+        upstream: crop, composite and sample frames as the upstream system does, to compare with its output; slower and
+            of lower quality (`lipstream.face.upstream`). For bundles of released weights.
     """
 
     policy: Policy = "hold"
@@ -36,7 +36,7 @@ class FaceOptions:
         """A tracker for one video.
 
         Raises:
-            ConfigError: an option has no meaning. MissingExtraError: insightface is not installed.
+            ConfigError: an option is not valid. MissingExtraError: insightface is not installed.
         """
         if self.insightface is None:
             return FaceTracker(self.policy, self.at)

@@ -1,4 +1,4 @@
-"""From a frame to the crop that the model sees, and from the generated crop back: ours, or the upstream system's."""
+"""From a frame to the model's crop, and from the generated crop back to the frame: ours, or the upstream system's."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Image = NDArray[np.uint8]
 
 
 class FacePipeline(Protocol):
-    """Both directions for the crops of one bundle. Stateless; shared by all sessions.
+    """Crops and composites the faces of one bundle. Stateless; shared by all sessions.
 
     Attributes:
-        retimed: whether a video's frames are resampled to 25 a second; False takes them as they are stored.
+        retimed: whether a video's frames are resampled to 25 per second; False uses them as stored.
     """
 
     retimed: bool
@@ -34,7 +34,7 @@ class FacePipeline(Protocol):
 
 
 class LipStreamFacePipeline:
-    """See `FacePipeline`: one resampling in, and only the masked region out.
+    """See `FacePipeline`: the crop is resampled once, and only the masked region of the frame changes.
 
     Args:
         keep_mask: float32 [S, S] in [0, 1]: 1 keeps the source.
@@ -52,7 +52,7 @@ class LipStreamFacePipeline:
 
 
 class UpstreamFacePipeline:
-    """See `FacePipeline`: crop and paste of the upstream system.
+    """See `FacePipeline`: crop and compositing of the upstream system.
 
     Raises:
         ConfigError: the bundle's crop is not the upstream system's, the whole canvas.

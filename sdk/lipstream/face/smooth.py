@@ -1,4 +1,4 @@
-"""Removes jitter from moving points without making them lag."""
+"""Removes jitter from moving points with little lag."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class OneEuroFilter:
     """The 1-euro filter (Casiez et al., CHI 2012) for a set of points that move together.
 
     A low pass of first order whose cut-off grows with speed: strong at rest, almost absent in motion. One speed, the
-    root mean square over all points, governs all of them, so that their shape is not distorted.
+    root mean square over all points, is used for all of them, so that their shape is not distorted.
 
     Args:
         rate: samples per second.
@@ -27,13 +27,13 @@ class OneEuroFilter:
         self.reset()
 
     def reset(self) -> None:
-        """Forget the past: the next points pass unchanged."""
+        """Reset the state: the next points are returned unchanged."""
         self._value: NDArray[np.float64] | None = None
         self._previous: NDArray[np.float64] | None = None
         self._velocity: NDArray[np.float64] | None = None
 
     def __call__(self, points: NDArray[np.float64], unit: float = 1.0) -> NDArray[np.float64]:
-        """Smoothed `points` [N, D] of the next sample; speed is counted in lengths of `unit`."""
+        """Smoothed `points` [N, D] of the next sample; speed is measured in multiples of `unit`."""
         if self._value is None or self._velocity is None or self._previous is None:
             self._value, self._previous, self._velocity = points, points, np.zeros_like(points)
             return points

@@ -1,4 +1,4 @@
-"""One face through a video: found once, then followed frame by frame at the price of one landmark call."""
+"""Face tracking: the face is detected once, then followed with one landmark call per frame."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from .smooth import OneEuroFilter
 
 Policy = Literal["hold", "bypass", "raise"]
 
-_MIN_PRESENCE = 0.5  # of FaceMesh, below it a followed face is lost
-_MIN_PRESENCE_NEW = 0.8  # of FaceMesh, below it a detection is no face
-_CHECK_EVERY = 25  # frames between two looks of the detector at a face that is being followed
+_MIN_PRESENCE = 0.5  # presence by FaceMesh below which a tracked face is lost
+_MIN_PRESENCE_NEW = 0.8  # presence by FaceMesh below which a detection is not a face
+_CHECK_EVERY = 25  # frames between two detections while a face is tracked
 _SEARCH_EVERY = 12  # frames between two searches in tiles while there is no face
-_MIN_OVERLAP = 0.3  # of the face's boxes in neighbouring frames
-_REACH_FRAMES = 25  # a lost face may be one more face size away from its last place for each of so many frames
-_CUT = 30.0  # mean absolute difference of two thumbnails (0..255) that makes a scene cut
+_MIN_OVERLAP = 0.3  # intersection over union of the face's boxes in successive frames
+_REACH_FRAMES = 25  # frames in which a lost face may move by one face size
+_CUT = 30.0  # mean absolute difference of two thumbnails (0..255) from which there is a scene cut
 _THUMBNAIL = 32
 _SMALLEST_VIEW = 128
 
@@ -38,8 +38,8 @@ class FaceObservation:
         index: number of the frame, from 0.
         matrix: float64 [2, 3], similarity from frame pixels to the 420 x 560 canvas.
         landmarks: float32 [468, 3], x, y in frame pixels and depth; unsmoothed. (Of InsightFace [106, 2].)
-        score: probability in [0, 1] that this is a face; that of the last seen frame when held.
-        held: True when the face was not seen in this frame and the last transform is used again.
+        score: probability in [0, 1] that this is a face; if held, that of the last frame with the face.
+        held: True if the face was not found in this frame and the last transform is used again.
     """
 
     index: int
@@ -54,22 +54,22 @@ Seen = tuple[NDArray[np.float32], float, NDArray[np.float64]]
 
 
 class Tracker(ABC):
-    """One face through a video, whatever finds it. Holds the state of one video; not thread-safe.
+    """Tracks one face through a video; subclasses find it. Holds the state of one video; not thread-safe.
 
     Args:
-        policy: what a frame without the face gives. "hold": the last observation again, marked as held, for up to
+        policy: result for a frame without the face. "hold": the last observation again, marked as held, for up to
             `max_hold` frames in a row but not beyond a cut; after that, and before the first face, None.
-            "bypass": None, the frame is to be shown untouched. "raise": FaceNotFoundError.
-        select: "largest", or a point (x, y) in frame pixels, near which the wanted face is.
+            "bypass": None, the frame is to be shown unchanged. "raise": FaceNotFoundError.
+        select: "largest", or a point (x, y) in frame pixels near the wanted face.
         max_hold: frames; the default of 60 is 2.4 s.
-        smooth: low-pass the alignment points over time (1-euro), against the jitter of the landmarks.
+        smooth: low-pass the alignment points over time (1-euro), to reduce the jitter of the landmarks.
         fps: frame rate, for the smoothing.
 
     Attributes:
-        found: True once any frame has shown a face.
+        found: True once a face was found in a frame.
 
     Raises:
-        ConfigError: an argument has no meaning.
+        ConfigError: an argument is not valid.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Tracker(ABC):
         self._aligner = Aligner()
         self._filter = OneEuroFilter(rate=fps) if smooth else None
         self._index = -1
-        self._last: FaceObservation | None = None  # where the face was; None at the start and after a cut
+        self._last: FaceObservation | None = None  # the face's last position; None at the start and after a cut
         self._misses = 0
         self._thumbnail: NDArray[np.int16] | None = None
 
     def track(self, frame: NDArray[np.uint8]) -> FaceObservation | None:
-        """The face in the next frame of the video, uint8 [H, W, 3] RGB; None when there is none (see `policy`).
+        """The face in the next frame of the video, uint8 [H, W, 3] RGB; None if there is none (see `policy`).
 
         Raises:
             ConfigError: the frame is not uint8 [H, W, 3].
@@ -119,13 +119,13 @@ class Tracker(ABC):
         return self._last
 
     def reset(self) -> None:
-        """Forget everything, as before the first frame."""
+        """Reset to the state before the first frame."""
         self._forget()
         self.found, self._index, self._thumbnail = False, -1, None
 
     @abstractmethod
     def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
-        """The wanted face in the next frame, None if it is not to be seen."""
+        """The wanted face in the next frame, None if it is not visible."""
 
     def _missed(self) -> FaceObservation | None:
         self._misses += 1
@@ -161,12 +161,12 @@ class Tracker(ABC):
 
 
 class FaceTracker(Tracker):
-    """Follows one face with the networks that LipStream ships.
+    """Tracks one face with the networks shipped with LipStream.
 
-    The first frame with a face decides whom to follow: the largest face, or the one nearest to a point. From then on
-    the landmarks of a frame say where to look in the next one. The detector is asked again when the landmarks lose
-    their face, at a scene cut, and now and then to confirm. A lost face is looked for near its last place, ever
-    farther away as time passes; after a cut, or `max_hold` frames, the selection is made anew.
+    The face is selected in the first frame with a face: the largest, or the one nearest to a point. From then on the
+    landmarks of a frame define the search region in the next one. The detector runs again when the landmarks lose the
+    face, at a scene cut, and periodically for confirmation. A lost face is searched for near its last position, within
+    a distance that grows with time; after a cut, or `max_hold` frames, the face is selected again.
 
     Arguments and errors are those of `Tracker`.
     """
@@ -191,7 +191,7 @@ class FaceTracker(Tracker):
         return landmarks, score, alignment_points(landmarks)
 
     def _follow(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
-        """The face where it was in the frame before; None if it was not seen there, or is no longer."""
+        """The face at its position in the previous frame; None if it was not visible there or is not any more."""
         if self._last is None or self._misses:
             return None
         before = self._last.landmarks
@@ -218,7 +218,7 @@ class FaceTracker(Tracker):
         return None
 
     def _views(self, frame: NDArray[np.uint8]) -> list[tuple[float, float, float]]:
-        """Squares (centre x, centre y, side) that deserve a close look: where the face was, or the caller's point."""
+        """Squares (centre x, centre y, side) to search closely: around the last position, or the caller's point."""
         if self._last is not None:
             x, y, size = _place(bounding_box(self._last.landmarks))
             return [(x, y, 3 * size)]

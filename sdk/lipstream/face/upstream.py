@@ -1,7 +1,7 @@
-"""The released system's own crop and paste, to compare with its pictures: `FaceOptions(upstream=True)`, `--upstream`.
+"""The released system's crop and compositing, to compare with its output: `FaceOptions(upstream=True)`, `--upstream`.
 
-Not as good as ours: the whole face is resampled twice, values are cut off instead of rounded, and the transform has
-half precision. What is left to the original's bits: it computes the places of samples in half precision, too.
+Of lower quality than ours: the whole face is resampled twice, values are truncated instead of rounded, and the
+transform has half precision. Not bit-identical to the original, which computes sample positions in half precision, too.
 Slow: everything is computed on the whole frame, in NumPy.
 """
 
@@ -28,7 +28,7 @@ def crop(frame: NDArray[np.uint8], matrix: NDArray[np.float64], size: int) -> ND
 
 
 class UpstreamCompositor:
-    """Pastes the whole face back, as the released system does; the calls of `Compositor`.
+    """Composites the whole face, as the released system does; same interface as `Compositor`.
 
     Args:
         keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture.
@@ -55,7 +55,7 @@ class UpstreamCompositor:
         inside = _warp(np.ones((CANVAS_HEIGHT, CANVAS_WIDTH, 1), np.float32), back, width, height, 0.0)[..., 0]
         inside = np.asarray(cv2.erode(inside, np.ones((2, 2), np.uint8)), np.float32)
         edge = int(inside.sum() ** 0.5) // 20
-        if edge == 0:  # a face of less than 20 pixels; the original ends with an error
+        if edge == 0:  # a face of less than 20 pixels, for which the original raises an error
             return frame.copy()
         soft = cv2.erode(inside, np.ones((2 * edge, 2 * edge), np.uint8))
         soft = cv2.GaussianBlur(soft, (2 * edge + 1, 2 * edge + 1), 0)[..., None]
@@ -67,9 +67,9 @@ def check_geometry(box: tuple[float, float, float, float], size: tuple[int, int]
     """Raise ConfigError for a bundle whose crop is not the released system's, the whole canvas."""
     if box != (0.0, 0.0, CANVAS_WIDTH, CANVAS_HEIGHT):
         raise ConfigError(
-            f"upstream mode, for a bundle that sees the part {box} of the canvas in {size[0]} x {size[1]}",
-            expected="a bundle of released weights, which sees all of it",
-            fix="leave the option upstream out",
+            f"upstream mode for a bundle whose crop is the part {box} of the canvas at {size[0]} x {size[1]}",
+            expected="a bundle of released weights, whose crop is the whole canvas",
+            fix="omit the option upstream",
         )
 
 
@@ -80,7 +80,7 @@ def _halved(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 def _warp(
     image: NDArray[np.uint8] | NDArray[np.float32], matrix: NDArray[np.float64], width: int, height: int, fill: float
 ) -> NDArray[np.float32]:
-    """Bilinear, at exact places: float32 [height, width, C] of `image` [H, W, C] through `matrix` (image -> result)."""
+    """Bilinear, at exact positions: float32 [height, width, C] of `image` [H, W, C], `matrix` image -> result."""
     back = cv2.invertAffineTransform(np.asarray(matrix, np.float64))
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     u, v = (back[i, 0] * x + back[i, 1] * y + back[i, 2] for i in (0, 1))
@@ -95,7 +95,7 @@ def _warp(
 
 
 def _cubic_weights(size: int, wanted: int) -> NDArray[np.float32]:
-    """[wanted, size]: what each sample counts in a cubic resize that averages where it shrinks (Keys, a = -0.5)."""
+    """[wanted, size]: weights of the samples in a cubic resize (Keys, a = -0.5) that averages when it shrinks."""
     scale = size / wanted
     wide = max(scale, 1.0)
     places = (np.arange(wanted) + 0.5) * scale

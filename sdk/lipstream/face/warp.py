@@ -17,10 +17,10 @@ def warp(
     *,
     border: int = cv2.BORDER_REPLICATE,
 ) -> NDArray[np.uint8]:
-    """What `image` uint8 [H, W, C] looks like through `matrix` float64 [2, 3] (image -> view): [height, width, C].
+    """`image` uint8 [H, W, C] warped by `matrix` float64 [2, 3] (image -> view): the view, [height, width, C].
 
-    Bilinear where the view magnifies. Where it shrinks, every view pixel is the mean over its footprint: the part of
-    the image that matters is first averaged over whole blocks, then sampled several times per view pixel.
+    Bilinear if the view magnifies. If it shrinks, every view pixel is the mean over its footprint: the visible part of
+    the image is first averaged over whole blocks, then sampled several times per view pixel.
     """
     matrix = np.asarray(matrix, np.float64)
     shrink = 1 / np.linalg.norm(matrix[:, :2], axis=1)  # image pixels per view pixel, along x and y of the view
@@ -28,7 +28,7 @@ def warp(
     if block > 1:
         image, matrix = _block_mean(image, matrix, width, height, block)
         shrink = shrink / block
-    samples_x, samples_y = (max(1, math.ceil(s - 0.1)) for s in shrink)  # a tenth too few pixels does not alias
+    samples_x, samples_y = (max(1, math.ceil(s - 0.1)) for s in shrink)  # a tenth too few samples do not alias
     if samples_x == samples_y == 1:
         return _affine(image, matrix, width, height, border)
     fine = matrix * np.array([[samples_x], [samples_y]])

@@ -1,1 +1,1 @@
-"""Adapters to frameworks for voice agents, each an extra of its own; nothing is imported before it is asked for."""
+"""Adapters to frameworks for voice agents, each with a separate extra; importing this package imports none of them."""

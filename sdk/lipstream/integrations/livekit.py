@@ -1,8 +1,8 @@
-"""A face for LiveKit agents: `LipSyncVideo` is the `VideoGenerator` of an `AvatarRunner`. Needs `lipstream[livekit]`.
+"""LiveKit adapter: `LipSyncVideo` is the `VideoGenerator` of an `AvatarRunner`. Needs `lipstream[livekit]`.
 
-Written for and tested with livekit-agents 1.8. In one process with the agent (examples/livekit_avatar.py), or, where
-there is a GPU, in a process of its own that joins the rooms of many agents, each by `speak_in`
-(examples/livekit_rooms.py): agents run a process for each job, and each would load an engine.
+Written for and tested with livekit-agents 1.8. It runs in the agent's process (examples/livekit_avatar.py) or, with a
+GPU, in one separate process that joins the rooms of many agents with `speak_in` (examples/livekit_rooms.py): LiveKit
+starts a process for each agent job, and each would load an engine.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ..media import FPS, to_int16
 from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
-"""Seconds of sound that may wait: an agent's whole answer arrives at once, faster than it is spoken."""
+"""Seconds of pending audio: an agent's whole answer arrives at once, faster than it is spoken."""
 
 
 class LipSyncVideo(VideoGenerator):
-    """Speaks what it is pushed through the face in `reference`, and idles in between. One for each room.
+    """Lip-syncs the face in `reference` to the pushed speech, with idle frames in between. Create one for each room.
 
-    Each frame of speech comes as its picture and then its sound, an idle one as a picture alone, and the end of each
-    segment as `AudioSegmentEnd`: without it the runner never says that playback has finished.
+    Yields a frame of speech as a picture followed by its sound, an idle frame as a picture only, and `AudioSegmentEnd`
+    at the end of each segment: without it the runner does not report that playback has finished. Create it on the
+    runner's event loop, and call `aclose` at the end.
 
     Args:
-        engine: shared by all rooms of a process. sample_rate: of the agent's speech, Hz. Make it on the event loop that
-            the runner is on, and `aclose` it.
+        engine: shared by all rooms of a process. sample_rate: of the agent's speech, Hz.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class LipSyncVideo(VideoGenerator):
             video_width=width, video_height=height, video_fps=FPS, audio_sample_rate=sample_rate, audio_channels=1
         )
         self._session = engine.session(reference, idle=idle, seed=seed, max_pending=MAX_PENDING)
-        self._player = RealtimePlayer(self._session, paced=False)  # the runner keeps the time
+        self._player = RealtimePlayer(self._session, paced=False)  # the runner paces the frames
 
     async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
-        """Speech of any length, or the end of a segment. Never waits."""
+        """Push speech of any length, or end the segment. Does not block."""
         if isinstance(frame, AudioSegmentEnd):
             self._session.flush()
             return
@@ -66,7 +66,7 @@ class LipSyncVideo(VideoGenerator):
         )
 
     def clear_buffer(self) -> None:
-        """An interruption: nothing more of what was pushed is spoken. What the runner holds already still plays."""
+        """Interrupt: discard the speech pushed so far. Frames that the runner has already taken are still played."""
         self._session.interrupt()
 
     async def _stream(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
@@ -98,13 +98,13 @@ async def speak_in(
     idle: Idle = "closed",
     seed: int = 42,
 ) -> None:
-    """Be the face of an agent in another process, until it leaves the room or the room is lost.
+    """Publish the video of an agent in another process, until the agent leaves or the room is disconnected.
 
-    The agent speaks by a `DataStreamAudioOutput`, which sends its sound over the room. Cancel it to leave sooner.
+    The agent sends its sound over the room with a `DataStreamAudioOutput`. Cancel the call to stop earlier.
 
     Args:
-        room: connected, by a token with the attribute `lk.publish_on_behalf`. agent: its identity; None for the first
-            agent that is there. sample_rate, idle, seed: as of `LipSyncVideo`; the agent's sound has to have that rate.
+        room: connected, with a token that has the attribute `lk.publish_on_behalf`. agent: its identity; None for the
+            first agent in the room. sample_rate, idle, seed: as of `LipSyncVideo`; the agent's rate must match.
     """
     left = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""A face for Pipecat: `LipSyncVideoService` goes behind the TTS service of a pipeline. Needs `lipstream[pipecat]`.
+"""Pipecat adapter: put `LipSyncVideoService` after the TTS service of a pipeline. Needs `lipstream[pipecat]`.
 
 Written for and tested with pipecat-ai 1.14. Set the output transport to `video_out_enabled`, `video_out_width` and
 `video_out_height` of the service's `size`, and `video_out_framerate` 25: examples/pipecat_avatar.py.
@@ -28,14 +28,15 @@ from ..media import FPS, to_int16
 from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
-"""Seconds of sound that may wait: TTS is faster than speech."""
+"""Seconds of pending audio: TTS is faster than real time."""
 
 
 class LipSyncVideoService(AIService):
-    """Takes the speech of TTS out of the pipeline, and puts pictures and the same speech in, by the clock.
+    """Replaces TTS speech in the pipeline by pictures and the same speech, in real time.
 
-    25 times a second a picture goes downstream, in speech with its sound, so that what an interruption cuts off is what
-    was not shown. `TTSStoppedFrame` follows the last sound of its segment. Between segments the face idles.
+    25 times a second a picture is pushed downstream, during speech with its sound, so that an interruption discards
+    exactly what was not shown. `TTSStoppedFrame` follows the last sound of its segment. Between segments there are idle
+    frames.
 
     Args:
         engine: shared. reference: the face. idle: see `LipSyncEngine.session`.
@@ -91,7 +92,7 @@ class LipSyncVideoService(AIService):
                 self._stops.append(frame)
                 session.flush()
                 self._rate = 0
-            else:  # nothing was said
+            else:  # no speech since the last one
                 await self.push_frame(frame, direction)
         else:
             if isinstance(frame, InterruptionFrame):

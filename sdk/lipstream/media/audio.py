@@ -1,4 +1,4 @@
-"""Audio files as blocks of samples, and the check that every array of samples passes at the door."""
+"""Audio files as blocks of samples, and the validation of sample arrays."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ MAX_CHANNELS = 8
 LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
 """FFmpeg's channel layout for 1..8 channels."""
 
-# Resampling and mixing overshoot 1.0 a little; only samples that were never scaled to it exceed this.
+# Resampling and mixing overshoot 1.0 slightly; larger values mean samples that were never scaled to -1..1.
 _MAX_FLOAT = 8.0
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What an audio file says about itself.
+    """Properties of an audio file.
 
     Attributes:
         rate: samples per second.
         channels: number of channels.
-        duration: seconds by the header; None if it does not say.
-        start_time: seconds on the file's clock of its first sample.
+        duration: seconds according to the header; None if not stated.
+        start_time: time stamp of the first sample, in seconds.
     """
 
     rate: int
@@ -45,8 +45,8 @@ class AudioInfo:
 class AudioReader:
     """Blocks of float32 [n, channels] samples of an audio or video file, at its own rate and channel count.
 
-    Iteration opens the file afresh, so a reader can be iterated any number of times. Memory does not grow with
-    length. The encoder's delay is skipped, and the padding at the end cut, where the file states them.
+    Each iteration opens the file again, so a reader can be iterated any number of times. Memory use does not depend on
+    the length. The encoder's delay and the padding at the end are removed if the file states them.
     Full scale is -1..1; a lossy codec may exceed it.
 
     Args:
@@ -54,9 +54,9 @@ class AudioReader:
 
     Raises:
         MediaOpenError: missing, a directory, unreadable, or not media.
-        NoAudioError: no audio stream, or not one sample in it.
-        MediaTruncatedError: the file breaks, or ends before its header says; also raised during iteration.
-        AudioFormatError: rate or channels change midway; raised during iteration.
+        NoAudioError: no audio stream, or one without samples.
+        MediaTruncatedError: the file is damaged, or ends before its header says; also raised during iteration.
+        AudioFormatError: rate or channels change within the file; raised during iteration.
     """
 
     def __init__(self, path: PathLike) -> None:
@@ -65,7 +65,7 @@ class AudioReader:
             stream = _pick(container, self.path)
             first = next(decode(container, stream, self.path), None)
             if first is None:
-                raise NoAudioError(f"{self.path}: not one sample in its audio stream")
+                raise NoAudioError(f"{self.path}: its audio stream has no samples")
             if first.layout.nb_channels > MAX_CHANNELS:
                 raise AudioFormatError(
                     f"{self.path} has {first.layout.nb_channels} audio channels",
@@ -84,12 +84,12 @@ class AudioReader:
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         with open_input(self.path) as container:
             stream = _pick(container, self.path)
-            # To packed float32: exact for 16 and 24 bit, and PyAV cannot lay out eight planes.
+            # To packed float32: exact for 16 and 24 bit, and PyAV does not support eight planes.
             convert = av.AudioResampler(format="flt")
             for frame, stated in _with_stated_length(decode(container, stream, self.path)):
                 if (frame.sample_rate, frame.layout.nb_channels) != (self.info.rate, self.info.channels):
                     raise AudioFormatError(
-                        f"{self.path} changes to {frame.sample_rate} Hz, {frame.layout.nb_channels} channels midway",
+                        f"{self.path} changes to {frame.sample_rate} Hz, {frame.layout.nb_channels} channels later",
                         expected=f"{self.info.rate} Hz, {self.info.channels} channels throughout",
                     )
                 for packed in convert.resample(frame):
@@ -103,12 +103,12 @@ def read_audio(path: PathLike) -> tuple[NDArray[np.float32], int]:
 
 
 def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Samples in [-1, 1] -> int16, rounded; what is louder is cut off."""
+    """Samples in [-1, 1] -> int16, rounded; values beyond are clipped."""
     return np.asarray(np.clip(np.rint(samples * 32767), -32768, 32767), np.int16)
 
 
 def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
-    """Check samples and bring them to one form.
+    """Check samples and convert them to float32 [n, channels].
 
     Args:
         pcm: int16, or float32 or float64 with full scale -1..1; shape [n] or [n, channels] with 1..8 channels; n may
@@ -123,7 +123,7 @@ def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
     try:
         samples = np.asarray(pcm)
     except ValueError as error:
-        raise AudioFormatError(f"audio samples that are no array: {error}", expected="[n] or [n, channels]") from error
+        raise AudioFormatError(f"audio samples are not an array: {error}", expected="[n] or [n, channels]") from error
     if samples.dtype not in (np.int16, np.float32, np.float64):
         raise AudioFormatError(
             f"audio samples of type {samples.dtype}",
@@ -139,7 +139,7 @@ def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
     columns = samples.reshape(-1, 1) if samples.ndim == 1 else samples
     if columns.dtype == np.int16:
         return columns.astype(np.float32) / np.float32(32768)
-    peak = float(np.abs(columns).max(initial=0.0))  # NaN wins over every number
+    peak = float(np.abs(columns).max(initial=0.0))  # NaN if any sample is NaN
     if not np.isfinite(peak):
         raise AudioFormatError("audio samples contain NaN or infinity", expected="finite numbers in -1..1")
     if peak > _MAX_FLOAT:
@@ -166,10 +166,10 @@ def _pick(container: InputContainer, path: Path) -> AudioStream:
 
 
 def _with_stated_length(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[av.AudioFrame, int]]:
-    """Frames and how many of their samples count: all of them, but for the last one of a file that states less.
+    """Yield frames with their number of valid samples: all, but fewer in the last frame if the file states so.
 
-    MP4 gives the last packet the duration that is left of the track, and FFmpeg does not cut the codec's padding by it.
-    Only the last: time stamps of phone recordings jitter, and no speech must be lost by that.
+    MP4 gives the last packet the remaining duration of the track, but FFmpeg does not cut the codec's padding by it.
+    Only the last frame is cut: time stamps of phone recordings jitter, and no speech must be lost.
     """
     held: av.AudioFrame | None = None
     for frame in frames:

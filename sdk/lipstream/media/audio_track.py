@@ -25,11 +25,11 @@ _WORTH_A_WARNING = Fraction(1, 25)  # seconds cut off
 
 
 class AudioTrack:
-    """AAC or, lossless, float PCM in `container`. Samples wait in memory until the video has come as far.
+    """AAC or, lossless, float PCM in `container`. Samples are buffered until the video reaches their time.
 
     Args:
-        container: before its encoding starts.
-        rate: Hz of the samples to come; a rate that AAC lacks is resampled to the next higher one, or 96 kHz.
+        container: whose encoding has not started.
+        rate: Hz of the pushed samples; a rate that AAC lacks is resampled to the next higher one, or 96 kHz.
         channels: 1..8.
         lossless: float PCM.
     """
@@ -48,24 +48,24 @@ class AudioTrack:
         self._encoded = 0
 
     def checked(self, samples: ArrayLike) -> NDArray[np.float32]:
-        """Samples as `push` takes them; AudioFormatError if they are not fit for this track."""
+        """Convert samples for `push`; AudioFormatError if they do not fit this track."""
         pcm = to_float(samples)
         if pcm.shape[1] != self._channels:
-            raise AudioFormatError(f"{pcm.shape[1]} audio channels", expected=f"{self._channels} as announced")
+            raise AudioFormatError(f"{pcm.shape[1]} audio channels", expected=f"{self._channels}, as set at the start")
         return pcm
 
     def push(self, samples: NDArray[np.float32]) -> None:
-        """Take float32 [n, channels]."""
+        """Append samples, float32 [n, channels]."""
         self._queue(self._resampler.push(samples) if self._resampler else samples)
 
     def encode_until(self, seconds: Fraction) -> None:
-        """Encode what waits, in whole codec frames, as far as the video has come."""
+        """Encode buffered samples up to `seconds`, the video's current length, in whole codec frames."""
         size = self._stream.codec_context.frame_size or _PCM_BLOCK
         while self._waiting.samples >= size and self._encoded + size <= seconds * self._rate:
             self._encode(size)
 
     def finish(self, seconds: Fraction) -> None:
-        """Encode the rest, made to end at `seconds` by silence or by cutting."""
+        """Encode the rest, padded with silence or cut to end at `seconds`."""
         if self._resampler:
             self._queue(self._resampler.flush())
         total = round(seconds * self._rate)

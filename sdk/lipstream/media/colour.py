@@ -1,7 +1,7 @@
 """Colour of a video: which matrix and range turn its Y'CbCr into R'G'B', and back.
 
-Numbers are the code points of ITU-T H.273, the ones FFmpeg, MP4 and H.264 use. Primaries and transfer are carried
-along, never converted: the R'G'B' that LipStream works on is the source's own (an HDR source is not tone-mapped).
+Numbers are the code points of ITU-T H.273, the ones FFmpeg, MP4 and H.264 use. Primaries and transfer are copied,
+never converted: LipStream works in the R'G'B' of the source (an HDR source is not tone-mapped).
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def to_rgb(
         frame, width=width, height=height, format="rgb24", dst_color_range=ColorRange.JPEG, interpolation=_FLAGS
     )
     image = np.asarray(rgb.to_ndarray(), np.uint8)
-    return image.copy() if rgb is frame else image  # an R'G'B' frame's pixels stay the decoder's
+    return image.copy() if rgb is frame else image  # for R'G'B' the array is the decoder's memory
 
 
 def from_rgb(

@@ -20,10 +20,10 @@ _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
 def contact_sheet(
     source: Path, result: Path, sheet: Path, *, frames: int | None = None, columns: int = 8, width: int = 200
 ) -> None:
-    """Write a PNG of `columns` moments of `result`, spread evenly, each above the place of its sound in the waveform.
+    """Write a PNG of `columns` frames of `result`, evenly spaced, each above its position in the waveform.
 
     Args:
-        source: the video that was dubbed. frames: of the result; None to count them first.
+        source: the video that was dubbed. frames: number of frames of the result; None to count them first.
         width: of one picture, pixels.
 
     Raises:
@@ -65,7 +65,7 @@ def _labels(moments: list[int], width: int) -> NDArray[np.uint8]:
 
 
 def _waveform(path: Path, width: int, moments: list[int], total: int, height: int = 90) -> NDArray[np.uint8]:
-    """Peaks of the sound over the whole result; a line at each moment shown."""
+    """Draw the peaks of the sound over the whole result, with a line at each frame shown."""
     samples = np.concatenate([block.mean(axis=1) for block in AudioReader(path)])
     edges = np.linspace(0, len(samples), width + 1).astype(int)
     peaks = np.array([np.abs(samples[a:b]).max(initial=0) for a, b in pairwise(edges)])

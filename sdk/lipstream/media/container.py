@@ -1,4 +1,4 @@
-"""Opening and decoding of media files, with every failure as one of LipStream's own errors."""
+"""Opens and decodes media files; every failure is one of LipStream's errors."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ FORMATS = (
         "phm_pipe",
     ),
 )
-"""FFmpeg's demuxers that are let in: those that read one file and nothing that it names. Playlists (HLS, DASH, concat,
-IMF) and scripts (Vapoursynth, AviSynth) name other files, text formats make art of any text."""
+"""Allowed FFmpeg demuxers: those that read one file and no file that it refers to. Playlists (HLS, DASH, concat, IMF)
+and scripts (Vapoursynth, AviSynth) refer to other files, text formats render any text as pictures."""
 _OPTIONS = {
     "protocol_whitelist": "file",
     "format_whitelist": ",".join(FORMATS),
-    # References from one QuickTime file to another stay closed.
+    # References from one QuickTime file to another are not followed.
     "enable_drefs": "0",
     "use_absolute_path": "0",
-    # "%03d" in the name of a picture means just that.
+    # "%03d" in the name of a picture is not a pattern.
     "pattern_type": "none",
 }
 # Containers whose header states the length. Elsewhere (MPEG-TS, MP3, raw streams) FFmpeg estimates it.
@@ -59,7 +59,7 @@ _WAV_SIZE_UNKNOWN = 0x7FFFF000
 
 
 def open_input(path: PathLike) -> InputContainer:
-    """Open a regular file for reading; nothing but local files is ever touched, whatever the file refers to.
+    """Open a regular file for reading; only local files are opened, whatever the file refers to.
 
     Raises:
         MediaOpenError: the path is missing, not a regular file, unreadable, or not media.
@@ -71,7 +71,7 @@ def open_input(path: PathLike) -> InputContainer:
         if not path.is_file():
             kind = "a directory" if path.is_dir() else "not a regular file"
             raise MediaOpenError(f"{path} is {kind}", expected="a video, audio or image file")
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, too long a name, a null byte
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, a name that is too long, a null byte
         raise MediaOpenError(f"{str(path)[:200]!r} cannot be opened: {error}", fix="check the path") from error
     try:
         # "file:" keeps a colon in a name from being read as a protocol.
@@ -80,7 +80,7 @@ def open_input(path: PathLike) -> InputContainer:
         raise MediaOpenError(
             f"{path} cannot be read as media: {_reason(error)}",
             expected="a video, audio or image file that FFmpeg can decode",
-            fix="check that the file is complete and that its suffix tells the truth",
+            fix="check that the file is complete and that its suffix matches its format",
         ) from error
     return container
 
@@ -114,7 +114,7 @@ def decode(container: InputContainer, stream: VideoStream | AudioStream, path: P
         except av.FFmpegError as error:
             damage = damage or error
             continue
-        draining = not packet.size  # at the end come frames that the decoder held back, from before any damage
+        draining = not packet.size  # the last frames are those that the decoder held back, from before any damage
         for frame in frames:
             if damage and started and not draining:
                 raise _truncated(path, f"is damaged at {float(end):.2f} s: {_reason(damage)}") from damage
@@ -129,7 +129,7 @@ def decode(container: InputContainer, stream: VideoStream | AudioStream, path: P
 
 
 def frame_duration(frame: Any, stream: VideoStream | AudioStream) -> Fraction:
-    """Seconds one decoded frame lasts: by its samples, its own duration, or the stream's rate; at worst 1/25."""
+    """Seconds that a decoded frame lasts: by its samples, its duration, or the stream's rate; else 1/25."""
     if isinstance(frame, av.AudioFrame):
         return Fraction(frame.samples, frame.sample_rate)
     if frame.duration and frame.time_base:
@@ -139,7 +139,7 @@ def frame_duration(frame: Any, stream: VideoStream | AudioStream) -> Fraction:
 
 
 def stream_duration(container: InputContainer, stream: VideoStream | AudioStream) -> Fraction | None:
-    """Seconds the stream lasts as far as FFmpeg can tell without decoding it; None when it cannot."""
+    """Duration of the stream in seconds, as FFmpeg knows it without decoding; None if unknown."""
     if stream.duration and stream.time_base:
         return stream.duration * stream.time_base
     tag = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)\s*", stream.metadata.get("DURATION", ""))
@@ -150,7 +150,7 @@ def stream_duration(container: InputContainer, stream: VideoStream | AudioStream
 
 
 def _promised_end(container: InputContainer, stream: VideoStream | AudioStream, path: Path) -> Fraction | None:
-    """Time, in seconds on the file's clock, at which the header says that the stream ends; None if it does not."""
+    """End of the stream according to the header, in seconds on the file's clock; None if not stated."""
     if container.format.name == "wav":
         return _wav_end(path)
     if not container.format.name.startswith(_LENGTH_IN_HEADER):
@@ -167,7 +167,7 @@ def _promised_end(container: InputContainer, stream: VideoStream | AudioStream, 
 
 
 def _wav_end(path: Path) -> Fraction | None:
-    """The length by the size of a WAV file's data chunk, which FFmpeg silently clips to the size of the file."""
+    """Duration by the stated size of a WAV file's data chunk, which FFmpeg silently clips to the size of the file."""
     bytes_per_second = 0
     with path.open("rb") as file:
         if file.read(4) != b"RIFF":

@@ -15,7 +15,7 @@ from .image import check_picture
 from .reader import VideoReader
 from .spool import FrameSpool
 
-_SLACK = 25  # frames a header may be wrong by before the source must be decoded twice
+_SLACK = 25  # error in a header's number of frames above which the source is decoded twice
 
 
 def ping_pong(i: int, n: int) -> int:
@@ -34,17 +34,17 @@ def first_reused(n: int, length: int | None) -> int:
 
 
 class FrameLoop:
-    """Iterator over (source_index, frame) that turns around at either end of the source.
+    """Iterator over (source_index, frame) that reverses at both ends of the source.
 
-    `frame` is uint8 [H, W, 3], a new array; `source_index` is its place in the source, so that results for a frame
-    can be kept and used again when it comes back. Memory does not grow with length: frames that will come back are
-    written to a temporary file when they are first decoded, and the file is gone on close, on garbage collection and
-    with the process. With `length`, a video that is long enough writes none, a shorter one only what it plays again.
+    `frame` is uint8 [H, W, 3], a new array; `source_index` is its index in the source, so that results for a frame can
+    be cached. Memory use does not depend on the length: frames that will be repeated are written to a temporary file
+    when they are first decoded. It is deleted on close, on garbage collection and at the end of the process. With
+    `length`, a video that is long enough writes none, a shorter one only the frames that it repeats.
 
     Args:
         source: a `VideoReader`, another iterable of frames, or frames in memory (a sequence, or an array [n, H, W, 3]).
         length: number of frames to yield; None for no end.
-        max_bytes: without a `length`, the source is turned round where its frames take as much on disk.
+        max_bytes: without `length`, playback reverses where the frames on disk reach this size.
         spool_dir: folder of the temporary file; the system's by default.
 
     Raises:
@@ -82,7 +82,7 @@ class FrameLoop:
 
     @property
     def count(self) -> int | None:
-        """Number of frames in the source; None until its end was reached."""
+        """Number of frames in the source; None until its end is reached."""
         return self._count
 
     def __iter__(self) -> FrameLoop:
@@ -108,7 +108,7 @@ class FrameLoop:
         return index, frame
 
     def comes_back(self, index: int) -> bool:
-        """Whether source frame `index`, which was just given, may be given again."""
+        """Whether source frame `index`, which was just yielded, may be yielded again."""
         return self.length is None or self._in_memory or index >= self._first_kept
 
     def _is_full(self) -> bool:
@@ -147,8 +147,7 @@ class FrameLoop:
         return self._spool.read(index - self._first_kept)
 
     def _recover(self, count: int) -> None:
-        """Decode the source once more if it proved shorter than its header said, so that frames now needed are not
-        in the file."""
+        """Decode the source again if it was shorter than its header said, so that needed frames were not written."""
         needed = first_reused(count, self.length)
         if needed >= self._first_kept:
             return

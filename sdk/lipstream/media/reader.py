@@ -37,13 +37,13 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video file says about itself.
+    """Properties of a video file.
 
     Attributes:
         width, height: pixels, after the rotation that the file asks for.
         fps: frames per second of the source on average; None if unknown.
-        duration: seconds by the header; None if it does not say.
-        start_time: seconds on the file's clock of its first frame (which `VideoReader` shows at 0).
+        duration: seconds according to the header; None if not stated.
+        start_time: time stamp of the first frame, in seconds (`VideoReader` shows it at 0).
         sample_aspect_ratio: width of a pixel over its height, after rotation.
         colour: matrix, primaries, transfer and range of the source.
     """
@@ -58,28 +58,28 @@ class VideoInfo:
 
     @property
     def frames(self) -> int | None:
-        """Number of frames at 25 per second to be expected from `duration`; None if that is unknown."""
+        """Expected number of frames at 25 per second, from `duration`; None if that is unknown."""
         return None if self.duration is None else max(1, math.floor(self.duration * FPS + 0.5))
 
 
 class VideoReader:
     """Frames of a video or image file as uint8 [H, W, 3] R'G'B', 0..255, at exactly 25 per second.
 
-    Iteration opens the file afresh, so a reader can be iterated any number of times; it holds no file in between, and
-    about one decoded frame in memory during it. Every frame is a new array that the caller may write to.
+    Each iteration opens the file again, so a reader can be iterated any number of times. It holds no open file between
+    iterations, and about one decoded frame in memory. Every frame is a new array that the caller may write to.
 
     Output frame i shows the source frame current at i/25 s after the first one, by presentation time: sources of
     any rate, constant or variable, keep their speed. There are round(25 * duration) of them, at least one. Rotation
-    and mirroring asked for by the file are applied. A stream that changes size midway is scaled to its first size.
+    and mirroring stated in the file are applied. A stream that changes size midway is scaled to its first size.
 
     Args:
         path: a regular file.
-        retimed: False gives the frames as they are stored, whatever their times: of another rate, another speed.
+        retimed: False yields the stored frames without resampling: a video of another rate changes its speed.
 
     Raises:
         MediaOpenError: missing, a directory, unreadable, not media, or larger than `MAX_PIXELS`.
-        NoVideoError: no video stream (cover art is none), or not one frame in it.
-        MediaTruncatedError: the file breaks, or ends before its header says; also raised during iteration.
+        NoVideoError: no video stream (cover art does not count), or one without frames.
+        MediaTruncatedError: the file is damaged, or ends before its header says; also raised during iteration.
     """
 
     def __init__(self, path: PathLike, *, retimed: bool = True) -> None:
@@ -90,7 +90,7 @@ class VideoReader:
             stream = _pick(container, self.path)
             first = next(decode(container, stream, self.path), None)
             if first is None:
-                raise NoVideoError(f"{self.path}: not one frame in its video stream")
+                raise NoVideoError(f"{self.path}: its video stream has no frames")
             duration = stream_duration(container, stream)
             self._matrix = _display_matrix(first)
             turned = abs(self._matrix[1]) > abs(self._matrix[0])
@@ -117,7 +117,7 @@ class VideoReader:
                 yield _upright(to_rgb(frame, reformatter, self._size), self._matrix)
 
     def damaged(self, index: int) -> bool:
-        """Whether the file is damaged at frame `index`, so far as iteration has come."""
+        """Whether the file is damaged at frame `index`, which must have been iterated."""
         return index in self._damaged
 
 
@@ -129,8 +129,8 @@ def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> It
         fps: items per second wanted.
 
     Yields:
-        for i = 0 .. max(1, round(fps * end)) - 1 the last item that starts at or before i / fps, where `end` is that of
-        the last item. An output item is yielded as soon as it is certain that it exists.
+        for i = 0 .. max(1, round(fps * end)) - 1 the last item that starts at or before i / fps; `end` is the end of
+        the last item. An output item is yielded as soon as it is certain to exist.
     """
     recent: deque[tuple[Fraction, _T]] = deque()
     index = 0
@@ -153,7 +153,7 @@ def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> It
 
 
 def _pick(container: InputContainer, path: Path) -> VideoStream:
-    """The stream a player would show: not cover art, marked default, the largest."""
+    """The stream that a player would show: no cover art; the default one, then the largest."""
     candidates = [s for s in container.streams.video if not s.disposition & _PICTURE]
     if not candidates:
         what = "only cover art" if container.streams.video else "no video stream"
@@ -178,8 +178,8 @@ def _timed(
 ) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
     """Decoded frames with start, from 0 and never decreasing, and duration in seconds.
 
-    A missing time stamp continues from the frame before. So does a clock that was reset: by a step back of more than
-    a frame, or forward by more than `_MAX_GAP` where the format allows resets.
+    A frame without time stamp, or after a reset of the clock, follows the previous one. A reset is a step back of more
+    than a frame, or forward by more than `_MAX_GAP` if the format allows resets.
     """
     resets = bool(container.format.flags & _TS_DISCONT)
     offset: Fraction | None = None
@@ -200,9 +200,9 @@ def _timed(
 
 
 def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of x' = a x + c y, y' = b x + d y in 16.16 fixed point; the identity where the file has none.
+    """(a, b, c, d) of x' = a x + c y, y' = b x + d y in 16.16 fixed point; the identity if the file has none.
 
-    To be asked of one frame only: PyAV ties a frame whose side data was read into a cycle, which keeps it in memory.
+    Call it for one frame only: PyAV puts a frame whose side data is read into a reference cycle, which keeps it alive.
     """
     side_data = frame.side_data.get("DISPLAYMATRIX")
     if side_data is None:

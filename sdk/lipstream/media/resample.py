@@ -1,4 +1,4 @@
-"""Sample rate conversion of a live stream, the same to the bit however the stream is cut into pushes."""
+"""Sample rate conversion of a live stream, bit-identical for every split of the stream into pushes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class StreamResampler:
 
     libswresample rounds differently with the size of its input, so the input is regrouped into blocks of 20 ms first:
     equal streams give bit-identical output for every split. The filter's delay is compensated (output sample j is the
-    signal at j / target seconds) and the rate ratio is exact, so that nothing drifts. n input samples give
+    signal at j / target seconds) and the rate ratio is exact, without drift. n input samples give
     floor(n * target / rate + 1/2) output samples in total, the last ones with `flush`.
 
     Args:
@@ -27,7 +27,7 @@ class StreamResampler:
         mono: mix the channels to their mean and return [m]; else keep them and return [m, channels].
 
     Raises:
-        AudioFormatError: a rate out of range; from `push`, samples `to_float` refuses or a changed channel count.
+        AudioFormatError: a rate out of range; from `push`, samples that `to_float` rejects or a changed channel count.
     """
 
     _swr: av.AudioResampler
@@ -42,26 +42,24 @@ class StreamResampler:
         self._reset()
 
     def push(self, pcm: ArrayLike) -> NDArray[np.float32]:
-        """Output that has become certain: float32 [m] (mono) or [m, channels]; may be empty.
+        """Append input and return the output that is final: float32 [m] (mono) or [m, channels]; may be empty.
 
         Args:
             pcm: int16 or float32 [n] or [n, channels], n >= 0, as `to_float` takes it.
         """
         samples = to_float(pcm)
         if self._channels not in (None, samples.shape[1]):
-            raise AudioFormatError(
-                f"{samples.shape[1]} audio channels", expected=f"{self._channels} as in the pushes before"
-            )
+            raise AudioFormatError(f"{samples.shape[1]} audio channels", expected=f"{self._channels}, as pushed before")
         self._channels = samples.shape[1]
         self._received += len(samples)
         return self._convert(samples.mean(axis=1, keepdims=True) if self.mono else samples)
 
     def flush(self) -> NDArray[np.float32]:
-        """The rest of the output, as if silence followed. The resampler is then as new, ready for another stream."""
+        """Return the rest of the output, as if silence followed, and reset for another stream."""
         total = (2 * self._received * self.target + self.rate) // (2 * self.rate)
         missing = total - self._returned
         width = 1 if self.mono else self._channels or 1
-        # The block that is being filled must be completed for the silence to get through.
+        # Complete the current block, so that the silence is processed.
         silence = np.zeros((int(self.rate * _TAIL_SECONDS) + self._block, width), np.float32)
         tail = self._convert(silence)[:missing] if missing else self._shaped([], width)
         self._reset()

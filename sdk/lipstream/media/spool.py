@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from ..errors import OutputError
 
-_KEEP_FREE = 256 << 20  # bytes; a disk filled to the brim breaks more than this program
+_KEEP_FREE = 256 << 20  # bytes; a full disk breaks other programs, too
 _CHECK_EVERY = 64  # frames
 
 
 class FrameSpool:
     """A temporary file of uint8 frames of one shape. Plain reads and writes keep one frame in memory at a time.
 
-    The file has no name (on Windows: is deleted on close), so it is gone with the object or the process. Reading is
-    safe from several threads.
+    The file has no name (on Windows: is deleted on close), so it disappears with the object or the process. Reading is
+    thread-safe.
 
     Args:
-        folder: where to put it; the system's folder for temporary files by default.
+        folder: of the file; the system's folder for temporary files by default.
 
     Raises:
         OutputError: the folder cannot be written to, or the disk fills up (from `append`).
@@ -38,7 +38,7 @@ class FrameSpool:
             self._file = tempfile.TemporaryFile(prefix="lipstream-", dir=self.folder, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise OutputError(
-                f"no temporary file can be made in {self.folder}: {error.strerror}",
+                f"no temporary file can be created in {self.folder}: {error.strerror}",
                 expected="a writable folder for the decoded frames of a looped source",
             ) from error
 
@@ -46,7 +46,7 @@ class FrameSpool:
         return self._frames
 
     def append(self, frame: NDArray[np.uint8]) -> None:
-        """Add one frame, uint8, of the shape of the first."""
+        """Append one frame, uint8, of the same shape as the first."""
         self._shape = self._shape or frame.shape
         if frame.shape != self._shape:
             raise ValueError(f"frame of shape {frame.shape} in a spool of {self._shape}")
@@ -62,7 +62,7 @@ class FrameSpool:
         self._frames += 1
 
     def read(self, index: int) -> NDArray[np.uint8]:
-        """A new array with frame `index`, 0 <= index < len."""
+        """Read frame `index`, 0 <= index < len, into a new array."""
         if not 0 <= index < self._frames:
             raise IndexError(f"frame {index} of {self._frames}")
         frame = np.empty(self._shape, np.uint8)
@@ -87,6 +87,6 @@ class FrameSpool:
     def _full(self, why: str) -> OutputError:
         return OutputError(
             f"frames cannot be kept in {self.folder}: {why}",
-            expected="room for the decoded frames of a looped source (6 MB each at 1080p)",
+            expected="space for the decoded frames of a looped source (6 MB each at 1080p)",
             fix="loop a shorter video, or choose another folder (spool_dir, or the environment variable TMPDIR)",
         )

@@ -1,4 +1,4 @@
-"""How many threads decoding, encoding and OpenCV may use: one number for the process."""
+"""Number of threads for decoding, encoding and OpenCV, in the whole process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _limit = 0
 
 
 def limit_threads(threads: int) -> None:
-    """At most `threads` for each file that is read or written from now on, and for OpenCV; 0 for their own choice.
+    """Limit the threads of OpenCV, and of each file opened from now on; 0 lets the libraries choose.
 
-    Applies to the whole process: OpenCV knows no other way.
+    Applies to the whole process, because OpenCV has no other setting.
     """
     global _limit
     _limit = threads
@@ -19,5 +19,5 @@ def limit_threads(threads: int) -> None:
 
 
 def codec_threads() -> int:
-    """For `thread_count` of a codec: 0 lets FFmpeg choose."""
+    """Value for a codec's `thread_count`; 0 lets FFmpeg choose."""
     return _limit

@@ -1,4 +1,4 @@
-"""Video files: H.264 and AAC (or lossless), complete or not there at all."""
+"""Writes video files, H.264 and AAC or lossless, completely or not at all."""
 
 from __future__ import annotations
 
@@ -37,23 +37,22 @@ MAX_SIDE = 16384
 class VideoWriter:
     """Writes frames and audio to one file: .mp4 .m4v .mov .mkv with H.264 (yuv420p) and AAC, index at the front.
 
-    Times come from counting frames and samples. The audio track is made as long as the video: silence is added at its
-    end, or what is left over cut (logged as a warning from one frame's length on). Matroska cannot say that the last
-    AAC frame is partly padding: an .mkv may play up to 1024 samples of silence more. Audio ahead of the video waits
-    in memory, so write both in step.
+    Time stamps come from counting frames and samples. The audio track gets the length of the video: silence is added
+    at its end, or the excess is cut (logged as a warning from one frame's length on). Matroska cannot mark the last
+    AAC frame as partly padding: an .mkv may play up to 1024 samples of silence more. Audio ahead of the video is
+    buffered in memory, so write both in step.
 
-    Everything goes to a hidden file in the same folder, which takes the final name when `close` succeeds. After any
-    error, `abort`, or leaving a ``with`` block by an exception, nothing is left behind, and an older file of that
-    name is as it was.
+    The file is written under a hidden name in the same folder and renamed when `close` succeeds. After an error,
+    `abort`, or an exception in a ``with`` block, no partial file is left, and an older file of that name is unchanged.
 
-    yuv420p needs even sizes: to an odd one a column at the right or a row at the bottom is added that repeats the
-    last; `stored_size` has the result. Audio at a rate that AAC lacks is resampled to the next higher one it has.
+    yuv420p needs even sizes: an odd width or height is padded by repeating the last column or row; `stored_size` is
+    the result. Audio at a rate that AAC lacks is resampled to the next higher one it has.
 
     Args:
         path: the file to write; its suffix chooses the format.
         width, height: of the frames, pixels.
         rate: frames per second.
-        audio_rate: Hz of the audio to come; None for a file without audio.
+        audio_rate: Hz of the audio; None for a file without audio.
         audio_channels: 1..8.
         crf: quality of x264, 0 (best) .. 51.
         preset: speed of x264, "ultrafast" .. "veryslow".
@@ -62,9 +61,9 @@ class VideoWriter:
         lossless: FFV1 in R'G'B' and float PCM, .mkv only: what is read back equals what was written bit for bit.
 
     Raises:
-        OutputError: unknown suffix, no such folder, folder not writable, disk full, or no frame until `close`.
-        ConfigError: an argument or a frame of another kind than stated here.
-        AudioFormatError: an audio argument, or samples `to_float` refuses.
+        OutputError: unknown suffix, no such folder, folder not writable, disk full, or no frame before `close`.
+        ConfigError: an argument or a frame is not as stated here.
+        AudioFormatError: an audio argument is not valid, or `to_float` rejects the samples.
     """
 
     def __init__(
@@ -132,19 +131,19 @@ class VideoWriter:
         """Append audio, int16 or float32 [n] or [n, channels], at the rate and with the channels given at the start."""
         self._check_open()
         if self._audio is None:
-            raise ConfigError("audio for a file opened without", fix="give audio_rate to VideoWriter")
+            raise ConfigError("audio for a file that was opened without audio", fix="give audio_rate to VideoWriter")
         checked = self._audio.checked(samples)
         with self._guarded("cannot write"):
             self._audio.push(checked)
             self._audio.encode_until(self._frames / self.rate)
 
     def close(self) -> None:
-        """Finish the file and give it its name. May be called again."""
+        """Finish the file and rename it to `path`. May be called again."""
         if not self._remove.alive:
             return
         if not self._frames:
             self.abort()
-            raise OutputError(f"{self.path}: not one frame was written", expected="at least one frame")
+            raise OutputError(f"{self.path}: no frame was written", expected="at least one frame")
         with self._guarded("cannot finish"):
             if self._audio:
                 self._audio.finish(self._frames / self.rate)
@@ -155,10 +154,10 @@ class VideoWriter:
             self._partial.release()
 
     def abort(self) -> None:
-        """Give up: remove what was written so far. May be called again, and does nothing after `close`."""
+        """Remove what was written so far. May be called again, and does nothing after `close`."""
         if not self._remove.alive:
             return
-        # The muxer may want to write once more, to a disk that is full; the file goes either way.
+        # The muxer may write once more, to a disk that is full; the file is removed in any case.
         with contextlib.suppress(av.FFmpegError, OSError):
             self._container.close()
         self._remove()
@@ -185,7 +184,7 @@ class VideoWriter:
         if not lossless and max(self.width, self.height) > MAX_SIDE:
             raise ConfigError(
                 f"{self.width}x{self.height} pixels",
-                expected=f"sides of at most {MAX_SIDE}, as H.264 has",
+                expected=f"sides of at most {MAX_SIDE}, the limit of H.264",
                 fix="scale it",
             )
         if not isinstance(crf, int) or not 0 <= crf <= 51:
@@ -210,7 +209,7 @@ class VideoWriter:
 
     @contextlib.contextmanager
     def _guarded(self, what: str, kind: type[ConfigError | OutputError] = OutputError) -> Iterator[None]:
-        """Remove the partial file on any exception, and turn FFmpeg's into one of ours."""
+        """Remove the partial file on any exception, and convert FFmpeg's errors."""
         try:
             yield
         except (av.FFmpegError, OSError) as error:
@@ -224,7 +223,7 @@ class VideoWriter:
 
 
 def ensure_distinct(path: PathLike, *inputs: PathLike) -> None:
-    """Raise OutputError if `path` is one of the `inputs`, under whatever name: it would be lost before it is read."""
+    """Raise OutputError if `path` is one of the `inputs`, under any name: it would be overwritten."""
     for source in inputs:
         try:
             same = Path(path).resolve() == Path(source).resolve()
@@ -236,7 +235,7 @@ def ensure_distinct(path: PathLike, *inputs: PathLike) -> None:
 
 
 def _reserve(path: Path) -> Partial:
-    """An empty hidden file next to `path`, which also proves that the folder can be written to."""
+    """Create an empty hidden file next to `path`, which also shows that the folder can be written to."""
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a directory", expected="the name of a file")

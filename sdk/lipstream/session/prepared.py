@@ -1,4 +1,4 @@
-"""A reference that was decoded, tracked and encoded once, and is played by any number of sessions."""
+"""A reference that is decoded, tracked and encoded once, and played by any number of sessions."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from ..media import FPS, FrameSpool, ping_pong
 from ..media.image import check_picture
 from .reference import LOOP_BYTES, Source, SourceFrame, no_face, open_source, require_face, stack_crops
 
-_FORGOTTEN = 3  # chunks after which no latent depends on how the stream began: the encoder looks back 30 frames
+_FORGOTTEN = 3  # chunks after which latents do not depend on the stream's start: the encoder looks back 30 frames
 
 
 class PreparedReference:
     """A reference decoded, tracked and encoded once, as an endless ping-pong; immutable, shared by any sessions.
 
-    It begins with the first frame that shows a face. The latents that are played for ever are taken from the second lap
-    or later, when the encoder has forgotten the beginning. Frames lie in a temporary file that is gone with the object;
-    memory holds their transforms and the latents of two laps.
+    It begins with the first frame that shows a face. The repeated latents are those of the second lap or later, which
+    do not depend on the stream's start. Frames are in a temporary file, deleted with the object; memory holds their
+    transforms and the latents of two laps.
 
     Args:
-        seconds: of the source, at most; as much of it as fits into `max_bytes` on disk.
+        seconds: at most so much of the source is used, and no more than fits into `max_bytes` on disk.
 
     Attributes:
         manifest: of the bundle that it was encoded with. face: how it was tracked. frames: number of source frames.
-        skipped: frames before the first face, left out.
+        skipped: number of frames before the first face, which are not used.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PreparedReference:
         self._crop_of = _last_seen(self._matrices)
         chunk, lead = geometry.video_frames, geometry.first_frames
         count = len(self._matrices)
-        # A lap must be whole chunks: turning round a few frames before the end makes it so.
+        # A lap must be whole chunks, so it reverses a few frames before the end.
         if count > chunk // 2:
             count -= (count - 1) % (chunk // 2)
         self.frames = count
@@ -106,7 +106,7 @@ class PreparedReference:
         return PreparedPlayback(self)
 
     def latents(self, first: int) -> Array | None:
-        """Latents of the chunk that starts at frame `first` of the loop; None where no chunk of the loop starts."""
+        """Latents of the chunk that starts at frame `first` of the loop; None if no chunk of the loop starts there."""
         chunk, lead = self._geometry.video_frames, self._geometry.first_frames
         number, odd = (0, 0) if first == 0 else divmod(first - lead + chunk, chunk)
         if odd or (first and first < lead):
@@ -117,9 +117,9 @@ class PreparedReference:
 
 
 class PreparedPlayback:
-    """One session's way through a `PreparedReference`; see `Reference`.
+    """Playback of a `PreparedReference` in one session; see `Reference`.
 
-    A chunk that does not start where one of the loop does, as after a `flush` in the middle of one, is encoded anew.
+    A chunk that is not aligned with the chunks of the loop, as after a `flush` within a chunk, is encoded again.
     """
 
     def __init__(self, prepared: PreparedReference) -> None:
@@ -132,11 +132,11 @@ class PreparedPlayback:
         return self._prepared.latents(first)
 
     def close(self) -> None:
-        """Nothing to release: the prepared reference outlives its sessions."""
+        """Do nothing: the prepared reference outlives its sessions."""
 
 
 def _last_seen(matrices: Sequence[object]) -> list[int]:
-    """For each frame the last one up to it that has a matrix; the first has one."""
+    """For each frame the index of the last frame up to it that has a matrix; the first frame has one."""
     seen, last = [], 0
     for index, matrix in enumerate(matrices):
         last = index if matrix is not None else last

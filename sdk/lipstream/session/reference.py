@@ -1,6 +1,7 @@
-"""The reference: the video whose lips are re-spoken, turned chunk by chunk into frames, aligned crops and latents.
+"""The reference: the video to be lip-synced, converted chunk by chunk to frames, aligned crops and latents.
 
-A live reference, here, is decoded, tracked and encoded during the session; a prepared one (`prepared.py`) in advance.
+The live reference of this module is decoded, tracked and encoded during the session; a prepared one (`prepared.py`) in
+advance.
 """
 
 from __future__ import annotations
@@ -26,18 +27,18 @@ Source = str | os.PathLike[str] | Sequence[Image] | Image
 """A video file, or frames: a sequence of uint8 [H, W, 3] RGB, or one array [n, H, W, 3], at 25 a second."""
 
 LOOP_BYTES = 2 << 30
-"""Disk that the frames of one looped reference may take by default: 14 s of 1080p, 31 s of 720p."""
+"""Default limit in bytes of temporary disk for the frames of a looped reference: 14 s of 1080p, 31 s of 720p."""
 
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """One frame to be re-spoken.
+    """One frame to be lip-synced.
 
     Attributes:
         image: uint8 [H, W, 3] RGB.
-        crop: uint8 [S, S, 3], the aligned face; the last one seen where there is none.
-        matrix: float64 [2, 3], frame pixels -> alignment canvas; None where the frame is to be shown untouched.
-        damaged: the file is damaged here, and its decoder has patched the picture up.
+        crop: uint8 [S, S, 3], the aligned face; if the frame has none, the last one before it.
+        matrix: float64 [2, 3], frame pixels -> alignment canvas; None if the frame is to be shown unchanged.
+        damaged: the file is damaged here, and the decoder has concealed the error.
     """
 
     image: Image
@@ -47,33 +48,33 @@ class SourceFrame:
 
 
 class Reference(Protocol):
-    """Frames of one session by their place in its picture, 0, 1, 2, ... without end, and their latents."""
+    """Frames of one session by index, 0, 1, 2, ... without end, and their latents."""
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
-        """Frames ``[first, first + count)``. `first` never lies more than four chunks before the last frame given."""
+        """Frames ``[first, first + count)``; `first` is at most four chunks before the last frame returned."""
 
     def latents(self, first: int) -> Array | None:
         """Latents [2, C, c, h, w] of a chunk whose frames start at `first`, as they are and with the mouth masked.
 
-        None where they are not known: the chunk's crops are to be encoded.
+        None if they are not known: then the chunk's crops must be encoded.
         """
 
     def close(self) -> None: ...
 
 
-_KEPT = 3  # chunks that can be asked for again: one that is started, one that is queued, one that was not shown
+_KEPT = 3  # chunks that may be requested again: one started, one queued, one not shown
 
 
 class LiveReference:
-    """Decodes, tracks and encodes as it goes. Memory does not grow with the length.
+    """Decodes, tracks and encodes during the session. Memory use does not depend on the length.
 
     Args:
         source: see `Source`.
-        length: frames that will be asked for, None if unknown. What need not be shown again is not kept; without a
-            length, a longer source is played back and forth up to where its frames take `loop_bytes` on disk.
+        length: number of frames that will be requested, None if unknown. Frames that are shown only once are not
+            stored. Without `length`, playback reverses where the frames on disk reach `loop_bytes`.
 
     Raises:
-        FaceNotFoundError: no face in the first half minute.
+        FaceNotFoundError: no face in the first 30 seconds.
         ConfigError, MediaOpenError, NoVideoError, MediaTruncatedError: of the source.
     """
 
@@ -94,12 +95,12 @@ class LiveReference:
         self._pipeline = pipeline
         self._matrices: dict[int, NDArray[np.float64] | None] = {}
         self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        kept = _KEPT if length else _KEPT + 1  # a live session may be played with another chunk ahead
+        kept = _KEPT if length else _KEPT + 1  # in a live session another chunk may be prefetched
         self._recent: deque[SourceFrame] = deque(maxlen=kept * geometry.video_frames)
         self._given = 0
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
-        """See `Reference`; beyond the length the reference was opened for, the last frame again."""
+        """See `Reference`; beyond `length` the last frame is repeated."""
         while self._given < first + count:
             self._recent.append(self._next())
             self._given += 1
@@ -107,7 +108,7 @@ class LiveReference:
         return [self._recent[i - oldest] for i in range(first, first + count)]
 
     def latents(self, first: int) -> None:
-        """None: nothing is known before it is encoded."""
+        """None: latents are not known in advance."""
 
     def close(self) -> None:
         self._loop.close()
@@ -131,9 +132,9 @@ class LiveReference:
 
 
 def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
-    """Crops of a chunk, as the video encoder takes them: float32 [n, 3, H, W] in [0, 1].
+    """Crops of a chunk as input of the video encoder: float32 [n, 3, H, W] in [0, 1].
 
-    The stream's first chunk has fewer: its first frame stands for `temporal`.
+    The stream's first chunk has fewer: its first frame is repeated `temporal` times.
     """
     missing = geometry.video_frames - len(crops)
     frames = np.stack([crops[0]] * missing + crops).transpose(0, 3, 1, 2)
@@ -141,7 +142,7 @@ def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
 
 
 def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequence[Image] | Image:
-    """Frames to iterate, any number of times. Raises ConfigError for what is neither a path nor frames."""
+    """Return frames that can be iterated any number of times. Raises ConfigError for neither a path nor frames."""
     if isinstance(source, str | os.PathLike):
         return VideoReader(Path(source), retimed=retimed)
     if isinstance(source, np.ndarray):
@@ -155,22 +156,22 @@ def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequen
 
 
 def require_face(frames: Iterable[Image], face: FaceOptions, *, every: int = 10, limit: int = 750) -> Tracker:
-    """Look at every tenth of the first `limit` frames until one shows a face.
+    """Search every tenth of the first `limit` frames until one shows a face.
 
     Returns:
-        a tracker for the video, which remembers nothing of that; loading another takes 20 ms.
+        A tracker in its initial state, for the video; it is returned because loading another takes 20 ms.
 
     Raises:
-        FaceNotFoundError: none does.
+        FaceNotFoundError: none of them shows a face.
     """
-    # A tracker confirms by its landmarks what the detector alone might only believe.
+    # With a tracker, because its landmarks confirm what the detector finds.
     tracker = face.tracker()
     asked, tracker.policy = tracker.policy, "bypass"
     for index, frame in enumerate(frames):
         if index >= limit:
             break
         if index % every == 0:
-            tracker.reset()  # each look is as thorough as the first
+            tracker.reset()  # each search is as thorough as the first
             if tracker.track(frame):
                 tracker.reset()
                 tracker.policy = asked

@@ -1,4 +1,4 @@
-"""The sound of one segment: what was pushed, the same at the model's rate, and which video frames it suffices for.
+"""The sound of one segment: as pushed, at the model's rate, and the video frames that it allows.
 
 Everything is counted in samples, never in wall-clock time, so picture and sound cannot drift apart.
 """
@@ -21,11 +21,11 @@ Samples = NDArray[np.float32]
 class SegmentAudio:
     """Audio of one segment of a session, pushed in any pieces.
 
-    Frame f of the segment covers the pushed samples ``[f * rate // 25, (f + 1) * rate // 25)``. Whatever lies before
-    the frames still to come is forgotten.
+    Frame f of the segment covers the pushed samples ``[f * rate // 25, (f + 1) * rate // 25)``. Samples before
+    the frames not yet generated are dropped.
 
     Attributes:
-        rate: of the pushed audio, Hz. ended: no more will come.
+        rate: of the pushed audio, Hz. ended: no more audio will follow.
     """
 
     def __init__(self, geometry: AudioGeometry, rate: int) -> None:
@@ -34,7 +34,7 @@ class SegmentAudio:
         self.ended = False
         self._resampler = StreamResampler(self.rate, geometry.sample_rate)
         self._pushed = _Timeline()
-        self._heard = _Timeline()
+        self._resampled = _Timeline()
 
     def push(self, pcm: ArrayLike, rate: int) -> int:
         """Append samples; returns how many. Raises AudioFormatError, also for another rate than at first."""
@@ -45,51 +45,51 @@ class SegmentAudio:
                 fix="flush() before changing the rate",
             )
         samples = to_float(pcm)
-        heard = self._resampler.push(samples)
+        resampled = self._resampler.push(samples)
         self._pushed.append(samples)
-        self._heard.append(heard)
+        self._resampled.append(resampled)
         return len(samples)
 
     def end(self) -> None:
         if not self.ended:
-            self._heard.append(self._resampler.flush())
+            self._resampled.append(self._resampler.flush())
             self.ended = True
 
     @property
     def frames(self) -> int:
-        """Video frames of the audio pushed so far: the whole ones, and once it has ended a last one for what is left.
+        """Number of video frames in the audio pushed so far: the complete ones and, once ended, a last incomplete one.
 
-        What the last one lacks is silence, so that no sample is lost.
+        The last one is filled up with silence, so that no sample is lost.
         """
         beyond = self.rate - 1 if self.ended else 0
         return (self._pushed.end * FPS + beyond) // self.rate
 
     def ready(self, frames: int) -> bool:
-        """Whether the segment's first `frames` frames can be generated: their sound and its look-ahead are here."""
-        return self.ended or self._heard.end >= frames * self._geometry.samples_per_frame + self._geometry.lookahead
+        """Whether the segment's first `frames` frames can be generated: their sound and its look-ahead were pushed."""
+        return self.ended or self._resampled.end >= frames * self._geometry.samples_per_frame + self._geometry.lookahead
 
     def window(self, first: int, frames: int) -> Samples:
-        """What the audio encoder hears for `frames` frames from `first` on (may be negative): its context included.
+        """Input of the audio encoder for `frames` frames from `first` on (may be negative), context included.
 
         Float32 [lookback + frames * samples_per_frame + lookahead]; silence where there is no sound.
         """
         g = self._geometry
         start = first * g.samples_per_frame - g.lookback
-        return self._heard.read(start, (first + frames) * g.samples_per_frame + g.lookahead)[:, 0]
+        return self._resampled.read(start, (first + frames) * g.samples_per_frame + g.lookahead)[:, 0]
 
     def of_frame(self, frame: int) -> Samples:
         """The pushed samples [n, channels] that belong to one video frame."""
         return self._pushed.read(frame * self.rate // FPS, (frame + 1) * self.rate // FPS)
 
     def forget(self, frame: int) -> None:
-        """Drop what only frames before `frame` need."""
+        """Drop samples that only frames before `frame` need."""
         g = self._geometry
         self._pushed.forget(frame * self.rate // FPS)
-        self._heard.forget(frame * g.samples_per_frame - g.lookback)
+        self._resampled.forget(frame * g.samples_per_frame - g.lookback)
 
 
 class _Timeline:
-    """Samples by absolute position; a queue of pieces, of which the oldest can be forgotten. Silence outside."""
+    """Samples by absolute position, in pieces, of which the oldest can be dropped. Outside there is silence."""
 
     def __init__(self) -> None:
         self._pieces: deque[Samples] = deque()

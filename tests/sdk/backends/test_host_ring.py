@@ -1,4 +1,4 @@
-"""The ring of the SDK against the ring of the models, which is written in torch and knows nothing of it."""
+"""The ring of the SDK against the independent ring of the models, in PyTorch."""
 
 from __future__ import annotations
 

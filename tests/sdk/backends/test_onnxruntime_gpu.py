@@ -1,6 +1,6 @@
 """The GPU path of the ONNX Runtime backend, on a device that is the CPU: the same bits as the CPU path.
 
-What a GPU would do differently is not tested here: its memory, and its kernels, of which the CPU's stand in.
+The memory and the kernels of a GPU are not tested here; the CPU's are used instead.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def test_a_stream_with_states_on_the_device_gives_the_same_bits() -> None:
         plain, bound = (getattr(stream, call)(*arguments) for stream in streams)
         np.testing.assert_array_equal(plain, bound)
 
-    for chunk in range(6):  # the window fills, takes the sink in, and wraps
+    for chunk in range(6):  # the window fills, includes the sink, and wraps
         same("encode_audio", 0.1 * normal(a.lookback + g.video_frames * a.samples_per_frame + a.lookahead))
         same("encode_video", rng.random((g.video_frames, 3, *g.crop_size), np.float32))
         for stream in streams:
@@ -76,7 +76,7 @@ def test_a_stream_with_states_on_the_device_gives_the_same_bits() -> None:
 
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendError, match="no provider is called 'rocm'"):
+    with pytest.raises(BackendError, match="no provider is named 'rocm'"):
         LipSyncEngine.load("tiny", provider="rocm")
     with pytest.raises(BackendError, match="has no option provider"):
         LipSyncEngine.load("tiny", backend="torch", provider="cuda")
@@ -113,7 +113,7 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 
 
 @pytest.mark.parametrize("status", [0, 100])
-def test_the_driver_is_asked_for_its_gpus(status: int, tmp_path: Path) -> None:
+def test_the_gpus_are_queried_from_the_driver(status: int, tmp_path: Path) -> None:
     """Against a library with the driver's functions, compiled from C with the types of its manual."""
     source, library = tmp_path / "driver.c", tmp_path / "libcuda.so.1"
     source.write_text(FAKE_DRIVER)

@@ -1,4 +1,4 @@
-"""Chunks on two lanes: the pictures of one lane, whatever is said to the session and whenever a lane is slow."""
+"""Chunks on two threads: the same pictures as on one, for any calls of the session and any timing."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SCRIPTS: dict[str, Script] = {"talk": talk, "whole": whole}
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    """Calls of the stream take a random while longer."""
+    """Delay the stream's calls at random."""
     rng = np.random.default_rng(seed)
     for name in ("denoise", "context", "decode", "encode_video"):
         call: Callable[..., Any] = getattr(OnnxRuntimeSteps, name)
@@ -94,7 +94,7 @@ def test_the_lanes_do_overlap(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("kept", ["video_encoder", "video_decoder"])
-def test_a_memory_that_is_not_taken_back_would_show(
+def test_a_memory_that_is_not_restored_changes_the_pictures(
     bundle: Bundle, expected: dict[str, Result], kept: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     retract = OnnxRuntimeSteps.retract
@@ -108,7 +108,7 @@ def test_a_memory_that_is_not_taken_back_would_show(
         run(bundle, talk).same(expected["talk"])
 
 
-def test_a_sink_that_is_kept_twice_would_show(
+def test_a_sink_that_is_kept_twice_changes_the_pictures(
     bundle: Bundle, expected: dict[str, Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin = OnnxRuntimeSteps.begin_chunk
@@ -152,7 +152,7 @@ def test_closing_leaves_no_thread(bundle: Bundle) -> None:
 
 
 def lanes(patience: float = 0) -> list[str]:
-    """Threads of lanes that there are, still after `patience` seconds."""
+    """Threads of the stream that still run after `patience` seconds."""
     names = ("lipstream-passes", "lipstream-decode")
     end = time.monotonic() + patience
     while (found := [t.name for t in threading.enumerate() if t.name.startswith(names)]) and time.monotonic() < end:

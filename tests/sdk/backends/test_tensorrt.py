@@ -1,7 +1,7 @@
-"""The TensorRT backend on a double of the device: the frames of the ONNX Runtime backend, whatever the device does.
+"""The TensorRT backend on a double of the device: same frames as the ONNX Runtime backend, for any order of execution.
 
-The double (tests/doubles) runs what is queued as late as it may and in a random order that is allowed, and notes what
-is used by two at once. Planted faults show that it would notice. What only a GPU shows is in benchmarks/TO_MEASURE.md.
+The double (tests/doubles) runs queued work as late as allowed and in a random valid order, and records conflicting
+accesses. Planted faults show that it detects them. What needs a real GPU is in benchmarks/TO_MEASURE.md.
 """
 
 from __future__ import annotations
@@ -291,7 +291,7 @@ def test_a_planted_fault_is_noticed(
     pytest.fail("nothing showed")
 
 
-def test_what_a_chunk_costs_in_steady_state(plans: dict[str, Bundle]) -> None:
+def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle]) -> None:
     """One wait, no allocation, and no copies but those of frames, crops, sound and tables."""
     g = plans["native"].manifest.geometry
     for ring in ("native", "function"):
@@ -338,7 +338,7 @@ def test_two_sessions_in_turn_do_not_touch_each_other(
         result(b, [pair[1] for pair in pairs]).same(other)
 
 
-def test_sessions_in_threads_of_their_own(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+def test_sessions_in_separate_threads(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
     device = Device(4)
     with doubles.gpu(device) as backends:
         backend = backends.TensorRTBackend(plans["function"])
@@ -360,7 +360,7 @@ def test_a_closed_session_leaves_its_memory_to_the_next(plans: dict[str, Bundle]
             backend = backends.TensorRTBackend(plans["function"])
             with session(backend.open_stream(), plans["function"]) as opened:
                 opened.push_audio(noise(80 * FRAME, seed=9), RATE)
-                for _, _frame in zip(range(30), opened, strict=False):  # a chunk is under way when it closes
+                for _, _frame in zip(range(30), opened, strict=False):  # a chunk is running when it closes
                     pass
             used = device.used
             with session(backend.open_stream(), plans["function"]) as opened:
@@ -369,7 +369,7 @@ def test_a_closed_session_leaves_its_memory_to_the_next(plans: dict[str, Bundle]
         assert not device.hazards
 
 
-def test_nothing_is_left_when_the_engine_is_gone(plans: dict[str, Bundle]) -> None:
+def test_all_memory_is_freed_with_the_engine(plans: dict[str, Bundle]) -> None:
     device = Device(1)
     with doubles.gpu(device) as backends:
         backend = backends.TensorRTBackend(plans["function"])
@@ -389,7 +389,7 @@ def test_nothing_is_left_when_the_engine_is_gone(plans: dict[str, Bundle]) -> No
         assert not device.streams
 
 
-def test_memory_that_runs_out_leaves_the_others_running(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+def test_out_of_memory_does_not_end_other_streams(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
     device = Device(2)
     with doubles.gpu(device) as backends:
         backend = backends.TensorRTBackend(plans["function"])
@@ -416,13 +416,13 @@ def test_a_failing_device_is_named_and_ends_the_session(plans: dict[str, Bundle]
                 cuda_runtime.cudaError_t.cudaErrorIllegalAddress,
                 None,
             )
-            with pytest.raises(GpuError, match="cudaGraphLaunch gives cudaErrorIllegalAddress"):
+            with pytest.raises(GpuError, match="cudaGraphLaunch returned cudaErrorIllegalAddress"):
                 list(opened)
-        assert not backend._free  # nobody gets memory in which work may still be under way
+        assert not backend._free  # memory in which work may still be running is not reused
 
 
 def test_the_engine_speaks_through_the_backend(tmp_path: Path) -> None:
-    """The shipped bundle, a video and a voice: `LipSyncEngine.load(..., backend="tensorrt")` as a product calls it."""
+    """The shipped bundle, a video and a voice: `LipSyncEngine.load(..., backend="tensorrt")` as applications do."""
     video = Path(inspect.getfile(LipSyncEngine)).parent / "sample"
     source = next(path for path in sorted(video.iterdir()) if path.suffix in (".mp4", ".mkv", ".webm"))
     doubles.write_plans(Bundle.load("tiny"), "function", tmp_path / "plans")
@@ -472,19 +472,19 @@ def test_the_timeline_of_a_chunk(plans: dict[str, Bundle], tmp_path: Path) -> No
     assert overlap
 
 
-def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tmp_path: Path) -> None:
+def test_invalid_bundles_are_rejected(bundle: Bundle, plans: dict[str, Bundle], tmp_path: Path) -> None:
     with pytest.raises(BackendError, match=r"needs the module '(tensorrt|cuda)'") as error:
         load_backend("tensorrt", plans["native"])
     assert "lipstream[tensorrt]" in error.value.fix
     with doubles.gpu(Device()) as backends:
-        with pytest.raises(BackendError, match="holds ONNX graphs, no TensorRT plans") as error:
+        with pytest.raises(BackendError, match="holds ONNX graphs, not TensorRT plans") as error:
             load_backend("tensorrt", bundle)
         assert "lipstream build" in error.value.fix
-        with pytest.raises(BackendError, match="TensorRT plans, no ONNX graphs") as error:
+        with pytest.raises(BackendError, match="TensorRT plans, not ONNX graphs") as error:
             load_backend("onnxruntime", plans["native"])
         assert "tensorrt" in error.value.fix
         for change, message in (
-            ({"tensorrt": "11.1.0.1"}, r"built with TensorRT 11\.1\.0\.1, and here is TensorRT 11\.4"),
+            ({"tensorrt": "11.1.0.1"}, r"built with TensorRT 11\.1\.0\.1, this is TensorRT 11\.4"),
             ({"ring": "function"}, "does not write the ring where its recipe says"),
         ):
             copy = shutil.copytree(plans["native"].path, tmp_path / next(iter(change)))
@@ -495,7 +495,7 @@ def test_what_cannot_run_is_refused(bundle: Bundle, plans: dict[str, Bundle], tm
                 backends.TensorRTBackend(Bundle.load(copy))
 
 
-def test_the_turn_is_given_in_the_order_in_which_it_was_asked_for() -> None:
+def test_the_lock_is_granted_in_the_order_of_requests() -> None:
     with doubles.gpu(Device()) as backends:
         lock, order = backends.resources.FairLock(), []
 

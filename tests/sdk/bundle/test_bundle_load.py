@@ -1,4 +1,4 @@
-"""A bundle that is not whole is refused, each way with its own error; writing one is all or nothing."""
+"""Invalid bundles are rejected, each fault with its own error; writing a bundle is atomic."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def copy(tiny: Path, tmp_path: Path) -> Path:
 
 
 def edit(bundle: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """Let `change` alter what the manifest of `bundle` says."""
+    """Apply `change` to the manifest of `bundle`."""
     data = json.loads((bundle / MANIFEST).read_text())
     change(data)
     (bundle / MANIFEST).write_text(json.dumps(data))
@@ -64,7 +64,7 @@ def flip(path: Path, position: int) -> None:
     path.write_bytes(data)
 
 
-def test_what_is_shipped_is_whole_and_says_what_it_is(tiny: Path) -> None:
+def test_the_shipped_bundle_is_complete(tiny: Path) -> None:
     bundle = Bundle.load(tiny)
     assert {*FILES} == {*bundle.manifest.files}
     assert bundle.manifest.geometry.crop_size == (64, 64)
@@ -96,13 +96,13 @@ def test_a_missing_and_a_shortened_file(copy: Path, name: str) -> None:
         Bundle.load(copy, verify=False)
 
 
-def test_damage_that_nobody_looked_for_is_still_a_typed_error(copy: Path) -> None:
+def test_damage_without_verification_is_a_typed_error(copy: Path) -> None:
     (copy / "constants.safetensors").write_bytes(b"\xff" * (copy / "constants.safetensors").stat().st_size)
     with pytest.raises(BundleCorruptError, match="constants"):
         LipSyncEngine.load(copy, verify=False)
 
 
-def test_a_graph_that_is_none(copy: Path) -> None:
+def test_an_invalid_graph(copy: Path) -> None:
     (copy / "denoiser.onnx").write_bytes(b"\xff" * (copy / "denoiser.onnx").stat().st_size)
     with pytest.raises(BundleCorruptError, match="denoiser"):
         LipSyncEngine.load(copy, verify=False)
@@ -126,7 +126,7 @@ def test_another_schema(copy: Path, schema: Any, fix: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"schema": 2}', "[" * 100_000, "\x00\xff"])
-def test_a_manifest_that_is_none(copy: Path, text: str) -> None:
+def test_an_invalid_manifest(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleCorruptError, match=r"manifest\.json"):
         Bundle.load(copy)
@@ -167,7 +167,7 @@ def test_any_change_to_the_manifest_loads_or_is_refused(tiny: Path, tmp_path: Pa
         assert all(isinstance(t, float) for t in parsed.t_list)
 
 
-def test_what_lies_beside_the_listed_files(copy: Path) -> None:
+def test_unlisted_files(copy: Path) -> None:
     (copy / "README.md").write_text("a model card")
     (copy / ".gitattributes").write_text("*.bin filter=lfs")
     Bundle.load(copy)
@@ -176,7 +176,7 @@ def test_what_lies_beside_the_listed_files(copy: Path) -> None:
         Bundle.load(copy)
 
 
-def test_weights_that_the_manifest_leaves_out(copy: Path) -> None:
+def test_weights_that_the_manifest_does_not_list(copy: Path) -> None:
     edit(copy, lambda data: data["files"].pop("weights.bin"))
     with pytest.raises(BundleCorruptError, match=r"weights\.bin"):
         Bundle.load(copy)
@@ -190,7 +190,7 @@ def test_weights_that_the_manifest_leaves_out(copy: Path) -> None:
 )
 def test_a_name_that_leaves_the_folder(copy: Path, name: str) -> None:
     edit(copy, lambda data: data["files"].update({name: {"bytes": 0, "sha256": ""}}))
-    with pytest.raises(BundleCorruptError, match="not a plain one"):
+    with pytest.raises(BundleCorruptError, match="not a plain file name"):
         Bundle.load(copy)
 
 
@@ -230,7 +230,7 @@ def test_sizes_that_the_graphs_or_constants_do_not_have(copy: Path, change: Any,
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_bundle_changed_anywhere_runs_or_is_refused(tiny: Path, data: st.DataObject) -> None:
-    """Real bundles, bytes of one file changed, the manifest made to agree: nothing but typed errors, nothing hangs."""
+    """Bytes of one file changed, with matching hashes in the manifest: only typed errors, and no hang."""
     name = data.draw(st.sampled_from([name for name in FILES if name != "weights.bin"]))
     with TemporaryDirectory() as folder:
         copy = Path(folder) / "copy"
@@ -252,7 +252,7 @@ def test_a_bundle_changed_anywhere_runs_or_is_refused(tiny: Path, data: st.DataO
             LipSyncEngine.load(copy, threads=1)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_bundle(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no bundle")
     for source in (tmp_path, tmp_path / "none", tmp_path / "file", "", "huge", "../tiny"):
         with pytest.raises(BundleNotFoundError, match="no bundle at"):
@@ -315,7 +315,7 @@ class TestReplacing:
         assert not errors
         assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
-    def test_what_a_killed_writer_left_is_swept(self, tiny: Path, tmp_path: Path) -> None:
+    def test_folders_of_a_killed_writer_are_removed(self, tiny: Path, tmp_path: Path) -> None:
         code = (
             "import os, signal; from lipstream.bundle import *; "
             f"m = Bundle.load({str(tiny)!r}).manifest\n"
@@ -344,7 +344,7 @@ class TestWriting:
         assert [path.name for path in (tmp_path / "new").iterdir()] == ["bundle"]
 
     @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-    def test_an_error_leaves_what_was_there(self, copy: Path, tiny: Path, error: type[BaseException]) -> None:
+    def test_an_error_keeps_the_old_bundle(self, copy: Path, tiny: Path, error: type[BaseException]) -> None:
         def fail(folder: Path) -> None:
             (folder / "weights.bin").write_bytes(b"half")
             raise error
@@ -355,9 +355,7 @@ class TestWriting:
         assert [path.name for path in copy.parent.iterdir()] == ["copy"]
 
     @pytest.mark.parametrize("manifest", ['{"name": "my web app"}', '{"schema": 1}', "{", ""])
-    def test_a_folder_with_somebody_elses_manifest_is_not_a_bundle(
-        self, tiny: Path, tmp_path: Path, manifest: str
-    ) -> None:
+    def test_a_folder_with_another_manifest_is_not_a_bundle(self, tiny: Path, tmp_path: Path, manifest: str) -> None:
         app = tmp_path / "app"
         app.mkdir()
         (app / MANIFEST).write_text(manifest)
@@ -366,13 +364,13 @@ class TestWriting:
             pytest.fail("nothing is to be written there")
         assert sorted(path.name for path in app.iterdir()) == ["index.html", MANIFEST]
 
-    def test_a_bundle_with_something_beside_it_is_kept(self, copy: Path, tiny: Path) -> None:
+    def test_a_bundle_with_other_files_is_not_replaced(self, copy: Path, tiny: Path) -> None:
         (copy / "notes.txt").write_text("precious")
         with pytest.raises(OutputError, match=r"notes\.txt"), writing(copy, self.manifest(tiny)):
             pytest.fail("nothing is to be written there")
         assert (copy / "notes.txt").exists()
 
-    def test_places_that_cannot_be(self, tiny: Path, tmp_path: Path) -> None:
+    def test_invalid_output_paths(self, tiny: Path, tmp_path: Path) -> None:
         full = tmp_path / "full"
         full.mkdir()
         (full / "thesis.txt").write_text("precious")

@@ -30,7 +30,7 @@ def lipstream(
 ) -> Callable[..., tuple[int, str, str]]:
     """The command in this process: arguments -> (exit status, standard output, standard error).
 
-    `run` gets the engine of the tests, unless it is told which bundle, backend or threads to take.
+    `run` uses the engine of the tests, unless a bundle, backend or number of threads is given.
     """
     load = LipSyncEngine.load
 
@@ -58,7 +58,7 @@ def frames_in(path: Path) -> int:
         return sum(1 for _ in container.decode(video=0))
 
 
-def test_run_writes_the_video_and_says_what_it_did(lipstream: Any, media: Path, tmp_path: Path) -> None:
+def test_run_writes_the_video_and_a_summary(lipstream: Any, media: Path, tmp_path: Path) -> None:
     out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
     status, said, bar = lipstream("run", media / "talk.mp4", media / "speech.wav", "-o", out, "--sheet", sheet)
     assert (status, frames_in(out)) == (0, 15)
@@ -110,7 +110,7 @@ BAD_RUNS: dict[str, tuple[list[str], type[errors.LipStreamError]]] = {
 
 
 @pytest.mark.parametrize("case", BAD_RUNS)
-def test_bad_input_has_its_own_error_and_leaves_nothing(lipstream: Any, media: Path, tmp_path: Path, case: str) -> None:
+def test_bad_input_has_its_own_error_and_leaves_no_file(lipstream: Any, media: Path, tmp_path: Path, case: str) -> None:
     args, error = BAD_RUNS[case]
     before = sorted(media.iterdir())
     args = [arg.format(media=media) for arg in args]
@@ -127,7 +127,7 @@ def test_bad_input_has_its_own_error_and_leaves_nothing(lipstream: Any, media: P
 @pytest.mark.parametrize(
     "place", ["{tmp}/none/out.mp4", "{tmp}/file/out.mp4", "/proc/out.mp4", "{tmp}/out.avi", "{tmp}/out", "{tmp}"]
 )
-def test_places_that_cannot_be_written(lipstream: Any, media: Path, tmp_path: Path, place: str) -> None:
+def test_outputs_that_cannot_be_written(lipstream: Any, media: Path, tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("precious")
     out = place.format(tmp=tmp_path)
     status, _, complaint = lipstream("run", media / "talk.mp4", media / "speech.wav", "-o", out)
@@ -181,11 +181,11 @@ def test_bad_bundles(lipstream: Any, tiny: Path, media: Path, tmp_path: Path, ca
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_every_error_has_a_code_and_a_status_of_its_own() -> None:
+def test_every_error_has_a_distinct_code_and_status() -> None:
     kinds = errors.LipStreamError.__subclasses__()
     codes, statuses = [kind.code for kind in kinds], [kind.exit_code for kind in kinds]
     assert len({*codes}) == len({*statuses}) == len(kinds)
-    assert not {0, 1, 2, 130} & {*statuses}  # success, a bug of ours, a wrong command line, Ctrl-C
+    assert not {0, 1, 2, 130} & {*statuses}  # success, an internal error, a wrong command line, Ctrl-C
     assert max(statuses) < 126
 
 
@@ -199,7 +199,7 @@ def test_inspect(lipstream: Any, tiny: Path) -> None:
     assert json.loads(said) == manifest | {"path": str(tiny)}
 
 
-def test_export_of_what_is_no_checkpoint(lipstream: Any, tmp_path: Path) -> None:
+def test_export_of_an_invalid_checkpoint(lipstream: Any, tmp_path: Path) -> None:
     status, said, _ = lipstream("export", tmp_path, "-o", tmp_path / "bundle", "--json")
     assert status == json.loads(said)["error"]["exit_status"] == errors.CheckpointError.exit_code
     assert not any(tmp_path.iterdir())

@@ -166,7 +166,7 @@ def test_the_edge_is_soft_even_of_a_hard_mask_or_one_cut_off_by_the_crop(cut_off
         face_at(2, 0, 5000, -4000),
     ],
 )
-def test_a_face_that_is_nowhere_leaves_the_frame_alone(matrix: Array) -> None:
+def test_without_a_face_the_frame_is_unchanged(matrix: Array) -> None:
     frame = smooth_picture(60, 80)
     view, generated = np.zeros((32, 32, 3), np.uint8), np.ones((32, 32, 3), np.float32)
     result = Compositor(mouth_mask(32)).composite(frame, generated, view, matrix)
@@ -185,7 +185,7 @@ def test_a_mask_that_keeps_everything_keeps_everything() -> None:
 @pytest.mark.parametrize(
     "mask", [np.ones((4, 5)), np.ones(16), np.full((8, 8), 1.5), np.full((8, 8), np.nan), np.zeros((0, 0))]
 )
-def test_refuses_a_mask_that_is_none(mask: Array) -> None:
+def test_rejects_an_invalid_mask(mask: Array) -> None:
     with pytest.raises(ConfigError):
         Compositor(mask.astype(np.float32))
 

@@ -71,7 +71,7 @@ def test_the_canvas_does_not_depend_on_where_the_face_is(scale: float, degrees: 
     assert np.linalg.det(other[:, :2]) > 0
 
 
-def test_the_nose_bias_follows_with_a_memory_of_a_fifth() -> None:
+def test_the_nose_bias_is_low_passed() -> None:
     aligner, fresh = Aligner(), Aligner()
     first, second = FACE, FACE + np.array([(0, 0), (0, 0), (9, -4)])
     aligner.solve(first)
@@ -86,7 +86,7 @@ def test_the_nose_bias_follows_with_a_memory_of_a_fifth() -> None:
 
 
 @pytest.mark.parametrize("points", [np.zeros((3, 2)), np.full((3, 2), np.nan), np.zeros((4, 2))])
-def test_points_without_an_answer_are_refused(points: NDArray[np.float64]) -> None:
+def test_degenerate_points_are_rejected(points: NDArray[np.float64]) -> None:
     with pytest.raises(ConfigError):
         Aligner().solve(points)
 

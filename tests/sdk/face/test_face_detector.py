@@ -1,4 +1,4 @@
-"""Detector and landmarks on a real portrait, placed where we know it."""
+"""Detector and landmarks on a real portrait at known positions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_finds_faces_of_every_size(detector: FaceDetector, width: int, height: i
     assert np.linalg.norm(face.centre - (x, y)) < 20 * scale
 
 
-def test_looks_closely_where_it_is_told(detector: FaceDetector) -> None:
+def test_searches_the_given_squares(detector: FaceDetector) -> None:
     """A small face beside a large one is found only when pointed at."""
     frame = placed(similarity(6.0, 0, 1000, 1000), 3840, 2160)
     small = placed(similarity(0.4, 0, 3300, 300), 3840, 2160)
@@ -64,7 +64,7 @@ def test_finds_nothing_where_there_is_nothing(detector: FaceDetector, shape: tup
     "frame",
     [np.zeros((64, 64), np.uint8), np.zeros((64, 64, 4), np.uint8), np.zeros((64, 64, 3)), np.zeros((0, 9, 3), "u1")],
 )
-def test_refuses_what_is_no_frame(detector: FaceDetector, mesh: FaceMesh, frame: Picture) -> None:
+def test_rejects_invalid_frames(detector: FaceDetector, mesh: FaceMesh, frame: Picture) -> None:
     with pytest.raises(ConfigError):
         detector.detect(frame)
     with pytest.raises(ConfigError):

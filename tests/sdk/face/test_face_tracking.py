@@ -1,4 +1,4 @@
-"""The tracker on clips made of a portrait that moves, hides, and gives way to another scene."""
+"""The tracker on clips of a portrait that moves, is hidden, and ends with a scene cut."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def on_canvas(observation: FaceObservation, matrix: Points) -> Points:
 
 
 def states(tracker: FaceTracker, frames: list[Picture]) -> str:
-    """One letter a frame: F seen, h held, . none."""
+    """One letter per frame: F found, h held, . none."""
     found = (tracker.track(frame) for frame in frames)
     return "".join("." if o is None else "h" if o.held else "F" for o in found)
 
@@ -55,7 +55,7 @@ def test_follows_a_moving_turning_growing_face() -> None:
     assert np.ptp(spots, axis=0).max() < 25, "the face stays in its place on the canvas of 420 x 560"
 
 
-def test_smoothing_calms_a_still_face_and_does_not_lag_behind_a_moving_one() -> None:
+def test_smoothing_reduces_jitter_without_lag() -> None:
     def spots(smooth: bool, speed: float) -> Points:
         tracker, found = FaceTracker(smooth=smooth), []
         for i in range(30):
@@ -87,7 +87,7 @@ def test_hold_repeats_the_last_transform_for_a_while() -> None:
     assert (repeated.index, repeated.held) == (1, True)
 
 
-def test_reset_is_as_good_as_a_new_tracker() -> None:
+def test_a_reset_tracker_equals_a_new_one() -> None:
     tracker = FaceTracker("hold", max_hold=2)
     frames = [HIDDEN, SHOWN, patched(0), patched(1), patched(2)]
     first, state = states(tracker, frames), tracker.found
@@ -102,11 +102,11 @@ def test_reset_is_as_good_as_a_new_tracker() -> None:
     assert again.index == new.index == 0
 
 
-def test_bypass_passes_misses_on() -> None:
+def test_bypass_returns_none_without_a_face() -> None:
     assert states(FaceTracker("bypass"), [HIDDEN, SHOWN, patched(0), SHOWN]) == ".F.F"
 
 
-def test_raise_names_the_frame() -> None:
+def test_raise_reports_the_frame() -> None:
     tracker = FaceTracker("raise")
     tracker.track(SHOWN)
     tracker.track(SHOWN)
@@ -168,7 +168,7 @@ def test_loses_a_face_that_leaves_the_frame() -> None:
     "arguments",
     [{"policy": "skip"}, {"select": "smallest"}, {"select": (1.0,)}, {"select": (float("nan"), 0.0)}, {"max_hold": -1}],
 )
-def test_refuses_arguments_without_a_meaning(arguments: dict[str, object]) -> None:
+def test_rejects_invalid_arguments(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigError):
         FaceTracker(**arguments)  # type: ignore[arg-type]
 
@@ -211,7 +211,7 @@ def test_real_clip_shows_a_face_in_every_frame() -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(cutoff=st.floats(0.1, 10), speed=st.floats(0, 50), seed=st.integers(0, 99))
-def test_one_euro_filter_stays_within_what_it_has_seen(cutoff: float, speed: float, seed: int) -> None:
+def test_one_euro_filter_stays_within_its_input_range(cutoff: float, speed: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     smooth = OneEuroFilter(cutoff=cutoff)
     samples = np.arange(30)[:, None, None] * speed / 25 + rng.normal(0, 1, (30, 3, 2))

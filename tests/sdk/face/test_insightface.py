@@ -1,7 +1,7 @@
-"""Faces by InsightFace's models, against a double of its library: what is asked of it, and what is made of its answer.
+"""Faces by InsightFace's models, with a double of its library: the calls to it, and the use of its results.
 
-The double has the names of insightface 2.1's `FaceAnalysis` that are used. The real library ran on networks made for
-the purpose; its trained models may not be shipped.
+The double has the names of insightface 2.1's `FaceAnalysis` that are used. The real library was run with untrained
+networks; its trained models may not be shipped.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_which_face(library: Library, tmp_path: Path) -> None:
     assert places == [160.0, 175.0]
 
 
-def test_what_is_missing_is_said(
+def test_missing_parts_are_reported(
     library: Library, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigError, match="no folder of InsightFace's models"):

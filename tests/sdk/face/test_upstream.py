@@ -1,4 +1,4 @@
-"""The released system's crop and paste, against the same composed of PyTorch's operations, as the original does it."""
+"""The released system's crop and compositing, compared with the original's sequence of PyTorch operations."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def halved() -> NDArray[np.float64]:
     return MATRIX.astype(np.float16).astype(np.float64)
 
 
-def test_the_crop_goes_over_the_canvas_and_is_cut_off() -> None:
+def test_the_crop_is_resampled_from_the_canvas_and_truncated() -> None:
     picture = frame()
     canvas = warp(torch.from_numpy(picture).permute(2, 0, 1), halved(), 560, 420, 127.0)
-    # The last bits of a place may decide whether 99.99999 or 100 is cut off.
+    # The last bits of a position may decide whether 99.99999 or 100 is truncated.
     exact = (canvas + 1e-4).to(torch.uint8).permute(1, 2, 0).numpy()
     expected = cv2.resize(exact, (SIZE, SIZE), interpolation=cv2.INTER_LANCZOS4)
     found = crop(picture, MATRIX, SIZE)
@@ -79,7 +79,7 @@ def test_the_face_is_pasted_as_the_original_does() -> None:
     blurred = F.conv2d(F.conv2d(padded, weights[None, None, None]), weights[None, None, :, None])[0]
     source = torch.from_numpy(picture).permute(2, 0, 1)
     expected = (blurred * inside * pasted + (1 - blurred) * source).permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() <= 1.02  # cut off
+    assert np.abs(found - expected).max() <= 1.02  # truncated
     assert (found != picture).any(axis=2).mean() > 0.2  # the whole face, not the mouth alone
 
 
@@ -98,11 +98,11 @@ def test_frames_as_they_are_stored(tmp_path: Path) -> None:
     assert sum(1 for _ in VideoReader(path)) == 25
 
 
-def test_a_bundle_that_sees_less_than_the_canvas_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_bundle_that_crops_the_canvas_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out.mp4"
     arguments = ["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out), "--upstream"]
     assert main(arguments) == ConfigError.exit_code
-    assert "leave the option upstream out" in capsys.readouterr().err
+    assert "omit the option upstream" in capsys.readouterr().err
     assert not out.exists()
 
 

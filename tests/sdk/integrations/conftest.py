@@ -1,4 +1,4 @@
-"""The frameworks, each installed into a folder of its own: they bring their own versions of much."""
+"""The frameworks, each installed into a separate folder, because their dependencies conflict."""
 
 from __future__ import annotations
 

@@ -130,14 +130,14 @@ async def main() -> None:
         faces.append(asyncio.create_task(ours.speak_in(there, engine, face, agent=f"agent-{number}", sample_rate=RATE)))
         await until(lambda there=there: "lk.audio_stream" in there.streams)
         output = DataStreamAudioOutput(agent, destination_identity=f"face-{number}", sample_rate=RATE)
-        heard: list[dict[str, Any]] = []
+        events: list[dict[str, Any]] = []
         output.on(
             "playback_finished",
-            lambda e, heard=heard: heard.append({"position": e.playback_position, "interrupted": e.interrupted}),
+            lambda e, events=events: events.append({"position": e.playback_position, "interrupted": e.interrupted}),
         )
         agents.append(there)
         outputs.append(output)
-        finished.append(heard)
+        finished.append(events)
     await asyncio.gather(say(outputs[0], 4.0), say(outputs[1], 3.0))
     await asyncio.sleep(1.5)
     outputs[0].clear_buffer()

@@ -29,7 +29,7 @@ def tone(seconds: float) -> list[rtc.AudioFrame]:
 
 
 class Seen(LipSyncVideo):
-    """Writes down what the runner is given."""
+    """Records what the runner receives."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -1,4 +1,4 @@
-"""The adapters inside the real frameworks, in processes of their own."""
+"""The adapters inside the real frameworks, in separate processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clips made with PyAV alone, whose frames carry their own number as a bar code that survives any codec."""
+"""Clips written with PyAV only, whose frames show their number as a bar code that survives any codec."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def test_another_size_of_the_result(tmp_path: Path) -> None:
     assert read(tmp_path / "sheet.png").shape[1] == 1600
 
 
-def test_a_place_that_cannot_be(tmp_path: Path) -> None:
+def test_an_invalid_path(tmp_path: Path) -> None:
     video = write_video(tmp_path / "a.mkv", flat(2), voice(0.08), lossless=True)
     for place in (tmp_path / "none" / "sheet.png", tmp_path, Path("/proc/sheet.png")):
         with pytest.raises(OutputError):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 
 def chirp(count: int, rate: int, channels: int = 1) -> NDArray[np.float32]:
-    """A sweep below 3 kHz, another in every channel: its shape has one place only where it fits itself."""
+    """A sweep below 3 kHz, a different one in each channel, so that its autocorrelation has a single peak."""
     t = np.arange(count) / rate
     return np.stack([0.4 * np.sin(2 * np.pi * (200 + 150 * c + 700 * t) * t) for c in range(channels)], 1).astype("f4")
 
@@ -44,7 +44,7 @@ def lag(a: NDArray[np.float32], b: NDArray[np.float32]) -> int:
         ("a.mp3", "libmp3lame", 44_100, 0.05),
     ],
 )
-def test_length_and_place_are_exact(tmp_path: Path, name: str, codec: str, rate: int, error: float) -> None:
+def test_length_and_position_are_exact(tmp_path: Path, name: str, codec: str, rate: int, error: float) -> None:
     signal = chirp(rate + 321, rate, 2)
     path = write_sound(tmp_path / name, signal, rate, codec, "stereo")
     samples, got_rate = read_audio(path)
@@ -52,7 +52,7 @@ def test_length_and_place_are_exact(tmp_path: Path, name: str, codec: str, rate:
     assert samples.dtype == np.float32
     assert samples.shape == signal.shape
     assert all(lag(signal[:, c], samples[:, c]) == 0 for c in (0, 1))
-    inner = slice(rate // 10, -rate // 10)  # a lossy codec is not at its best at the edges
+    inner = slice(rate // 10, -rate // 10)  # a lossy codec is less accurate at the edges
     assert np.sqrt(np.mean((samples - signal)[inner] ** 2)) <= error
 
 
@@ -101,7 +101,7 @@ def test_no_audio(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.wav", "pcm_s16le"), ("a.wav", "pcm_f32le"), ("a.flac", "flac")])
-def test_a_cut_sound_is_an_error(tmp_path: Path, name: str, codec: str) -> None:
+def test_a_truncated_file_is_an_error(tmp_path: Path, name: str, codec: str) -> None:
     noise = np.random.default_rng(0).uniform(-0.5, 0.5, (96_000, 1)).astype(np.float32)
     blocks = iter(AudioReader(cut(write_sound(tmp_path / name, noise, 48_000, codec), 0.6)))
     next(blocks)
@@ -143,7 +143,7 @@ def test_to_float() -> None:
         (np.array([0, -12_000.0], np.float32), "32768"),
     ],
 )
-def test_to_float_refuses(pcm: NDArray[np.generic], says: str) -> None:
+def test_to_float_rejects_invalid_samples(pcm: NDArray[np.generic], says: str) -> None:
     with pytest.raises(AudioFormatError) as caught:
         to_float(pcm)
     assert says in str(caught.value)

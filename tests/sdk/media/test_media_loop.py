@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 
 def walked(n: int, steps: int) -> list[int]:
-    """Walk along 0..n-1, turning at the ends."""
+    """Indices 0..n-1 forwards and backwards."""
     place, direction, visited = 0, 1, []
     for _ in range(steps):
         visited.append(place)
@@ -31,7 +31,7 @@ def walked(n: int, steps: int) -> list[int]:
 
 
 @given(st.integers(1, 40), st.integers(0, 200))
-def test_ping_pong_is_a_walk_that_turns_at_the_ends(n: int, steps: int) -> None:
+def test_ping_pong_reverses_at_the_ends(n: int, steps: int) -> None:
     assert [ping_pong(i, n) for i in range(steps)] == walked(n, steps)
 
 
@@ -52,7 +52,7 @@ def open_files() -> int:
 
 @given(st.integers(1, 9), st.integers(0, 40), st.sampled_from(["generator", "list", "array"]))
 @settings(deadline=None)
-def test_every_kind_of_source_gives_the_same_walk(n: int, steps: int, kind: str) -> None:
+def test_every_kind_of_source_gives_the_same_sequence(n: int, steps: int, kind: str) -> None:
     frames = [stamped(k) for k in range(n)]
     source = {"generator": (f for f in frames), "list": frames, "array": np.stack(frames)}[kind]
     with FrameLoop(source) as loop:
@@ -86,14 +86,14 @@ class Overstated(VideoReader):
 
 
 @pytest.mark.parametrize("promised", [40, 400])
-def test_a_header_that_overstates_the_length_is_survived(tmp_path: Path, promised: int) -> None:
+def test_a_header_that_overstates_the_length(tmp_path: Path, promised: int) -> None:
     path = write_clip(tmp_path / "clip.mp4", [stamped(k) for k in range(30)])
     got = list(FrameLoop(Overstated(path, promised), 80))
     assert [i for i, _ in got] == [number_of(f) for _, f in got] == walked(30, 80)
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="counts open files through /proc")
-def test_the_temporary_file_goes_with_the_loop(tmp_path: Path) -> None:
+def test_the_temporary_file_is_deleted_with_the_loop(tmp_path: Path) -> None:
     def frames() -> Iterator[NDArray[np.uint8]]:
         yield from (stamped(k) for k in range(4))
 
@@ -116,14 +116,14 @@ def test_the_temporary_file_goes_with_the_loop(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_frames_in_memory_stay_the_callers(tmp_path: Path) -> None:
+def test_frames_in_memory_are_not_modified(tmp_path: Path) -> None:
     frames = [stamped(1)]
     _, frame = next(FrameLoop(frames))
     frame[:] = 0
     assert number_of(frames[0]) == 1
 
 
-def test_spool_returns_what_was_put_in() -> None:
+def test_spool_returns_the_appended_frames() -> None:
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 256, (7, 5, 3, 3), dtype=np.uint8)
     spool = FrameSpool()

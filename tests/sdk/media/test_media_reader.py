@@ -18,7 +18,7 @@ from media_clips import centres, cut, encoded, noise_frames, number_of, patches,
 
 
 def shown(starts: list[Fraction], end: Fraction) -> list[int]:
-    """Source frame current at each multiple of 1/25 s, straight from the definition."""
+    """Index of the source frame shown at each multiple of 1/25 s, by the definition."""
     count = max(1, int(end * 25 + Fraction(1, 2)))
     return [max(k for k, start in enumerate(starts) if start <= Fraction(i, 25)) for i in range(count)]
 
@@ -43,7 +43,7 @@ def test_variable_rate(tmp_path: Path, suffix: str) -> None:
     starts = [Fraction(0), *itertools.accumulate(steps)]
     path = write_clip(tmp_path / f"vfr{suffix}", [stamped(k) for k in range(41)], times=starts, clock=Fraction(1, 1000))
     numbers = [number_of(f) for f in VideoReader(path)]
-    longest = starts[-1] + Fraction(2, 5)  # how long the last frame lasts is the container's guess
+    longest = starts[-1] + Fraction(2, 5)  # the duration of the last frame is estimated by the container
     assert numbers == shown(starts, longest)[: len(numbers)]
     assert len(numbers) >= len(shown(starts, starts[-1]))
 
@@ -284,7 +284,7 @@ def test_no_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 @pytest.mark.parametrize("name", ["whole.mp4", "whole.mkv"])
-def test_a_cut_file_gives_its_frames_and_then_says_so(
+def test_a_truncated_file_yields_its_frames_and_then_raises(
     tmp_path: Path, name: str, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lipstream.media.threads._limit", threads)
@@ -298,7 +298,7 @@ def test_a_cut_file_gives_its_frames_and_then_says_so(
         list(frames)
 
 
-def test_a_file_cut_before_its_first_frame(tmp_path: Path) -> None:
+def test_a_file_truncated_before_its_first_frame(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "whole.mp4", noise_frames(50), options={"movflags": "+faststart"})
     header = path.read_bytes().index(b"mdat") + 8
     short = tmp_path / "header.mp4"
@@ -310,7 +310,7 @@ def test_a_file_cut_before_its_first_frame(tmp_path: Path) -> None:
         VideoReader(short)
 
 
-def test_damage_midway_is_an_error(tmp_path: Path) -> None:
+def test_damage_between_good_frames_is_an_error(tmp_path: Path) -> None:
     path = write_clip(tmp_path / "whole.mov", noise_frames(20), codec="png", pixels="rgb24")
     data = bytearray(path.read_bytes())
     middle = data.index(b"\x89PNG", len(data) // 2)
@@ -320,7 +320,7 @@ def test_damage_midway_is_an_error(tmp_path: Path) -> None:
         list(VideoReader(path))
 
 
-def test_sound_longer_than_the_picture_is_no_truncation(tmp_path: Path) -> None:
+def test_sound_longer_than_the_video_is_not_an_error(tmp_path: Path) -> None:
     for suffix in (".mp4", ".mkv"):
         path = write_clip(
             tmp_path / f"long{suffix}", [stamped(k) for k in range(25)], audio=np.zeros((48_000 * 4, 1), np.float32)

@@ -182,7 +182,7 @@ def test_lossless_is_bit_exact(tmp_path: Path, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_exception_leaves_nothing_new(tmp_path: Path, error: type[BaseException]) -> None:
+def test_an_exception_leaves_no_new_file(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "out.mp4"
     path.write_bytes(b"an older result")
     with pytest.raises(error), VideoWriter(path, 64, 48, audio_rate=16_000) as writer:  # noqa: PT012
@@ -193,7 +193,7 @@ def test_an_exception_leaves_nothing_new(tmp_path: Path, error: type[BaseExcepti
     assert path.read_bytes() == b"an older result"
 
 
-def test_abort_and_a_forgotten_writer_leave_nothing(tmp_path: Path) -> None:
+def test_abort_and_a_deleted_writer_leave_no_file(tmp_path: Path) -> None:
     writer = VideoWriter(tmp_path / "out.mp4", 64, 48)
     writer.write(BLACK)
     assert len(list(tmp_path.iterdir())) == 1
@@ -227,13 +227,13 @@ def umask() -> int:
     return mask
 
 
-def test_no_frame_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="not one frame"), VideoWriter(tmp_path / "out.mp4", 64, 48):
+def test_without_frames_there_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no frame"), VideoWriter(tmp_path / "out.mp4", 64, 48):
         pass
     assert list(tmp_path.iterdir()) == []
 
 
-def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+def test_paths_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
     for path, says in (
@@ -249,7 +249,7 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder.mp4"]
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that nobody can write to")
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a folder that no user can write to")
 def test_an_unwritable_folder() -> None:
     with pytest.raises(OutputError, match="cannot be written to"):
         VideoWriter("/proc/self/out.mp4", 64, 48)
@@ -268,7 +268,7 @@ def test_a_full_disk_is_an_output_error(tmp_path: Path, monkeypatch: pytest.Monk
     assert list(tmp_path.iterdir()) == []
 
 
-def test_options_that_cannot_work(tmp_path: Path) -> None:
+def test_invalid_options(tmp_path: Path) -> None:
     path = tmp_path / "out.mp4"
     for options in ({"crf": 52}, {"preset": "warp"}, {"lossless": True}, {"rate": 0}):
         with pytest.raises(ConfigError):

@@ -1,4 +1,4 @@
-"""A real server in a process of its own, and a client for it: a session as a program has it."""
+"""A real server in a separate process, and a client for it."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def run_server(folder: Path, *options: str) -> Iterator[Served]:
 
 
 @dataclass
-class Heard:
-    """What a client was sent. Attributes: pictures, sounds: (index, at, flags, payload). said: text messages."""
+class Received:
+    """What a client received. Attributes: pictures, sounds: (index, at, flags, payload). said: text messages."""
 
     pictures: list[tuple[int, int, int, bytes]] = field(default_factory=list)
     sounds: list[tuple[int, int, int, bytes]] = field(default_factory=list)
@@ -106,17 +106,17 @@ class Heard:
 
 
 class Client:
-    """A session as a program has it."""
+    """A client's session over a WebSocket."""
 
     def __init__(self, socket: ClientConnection) -> None:
-        self.socket, self.heard = socket, Heard()
+        self.socket, self.received = socket, Received()
 
     @classmethod
     async def open(cls, server: Served, **start: Any) -> Client:
         client = cls(await connect(server.address, max_size=None))
-        await client.until(lambda heard: "hello" in heard.types())
+        await client.until(lambda received: "hello" in received.types())
         await client.say("start", **start)
-        await client.until(lambda heard: "started" in heard.types() or "error" in heard.types())
+        await client.until(lambda received: "started" in received.types() or "error" in received.types())
         return client
 
     async def say(self, kind: str, **fields: Any) -> None:
@@ -125,18 +125,18 @@ class Client:
     async def speak(self, sound: Any) -> None:
         await self.socket.send((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
 
-    async def until(self, enough: Callable[[Heard], bool], seconds: float = 30) -> Heard:
+    async def until(self, enough: Callable[[Received], bool], seconds: float = 30) -> Received:
         async with asyncio.timeout(seconds):
-            while not enough(self.heard):
-                self.heard.add(await self.socket.recv())
-        return self.heard
+            while not enough(self.received):
+                self.received.add(await self.socket.recv())
+        return self.received
 
     async def close(self) -> None:
         await self.socket.close()
 
 
 def tone(seconds: float) -> Any:
-    """A voice, nearly: a tone whose loudness comes and goes."""
+    """A substitute for a voice: a tone whose loudness rises and falls."""
     t = np.arange(int(seconds * RATE)) / RATE
     return 0.4 * np.sin(2 * np.pi * 200 * t) * (0.6 + 0.4 * np.sin(2 * np.pi * 3 * t))
 
@@ -159,18 +159,18 @@ def loudness(samples: Any) -> float:
 
 def lead(pictures: list[tuple[float, float]], sounds: list[tuple[float, float]], step: float = 0.01) -> float:
     """Seconds by which pictures are ahead of sound: where (time, `chin`) goes best with (time, `loudness`)."""
-    (seen_at, seen), (heard_at, heard) = (np.array(x).T for x in (pictures, sounds))
-    times = np.arange(max(seen_at[0], heard_at[0]) + 0.5, min(seen_at[-1], heard_at[-1]) - 0.5, step)
+    (seen_at, seen), (sound_at, sound) = (np.array(x).T for x in (pictures, sounds))
+    times = np.arange(max(seen_at[0], sound_at[0]) + 0.5, min(seen_at[-1], sound_at[-1]) - 0.5, step)
     leads = np.arange(-0.4, 0.4, step)
     mouth = np.interp(times, seen_at, seen)
-    scores = [np.corrcoef(mouth, np.interp(times + late, heard_at, heard))[0, 1] for late in leads]
+    scores = [np.corrcoef(mouth, np.interp(times + late, sound_at, sound))[0, 1] for late in leads]
     assert max(scores) > 0.6, f"the mouth does not follow the sound: {max(scores):.2f}"
     return float(leads[int(np.argmax(scores))])
 
 
 @cache
 def lead_of_the_student() -> float:
-    """`lead` of frames as the engine makes them: the mouth opens a little before it is heard."""
+    """`lead` of frames from the engine: the mouth opens slightly before its sound."""
     engine = LipSyncEngine.load("tiny")
     references = References(engine)
     references.load_bundled()

@@ -18,5 +18,5 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 @pytest.fixture(scope="session")
 def start_server(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """A server with options of its own, as a context manager."""
+    """A server with the given options, as a context manager."""
     return lambda *options: run_server(tmp_path_factory.mktemp("server"), *options)

@@ -1,4 +1,4 @@
-"""What a server stands: ten thousand messages of every kind, and two minutes in step."""
+"""Stress tests of the server: ten thousand messages of every kind, and two minutes of synchronised media."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MESSAGES = 10_000
 
 
 def any_message(rng: random.Random) -> str | bytes:
-    """Now and then a right one; else something close to one, or nothing like it."""
+    """A random message: sometimes valid, else a mutation of a valid one, or random data."""
     kind = rng.choice(["start", "flush", "interrupt", "close", "begin", "", None, 7])
     fields: dict[str, Any] = {"type": kind}
     if kind == "start":
@@ -50,7 +50,7 @@ def any_message(rng: random.Random) -> str | bytes:
 
 
 async def nuisance(server: Served, rng: random.Random, messages: int) -> int:
-    """One connection that says anything, and reads what it is told; how many messages it got rid of."""
+    """One connection that sends random messages and reads the answers; returns the number of messages sent."""
     said = 0
     try:
         async with connect(server.address, max_size=None) as socket:
@@ -109,7 +109,7 @@ def test_ten_thousand_messages_of_any_kind_break_nothing(served: Served) -> None
     async def still_works() -> None:
         client = await Client.open(served)
         await client.speak(bursts(0, RATE, RATE))
-        await client.until(lambda heard: len(heard.pictures) >= 30)
+        await client.until(lambda received: len(received.pictures) >= 30)
         await client.close()
 
     asyncio.run(still_works())
@@ -130,15 +130,15 @@ def test_sound_and_pictures_are_in_step_for_two_minutes(start_server: Callable[.
             if pushed * RATE <= len(sounds) * RATE // 25 + 2 * RATE:
                 await client.speak(bursts(pushed * RATE, RATE, RATE))
                 pushed += 1
-            heard = client.heard
-            heard.add(await asyncio.wait_for(client.socket.recv(), 10))
+            received = client.received
+            received.add(await asyncio.wait_for(client.socket.recv(), 10))
             now = time.monotonic()
-            for _, at, _, data in heard.pictures:
+            for _, at, _, data in received.pictures:
                 image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
                 pictures.append((now, at / RATE, chin(image)))
-            sounds.extend((now, at / RATE, loudness(np.frombuffer(data, "<i2"))) for _, at, _, data in heard.sounds)
-            heard.pictures.clear()
-            heard.sounds.clear()
+            sounds.extend((now, at / RATE, loudness(np.frombuffer(data, "<i2"))) for _, at, _, data in received.sounds)
+            received.pictures.clear()
+            received.sounds.clear()
         await client.close()
 
     with start_server("--max-sessions", "1") as server:

@@ -17,7 +17,7 @@ from lipstream.server.protocol import Close, Flush, Interrupt, Start, pack, pars
 from lipstream.server.settings import Settings
 
 
-def test_messages_are_what_they_say() -> None:
+def test_messages_are_parsed() -> None:
     start = parse('{"type": "start", "sample_rate": 48000, "channels": 2, "video": "h264", "idle": "reference"}')
     assert start == Start(type="start", sample_rate=48000, channels=2, video="h264", idle="reference")
     assert parse('{"type": "flush"}') == Flush(type="flush")
@@ -45,7 +45,7 @@ def test_messages_are_what_they_say() -> None:
         "[" * 100_000,
     ],
 )
-def test_other_messages_are_refused_in_words(text: str) -> None:
+def test_invalid_messages_are_rejected_with_a_reason(text: str) -> None:
     with pytest.raises(ProtocolError) as raised:
         parse(text)
     assert raised.value.found
@@ -87,7 +87,7 @@ def test_what_is_packed_is_unpacked(kind: int, flags: int, segment: int, index: 
 @pytest.mark.parametrize("kind", ["jpeg", "h264"])
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
 def test_pictures_come_back(kind: str, size: tuple[int, int]) -> None:
-    """Decoded by a decoder that knows nothing of the encoder."""
+    """Decoded by an independent decoder."""
     height, width = size
     y, x = np.mgrid[:height, :width]
     images = [np.stack([x * 2, y * 2, x + y + i], -1).astype(np.uint8) for i in range(4)]
@@ -105,7 +105,7 @@ def test_pictures_come_back(kind: str, size: tuple[int, int]) -> None:
         assert np.abs(found - image[: found.shape[0], : found.shape[1]]).mean() < 8
 
 
-def test_who_may_come_in() -> None:
+def test_authentication() -> None:
     with pytest.raises(ConfigError, match="token"):
         Settings(host="0.0.0.0")
     Settings(host="0.0.0.0", token="s")

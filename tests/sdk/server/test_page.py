@@ -1,4 +1,4 @@
-"""The page in a real browser: Debian's headless Chromium, driven by its own protocol, with a WAV for a microphone."""
+"""The page in a real browser: Debian's headless Chromium, driven by DevTools, with a WAV as microphone."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_closing_the_page_leaves_no_session(served: Served) -> None:
         async with browser(f"http://127.0.0.1:{served.port}/") as tab:
             await tab.run("document.querySelector('#microphone').click()")
             await tab.until("lipstream.shown >= 10")
-            # Whoever does not see finds everything by name and by key.
+            # Accessibility: all controls have names and can be used with the keyboard.
             unnamed = "[...document.querySelectorAll('button, input, canvas')].filter(e => !e.hidden && "
             unnamed += "!(e.textContent.trim() || e.ariaLabel || e.labels?.length)).length"
             assert await tab.run(unnamed) == 0

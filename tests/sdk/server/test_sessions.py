@@ -27,25 +27,25 @@ ACTIVE = "lipstream_sessions_active"
 def test_a_session_speaks_and_idles(served: Served) -> None:
     async def talk() -> None:
         client = await Client.open(served)
-        heard = await client.until(lambda h: len(h.pictures) >= 10)
-        assert heard.said[0]["notice"]
-        assert all(flags & IDLE for *_, flags, _ in heard.pictures)
+        received = await client.until(lambda h: len(h.pictures) >= 10)
+        assert received.said[0]["notice"]
+        assert all(flags & IDLE for *_, flags, _ in received.pictures)
         sound = tone(2.0)
         await client.speak(sound)
         await client.say("flush")
-        heard = await client.until(lambda h: "segment_end" in h.types() and len(h.pictures) > 80)
-        assert [index for index, *_ in heard.pictures] == list(range(len(heard.pictures)))
-        assert all(is_jpeg(data) for *_, data in heard.pictures)
-        speech = [sound for sound in heard.sounds if not sound[2] & IDLE]
+        received = await client.until(lambda h: "segment_end" in h.types() and len(h.pictures) > 80)
+        assert [index for index, *_ in received.pictures] == list(range(len(received.pictures)))
+        assert all(is_jpeg(data) for *_, data in received.pictures)
+        speech = [sound for sound in received.sounds if not sound[2] & IDLE]
         assert len(speech) == 50
         assert speech[-1][2] & LAST
         given = np.concatenate([np.frombuffer(data, "<i2") for *_, data in speech])
         assert np.abs(given - np.trunc(sound * 32767)).max() <= 1  # every sample, in order
         at = 0
-        for _, stamp, _, data in heard.sounds:  # one clock, by sample counts
+        for _, stamp, _, data in received.sounds:  # one clock, by sample counts
             assert stamp == at
             at += len(data) // 2
-        states = [message["state"] for message in heard.said if message["type"] == "state"]
+        states = [message["state"] for message in received.said if message["type"] == "state"]
         assert states[:2] == ["idle", "speaking"]
         assert states[-1] == "idle"
         await client.say("close")
@@ -63,14 +63,14 @@ def test_h264_stereo_at_another_rate(served: Served) -> None:
         import av
 
         client = await Client.open(served, video="h264", sample_rate=44_100, channels=2, idle="reference")
-        heard = await client.until(lambda h: len(h.pictures) >= 40)
+        received = await client.until(lambda h: len(h.pictures) >= 40)
         decoder = av.CodecContext.create("h264", "r")
         frames: list[Any] = []
-        for *_, data in heard.pictures:
+        for *_, data in received.pictures:
             frames += decoder.decode(av.Packet(data))  # type: ignore[attr-defined]
         assert len(frames) >= 39
-        assert (frames[0].width, frames[0].height) == (heard.said[1]["width"], heard.said[1]["height"])
-        assert {len(data) for *_, data in heard.sounds} <= {2 * 2 * 1764, 2 * 640}
+        assert (frames[0].width, frames[0].height) == (received.said[1]["width"], received.said[1]["height"])
+        assert {len(data) for *_, data in received.sounds} <= {2 * 2 * 1764, 2 * 640}
         await client.close()
 
     asyncio.run(talk())
@@ -81,15 +81,15 @@ def test_an_interrupt_empties_the_queue(served: Served) -> None:
         client = await Client.open(served)
         await client.speak(tone(8.0))
         await client.until(lambda h: any(not flags & IDLE for *_, flags, _ in h.pictures))
-        before = len(client.heard.sounds)
+        before = len(client.received.sounds)
         await client.say("interrupt")
-        heard = await client.until(lambda h: "interrupted" in h.types())
-        at = next(message["at"] for message in heard.said if message["type"] == "interrupted")
-        count = len(heard.sounds)
-        heard = await client.until(lambda h: len(h.sounds) >= count + 15)
-        assert all(flags & IDLE for *_, flags, _ in heard.sounds[count:])  # not one more word
+        received = await client.until(lambda h: "interrupted" in h.types())
+        at = next(message["at"] for message in received.said if message["type"] == "interrupted")
+        count = len(received.sounds)
+        received = await client.until(lambda h: len(h.sounds) >= count + 15)
+        assert all(flags & IDLE for *_, flags, _ in received.sounds[count:])  # no more speech
         assert count - before < 12
-        assert heard.sounds[count][1] == at  # the clock goes on where it stood
+        assert received.sounds[count][1] == at  # the clock continues
         await client.close()
 
     asyncio.run(talk())
@@ -106,7 +106,7 @@ def test_an_interrupt_empties_the_queue(served: Served) -> None:
         (b"\0" * 2 * RATE * 61, "backpressure"),
     ],
 )
-def test_a_wrong_message_is_answered_and_the_session_goes_on(served: Served, message: str | bytes, code: str) -> None:
+def test_an_invalid_message_does_not_end_the_session(served: Served, message: str | bytes, code: str) -> None:
     async def talk() -> None:
         client = await Client.open(served, sample_rate=4000 if code == "backpressure" else RATE)
         if code == "backpressure":  # more than a minute of sound at once
@@ -114,25 +114,25 @@ def test_a_wrong_message_is_answered_and_the_session_goes_on(served: Served, mes
                 await client.socket.send(b"\0" * 2 * 4000 * 20)
         else:
             await client.socket.send(message)
-        heard = await client.until(lambda h: "error" in h.types())
-        (error,) = [said for said in heard.said if said["type"] == "error"]
+        received = await client.until(lambda h: "error" in h.types())
+        (error,) = [said for said in received.said if said["type"] == "error"]
         assert error["code"] == code
         assert not error["fatal"]
-        count = len(heard.pictures)
+        count = len(received.pictures)
         await client.until(lambda h: len(h.pictures) > count + 5)
         await client.close()
 
     asyncio.run(talk())
 
 
-def test_before_the_start_nothing_else_counts(served: Served) -> None:
+def test_other_messages_before_start_are_rejected(served: Served) -> None:
     async def talk() -> None:
         async with connect(served.address) as socket:
             assert json.loads(await socket.recv())["type"] == "hello"
             for wrong in (b"\0\0", '{"type": "flush"}', "{"):
                 await socket.send(wrong)
                 assert json.loads(await socket.recv())["code"] == "protocol"
-            await socket.send('{"type": "start", "reference": "nobody"}')
+            await socket.send('{"type": "start", "reference": "unknown"}')
             answer = json.loads(await socket.recv())
             assert answer["code"] == "unknown_reference"
             assert answer["fatal"]
@@ -143,7 +143,7 @@ def test_before_the_start_nothing_else_counts(served: Served) -> None:
     served.wait_for(ACTIVE, 0)
 
 
-def test_one_more_than_fit_is_refused_and_the_others_go_on(served: Served) -> None:
+def test_one_session_too_many_is_refused_and_the_others_continue(served: Served) -> None:
     async def talk() -> None:
         clients = [await Client.open(served, idle="reference") for _ in range(3)]
         async with connect(served.address) as socket:
@@ -165,7 +165,7 @@ def test_one_more_than_fit_is_refused_and_the_others_go_on(served: Served) -> No
     assert served.metric('lipstream_sessions_rejected_total{reason="capacity"}') >= 1
 
 
-def test_one_that_does_not_read_and_one_that_vanishes_leave_the_others_alone(served: Served) -> None:
+def test_slow_and_vanished_clients_do_not_affect_others(served: Served) -> None:
     async def talk() -> None:
         good = await Client.open(served, idle="reference")
         deaf = await connect(served.address, max_size=None, max_queue=1)
@@ -173,10 +173,10 @@ def test_one_that_does_not_read_and_one_that_vanishes_leave_the_others_alone(ser
         gone = await Client.open(served, idle="reference")
         gone.socket.transport.abort()
         begun = time.monotonic()
-        count = len(good.heard.pictures)
-        heard = await good.until(lambda h: len(h.pictures) >= count + 100)
+        count = len(good.received.pictures)
+        received = await good.until(lambda h: len(h.pictures) >= count + 100)
         assert time.monotonic() - begun < 8  # four seconds of pictures
-        indices = [index for index, *_ in heard.pictures]
+        indices = [index for index, *_ in received.pictures]
         assert indices == list(range(len(indices)))
         await good.close()
         deaf.transport.abort()
@@ -200,8 +200,8 @@ def test_a_face_is_uploaded_and_spoken_through(served: Served, tmp_path: Path) -
 
     async def talk() -> None:
         client = await Client.open(served, reference=found["reference"])
-        heard = await client.until(lambda h: len(h.pictures) >= 15)
-        assert (heard.said[1]["width"], heard.said[1]["height"]) == (found["width"], found["height"])
+        received = await client.until(lambda h: len(h.pictures) >= 15)
+        assert (received.said[1]["width"], received.said[1]["height"]) == (found["width"], found["height"])
         await client.close()
 
     asyncio.run(talk())
@@ -215,7 +215,7 @@ def test_a_face_is_uploaded_and_spoken_through(served: Served, tmp_path: Path) -
     assert (answer.status, json.loads(answer.read())["code"]) == (413, "upload_too_large")
 
 
-def test_what_else_is_asked_of_it(served: Served) -> None:
+def test_other_endpoints(served: Served) -> None:
     assert json.loads(served.get("/v1/health/live")) == {"status": "live"}
     assert json.loads(served.get("/v1/version"))["bundle"] == "tiny"
     assert "LipStream" in served.get("/")
@@ -224,13 +224,13 @@ def test_what_else_is_asked_of_it(served: Served) -> None:
     assert "lipstream_build_info{" in served.get("/v1/metrics")
 
 
-def test_sigterm_tells_the_sessions_and_takes_no_more(start_server: Callable[..., Any]) -> None:
+def test_sigterm_closes_sessions_and_refuses_new_ones(start_server: Callable[..., Any]) -> None:
     async def talk(server: Served) -> None:
         client = await Client.open(server, idle="reference")
         await client.until(lambda h: len(h.pictures) > 5)
         server.process.send_signal(signal.SIGTERM)
-        heard = await client.until(lambda h: "closing" in h.types())
-        assert heard.said[-1]["seconds"] == 2
+        received = await client.until(lambda h: "closing" in h.types())
+        assert received.said[-1]["seconds"] == 2
         async with connect(server.address) as socket:
             with pytest.raises(ConnectionClosed) as refused:
                 await socket.recv()

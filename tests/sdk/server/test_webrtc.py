@@ -43,7 +43,7 @@ class Voice(MediaStreamTrack):
 
 
 class Peer:
-    """A client that speaks. Attributes: pictures, sounds: what came; seen, heard: when. said: the text messages."""
+    """A client that speaks. pictures, sounds: received. seen, sound_times: arrival times. said: messages."""
 
     def __init__(self) -> None:
         self.peer = RTCPeerConnection()
@@ -51,7 +51,7 @@ class Peer:
         self.pictures: list[VideoFrame] = []
         self.sounds: list[AudioFrame] = []
         self.seen: list[float] = []
-        self.heard: list[float] = []
+        self.sound_times: list[float] = []
         self.said: list[dict[str, Any]] = []
         self.channel.on("message", lambda text: self.said.append(json.loads(text)))
         self.peer.addTrack(Voice())
@@ -73,7 +73,7 @@ class Peer:
         return sdp
 
     async def _read(self, track: Any) -> None:
-        frames, times = (self.pictures, self.seen) if track.kind == "video" else (self.sounds, self.heard)
+        frames, times = (self.pictures, self.seen) if track.kind == "video" else (self.sounds, self.sound_times)
         with contextlib.suppress(MediaStreamError):
             while True:
                 frames.append(await track.recv())
@@ -126,14 +126,14 @@ def test_a_peer_speaks_and_is_answered(served: Served, codec: str, name: str) ->
     assert np.median(steps) == 3600, "25 pictures a second"
     assert set(steps % 3600) == {0}
     assert peer.said[-1] == {"type": "closed", "code": 1000, "reason": "closed"}
-    heard = np.concatenate([frame.to_ndarray().reshape(-1, 2)[:, 0] for frame in peer.sounds]).astype(float)
-    spectrum = abs(np.fft.rfft(heard[-RATE:]))
+    samples = np.concatenate([frame.to_ndarray().reshape(-1, 2)[:, 0] for frame in peer.sounds]).astype(float)
+    spectrum = abs(np.fft.rfft(samples[-RATE:]))
     assert abs(int(spectrum.argmax()) - 800) <= 2, "the sound that was spoken comes back"
     served.wait_for("lipstream_sessions_active", 0)
 
 
-def test_sound_and_pictures_of_a_peer_come_in_step(served: Served) -> None:
-    """By when they arrive; what a browser does with RTP's clocks makes it better."""
+def test_sound_and_pictures_of_a_peer_are_synchronised(served: Served) -> None:
+    """By arrival times; a browser also uses RTP's clocks, which is more accurate."""
 
     async def talk() -> Peer:
         peer = Peer()
@@ -146,14 +146,14 @@ def test_sound_and_pictures_of_a_peer_come_in_step(served: Served) -> None:
     pictures = [
         (at, chin(frame.to_ndarray(format="rgb24"))) for at, frame in zip(peer.seen, peer.pictures, strict=True)
     ]
-    sounds = [(at, loudness(frame.to_ndarray())) for at, frame in zip(peer.heard, peer.sounds, strict=True)]
+    sounds = [(at, loudness(frame.to_ndarray())) for at, frame in zip(peer.sound_times, peer.sounds, strict=True)]
     difference = abs(lead(pictures[50:], sounds[100:]) - lead_of_the_student())
     assert round(difference, 6) <= 0.04  # both are whole hundredths
     served.wait_for("lipstream_sessions_active", 0)
 
 
 @pytest.mark.parametrize("sdp", ["", "v=0", "not SDP at all\r\n", "v=0\r\nm=video 9 X"])
-def test_an_offer_that_is_none_is_refused_in_words(served: Served, sdp: str) -> None:
+def test_an_invalid_offer_is_refused_with_a_reason(served: Served, sdp: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
         post(served, {"type": "offer", "sdp": sdp, "start": {"type": "start"}})
     assert refused.value.code == 422
@@ -180,11 +180,11 @@ def test_one_peer_more_than_fit_is_refused(start_server: Callable[..., Any]) -> 
         assert asyncio.run(crowd(server)) == (503, "5")
 
 
-def test_a_face_that_is_not_there_is_refused(served: Served) -> None:
+def test_an_unknown_reference_is_refused(served: Served) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:
-        post(served, {"type": "offer", "sdp": "v=0", "start": {"type": "start", "reference": "nobody"}})
+        post(served, {"type": "offer", "sdp": "v=0", "start": {"type": "start", "reference": "unknown"}})
     assert refused.value.code == 422
-    assert "nobody" in refused.value.read().decode()
+    assert "unknown" in refused.value.read().decode()
 
 
 def test_a_peer_that_vanishes_leaves_no_session(served: Served) -> None:

@@ -1,4 +1,4 @@
-"""What a session shows without audio, who is speaking, and what it tells of itself."""
+"""Idle frames of a session, its `speaking` flag, metrics and log."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def take(session: LipSyncSession, count: int) -> list[Frame]:
 
 
 @pytest.mark.parametrize("idle", ["closed", "reference"])
-def test_without_audio_it_goes_on(idle: Idle) -> None:
+def test_idle_frames_without_audio(idle: Idle) -> None:
     session = open_session(idle=idle)
     frames = take(session, 40)
     assert [frame.index for frame in frames] == list(range(40))
@@ -45,8 +45,8 @@ def test_idle_is_spoken_silence() -> None:
 
 @pytest.mark.parametrize("idle", ["closed", "reference"])
 @pytest.mark.parametrize("before", [0, 1, 7, 12, 30])
-def test_speech_comes_in_at_once_and_all_of_it(idle: Idle, before: int) -> None:
-    """Frames that nobody took give way; every sample is given once; the picture never jumps."""
+def test_speech_replaces_idle_frames_at_once(idle: Idle, before: int) -> None:
+    """Idle frames not taken are replaced; every sample is returned once; the picture never jumps."""
     opened = OpenSession(idle=idle)
     session = opened.session
     frames = take(session, before)
@@ -63,7 +63,7 @@ def test_speech_comes_in_at_once_and_all_of_it(idle: Idle, before: int) -> None:
     assert all(frame.segment == 1 for frame in frames[before + 50 :])
 
 
-def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fades_to_and_from_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     session = open_session(idle="reference")
     take(session, 10)
     session.push_audio(noise(40 * FRAME), RATE)
@@ -74,7 +74,7 @@ def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(shares[5:40]) == {1.0}
     assert shares[40:52] == pytest.approx([1 - i / 12 for i in range(1, 13)])
     assert set(shares[52:]) == {0.0}
-    # What is mixed: the same speech without a fade, and the reference, whose frame i is of grey i.
+    # Mixed from the same speech without a fade, and the reference, whose frame i has grey level i.
     monkeypatch.setattr("lipstream.session.idle._FADE", 0)
     plain = open_session(idle="reference")
     take(plain, 10)
@@ -84,7 +84,7 @@ def test_to_and_from_the_reference_it_fades(monkeypatch: pytest.MonkeyPatch) -> 
         assert np.abs(frames[i].image - mixed).max() <= 0.51
 
 
-def test_speech_that_comes_back_in_a_fade_goes_on_from_there() -> None:
+def test_speech_during_a_fade_continues_from_its_level() -> None:
     session = open_session(idle="reference")
     session.push_audio(noise(40 * FRAME), RATE)
     session.flush()
@@ -179,13 +179,13 @@ def _said(sound: Any) -> list[Frame]:
     return list(session)
 
 
-def test_other_words_for_idle_are_refused() -> None:
+def test_other_values_of_idle_are_rejected() -> None:
     with pytest.raises(ConfigError, match="closed"):
         open_session(idle="asleep")
 
 
-class Told:
-    """Metrics that are written down."""
+class RecordedMetrics:
+    """Metrics that record all calls."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -199,8 +199,8 @@ class Told:
 
 
 def test_metrics_and_log(speaker: Any, caplog: pytest.LogCaptureFixture) -> None:
-    told = Told()
-    engine = LipSyncEngine.load("tiny", threads=1, metrics=told)
+    metrics = RecordedMetrics()
+    engine = LipSyncEngine.load("tiny", threads=1, metrics=metrics)
     with caplog.at_level(logging.DEBUG, "lipstream"):
         assert 0 < engine.warmup(2) < 60
         with engine.session(speaker) as session:
@@ -212,10 +212,10 @@ def test_metrics_and_log(speaker: Any, caplog: pytest.LogCaptureFixture) -> None
             session.interrupt()
             session.push_audio(noise(25 * FRAME), RATE)
             next(iter(session))
-    assert told.counts["sessions_opened"] == told.counts["sessions_closed"] == told.counts["interrupts"] == 1
-    assert told.counts["chunks"] == len(told.seconds["chunk"]) >= 5
-    assert len(told.seconds["first_frame"]) == 3
-    assert len(told.seconds["interrupt"]) == 1
-    assert told.seconds["queue"][0] == pytest.approx(1.0)
+    assert metrics.counts["sessions_opened"] == metrics.counts["sessions_closed"] == metrics.counts["interrupts"] == 1
+    assert metrics.counts["chunks"] == len(metrics.seconds["chunk"]) >= 5
+    assert len(metrics.seconds["first_frame"]) == 3
+    assert len(metrics.seconds["interrupt"]) == 1
+    assert metrics.seconds["queue"][0] == pytest.approx(1.0)
     said = [record.getMessage() for record in caplog.records if record.name == "lipstream"]
     assert [text.split()[0] for text in said] == ["warm:", "session", "session"]

@@ -41,7 +41,7 @@ def test_windows_and_frames_are_slices_of_the_whole(rate: int, length: int, chan
     for piece in np.split(pcm, cuts):
         assert audio.push(piece, rate) == len(piece)
     audio.end()
-    heard = resampled(pcm, rate)
+    whole = resampled(pcm, rate)
     assert audio.frames == -(-length * 25 // rate)
     forgotten = 0
     for _ in range(4):
@@ -49,7 +49,7 @@ def test_windows_and_frames_are_slices_of_the_whole(rate: int, length: int, chan
         start = (first - 3) * 640 - 1000 if forgotten == 0 else first * 640 - 1000
         frames = data.draw(st.integers(0, 5))
         window = audio.window(first - 3, frames + 3) if forgotten == 0 else audio.window(first, frames)
-        np.testing.assert_array_equal(window, at(heard, start, (first + frames) * 640 + 530))
+        np.testing.assert_array_equal(window, at(whole, start, (first + frames) * 640 + 530))
         if first < audio.frames:
             found, wanted = audio.of_frame(first), pcm[first * rate // 25 : (first + 1) * rate // 25]
             np.testing.assert_array_equal(found[: len(wanted)], wanted)
@@ -60,7 +60,7 @@ def test_windows_and_frames_are_slices_of_the_whole(rate: int, length: int, chan
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100, 48_000])
-def test_the_model_hears_what_an_independent_resampler_gives(rate: int) -> None:
+def test_the_models_audio_equals_that_of_an_independent_resampler(rate: int) -> None:
     t = np.arange(rate) / rate
     pcm = (0.3 * np.sin(2 * np.pi * 220 * t) + 0.2 * np.sin(2 * np.pi * 1500 * t + 1)).astype(np.float32)
     audio = SegmentAudio(GEOMETRY, rate)
@@ -77,7 +77,7 @@ def test_the_model_hears_what_an_independent_resampler_gives(rate: int) -> None:
     pieces=st.lists(st.integers(0, 3000), max_size=10),
     n=st.integers(1, 9),
 )
-def test_ready_means_that_nothing_of_the_window_is_still_to_come(rate: int, pieces: list[int], n: int) -> None:
+def test_ready_means_that_the_window_is_complete(rate: int, pieces: list[int], n: int) -> None:
     pcm = np.random.default_rng(1).random(sum(pieces) + 30_000, np.float32)
     audio, whole = SegmentAudio(GEOMETRY, rate), SegmentAudio(GEOMETRY, rate)
     whole.push(pcm, rate)
@@ -106,7 +106,7 @@ def test_mono_is_the_mean_of_the_channels() -> None:
     assert stereo.of_frame(3).shape == (640, 2)
 
 
-def test_another_rate_and_another_number_of_channels_are_refused() -> None:
+def test_another_rate_and_another_number_of_channels_are_rejected() -> None:
     audio = SegmentAudio(GEOMETRY, 16_000)
     audio.push(np.zeros(100, np.int16), 16_000)
     with pytest.raises(AudioFormatError, match="8000"):
@@ -118,10 +118,10 @@ def test_another_rate_and_another_number_of_channels_are_refused() -> None:
         SegmentAudio(GEOMETRY, 10)
 
 
-def test_what_was_forgotten_is_released() -> None:
+def test_dropped_samples_are_released() -> None:
     audio = SegmentAudio(GEOMETRY, 16_000)
     for frame in range(500):
         audio.push(np.zeros(640, np.float32), 16_000)
         audio.forget(frame)
     assert sum(map(len, audio._pushed._pieces)) <= 2 * 640
-    assert sum(map(len, audio._heard._pieces)) <= 640 + 1000 + 320 + 640
+    assert sum(map(len, audio._resampled._pieces)) <= 640 + 1000 + 320 + 640

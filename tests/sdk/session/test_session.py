@@ -1,4 +1,4 @@
-"""A session, driven from one thread: what goes in, in whatever pieces, decides alone what comes out."""
+"""A session in one thread: its frames depend only on the audio, not on how it was split into pushes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_sound_of_the_frames_is_the_pushed_sound_and_silence_up_to_the_last_fram
 
 @settings(max_examples=40)
 @given(samples=st.integers(1, 40_000), rate=st.sampled_from([*RATES, 4001]))
-def test_no_sample_is_without_a_frame(samples: int, rate: int) -> None:
+def test_every_sample_belongs_to_a_frame(samples: int, rate: int) -> None:
     frames = speak(open_session(), noise(samples), rate)
     assert len(frames) == -(-samples * 25 // rate)
     assert [frame.end_of_segment for frame in frames] == [False] * (len(frames) - 1) + [True]
@@ -106,17 +106,17 @@ def test_frames_come_when_sound_and_lookahead_are_there_and_not_later_than_the_r
 
 
 @pytest.mark.parametrize("rate", RATES)
-def test_the_model_hears_the_resampled_signal_and_silence_around_it(rate: int) -> None:
+def test_the_model_gets_the_resampled_signal_and_silence_around_it(rate: int) -> None:
     pcm = noise(int(0.9 * rate))
     opened = OpenSession()
     speak(opened.session, pcm, rate, cuts=(100, 5000))
     resampler = StreamResampler(rate)
     signal = np.concatenate([resampler.push(pcm), resampler.flush()])
     padded = np.concatenate([np.zeros(16_000, np.float32), signal, np.zeros(16_000, np.float32)])
-    assert len(opened.stream.heard) == 3
-    for chunk, heard in enumerate(opened.stream.heard):
+    assert len(opened.stream.windows) == 3
+    for chunk, window in enumerate(opened.stream.windows):
         start = 16_000 + (12 * chunk - 3) * 640 - AUDIO.lookback
-        np.testing.assert_array_equal(heard, padded[start : start + AUDIO.lookback + 12 * 640 + AUDIO.lookahead])
+        np.testing.assert_array_equal(window, padded[start : start + AUDIO.lookback + 12 * 640 + AUDIO.lookahead])
 
 
 def test_order_of_the_calls_of_a_stream() -> None:
@@ -125,17 +125,17 @@ def test_order_of_the_calls_of_a_stream() -> None:
     passes = [("begin", 0), ("denoise", 0), ("denoise", 1), ("decode", 0), ("context", 0)]
     order = [call for call in opened.stream.calls if call[0] not in ("audio", "video")]
     expected = [("begin", k) if name == "begin" else (name, n) for k in range(3) for name, n in passes]
-    assert order == expected[:-1]  # the last chunk's context pass would serve nobody
+    assert order == expected[:-1]  # the last chunk's context pass is not needed
 
 
-def test_what_a_pass_is_given() -> None:
+def test_inputs_of_a_pass() -> None:
     opened = OpenSession()
     speak(opened.session, noise(33 * 640))
     given, twin = opened.stream.given, NumpyStream()
     for chunk in range(3):
-        features = twin.encode_audio(opened.stream.heard[chunk])
+        features = twin.encode_audio(opened.stream.windows[chunk])
         if chunk == 0:
-            features[:3] = features[3]  # the stream's first frame stands for a whole latent frame
+            features[:3] = features[3]  # the stream's first frame fills a whole latent frame
         (start, condition, audio), (_, again, same) = given[2 * chunk : 2 * chunk + 2]
         np.testing.assert_array_equal(audio, features)
         np.testing.assert_array_equal(same, features)
@@ -193,7 +193,7 @@ class TestSegments:
         assert [frame.pts for frame in frames] == [i / 25 for i in range(46)]
         assert [n for name, n in opened.stream.calls if name == "begin"] == [0, 1, 2, 3, 4]
 
-    def test_each_segment_is_padded_with_silence_and_knows_nothing_of_the_sound_before(self) -> None:
+    def test_each_segment_is_padded_with_silence_and_independent_of_the_sound_before(self) -> None:
         opened = OpenSession()
         first, second = noise(15 * 640 + 17), noise(12 * 640, seed=1)
         speak(opened.session, first)
@@ -202,7 +202,7 @@ class TestSegments:
         start = 16_000 - AUDIO.lookback
         length = AUDIO.lookback + 12 * 640 + AUDIO.lookahead
         expected = np.concatenate([silence, second, silence])[start : start + length]
-        np.testing.assert_array_equal(opened.stream.heard[2], expected)
+        np.testing.assert_array_equal(opened.stream.windows[2], expected)
 
     def test_pushed_before_the_first_was_taken(self) -> None:
         a, b = noise(15 * 640), noise(30 * 640, seed=1)
@@ -265,8 +265,8 @@ class TestSegments:
         assert [frame.index for frame in speak(session, noise(1280))] == [1, 2]
 
     @pytest.mark.parametrize("samples", [640, 5 * 640, 9 * 640, 13 * 640 + 5, 21 * 640])
-    def test_the_picture_goes_on_where_it_was(self, samples: int) -> None:
-        """Whatever was left of a segment's last chunk is shown by the next one."""
+    def test_the_picture_continues_after_flush(self, samples: int) -> None:
+        """The next segment continues at the frame after the segment's last one."""
         opened = OpenSession()
         frames = speak(opened.session, noise(samples))
         shown = len(frames)
@@ -274,8 +274,8 @@ class TestSegments:
         speak(opened.session, noise(30 * 640, seed=1))
         assert opened.reference.asked[0][0] == shown
 
-    def test_frames_before_the_first_face_are_shown_untouched_and_never_seen_by_the_model(self) -> None:
-        """The stream's first latent, its identity for good, is that of the first frame with a face."""
+    def test_frames_before_the_first_face_are_unchanged_and_not_given_to_the_model(self) -> None:
+        """The stream's first latent, its identity, is that of the first frame with a face."""
         for faceless in (1, 8, 9, 20):
             opened = OpenSession(reference=NumberedReference(faceless))
             frames = speak(opened.session, noise(45 * 640))
@@ -302,7 +302,7 @@ class TestInterrupt:
         assert [frame.index for frame in taken + frames] == list(range(26))
         np.testing.assert_array_equal(np.concatenate([frame.audio for frame in frames])[:, 0], follow)
 
-    def test_the_picture_goes_on_after_the_last_frame_that_was_taken(self) -> None:
+    def test_the_picture_continues_after_the_last_frame_that_was_taken(self) -> None:
         opened = OpenSession()
         opened.session.push_audio(noise(50 * 640), 16_000)
         iterator = iter(opened.session)
@@ -329,7 +329,7 @@ class TestInterrupt:
 
     @settings(max_examples=25)
     @given(data=st.data())
-    def test_index_and_time_have_no_gap_whatever_is_done(self, data: st.DataObject) -> None:
+    def test_index_and_time_have_no_gaps(self, data: st.DataObject) -> None:
         session, taken = open_session(max_pending=2), []
         for _ in range(data.draw(st.integers(1, 12))):
             action = data.draw(st.sampled_from(["push", "take", "some", "flush", "interrupt"]))
@@ -382,7 +382,7 @@ class TestRefusedInput:
         assert_same_frames(list(session), speak(open_session(), pcm))
 
     @pytest.mark.parametrize("rate", [0, -16_000, 3999, 400_000, 16_000.0, "16000", None, float("nan")])
-    def test_a_rate_that_is_none(self, rate: Any) -> None:
+    def test_an_invalid_rate(self, rate: Any) -> None:
         session = open_session()
         with pytest.raises(AudioFormatError, match="rate"):
             session.push_audio(noise(640), rate)
@@ -405,7 +405,7 @@ class TestRefusedInput:
             session.push_audio(noise(16_001), 16_000)
         assert len(speak(session, noise(8000), 8000)) == 25
 
-    def test_pieces_of_any_size_get_through_the_least_queue(self) -> None:
+    def test_pieces_of_any_size_fit_the_smallest_queue(self) -> None:
         session, frames, pcm = open_session(max_pending=0.96), [], noise(60 * 640)
         for start in range(0, len(pcm), 320):
             session.push_audio(pcm[start : start + 320], 16_000)
@@ -504,11 +504,11 @@ def held_bytes(root: Any) -> int:
 
 
 class Forgetful(NumpyStream):
-    """Keeps no record."""
+    """Does not record its calls."""
 
     def encode_audio(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         features = super().encode_audio(samples)
-        for record in (self.calls, self.heard, self.given):
+        for record in (self.calls, self.windows, self.given):
             record.clear()
         return features
 
@@ -525,7 +525,7 @@ def test_nothing_grows_with_the_length_of_a_stream() -> None:
     assert max(sizes[20:]) <= max(sizes[:20])
 
 
-def test_many_short_segments_leave_nothing_behind() -> None:
+def test_many_short_segments_do_not_leak_memory() -> None:
     opened = OpenSession(stream=Forgetful())
     sizes = []
     for _ in range(30):

@@ -1,4 +1,4 @@
-"""A session between threads and tasks: nothing hangs, nothing is lost, nothing comes twice."""
+"""A session used by threads and tasks: no deadlock, no frame lost, no frame repeated."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lipstream.session import Frame, LipSyncSession
 from numpy_stream import NumpyStream, OpenSession, assert_same_frames, noise, open_session, speak
 
 PATIENCE = 30.0
-"""Seconds after which something is said to hang."""
+"""Seconds after which a call counts as hanging."""
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def running(work: Callable[[], Any]) -> Iterator[Callable[[], Any]]:
 
 
 class Gated(NumpyStream):
-    """Stops in every `denoise` call until it is let on."""
+    """Blocks in every `denoise` call until it is released."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ def test_a_pushing_thread_and_a_waiting_one() -> None:
     assert_same_frames(frames, speak(open_session(), pcm))
 
 
-def test_sessions_in_threads_of_their_own() -> None:
+def test_sessions_in_separate_threads() -> None:
     voices = [noise(60 * 640, seed=k) for k in range(4)]
     expected = [speak(open_session(seed=k), voice) for k, voice in enumerate(voices)]
     with ThreadPoolExecutor(4) as pool:
@@ -97,7 +97,7 @@ def test_two_threads_that_iterate_share_the_frames() -> None:
     assert sorted(frame.index for frame in here + there) == list(range(80))
 
 
-def test_interrupt_during_generation_throws_the_chunk_away() -> None:
+def test_interrupt_during_generation_discards_the_chunk() -> None:
     stream = Gated()
     session = OpenSession(stream=stream).session
     session.push_audio(noise(30 * 640), 16_000)
@@ -239,7 +239,7 @@ async def iterate(session: LipSyncSession) -> list[Frame]:
 
 
 def run(main: Any) -> Any:
-    """`asyncio.run` with patience, also for what it leaves behind: the shutdown of its threads is part of it."""
+    """`asyncio.run` with a time limit, which includes the shutdown of its threads."""
     with running(lambda: asyncio.run(asyncio.wait_for(main, PATIENCE))) as result:
         return result()
 
@@ -274,7 +274,7 @@ class TestAsync:
 
         assert len(run(main())) == 10
 
-    def test_waiting_outlives_flush_and_interrupt(self) -> None:
+    def test_waiting_continues_after_flush_and_interrupt(self) -> None:
         async def main() -> list[Frame]:
             session = open_session()
 
@@ -303,7 +303,7 @@ class TestAsync:
         assert [frame.segment for frame in frames if frame.end_of_segment] == [0, 1, 2, 4]
 
     def test_idle_sessions_hold_no_thread(self) -> None:
-        """However many wait, another one gets its frames, and the loop's own pool is free."""
+        """Any number of sessions may wait while another gets its frames, and the loop's own pool is free."""
 
         async def main() -> None:
             idle = [asyncio.create_task(collect(open_session())) for _ in range(200)]
@@ -377,14 +377,14 @@ class TestAsync:
 
         assert run(main()) == []
 
-    def test_a_closed_session_says_so(self) -> None:
+    def test_a_closed_session_raises(self) -> None:
         session = open_session()
         session.close()
         assert run(session.wait_async()) is False
         with pytest.raises(SessionClosedError):
             run(iterate(session))
 
-    def test_an_error_of_the_generation_arrives(self) -> None:
+    def test_an_error_of_the_generation_is_raised(self) -> None:
         class Failing(NumpyStream):
             def decode(self, latent: Any) -> Any:
                 raise RuntimeError("in the decoder")

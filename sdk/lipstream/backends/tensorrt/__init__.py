@@ -1,4 +1,4 @@
-"""TensorRT engines on an NVIDIA GPU: one stream's chunk goes through all five without the host waiting in between."""
+"""TensorRT engines on an NVIDIA GPU: a chunk runs through all five without host synchronisation in between."""
 
 from .backend import TensorRTBackend
 

@@ -16,12 +16,12 @@ except ImportError:
 class TensorRTBackend:
     """A bundle that `lipstream build` wrote, on the first GPU of this process (CUDA_VISIBLE_DEVICES chooses it).
 
-    All streams share the engines, the constants, three lanes of work, and the scratch memory of each lane. Chunks are
-    enqueued in the order in which they were started, whichever session they belong to. Memory and captured graphs of a
-    closed stream are reused by the next one.
+    All streams share the engines, the constants, three lanes, and the scratch memory of each lane. Chunks of all
+    sessions are enqueued in the order in which they were started. Memory and captured graphs of a closed stream are
+    reused by the next one.
 
     Args:
-        threads: not used: the GPU computes.
+        threads: ignored: the GPU computes.
 
     Raises:
         BackendError, PlanError, GpuMemoryError: see `Resources`.
@@ -32,7 +32,7 @@ class TensorRTBackend:
         self._free: list[Workspace] = []
 
     def open_stream(self) -> TensorRTStream:
-        """Raises GpuMemoryError: the streams that are open go on."""
+        """Open a new stream. Raises GpuMemoryError; open streams continue."""
         try:
             workspace = self._free.pop()
         except IndexError:
@@ -40,7 +40,7 @@ class TensorRTBackend:
         return TensorRTStream(self.resources, workspace, self._free.append)
 
     def trace(self) -> Trace:
-        """Record from now on what the lanes do; for looking at a few chunks."""
+        """Start to record the work on the lanes; for a few chunks."""
         trace = Trace(nvtx)
         for lane in self.resources.lanes:
             lane.trace = trace

@@ -1,4 +1,4 @@
-"""CUDA's runtime, as far as streams need it: memory, lanes of work, events, captured graphs. Every call is checked.
+"""The parts of CUDA's runtime that streams need: memory, lanes, events, captured graphs. Every call is checked.
 
 Functions: https://nvidia.github.io/cuda-python/cuda-bindings/latest/module/runtime.html
 """
@@ -19,7 +19,7 @@ from ...errors import GpuError, GpuMemoryError
 from .trace import Trace
 
 ALIGNMENT = 256
-"""Bytes; what TensorRT and the kernels' widest accesses ask for, and cudaMalloc gives."""
+"""Bytes; required by TensorRT and the kernels' widest accesses, guaranteed by cudaMalloc."""
 Anything = NDArray[Any]
 
 
@@ -30,7 +30,7 @@ class Cuda:
         self.api = api
 
     def call(self, function: str, *arguments: Any) -> Any:
-        """What `function` gives. Raises GpuMemoryError, GpuError."""
+        """Call `function` and return its result. Raises GpuMemoryError, GpuError."""
         status, *found = getattr(self.api, function)(*arguments)
         if status == self.api.cudaError_t.cudaErrorMemoryAllocation:
             raise GpuMemoryError(
@@ -41,12 +41,12 @@ class Cuda:
         if status != self.api.cudaError_t.cudaSuccess:
             _, name = self.api.cudaGetErrorName(status)
             text = name.decode() if isinstance(name, bytes) else name
-            raise GpuError(f"{function} gives {text}", fix="load the engine again, in a new process; lipstream doctor")
+            raise GpuError(f"{function} returned {text}", fix="load the engine in a new process; lipstream doctor")
         return found[0] if found else None
 
 
 class Layout:
-    """Parts of one piece of memory. Attributes: at: offset of each part in bytes, aligned. bytes: of all."""
+    """Parts of one block of memory. Attributes: at: offset of each part in bytes, aligned. bytes: of all."""
 
     def __init__(self, sizes: Mapping[str, int]) -> None:
         self.at: dict[str, int] = {}
@@ -58,7 +58,7 @@ class Layout:
 
 
 class DeviceMemory:
-    """One piece of device memory, cut into parts; freed with the object.
+    """One block of device memory, divided into parts; freed with the object.
 
     Attributes:
         address, bytes: of all. at: address of each part.
@@ -73,7 +73,7 @@ class DeviceMemory:
 
 
 class Pinned:
-    """Host memory that the device copies from and to by itself, cut into arrays; freed with the last of them.
+    """Pinned host memory, divided into arrays; freed with the last of them.
 
     Args:
         shapes: shape and dtype of each.
@@ -96,29 +96,29 @@ class Pinned:
 
 
 class Event:
-    """A place in a lane that others, or the host, can wait for."""
+    """A point in a lane that other lanes, or the host, can wait for."""
 
     def __init__(self, cuda: Cuda, *, timing: bool = False) -> None:
         self._cuda = cuda
-        # A host that waits sleeps: a spinning one takes a core from whatever else the product does.
+        # The waiting host thread sleeps: spinning would take a core from the rest of the application.
         flags = cuda.api.cudaEventBlockingSync | (0 if timing else cuda.api.cudaEventDisableTiming)
         self.handle = cuda.call("cudaEventCreateWithFlags", flags)
         weakref.finalize(self, cuda.call, "cudaEventDestroy", self.handle).atexit = False
 
     def wait(self) -> None:
-        """Let the host wait until what was recorded last is done."""
+        """Block the host until the event is reached."""
         self._cuda.call("cudaEventSynchronize", self.handle)
 
     def since(self, earlier: Event) -> float:
-        """Milliseconds since `earlier`; both were made with `timing`, and are reached."""
+        """Milliseconds since `earlier`; both must have been created with `timing`, and be reached."""
         return float(self._cuda.call("cudaEventElapsedTime", earlier.handle, self.handle))
 
 
 class Lane:
-    """A CUDA stream: what is put on it runs in order, beside the other lanes.
+    """A CUDA stream: its work runs in order, in parallel with the other lanes.
 
     Attributes:
-        name: for traces. handle: of the stream. trace: where spans are noted, or None.
+        name: for traces. handle: of the stream. trace: records spans, or None.
     """
 
     def __init__(self, cuda: Cuda, name: str) -> None:
@@ -129,18 +129,18 @@ class Lane:
         weakref.finalize(self, cuda.call, "cudaStreamDestroy", self.handle).atexit = False
 
     def synchronize(self) -> None:
-        """Let the host wait for everything on the lane."""
+        """Block the host until all work on the lane is done."""
         self.cuda.call("cudaStreamSynchronize", self.handle)
 
     def record(self, event: Event) -> None:
         self.cuda.call("cudaEventRecord", event.handle, self.handle)
 
     def wait(self, event: Event) -> None:
-        """Let what is put on the lane from now on wait for what was recorded; nothing recorded, no waiting."""
+        """Let later work on the lane wait for `event`; without effect if it was never recorded."""
         self.cuda.call("cudaStreamWaitEvent", self.handle, event.handle, 0)
 
     def upload(self, to: int, data: Anything) -> None:
-        """Copy an array [contiguous] to the device; it must stay as it is until that is done."""
+        """Copy a contiguous array to the device; it must not change until the copy is done."""
         kind = self._kinds.cudaMemcpyHostToDevice
         self.cuda.call("cudaMemcpyAsync", to, data.ctypes.data, data.nbytes, kind, self.handle)
 
@@ -153,7 +153,7 @@ class Lane:
         self.cuda.call("cudaMemcpyAsync", to, address, size, kind, self.handle)
 
     def copy_rows(self, to: int, address: int, size: int, step: int, rows: int) -> None:
-        """`rows` pieces of `size` bytes that lie `step` bytes apart, to where they lie together."""
+        """Copy `rows` pieces of `size` bytes, `step` bytes apart, to contiguous memory."""
         kind = self._kinds.cudaMemcpyDeviceToDevice
         self.cuda.call("cudaMemcpy2DAsync", to, size, address, step, size, rows, kind, self.handle)
 
@@ -161,8 +161,8 @@ class Lane:
         self.cuda.call("cudaMemsetAsync", memory.address, 0, memory.bytes, self.handle)
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """What `work` puts on the lane, as a graph: it is not run, but can be launched any number of times."""
-        # Other threads go on allocating and waiting meanwhile; only this one must not.
+        """Capture what `work` enqueues on the lane as a graph, without running it; for any number of launches."""
+        # Other threads may allocate and synchronise meanwhile; only this one must not.
         mode = self.cuda.api.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self.cuda.call("cudaStreamBeginCapture", self.handle, mode)
         try:
@@ -178,7 +178,7 @@ class Lane:
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
-        """Name what is put on the lane inside, for traces."""
+        """Name the work that is enqueued inside, for traces."""
         if self.trace is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""TensorRT engines: plans read into memory, and the same engine on other addresses, as tasks."""
+"""TensorRT engines: loaded plans, and tasks, which bind an engine to addresses."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .cuda import Cuda, DeviceMemory, Lane
 log = logging.getLogger("lipstream.tensorrt")
 
 _SIZES = {"FLOAT": 4, "BF16": 2, "HALF": 2, "INT64": 8, "FP8": 1}
-"""Bytes of the types that our graphs have at their ends."""
+"""Bytes of the types of the graphs' inputs and outputs."""
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an engine. Attributes: shape: -1 where it varies. dtype: TensorRT's name. output."""
+    """An input or output of an engine. Attributes: shape: -1 for a variable size. dtype: TensorRT's name. output."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -32,7 +32,7 @@ class Tensor:
 
     @property
     def bytes(self) -> int:
-        """Of a tensor whose shape does not vary."""
+        """Size in bytes of a tensor with fixed shape."""
         size = self.itemsize
         for length in self.shape:
             size *= length
@@ -40,7 +40,7 @@ class Tensor:
 
 
 def make_logger(trt: Any) -> Any:
-    """TensorRT's messages to the logger `lipstream.tensorrt`."""
+    """A TensorRT logger that writes to the logger `lipstream.tensorrt`."""
 
     class Logger(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -55,7 +55,7 @@ def make_logger(trt: Any) -> Any:
 
 def _reader(trt: Any, path: Path) -> Any:
     class Reader(trt.IStreamReaderV2):  # type: ignore[misc]
-        """A plan, read in pieces: TensorRT puts them where they belong, so no second copy of the weights lies about."""
+        """Reads a plan in pieces, so that the host holds no second copy of the weights."""
 
         MOST = 64 << 20
 
@@ -77,7 +77,7 @@ class Engine:
     """One plan, read into memory; all streams share it.
 
     Attributes:
-        tensors: by name. aliases: outputs that must lie where an input does. scratch: bytes a run needs.
+        tensors: by name. aliases: outputs that must have the address of an input. scratch: bytes that a run needs.
     """
 
     def __init__(self, trt: Any, runtime: Any, path: Path) -> None:
@@ -89,7 +89,7 @@ class Engine:
             reader.file.close()
         if self._engine is None:
             raise PlanError(
-                f"TensorRT {trt.__version__} cannot load {path}; the log (lipstream.tensorrt) says why",
+                f"TensorRT {trt.__version__} cannot load {path}; see the log (lipstream.tensorrt)",
                 expected="a plan built for this GPU, and memory for its weights",
                 fix="nvidia-smi; lipstream build BUNDLE -o PLANS",
             )
@@ -115,7 +115,7 @@ class Engine:
         for i in range(self._engine.num_optimization_profiles):
             if self._engine.get_tensor_profile_shape(name, i)[1][0] == length:
                 return i
-        raise PlanError(f"{self._path} has no profile for {length} rows of {name}", fix="lipstream build it again")
+        raise PlanError(f"{self._path} has no profile for {length} rows of {name}", fix="lipstream build")
 
     def context(self) -> Any:
         context = self._engine.create_execution_context(self._trt.ExecutionContextAllocationStrategy.USER_MANAGED)
@@ -127,11 +127,11 @@ class Engine:
 
 
 class Task:
-    """An engine on one set of addresses, for good: run directly the first time, and as a captured graph from then on.
+    """An engine bound to fixed addresses: run directly the first time, later as a captured graph.
 
     Args:
-        addresses: of every tensor. scratch: that no other task may use at the same time: they share a lane.
-        shapes: of the inputs that vary, in optimisation profile `profile`.
+        addresses: of every tensor. scratch: shared by tasks of the same lane, which never run at the same time.
+        shapes: of the inputs of variable size, in optimisation profile `profile`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Task:
         done += [context.set_input_shape(name, shape) for name, shape in (shapes or {}).items()]
         done += [context.set_tensor_address(name, addresses[name]) for name in engine.tensors]
         if not all(done) or context.infer_shapes():
-            raise LipStreamInternalError("TensorRT refuses an address or shape of its own engine")
+            raise LipStreamInternalError("TensorRT rejects an address or shape of its own engine")
 
     @property
     def captured(self) -> bool:
@@ -165,11 +165,11 @@ class Task:
             self._lane.launch(self._graph)
 
     def capture(self) -> None:
-        """After a direct run, which did what must be done once for its shapes: that cannot be part of a graph."""
+        """Capture the graph. Call it after a direct run: one-time work for new shapes cannot be captured."""
         self._graph = self._lane.capture(self._enqueue)
         cuda: Cuda = self._lane.cuda
         weakref.finalize(self, cuda.call, "cudaGraphExecDestroy", self._graph).atexit = False
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._lane.handle)):
-            raise LipStreamInternalError("TensorRT did not take a run; the log (lipstream.tensorrt) says why")
+            raise LipStreamInternalError("TensorRT rejected a run; see the log (lipstream.tensorrt)")

@@ -44,7 +44,7 @@ class Resources:
         plans = bundle.manifest.plans
         if plans is None:
             raise BackendError(
-                f"{bundle.path} holds ONNX graphs, no TensorRT plans",
+                f"{bundle.path} holds ONNX graphs, not TensorRT plans",
                 expected="a bundle that lipstream build wrote",
                 fix=f"lipstream build {bundle.path} -o PLANS",
             )
@@ -68,7 +68,7 @@ class Resources:
             "denoise": ("denoiser", "context"),
             "decode": ("video_decoder",),
         }
-        # One piece for each lane, since lanes run at the same time, and what is on one runs one after the other.
+        # One block for each lane: lanes run in parallel, the tasks of a lane one after the other.
         self.scratch = {
             lane: DeviceMemory(cuda, {"all": max(self.engines[name].scratch for name in names)})
             for lane, names in users.items()
@@ -77,7 +77,7 @@ class Resources:
         self.turn = FairLock()
 
     def _check(self, bundle: Bundle) -> None:
-        """Whether the ends of the engines are what streams bind: float32 but for what stays on the device."""
+        """Raise PlanError unless inputs and outputs fit the streams: float32, except those kept on the device."""
         kept = ("memory", "k.", "v.", "k_out.", "v_out.", "text_")
         for graph, engine in self.engines.items():
             for name, tensor in engine.tensors.items():
@@ -86,18 +86,18 @@ class Resources:
                     raise PlanError(
                         f"{graph} of {bundle.path} takes {name} as {tensor.dtype}",
                         expected="float32 outside the graphs",
-                        fix="lipstream build it again, with this version",
+                        fix="build it again with this version: lipstream build",
                     )
             rings = {name: name.replace("_out", "") for name in engine.tensors if name.startswith(("k_out.", "v_out."))}
             if engine.aliases != (rings if self.native else {}):
                 raise PlanError(
                     f"{graph} of {bundle.path} does not write the ring where its recipe says",
                     expected="in place" if self.native else "into other memory",
-                    fix="lipstream build it again, with this version",
+                    fix="build it again with this version: lipstream build",
                 )
 
     def _upload(self, bundle: Bundle) -> None:
-        """What is computed once for all streams, in the types that the engines take it in."""
+        """Copy the constants to the device, in the types that the engines take."""
         types = {name: tensor.dtype for engine in self.engines.values() for name, tensor in engine.tensors.items()}
         arrays: dict[str, NDArray[Any]] = {}
         for name, x in bundle.constants.items():
@@ -111,13 +111,13 @@ class Resources:
 
 
 def to_bfloat16(x: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """Finite float32 rounded to bfloat16, to nearest and ties to even, as its bits."""
+    """The bits of finite float32 rounded to bfloat16, to nearest and ties to even."""
     bits = x.view(np.uint32)
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
 
 
 class FairLock:
-    """A lock that is given in the order in which it was asked for: no session overtakes another."""
+    """A lock that is granted in the order of the requests, so that no session overtakes another."""
 
     def __init__(self) -> None:
         self._inner = threading.Lock()
@@ -132,7 +132,7 @@ class FairLock:
             mine = threading.Lock()
             mine.acquire()
             self._waiting.append(mine)
-        mine.acquire()  # released by whoever had the lock before, which passes it on
+        mine.acquire()  # released by the previous holder, which passes the lock on
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -19,7 +19,7 @@ _TYPES = {"FLOAT": "float32", "BF16": "bfloat16"}
 class EngineRing:
     """See `lipstream.backends.ring.Ring`; docs/architecture.md draws it.
 
-    A chunk that is started again writes over what it left the first time: everything else is as it was before.
+    A chunk that is started again overwrites what it wrote the first time; everything else is unchanged.
 
     Args:
         native: rings are [1, H, window T, D], and a pass writes into the one it reads. Otherwise they are
@@ -38,7 +38,7 @@ class EngineRing:
 
     @staticmethod
     def sizes(geometry: Geometry, engine: Engine, native: bool) -> dict[str, int]:
-        """Bytes of the parts of its memory."""
+        """Bytes of the parts of the ring's memory."""
         g = geometry
         frame = g.tokens * g.num_heads * g.head_dim * engine.tensors["k.0"].itemsize
         parts: dict[str, int] = {}
@@ -50,7 +50,7 @@ class EngineRing:
 
     @staticmethod
     def tables(geometry: Geometry) -> dict[str, tuple[tuple[int, ...], type]]:
-        """Shapes of what the host computes for a chunk."""
+        """Shapes and types of the tables that the host computes for a chunk."""
         pairs = geometry.head_dim // 2 - 2 * (geometry.head_dim // 6)
         return {
             "rope_cos": ((geometry.chunk_frames, pairs), np.float32),
@@ -62,13 +62,13 @@ class EngineRing:
         }
 
     def start(self, chunk: int) -> None:
-        """Look at `chunk`. Its tables are `fill`'s."""
+        """Set the current chunk; `fill` computes its tables."""
         g = self._geometry
         self._chunk = chunk
         self.position = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
 
     def fill(self, tables: Mapping[str, Anything]) -> None:
-        """The chunk's tables."""
+        """Write the chunk's tables to host memory."""
         g, p = self._geometry, self.position
         frames = np.arange(g.chunk_frames) + self._chunk * g.chunk_frames
         tables["rope_cos"][:], tables["rope_sin"][:] = temporal_tables(frames, g.head_dim)
@@ -77,7 +77,7 @@ class EngineRing:
         tables["slot"][:], tables["attended"][:] = p.slot, p.valid
 
     def begin(self, lane: Lane, inputs: Mapping[str, int]) -> None:
-        """Make room for the chunk, whose tables are on the device by now; see `lipstream.backends.ring.Ring.begin`."""
+        """Prepare the ring for the chunk, whose tables are on the device; see `lipstream.backends.ring.Ring.begin`."""
         side, at = self._side(0), self._at
         layers = [(at[f"k.{i}.{side}"], at[f"v.{i}.{side}"], at[f"sink.{i}"]) for i in range(self._geometry.num_layers)]
         move_sink(
@@ -94,18 +94,18 @@ class EngineRing:
         self._begun = self._chunk
 
     def key(self, step: int) -> tuple[int, ...]:
-        """What distinguishes the addresses and shapes of pass `step` of this chunk from another's."""
+        """Identifies the addresses and shapes of pass `step` of this chunk."""
         return () if self._native else (self.position.valid, self._side(step))
 
     def addresses(self, step: int) -> dict[str, int]:
-        """Of the rings, read and written by pass `step` of this chunk."""
+        """Addresses of the rings that pass `step` of this chunk reads and writes."""
         now, after = self._side(step), self._side(step + 1)
         names = [(kind, i) for kind in "kv" for i in range(self._geometry.num_layers)]
         read = {f"{kind}.{i}": self._at[f"{kind}.{i}.{now}"] for kind, i in names}
         return read | {f"{kind}_out.{i}": self._at[f"{kind}.{i}.{after}"] for kind, i in names}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the rings, where they vary."""
+        """Shapes of the input rings, if they vary."""
         if self._native:
             return {}
         g = self._geometry
@@ -113,5 +113,5 @@ class EngineRing:
         return {f"{kind}.{i}": shape for kind in "kv" for i in range(g.num_layers)}
 
     def _side(self, step: int) -> int:
-        """Which of the buffers pass `step` of this chunk reads, after all passes before it."""
+        """Index of the buffer that pass `step` of this chunk reads."""
         return 0 if self._native else (self._chunk * self._passes + step) % 2

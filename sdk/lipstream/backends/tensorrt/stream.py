@@ -1,11 +1,11 @@
-"""One stream on the device: its memory, and the way of a chunk over three lanes.
+"""One stream on the device: its memory, and the work of a chunk on three lanes.
 
     encode    crops, sound up | video encoder, audio encoder
     denoise                     tables, noise up | condition | pass | pass |          context pass
     decode                                                                 | decoder | pictures down
 
-Each waits only for what it reads. The host waits once, for the pictures. What one lane writes while another may still
-read the chunk before it, exists twice, and chunks take turns (`side`).
+Each lane waits only for its inputs. The host waits once, for the pictures. Buffers that one lane writes while another
+may still read the previous chunk's data exist twice; chunks use them alternately (`side`).
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ SIDES = (0, 1)
 
 
 class Workspace:
-    """The memory of one stream, on both sides, and the tasks bound to it. Streams use it one after the other.
+    """Device and host memory of one stream, and the tasks bound to it. Streams use it one after the other.
 
     Attributes:
-        memory: on the device. inputs: addresses of what goes up for every chunk. host: pinned arrays, a set for each
-            side; small: those of them that go up in one piece. encoded, denoised, shown, spent: events of each side:
-            latents and features are there; the clean latents are; the pictures are on the host; the context pass has
-            read what the encoders left.
+        memory: on the device. inputs: addresses of the small inputs of a chunk. host: pinned arrays, a set for each
+            side. small: pinned arrays of the small inputs, uploaded in one copy. encoded, denoised, shown, spent:
+            events of each side: latents and features are ready; the clean latents are ready; the pictures are on the
+            host; the context pass has read the encoders' outputs.
     """
 
     def __init__(self, resources: Resources) -> None:
@@ -72,7 +72,7 @@ class Workspace:
             "frames": ((g.video_frames, 3, *g.crop_size), np.float32),
         }
         self.host = [Pinned(cuda, shapes) for _ in SIDES]
-        # One copy takes all of a chunk's small inputs: these arrays are laid out as they are on the device.
+        # One copy uploads all small inputs of a chunk: these arrays have the same layout as on the device.
         self.small = [Pinned(cuda, inputs) for _ in SIDES]
         self.encoded, self.denoised, self.shown, self.spent = ([Event(cuda) for _ in SIDES] for _ in range(4))
         self.tasks: dict[tuple[Any, ...], Task] = {}
@@ -101,31 +101,31 @@ class TensorRTStream(ChunkStream):
         self._ring = EngineRing(self._manifest, resources.engines["denoiser"], resources.native, resources.kernels, at)
         with resources.turn:
             encode = resources.encode
-            for event in (*workspace.spent, *workspace.shown):  # of the stream that had the memory before
+            for event in (*workspace.spent, *workspace.shown):  # of the stream that used the memory before
                 encode.wait(event)
             encode.clear(workspace.memory)
             for event in workspace.encoded:
                 encode.record(event)
-            # Before anything reads what is cleared.
+            # The memory must be cleared before it is read.
             resources.denoise.wait(workspace.encoded[0])
             resources.decode.wait(workspace.encoded[0])
 
     def close(self) -> None:
-        """Give the memory to the next stream."""
+        """Return the memory for the next stream."""
         self._close()
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
         """See `ChunkStream`."""
         self._pending = [pending for pending in self._pending if not pending.done]
         if len(self._pending) > 1 or any(pending.side == chunk.number % 2 for pending in self._pending):
-            raise LipStreamInternalError("chunks are started before the pictures of the last but one are taken")
+            raise LipStreamInternalError("a chunk is started before the pictures of the last but one are taken")
         try:
             with timed("reference"):
                 self._stage(chunk)
             with timed("denoise"), self._resources.turn:
                 pending = self._put(chunk)
         except BaseException:
-            self._close.detach()  # half a chunk is under way: nobody else gets this memory
+            self._close.detach()  # part of the chunk is enqueued: no other stream may use this memory
             with suppress(GpuError):
                 for lane in self._resources.lanes:
                     lane.synchronize()
@@ -134,7 +134,7 @@ class TensorRTStream(ChunkStream):
         return pending
 
     def _stage(self, chunk: ChunkInput) -> None:
-        """Put what the host gives into the memory that the device copies from."""
+        """Copy the inputs to pinned memory."""
         side = chunk.number % 2
         host, small = self._workspace.host[side].at, self._workspace.small[side].at
         if chunk.latents is None:
@@ -148,7 +148,7 @@ class TensorRTStream(ChunkStream):
         self._ring.fill(small)
 
     def _put(self, chunk: ChunkInput) -> _Pending:
-        """Put the whole chunk on the lanes."""
+        """Enqueue the whole chunk on the lanes."""
         work, resources = self._workspace, self._resources
         at, side = work.memory.at, chunk.number % 2
         host, encode, denoise, decode = work.host[side].at, resources.encode, resources.denoise, resources.decode
@@ -190,27 +190,27 @@ class TensorRTStream(ChunkStream):
             decode.download(host["frames"], at["frames"])
         decode.record(work.shown[side])
 
-        with denoise.span("context"):  # behind what the pictures need
+        with denoise.span("context"):  # after the work that the pictures need
             self._pass(fresh, denoise, "context", side, self._steps)
         denoise.record(work.spent[side])
-        for task in fresh:  # the device is busy by now: capturing takes none of its time
+        for task in fresh:  # the device has work by now: capturing does not delay it
             task.capture()
         return _Pending(self, side, chunk.missing, codecs)
 
     def _turn(self, codec: str) -> int:
-        """Which half of its double memory the codec reads now; the next time it is the other."""
+        """Index of the codec memory to read now; it alternates between calls."""
         side = self._codec_side[codec]
         self._codec_side[codec] = 1 - side
         return side
 
     def _repeat_first(self, lane: Lane, features: str, missing: int) -> None:
-        """The stream's first frame of features stands for those before it."""
+        """Fill the `missing` frames of features with the stream's first one."""
         address, row = self._workspace.memory.at[features], 4 * self._features
         for i in range(missing):
             lane.copy(address + i * row, address + missing * row, row)
 
     def _keep_first(self, lane: Lane, side: int) -> None:
-        """The stream's first latent frame [C, h, w] is its identity."""
+        """Store the stream's first latent frame [C, h, w], the identity."""
         g, at = self._geometry, self._workspace.memory.at
         frame = 4 * math.prod(g.latent_size)
         lane.copy_rows(at["first"], at[f"latents.{side}"], frame, g.chunk_frames * frame, g.latent_channels)
@@ -226,7 +226,7 @@ class TensorRTStream(ChunkStream):
         )
 
     def _advance(self, lane: Lane, side: int, step: int) -> None:
-        """From one pass to the next: see `lipstream.backends.sampler`."""
+        """Compute the input of the next pass: see `lipstream.backends.sampler`."""
         at, times = self._workspace.memory.at, self._manifest.t_list
         last = step + 1 == self._steps
         self._resources.kernels.advance(
@@ -247,14 +247,14 @@ class TensorRTStream(ChunkStream):
         return (g.latent_channels, g.chunk_frames, *g.latent_size)
 
     def _latent(self, step: int, side: int) -> int:
-        """Where pass `step` finds its latents: the noise itself, what the pass before left, or the clean ones."""
+        """Address of the latents of pass `step`: the noise, the result of the previous pass, or the clean latents."""
         work = self._workspace
         if step == self._steps:
             return work.memory.at[f"clean.{side}"]
         return work.memory.at["x"] if step else work.inputs["noise.0"]
 
     def _pass(self, fresh: list[Task], lane: Lane, graph: str, side: int, step: int) -> None:
-        """One run of the DiT."""
+        """Enqueue one run of the DiT."""
         work = self._workspace
         key = (graph, side, step, *self._ring.key(step))
         if key not in work.tasks:
@@ -276,7 +276,7 @@ class TensorRTStream(ChunkStream):
         self._launch(fresh, work.tasks[key])
 
     def _run(self, fresh: list[Task], lane: Lane, graph: str, side: int, turn: int = 0) -> None:
-        """One run of an encoder or the decoder."""
+        """Enqueue one run of an encoder or the decoder."""
         work = self._workspace
         key = (graph, side, turn)
         if key not in work.tasks:
@@ -342,6 +342,6 @@ class _Pending:
         return frames[self.missing :].transpose(0, 2, 3, 1)
 
     def drop(self) -> None:
-        # Not waited for: what replaces it comes behind it on every lane, and writes over all that it leaves.
+        # No waiting: its replacement follows it on every lane and overwrites everything that it writes.
         self.stream._codec_side = self.codec_side
         self.done = True

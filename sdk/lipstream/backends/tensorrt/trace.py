@@ -1,4 +1,4 @@
-"""What the device did when: NVTX ranges for NVIDIA's profilers, and a timeline for Chrome's and Perfetto's viewers."""
+"""Traces of device work: NVTX ranges for NVIDIA's profilers, and a timeline for Chrome's and Perfetto's viewers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ...atomic import write_file
 
 
 class TimedEvent(Protocol):
-    """An event of a lane that notes the time."""
+    """An event of a lane with a time stamp."""
 
     def wait(self) -> None:
         """Wait until it is reached."""
 
     def since(self, earlier: Any) -> float:
-        """Milliseconds since `earlier`, another one."""
+        """Milliseconds since `earlier`, another event."""
 
 
 class Trace:
-    """Spans of the lanes, timed by events on the device. It keeps all of them: use it for a few chunks.
+    """Spans of the lanes, timed by events on the device. Keeps all of them: use it for a few chunks.
 
     Args:
         nvtx: the module, to name the same spans for profilers, or None.
@@ -34,7 +34,7 @@ class Trace:
 
     @contextmanager
     def range(self, lane: str, name: str) -> Iterator[None]:
-        """Name what the host does inside, for profilers."""
+        """Name the host's work inside, for profilers."""
         if self._nvtx:
             self._nvtx.push_range(f"{lane}: {name}")
         yield
