@@ -1,4 +1,4 @@
-"""Reference outputs: every machine computes the same inputs, and its outputs are compared with stored ones.
+"""Reference outputs: the graphs run on the same inputs on every machine, and the outputs are compared with stored ones.
 
 `lipstream export` runs the float32 model on these inputs and stores samples of its outputs in the bundle, with the
 error that the bundle's precision causes in PyTorch; `lipstream verify` runs the engines on them.

@@ -196,7 +196,7 @@ def _resized(
 
 
 def _scaled(to_image: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The matrix to an image resized by `scale` (x, y), from the one to the image; edges map to edges."""
+    """`to_image`, composed with the image's resize by `scale` (x, y); edges map to edges."""
     matrix = to_image * scale[:, None]
     matrix[:, 2] += 0.5 * scale - 0.5
     return matrix
