@@ -1,8 +1,8 @@
 """Milliseconds of each pass of the DiT at the released sizes, on a GPU or a CPU, by eager PyTorch in two structures.
 
 ring      plainly written: the K/V ring, SDPA, one type for all
-original  as the released code is built: the window's K and V joined and turned in float64 in every layer of every pass
-          (benchmarks/original.py)
+upstream  as the released code is built: the window's K and V joined and turned in float64 in every layer of every pass
+          (benchmarks/upstream.py)
 
 The weights are random: a pass costs the same with any. The window is full. Nothing but the DiT is measured: no
 autoencoder, no audio encoder, no transfers. `video_fps` is what the passes alone would allow, 12 frames to a chunk. On
@@ -32,7 +32,7 @@ from .device_peaks import Ceiling, measured, seconds
 from .roofline import recorded_bound
 from .upstream import WindowCache
 
-STRUCTURES = ("ring", "original")
+STRUCTURES = ("ring", "upstream")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -51,7 +51,7 @@ class Passes:
             self._text_kv = self._student.text_kv(torch.randn(1, config.text_len, config.text_dim))
             self._times, self._modulations = self._student.time(torch.tensor(config.t_list, dtype=torch.float64))
         self._ring = KVRing(config, dtype=dtype, device=str(device))
-        self._window = WindowCache(config, device) if structure == "original" else None
+        self._window = WindowCache(config, device) if structure == "upstream" else None
         blocks = self._ring.geometry.rolling // c
         for chunk in range(2 * blocks + 2):
             self._ring.begin(chunk)
@@ -65,7 +65,7 @@ class Passes:
     def run(self, step: int) -> Tensor | None:
         """One pass of the current chunk: `step` counts through the schedule, the last one is the context pass.
 
-        The context pass of the structure "original" begins its cache's next chunk; the cost of that is the same.
+        The context pass of the structure "upstream" begins its cache's next chunk; the cost of that is the same.
         """
         chunk = self._latent, self._condition, self._audio
         modulation = self._modulations[step]

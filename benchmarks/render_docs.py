@@ -65,13 +65,13 @@ def throughput(results: Path) -> str:
     ]
     passes = r["passes"]
     kinds = [*passes["onnxruntime_ms"]]
-    released = median(passes["ours_times_faster_than_original"], 2)
+    released = median(passes["ours_times_faster_than_upstream"], 2)
     second = [
         (label, *(median(passes[f"{name}_ms"][kind]) for kind in kinds))
         for name, label in (
             ("onnxruntime", "ONNX Runtime"),
             ("torch", "PyTorch, eager, with the ring"),
-            ("original", "PyTorch, in the released structure"),
+            ("upstream", "PyTorch, in the upstream structure"),
         )
     ]
     share = ["of what the machine allows", *(f"{passes['of_bound'][kind]:.0%}" for kind in kinds[:-1]), ""]
@@ -180,11 +180,11 @@ def bounds(results: Path) -> str:
 def thousand(results: Path) -> str:
     found = load(results, "roofline")["results"]["rows"]
     rows = [
-        (r["student"], r["precision"], r["way"], r["device"], r["streams"], -(-1000 // r["streams"]))
+        (r["student"], r["precision"], r["scenario"], r["device"], r["streams"], -(-1000 // r["streams"]))
         for r in found
         if r["student"] != "tiny" and r["device"] in ("H100", "B200") and r["streams"]
     ]
-    return table(["student", "precision", "way", "device", "streams on one", "devices for a thousand"], rows)
+    return table(["student", "precision", "scenario", "device", "streams on one", "devices for a thousand"], rows)
 
 
 def check(results: Path) -> str:

@@ -110,7 +110,7 @@ def recorded(costs: Costs) -> list[dict[str, Any]]:
 
 
 @dataclass(frozen=True)
-class Way:
+class Scenario:
     """How a stream runs: the codec of each half; none for a prepared reference, which is encoded already."""
 
     name: str
@@ -118,11 +118,11 @@ class Way:
     decoder: str = "taehv"
 
 
-WAYS = {
-    "tiny": (Way("live", "taehv"), Way("prepared", "")),
-    "1.3b": (Way("live", "wan"), Way("live, TAEHV encoder", "taehv"), Way("prepared", "")),
+SCENARIOS = {
+    "tiny": (Scenario("live", "taehv"), Scenario("prepared", "")),
+    "1.3b": (Scenario("live", "wan"), Scenario("live, TAEHV encoder", "taehv"), Scenario("prepared", "")),
 }
-WAYS["14b"] = WAYS["1.3b"]
+SCENARIOS["14b"] = SCENARIOS["1.3b"]
 
 
 Costs = dict[tuple[str, str, int], Cost]
@@ -176,19 +176,19 @@ def _each_phase(name: str, codec: str, model: onnx_ir.Model, config: StudentConf
 
 
 def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], reach: float) -> list[dict[str, Any]]:
-    """One row for each way and device."""
+    """One row for each scenario and device."""
     steps, window = len(STUDENTS[size].t_list) - 1, STUDENTS[size].window
     first = phases(STUDENTS[size])[0]
     found = []
-    for way in WAYS[size]:
+    for scenario in SCENARIOS[size]:
         stages = {
             "audio": (costs["audio_encoder", "", 0], 1),
             "denoise": (costs["denoiser", "", window], steps),
             "context": (costs["context", "", window], 1),
-            "decode": (costs["video_decoder", way.decoder, 0], 1),
+            "decode": (costs["video_decoder", scenario.decoder, 0], 1),
         }
-        if way.encoder:
-            stages = {"encode": (costs["video_encoder", way.encoder, 0], 1), **stages}
+        if scenario.encoder:
+            stages = {"encode": (costs["video_encoder", scenario.encoder, 0], 1), **stages}
         begin = {name: stage for name, stage in stages.items() if name != "context"}
         begin["denoise"] = costs["denoiser", "", first], steps
         # The context graph's weights are the denoiser's.
@@ -205,7 +205,7 @@ def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], r
                 {
                     "student": size,
                     "precision": precision,
-                    "way": way.name,
+                    "scenario": scenario.name,
                     "device": device,
                     "tera_operations": sum(n * cost.operations for cost, n in stages.values()) / 1e12,
                     "gigabytes": sum(n * cost.bytes for cost, n in stages.values()) / 1e9,
@@ -279,13 +279,13 @@ def check(args: argparse.Namespace) -> dict[str, Any]:
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown, as docs/performance.md has them."""
     lines = [
-        "| student | precision | way | device | TFLOP | GB | launches | chunk, ms | fps | fps at "
+        "| student | precision | scenario | device | TFLOP | GB | launches | chunk, ms | fps | fps at "
         f"{found['reach']:.0%} | first chunk, ms | weights, GB | a stream, GB | streams |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for r in found["rows"]:
         lines.append(
-            f"| {r['student']} | {r['precision']} | {r['way']} | {r['device']} | {r['tera_operations']:.3g} "
+            f"| {r['student']} | {r['precision']} | {r['scenario']} | {r['device']} | {r['tera_operations']:.3g} "
             f"| {r['gigabytes']:.3g} | {r['launches']} | {r['chunk_ms']:.3g} | {r['fps']:.0f} "
             f"| {r['fps_at_reach']:.0f} | {r['first_chunk_ms']:.3g} | {r['weights_gb']:.2f} | {r['stream_gb']:.2f} "
             f"| {r['streams']} |"
@@ -314,7 +314,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure = matplotlib.figure.Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     bars = [r for r in found["rows"] if r["device"] == "H100" and r["student"] != "tiny"]
-    names = [f"{r['student']} {r['precision']}\n{r['way']}" for r in bars]
+    names = [f"{r['student']} {r['precision']}\n{r['scenario']}" for r in bars]
     colours = {"encode": "#4c78a8", "audio": "#bab0ac", "denoise": "#f58518", "context": "#ffbf79", "decode": "#54a24b"}
     base = np.zeros(len(bars))
     for stage, colour in colours.items():
@@ -325,7 +325,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     left.invert_yaxis()
     left.tick_params(labelsize=7)
     left.legend(fontsize=8)
-    live = [r for r in found["rows"] if r["way"] == "live" and r["student"] != "tiny"]
+    live = [r for r in found["rows"] if r["scenario"] == "live" and r["student"] != "tiny"]
     kinds = sorted({(r["student"], r["precision"]) for r in live})
     devices = [*DEVICES]
     for i, kind in enumerate(kinds):
@@ -362,7 +362,7 @@ def run(args: argparse.Namespace) -> bool:
 def build_parser() -> argparse.ArgumentParser:
     least = {"sizes": ["tiny"], "precisions": ["bf16"], "layers": 2, "repeats": 2}
     options = parser("roofline", __doc__, least=least)
-    options.add_argument("--sizes", nargs="+", choices=WAYS, default=[*WAYS], help="students (default: all)")
+    options.add_argument("--sizes", nargs="+", choices=SCENARIOS, default=[*SCENARIOS], help="students (default: all)")
     options.add_argument("--precisions", nargs="+", choices=("bf16", "fp8"), default=["bf16", "fp8"], help="of GPUs")
     options.add_argument("--reach", type=float, default=0.68, help="share of their ceiling that products reach")
     options.add_argument("--layers", type=positive, default=0, help="of the DiT, in place of all")

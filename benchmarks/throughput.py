@@ -6,7 +6,7 @@ in one process and on the same inputs: one chunk by our backend, the same chunk 
 number of threads), and so on; their velocities must agree before any time counts. Without --video and --audio the
 sample that ships with LipStream is dubbed.
 
-The passes are run in a third way, too: by PyTorch in the structure of the released code (benchmarks/original.py). The
+The passes are run a third time, by PyTorch in the structure of the released code (benchmarks/upstream.py). The
 machine's ceilings are measured in the same process, and each graph's time is given as a share of the bound that follows
 from them and from its counted operations (benchmarks/roofline.py).
 """
@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from .common import in_fresh_process, main, memory_mib, parser, positive, spread, write
 
-OURS, EAGER, ORIGINAL = "onnxruntime", "torch", "original"
+OURS, EAGER, UPSTREAM = "onnxruntime", "torch", "upstream"
 TOLERANCE = 1e-4
 _DIT = ("denoise", "context")
 
@@ -69,14 +69,14 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
 
     from .device_peaks import measured
     from .roofline import bound, of_bundle
-    from .upstream import OriginalStream
+    from .upstream import UpstreamSteps
 
     ceiling, figures = measured(torch.device("cpu"), threads)
     engines = {name: LipSyncEngine.load(bundle, backend=name, threads=threads) for name in (OURS, EAGER)}
     eager = engines[EAGER].backend
     assert isinstance(eager, TorchBackend)
     streams: dict[str, Passes] = {name: engine.backend.open_steps() for name, engine in engines.items()}
-    streams[ORIGINAL] = OriginalStream(eager)
+    streams[UPSTREAM] = UpstreamSteps(eager)
     manifest = engines[OURS].manifest
     g = manifest.geometry
     steps = len(manifest.t_list) - 1
@@ -97,7 +97,7 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
             seconds, velocities[name] = one_chunk(streams[name], chunk, latents, condition, audio)
             if chunk >= filling:
                 times[name].append(seconds)
-        for name in (OURS, ORIGINAL):
+        for name in (OURS, UPSTREAM):
             for found, wanted in zip(velocities[name], velocities[EAGER], strict=True):
                 worst = max(worst, float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted)))
     if not worst <= TOLERANCE:
@@ -114,7 +114,7 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
         "of_bound": {kind: part / ms for kind, part, ms in zip(kinds, least, medians, strict=True)},
         **{f"{name}_ms": _table(rows, kinds) for name, rows in milliseconds.items()},
         "ours_times_faster": spread(ratios[EAGER]),
-        "ours_times_faster_than_original": spread(ratios[ORIGINAL]),
+        "ours_times_faster_than_upstream": spread(ratios[UPSTREAM]),
     }
 
 
@@ -179,7 +179,7 @@ def run(args: argparse.Namespace) -> bool:
         f"({ratio['min']:.2f} to {ratio['max']:.2f})\n"
         f"passes of a chunk: {ours:.1f} ms against {eager:.1f} ms, {faster['median']:.2f} times the speed "
         f"({faster['min']:.2f} to {faster['max']:.2f}), velocities differ by {alone['relative_difference']:.1e}\n"
-        f"against the structure of the released code: {alone['ours_times_faster_than_original']['median']:.2f} times\n"
+        f"against the structure of the released code: {alone['ours_times_faster_than_upstream']['median']:.2f} times\n"
         f"of what the machine allows: {', '.join(f'{kind} {x:.0%}' for kind, x in alone['of_bound'].items())}"
     )
     write(args.json, "throughput", args, {"dub": whole, "dub_times_faster": ratio, "passes": alone})

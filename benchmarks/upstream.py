@@ -71,7 +71,7 @@ class WindowCache:
         return torch.view_as_real(pairs * turn).flatten(-2).to(x.dtype)
 
 
-class OriginalStream:
+class UpstreamSteps:
     """The passes of a bundle's student in this structure; called as `lipstream.backends.steps.Steps` is."""
 
     def __init__(self, backend: TorchBackend) -> None:

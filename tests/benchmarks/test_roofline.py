@@ -130,11 +130,11 @@ def test_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     args = roofline.build_parser().parse_args([*options, "--json", str(result), "--plot", str(picture)])
     assert roofline.run(args)
     found = json.loads(result.read_text())["results"]
-    assert {row["way"] for row in found["rows"]} == {"live", "live, TAEHV encoder", "prepared"}
+    assert {row["scenario"] for row in found["rows"]} == {"live", "live, TAEHV encoder", "prepared"}
     for row in found["rows"]:
         assert row["chunk_ms"] == pytest.approx(sum(row["stages_ms"].values()), rel=1e-3)
         assert row["fps_at_reach"] <= row["fps"]
-    live = {row["device"]: row for row in found["rows"] if row["way"] == "live"}
+    live = {row["device"]: row for row in found["rows"] if row["scenario"] == "live"}
     assert live["B200"]["fps"] > live["H200"]["fps"] >= live["H100"]["fps"] > live["L40S"]["fps"]
     assert len(found["check"]["graphs"]) == 9
     assert "| 1.3b | bf16 | live | H100 |" in capsys.readouterr().out

@@ -42,7 +42,7 @@ from benchmarks import (
     throughput,
     timeline,
 )
-from benchmarks.upstream import OriginalStream
+from benchmarks.upstream import UpstreamSteps
 
 ROOT = Path(__file__).parents[2]
 H100 = ROOT / "benchmarks" / "h100.sh"
@@ -148,7 +148,7 @@ def test_what_counts_as_flat(chunk_ms: float, growth: float, passed: bool) -> No
 
 def test_passes_on_a_cpu(tmp_path: Path) -> None:
     found = run(dit_latency, tmp_path, "--size", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2")
-    assert {*found["structures"]} == {"ring", "original"}
+    assert {*found["structures"]} == {"ring", "upstream"}
     for structure in found["structures"].values():
         names = {name for name in structure if name.endswith("_ms")}
         assert names == {"denoise_0_ms", "denoise_1_ms", "context_ms", "chunk_ms"}
@@ -161,7 +161,7 @@ def test_the_released_structure_computes_what_the_ring_computes(window: int, sin
     student, rng = toy_student(replace(CONFIG, window=window, sink=sink)), np.random.default_rng(0)
     config = student.config
     backend = TorchBackend(StudentParts(config, student, toy_text()))
-    ours, theirs = backend.open_steps(), OriginalStream(backend)
+    ours, theirs = backend.open_steps(), UpstreamSteps(backend)
 
     def normal(*shape: int) -> Any:
         return rng.standard_normal(shape, np.float32)
@@ -329,7 +329,7 @@ def test_the_gpu_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Pa
     assert tried.stdout.startswith("eager: ok"), (tmp_path / "eager.log").read_text()
     assert {*json.loads((tmp_path / "dit_latency-tiny.json").read_text())["results"]["structures"]} == {
         "ring",
-        "original",
+        "upstream",
     }
     done = script("dub", "doctor")  # there are no engines
     assert done.returncode == 1
