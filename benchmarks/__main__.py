@@ -44,6 +44,7 @@ BENCHMARKS = {
     "faces": Benchmark("Do face and compositing keep up with 1080p on one core?", 1),
     "dit_latency": Benchmark("How long does a pass take at the released sizes, in eager PyTorch?", 1, gpu=True),
     "precision": Benchmark("What do BF16 and FP8 cost in quality?", 2),
+    "int8": Benchmark("Would int8 make the CPU backend faster?", 1),
     "lip_accuracy": Benchmark("Do the lips say the new speech, and nothing else?", 3),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
 }
