@@ -1,8 +1,8 @@
 """All benchmarks, by name.
 
-python -m benchmarks                        the list: what each answers, and where its last result is from
-python -m benchmarks throughput --help      one of them, with its own options
-python -m benchmarks all --out DIR          every one that runs on this machine, results into DIR
+python -m benchmarks                        list: the question and the origin of the last result of each
+python -m benchmarks throughput --help      one benchmark, with its options
+python -m benchmarks all --out DIR          every benchmark that runs on this machine, results into DIR
 python -m benchmarks docs                   docs/performance.md and its pictures, from benchmarks/results
 """
 
@@ -41,11 +41,11 @@ BENCHMARKS = {
     "ring": Benchmark("What does the K/V ring save over recomputing the window?", 4),
     "flatness": Benchmark("Does a stream of ten minutes get slower or larger?", 4),
     "drift": Benchmark("Does a stream of 24 hours, by simulated clock, drift?", 1),
-    "faces": Benchmark("Do face and compositing keep up with 1080p on one core?", 1),
+    "faces": Benchmark("Are face tracking and compositing fast enough for 1080p on one core?", 1),
     "dit_latency": Benchmark("How long does a pass take at the released sizes, in eager PyTorch?", 1, gpu=True),
     "precision": Benchmark("What do BF16 and FP8 cost in quality?", 2),
     "int8": Benchmark("Would int8 make the CPU backend faster?", 1),
-    "lip_accuracy": Benchmark("Do the lips say the new speech, and nothing else?", 3),
+    "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 3),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
 }
 
@@ -101,7 +101,7 @@ def start(arguments: list[str]) -> int:
     every = commands.add_parser("all", help="every one that this machine can run")
     every.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks", help="folder (default out/benchmarks)")
     every.add_argument("--only", nargs="+", choices=BENCHMARKS, help="these alone")
-    every.add_argument("--quick", action="store_true", help="the least that exercises everything")
+    every.add_argument("--quick", action="store_true", help="the smallest run that exercises everything")
     pages = commands.add_parser("docs", help="docs/performance.md from benchmarks/results")
     pages.add_argument("--results", type=Path, default=RESULTS)
     pages.add_argument("--docs", type=Path, default=ROOT / "docs")
@@ -111,7 +111,7 @@ def start(arguments: list[str]) -> int:
     if args.command == "docs":
         render_docs.fill(args.results, args.docs)
         return 0
-    print(f"{listing()}\n\npython -m benchmarks NAME --help says what exactly is measured; all runs them all.")
+    print(f"{listing()}\n\npython -m benchmarks NAME --help describes what is measured; `all` runs all.")
     return 0
 
 

@@ -43,7 +43,9 @@ def parser(
         options.add_argument("--bundle", default="tiny", help="folder or shipped name (default tiny)")
     options.add_argument("--threads", type=positive, default=cores(), help="CPU threads (default: all cores)")
     options.add_argument("--json", type=Path, metavar="PATH", help="also write the numbers there")
-    options.add_argument("--quick", action="store_true", help="the least that exercises everything; no result to quote")
+    options.add_argument(
+        "--quick", action="store_true", help="smallest run that exercises everything; not a valid result"
+    )
     options.set_defaults(least=least or {})
     return options
 
@@ -76,7 +78,7 @@ def main(run: Callable[[argparse.Namespace], bool], args: argparse.Namespace) ->
 
 
 def in_fresh_process(function: Callable[..., _T], *arguments: Any) -> _T:
-    """``function(*arguments)`` in a new interpreter: nothing loaded or measured before weighs on it."""
+    """Run ``function(*arguments)`` in a new interpreter, unaffected by what was loaded or measured before."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
 

@@ -1,10 +1,10 @@
-"""What a graph costs, counted from its nodes: operations, bytes and kernel launches.
+"""Count operations, bytes and kernel launches of a graph from its nodes.
 
-A product (MatMul, Gemm, Conv, Attention) is a kernel: it reads its operands and writes its result once. Everything
-between two products is taken to be fused into as few kernels as there can be: nodes at the same depth (number of
-products on the longest way to them) that hand tensors to each other are one, and only what enters and leaves it moves.
-Reshapes and transposes are free; weights that other weights follow from are computed once, when a graph is loaded. So
-bytes and launches are what a very good runtime would reach, and the time that follows from them is a bound from below.
+A product (MatMul, Gemm, Conv, Attention) is one kernel: it reads its operands and writes its result once. Everything
+between two products is assumed to be fused into as few kernels as possible: connected nodes at the same depth (number
+of products on the longest path to them) are one kernel, and only its inputs and outputs are read and written. Reshapes
+and transposes are free; weights computed from other weights are computed once, when a graph is loaded. So bytes and
+launches are those of a very good runtime, and the time computed from them is a lower bound.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Counter:
         return Cost(kernels, weights, sum(map(self.bytes, state)), max(alive))
 
     def root(self, value: onnx_ir.Value) -> onnx_ir.Value:
-        """The tensor that a value is a view of."""
+        """Return the tensor that a value is a view of."""
         return self._root.get(value, value)
 
     def bytes(self, value: onnx_ir.Value) -> int:
@@ -127,7 +127,7 @@ class _Counter:
         return _evaluated(str(size.value), self._frames)
 
     def _folded(self, node: onnx_ir.Node) -> bool:
-        """Whether a node is no work when the graph runs; its outputs are views or constants then."""
+        """Whether a node costs nothing when the graph runs, because its outputs are views or constants."""
         inputs = [value for value in node.inputs if value is not None]
         if node.op_type in ("Constant", "Shape") or all(value in self._constant for value in inputs):
             self._constant.update(node.outputs)

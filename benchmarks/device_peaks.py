@@ -1,4 +1,4 @@
-"""What a machine can do at most, measured: products of large matrices, copies. Every other time is held against it."""
+"""Measure the peak rates of a machine, by large matrix products and copies."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What a device can do at most: operations a second by type, bytes a second, bytes of memory."""
+    """Peak rates of a device: operations a second by type, bytes a second, bytes of memory."""
 
     fp32: float
     bf16: float
@@ -22,10 +22,10 @@ class Ceiling:
 
 
 def measured(device: torch.device, threads: int) -> tuple[Ceiling, dict[str, float]]:
-    """The ceilings of this machine, and the figures behind them.
+    """Return the ceilings of this machine, and the figures behind them.
 
-    On a CPU the bandwidth is that of a copy inside the cache, since the tensors of a small model lie there; FP8 stands
-    at bfloat16's rate, since PyTorch has no plain product of it.
+    On a CPU the bandwidth is that of a copy inside the cache, which holds the tensors of a small model; FP8 has
+    bfloat16's rate, since PyTorch has no plain FP8 product.
     """
     torch.set_num_threads(threads)
     gpu = device.type == "cuda"

@@ -1,7 +1,7 @@
 """Milliseconds of each pass of the DiT at the released sizes, on a GPU or a CPU, by eager PyTorch in two structures.
 
 ring      plainly written: the K/V ring, SDPA, one type for all
-upstream  as the released code is built: the window's K and V joined and turned in float64 in every layer of every pass
+upstream  as in the released code: the window's K and V concatenated and rotated in float64 in every layer of every pass
           (benchmarks/upstream.py)
 
 The weights are random: a pass costs the same with any. The window is full. Nothing but the DiT is measured: no

@@ -1,9 +1,9 @@
 """A stream of 24 hours by simulated clock: does it drift, slow down or grow?
 
-Everything of a session runs but the networks and the blending: sound at 44.1 kHz is pushed in pieces of odd lengths,
-resampled, cut into windows; noise is drawn, rotation tables and the ring's memory are kept, frames are counted and
-given their sound. The networks are replaced by a copy, so a day takes minutes. It passes if at the end there are as
-many frames as the sound is long, each with its samples and none lost or shown twice, if the last hour's chunks take at
+Everything of a session runs except the networks and the blending: audio at 44.1 kHz is pushed in pieces of odd
+lengths, resampled, and cut into windows; noise, rotation tables and the ring are real; frames are counted and get
+their audio. The networks are replaced by a copy, so a day takes minutes. The benchmark passes if the number of frames
+matches the audio's length, each frame has its samples and none is lost or repeated, the last hour's chunks take at
 most 1.1 times the first's, and memory grows by at most 5 MiB after the first hour.
 """
 
@@ -105,7 +105,7 @@ class Untouched:
 
 
 def simulate(hours: float) -> dict[str, Any]:
-    """Run the session; what came out, hour by hour."""
+    """Run the session and return its counters, hour by hour."""
     manifest = Manifest({"name": "copies"}, GEOMETRY, AUDIO, (0.999, 0.769, 0.0), "fp32")
     chunks = SteppedStream(Copies(), manifest.t_list, GEOMETRY.sequence, np.ones(GEOMETRY.latent_size, np.float32))
     rng = np.random.default_rng(0)
@@ -155,7 +155,7 @@ def simulate(hours: float) -> dict[str, Any]:
 
 
 def judge(found: dict[str, Any]) -> dict[str, Any]:
-    """What the simulation shows, and whether that passes."""
+    """Summarise the simulation, and check the criteria."""
     rows = found["hours"]
     slowdown = rows[-1]["chunk_ms"] / rows[0]["chunk_ms"]
     growth = rows[-1]["rss_mib"] - rows[0]["rss_mib"]

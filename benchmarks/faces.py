@@ -1,13 +1,13 @@
-"""Do face and picture keep up with a 1080p source on one core?
+"""Are face tracking and compositing fast enough for a 1080p source on one core?
 
 Every frame of a 1080p video is tracked, aligned and cropped to 512 x 512, and a generated crop (the crop itself,
-blurred) is put back through a mask of the released one's size. The default video is the bundled one, enlarged and moved
-about in smooth noise: once to 0.7 of the height, which makes a head of about 400 pixels, and once to all of it, a
-close-up. Each step is timed for each frame on one thread; reading and writing the video is not in it. It passes if a
-median frame of the first takes at most 1/60 s altogether.
+blurred) is pasted back through a mask as large as the released one. The default video is the bundled one, enlarged and
+moved by smooth noise: once to 0.7 of the height, a head of about 400 pixels, and once to the full height, a close-up.
+Each step is timed per frame on one thread, without reading and writing the video. The benchmark passes if the median
+frame of the first video takes at most 1/60 s in total.
 
---insightface FOLDER also says how far the three alignment points are from those of the released system, which finds
-them by InsightFace's models (for non-commercial research only): the median distance over that of the brows.
+--insightface FOLDER also reports how far the three alignment points are from those of the released system, which uses
+InsightFace's models (for non-commercial research only): the median distance divided by the distance of the brows.
 """
 
 from __future__ import annotations

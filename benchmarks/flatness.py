@@ -1,11 +1,11 @@
 """Does a stream get slower, or larger, the longer it runs?
 
-A live session on a looped reference is fed speech, one chunk's worth at a time, for ten minutes of sound. Each chunk is
-timed, and the process's resident memory is read after it. It passes if the median chunk of the last minute takes at
-most 1.1 times that of the first, and memory grows by at most 5 MiB from the end of the first minute on. The first ten
-seconds, in which the ring and all caches fill, count for neither.
+Ten minutes of speech are pushed to a live session on a looped reference, one chunk's length at a time. Each chunk is
+timed, and the process's resident memory is read after it. The benchmark passes if the median chunk of the last minute
+takes at most 1.1 times that of the first, and memory grows by at most 5 MiB after the first minute. The first ten
+seconds, in which the ring and all caches fill, are excluded.
 
---live decodes, tracks and encodes the reference again and again as the stream goes, in place of preparing it once.
+--live decodes, tracks and encodes the reference repeatedly during the stream, instead of preparing it once.
 """
 
 from __future__ import annotations

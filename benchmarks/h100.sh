@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# All that waits for a GPU (TO_MEASURE.md), in at most ten minutes on a bare machine:
+# All measurements that need a GPU (TO_MEASURE.md), in at most ten minutes on a bare machine:
 #
-#     bash benchmarks/h100.sh                 # everything, the most telling first
-#     bash benchmarks/h100.sh kernels tiny    # these parts alone
+#     bash benchmarks/h100.sh                 # everything, the most important first
+#     bash benchmarks/h100.sh kernels tiny    # only these parts
 #     bash benchmarks/h100.sh --list          # the parts and their commands
 #
 # Needs NVIDIA's driver, CUDA's nvcc, Python 3.11 or later. The part "install" fetches packages from PyPI; with PYTHON
@@ -23,7 +23,7 @@ part() { ORDER+=("$1"); PART[$1]=$2; }
 
 [ -n "$PYTHON" ] || part install "make .venv/.dev && $PY -m pip install --quiet -e '.[dev,tensorrt]'"
 part doctor "$LIPSTREAM doctor"
-# A test that was skipped has shown nothing.
+# A skipped test proves nothing, so it counts as a failure.
 part kernels "$PY -m pytest -q -rs tests/csrc -k cuda | tee $OUT/kernels.txt && ! grep -q skipped $OUT/kernels.txt"
 part tiny "$LIPSTREAM export tiny --precision bf16 -o $OUT/tiny-bf16 &&
   $LIPSTREAM build $OUT/tiny-bf16 --recipe tiny-bf16 -o $OUT/tiny-engines --json > $OUT/tiny-build.json &&

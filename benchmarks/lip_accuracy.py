@@ -1,21 +1,21 @@
 """Do the lips of the result say the new speech, and nothing else?
 
-On drawn people: each of them, never seen in training, is drawn saying speech A and dubbed with speech B: new sentences
-by a random voice. How far the mouth is open in the result, frame by frame, is correlated (Pearson, at lag 0) with what
-the drawing rule says for B, and for the control with what it says for speech C, which nobody hears. The opening is
-measured in two ways that know nothing of the model:
+On drawn people: each of them, unseen in training, is drawn speaking A and dubbed with speech B: new sentences by a
+random voice. The mouth opening in the result, frame by frame, is correlated (Pearson, at lag 0) with the drawing
+rule's opening for B, and as a control with that for an unrelated speech C. The opening is measured in ways independent
+of the model:
 
   lip_gap    the gap between the lips that FaceMesh sees, on the whole frame
   rest_diff  how much the mouth differs from the same moment drawn with the mouth closed
   lip_width  the distance of the corners that FaceMesh sees, against the rule's width
 
-What either measure reaches on the same person drawn saying B is its ceiling; what it finds in the source, whose mouth
-says A, is the baseline. It passes if by lip_gap the mean over people is at least 0.85 for B and at most 0.15 for C and
-for A, by lip_width at least 0.3 for B.
+The value on the same person drawn speaking B is the ceiling of a measure; the value on the source, which speaks A, is
+its baseline. The benchmark passes if the mean of lip_gap over people is at least 0.85 for B and at most 0.15 for C and
+for A, and that of lip_width at least 0.3 for B.
 
-With --video and --audio, on files: FaceMesh's lip gap in the result against the drawing rule's opening for that audio
-and against its loudness, at lags of -3 to 3 frames (positive: the mouth is late); the same for another audio, and for
-the source's own mouth. How sharp the mouth is and how much it flickers, against the source's. There is nothing to pass.
+With --video and --audio, on files: correlation of FaceMesh's lip gap in the result with the drawing rule's opening for
+that audio and with its loudness, at lags of -3 to 3 frames (positive: the mouth is late); the same for another audio,
+and for the source's mouth. Also sharpness and flicker of the mouth relative to the source. No criterion.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def draw_case(person: int, seconds: float) -> Case:
 
 
 def new_speech(seconds: float, rng: np.random.Generator) -> Audio:
-    """Clean speech of a random voice; draws again if it was nobody's turn to speak."""
+    """Clean speech of a random voice; drawn again if it is silent."""
     while not (clean := speech(seconds, rng).clean).any():
         pass
     return clean

@@ -1,13 +1,14 @@
 """How far are a live stream's audio features from those of the whole clip?
 
-wav2vec 2.0 hears a whole clip: normalisation, group norm, positions and attention reach from end to end. A stream hears
-a window around each chunk: `--lookback` before it, and a look-ahead, which is a delay. Printed is the distance of the
-features (norm of the difference over norm of the offline features, over all frames of all chunks) for look-aheads of
-0 to 320 ms: of all of them, of the last hidden state alone, and of all in the first two seconds.
+wav2vec 2.0 processes a whole clip: normalisation, group norm, positions and attention span the entire clip. A stream
+uses a window around each chunk: `--lookback` before it, and a look-ahead, which adds latency. The benchmark prints the
+distance of the features (norm of the difference over norm of the offline features, over all frames of all chunks) for
+look-aheads of 0 to 320 ms: of all features, of the last hidden state only, and of all features in the first two
+seconds.
 
 The weights are --wav2vec's, a Hugging Face folder; by default random ones as transformers initialises them, of the size
-of wav2vec2-base. Random attention is almost the same for all frames, so the long memory of a trained one is not in
-these numbers; what normalisation, group norm and positions do is.
+of wav2vec2-base. Random attention is nearly uniform over frames, so these numbers include the effect of normalisation,
+group norm and positions, but not that of trained long-range attention.
 """
 
 from __future__ import annotations
@@ -96,9 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h (default: random weights)")
     options.add_argument(
-        "--lookback", type=float, default=3.2, help="seconds, where the look-ahead varies (default 3.2)"
+        "--lookback", type=float, default=3.2, help="seconds, used while the look-ahead varies (default 3.2)"
     )
-    options.add_argument("--lookahead", type=float, default=0.08, help="seconds, for all look-backs (default 0.08)")
+    options.add_argument(
+        "--lookahead", type=float, default=0.08, help="seconds, used while the look-back varies (default 0.08)"
+    )
     return options
 
 

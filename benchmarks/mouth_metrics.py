@@ -1,4 +1,4 @@
-"""How a mouth looks, and how far it is open, measured in ways that know nothing of the model."""
+"""Measure how a mouth looks and how far it is open, independently of the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIPS = (61, 291, 0, 17)  # FaceMesh: corners, upper edge of the upper lip, lowe
 
 @dataclass(frozen=True)
 class MouthLook:
-    """How the mouth of a result looks against that of its source, frame by frame, float64 [n]; NaN without a face.
+    """The mouth of a result compared with that of its source, per frame, float64 [n]; NaN without a face.
 
     Attributes:
         gap: between the lips of the result, and source_gap: of the source, as FaceMesh sees them.
@@ -47,7 +47,7 @@ class MouthLook:
 
 
 def look(results: Iterable[NDArray[np.uint8]], sources: Iterable[NDArray[np.uint8]]) -> MouthLook:
-    """Compare frames of a result with the frames they were made of; the lips are where the source shows them."""
+    """Compare frames of a result with their source frames; the position of the lips is taken from the source."""
     ours, theirs = FaceTracker("bypass", smooth=False), FaceTracker("bypass", smooth=False)
     rows: list[tuple[float, ...]] = []
     before: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None

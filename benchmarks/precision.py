@@ -1,13 +1,13 @@
 """What BF16 and FP8 cost: the student in lower precision against itself in float32, on a real job.
 
 A session dubs the sample (or --video with --audio) with every variant, from the same noise. Columns: the relative error
-of the velocities of each pass and of the K and V that a chunk leaves, all on the float32 model's own inputs, pass by
-pass; and the PSNR of the decoded mouth region (where the crop is generated) of the whole dub, in which errors go round
-through the ring. Variants run in PyTorch; "ONNX Runtime" runs the exported FP8 graphs with their
-quantise-dequantise pairs.
+of the velocities of each pass and of the K and V that a chunk stores, all on the float32 model's inputs, pass by pass;
+and the PSNR of the decoded mouth region (where the crop is generated) of the whole dub, in which errors accumulate
+through the ring. Variants run in PyTorch; "ONNX Runtime" runs the exported FP8 graphs with their quantise-dequantise
+pairs.
 
-Then a model of the released channels and head size, but small and with random weights, on noise: one FP8 has no
-training behind it, and all of its layers are quantised.
+Then a small model with the released channels and head size and random weights, on noise; all of its layers are
+quantised.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class StoredRing(KVRing):
     """A ring that holds E4M3: K and V rounded when a chunk writes them.
 
     Args:
-        grain: what has a scale of its own: "head" (measured, fixed), or "token" (of every head, when it is written).
+        grain: what a scale covers: "head" (measured, fixed), or "token" (one per token and head, computed when
+            written).
         largest: per layer the largest K and V, per head, for the fixed scales; [2, H].
     """
 
@@ -72,7 +73,7 @@ class StoredRing(KVRing):
 
 
 class Variant(TorchBackend):
-    """A torch backend whose streams' rings are stored in another way."""
+    """A torch backend whose streams store their rings in another format."""
 
     ring: tuple[str, list[Tensor]] | None = None
 
@@ -129,7 +130,7 @@ def mouth_psnr(found: Frames, expected: Frames, kept: NDArray[np.float32]) -> fl
 
 
 def rings(backend: Variant, passes: Passes) -> list[Frames]:
-    """The K and V that every chunk's context pass leaves in the middle layer."""
+    """The K and V that every chunk's context pass stores in the middle layer."""
     stream = backend.open_steps()
     left: list[Frames] = []
     for name, arguments in passes.calls:

@@ -1,6 +1,6 @@
-"""Files of a whole release with random weights, at full size: what `lipstream export` takes, for trying out and timing.
+"""Write the files of a release with random weights, at full size, as input of `lipstream export` for tests and timing.
 
-A pass costs the same with any weights. The pictures mean nothing.
+The cost of a pass does not depend on the weights. The pictures are meaningless.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def write_release(
     """Write the files of a release.
 
     Args:
-        size: of the student, "1.3b" or "14b". folder: is made. wan, wav2vec: other sizes than the published ones.
+        size: of the student, "1.3b" or "14b". folder: is created. wan, wav2vec: sizes other than the published ones.
 
     Returns:
         the arguments of `lipstream export` that name them.
@@ -57,7 +57,7 @@ def write_release(
 
 
 def random_weights(module: nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """As large as makes what a layer gives as large as what it takes; one tensor at a time.
+    """Fill with random weights scaled so that each layer keeps the magnitude of its input; one tensor at a time.
 
     Args:
         module: on the device "meta".

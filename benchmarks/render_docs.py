@@ -1,4 +1,4 @@
-"""docs/performance.md and docs/scaling.md from results: what is between `<!-- results NAME -->` and `<!-- end -->`."""
+"""Generate the blocks of docs/performance.md and docs/scaling.md between `<!-- results NAME -->` and `<!-- end -->`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def fill(results: Path, docs: Path) -> None:
 
 
 def filled(text: str, results: Path) -> str:
-    """The page with its blocks as the results have them."""
+    """Return the page with its blocks generated from the results."""
 
     def block(found: re.Match[str]) -> str:
         name = found.group(1)

@@ -1,9 +1,9 @@
 """What the K/V ring saves: the same passes, with it and without.
 
 Without K/V memory a causal DiT has to run every frame of the window through all its layers in every pass: the past
-ones clean at t = 0, the chunk at its own t, no frame looking at a later chunk. With the ring a pass runs the chunk
-alone, and one pass more at t = 0 leaves its K and V behind. Both run here with the same weights on PyTorch (eager),
-in one process, in turns.
+ones clean at t = 0, the chunk at its t, no frame attending to a later chunk. With the ring a pass runs only the chunk,
+and one additional pass at t = 0 stores its K and V. Both run here with the same weights on PyTorch (eager), in one
+process, in alternation.
 
 exact   The last chunk of which the window still holds everything before it, (window - sink) latent frames: here both
         compute the same, and their velocities must agree to 1e-4 before any time counts.
@@ -65,7 +65,7 @@ class WindowAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k = (rotate(x, self._cos, self._sin) for x in (q, k))
-        # Chunk by chunk without a mask: nothing is computed only to be masked away.
+        # Chunk by chunk instead of a mask, so that no masked value is computed.
         return torch.cat([attention(q[:, a:b], k[:, :b], v[:, :b]) for a, b in self._spans], dim=1)
 
 
@@ -102,12 +102,12 @@ class Stream:
         return self._ring.denoise(*self._of_chunk(self._noisy, self.chunk), step)
 
     def context(self) -> None:
-        """The pass that leaves the chunk's K and V in the ring."""
+        """The pass that stores the chunk's K and V in the ring."""
         self._ring.context(*self._of_chunk(self._clean, self.chunk))
 
     @torch.inference_mode()
     def recompute(self, step: int) -> Array:
-        """Velocity of the chunk, with nothing but the latents of the window."""
+        """Velocity of the chunk, computed from the latents of the window only."""
         config = self.student.config
         c, past = config.chunk_frames, config.chunk_frames * self.chunk
         position = RingGeometry(config.window, config.sink, c).at(self.chunk)

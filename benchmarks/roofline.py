@@ -1,15 +1,15 @@
-"""The least time that every graph can take, counted from the graphs themselves, against ceilings of GPUs and this CPU.
+"""Lower bounds of every graph's time, from its counted operations and bytes and the peak rates of GPUs and this CPU.
 
 Operations, bytes and kernel launches come from the exported ONNX (benchmarks/count.py says how), for tiny, 1.3b and
 14b in each precision and at every length of the window. A kernel's bound is the longer of two times: its operations at
-the ceiling of their type, its bytes at that of memory; a graph's is the sum. Ceilings of GPUs are their makers' dense
-figures; products reach some two thirds of them in practice (--reach), and a kernel takes two microseconds at least (an
-assumption): both are shown.
+the ceiling of their type, its bytes at that of memory; a graph's is the sum. Ceilings of GPUs are the manufacturers'
+dense figures; products reach about two thirds of them in practice (--reach), and a kernel takes at least two
+microseconds (an assumption): the results show both bounds.
 
-The rows of this machine are checked: its own ceilings are measured in the same run (a large matrix product, and copies
-that stay in the cache and that do not), and every graph of the bundle is timed on ONNX Runtime. How far the measured
-time is from the bound says how far the other rows can be believed. Exporting 14b takes minutes, but no memory to speak
-of: its weights are not there (benchmarks/synthetic_weights.py).
+The rows of this machine validate the method: its ceilings are measured in the same run (a large matrix product, and
+copies inside and outside the cache), and every graph of the bundle is timed on ONNX Runtime. The ratio of measured time
+to bound shows how reliable the other rows are. Exporting 14b takes minutes, but little memory, since its weights are
+synthetic (benchmarks/synthetic_weights.py).
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def recorded(costs: Costs) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Scenario:
-    """How a stream runs: the codec of each half; none for a prepared reference, which is encoded already."""
+    """How a stream runs: the codec of each half; no encoder for a prepared reference, which is already encoded."""
 
     name: str
     encoder: str
@@ -141,8 +141,8 @@ FEW, MORE = 4, 6
 def student(size: str, precision: str, layers: int = 0) -> Costs:
     """All graphs of a student, from a model without weights.
 
-    Of a deep one two shallow ones are exported, and what the two layers between them add is added as often as its own
-    depth asks for: exporting forty layers takes many minutes, and counts the same.
+    A deep student is extrapolated from two shallow ones that differ by two layers: exporting forty layers takes many
+    minutes, and gives the same counts.
     """
 
     def exported(layers: int, *, passes: bool) -> Costs:
@@ -199,8 +199,8 @@ def rows(size: str, precision: str, costs: Costs, devices: dict[str, Ceiling], r
             times = {name: times_ * bound(cost, ceiling) for name, (cost, times_) in stages.items()}
             real = sum(times_ * bound(cost, ceiling, reach, LAUNCH) for cost, times_ in stages.values())
             begun = sum(times_ * bound(cost, ceiling, reach, LAUNCH) for cost, times_ in begin.values())
-            room = SPARE * ceiling.memory - weights - workspace
-            by_memory = max(0, int(room // stream))
+            free = SPARE * ceiling.memory - weights - workspace
+            by_memory = max(0, int(free // stream))
             found.append(
                 {
                     "student": size,
@@ -240,7 +240,7 @@ def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict
     crops = rng.random((g.video_frames, 3, *g.crop_size), np.float32)
     latent = normal(g.latent_channels, g.chunk_frames, *g.latent_size)
     condition = normal(3 * g.latent_channels + 1, g.chunk_frames, *g.latent_size)
-    heard = normal(g.video_frames, a.features)
+    features = normal(g.video_frames, a.features)
     lengths = phases(g)
     seconds: dict[tuple[str, int], list[float]] = {}
 
@@ -256,9 +256,9 @@ def timed(bundle: str, threads: int, repeats: int) -> dict[tuple[str, int], dict
             stream.begin_chunk(chunk)
             call(("audio_encoder", 0), stream.encode_audio, samples)
             call(("video_encoder", 0), stream.encode_video, crops)
-            call(("denoiser", frames), stream.denoise, latent, condition, heard, 0)
+            call(("denoiser", frames), stream.denoise, latent, condition, features, 0)
             call(("video_decoder", 0), stream.decode, latent)
-            call(("context", frames), stream.context, latent, condition, heard)
+            call(("context", frames), stream.context, latent, condition, features)
     return {key: spread(1000 * np.array(found)) for key, found in seconds.items()}
 
 

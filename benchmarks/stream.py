@@ -1,12 +1,12 @@
 """Chunks through a backend, without video files, faces or compositing: how long one takes, and how many streams fit.
 
-Every stream has a thread of its own and asks for chunk after chunk, random crops and sound of the bundle's sizes: once
-as fast as it goes, for the pictures of all streams a second; once by the clock, a chunk every 480 ms as live sound
-comes in, for a chunk's time from its start until its pictures are on the host. The first chunks, which fill the window
-and are run before anything is captured, do not count. Streams keep up where the 99th percentile of that time is below
-the 480 ms that 12 pictures are shown, and all give 25 pictures a second each. With --prepared the video is encoded
-already, as of a prepared reference. With --against the pictures are compared with those of another bundle on
-its own backend (the float32 one from which engines were built), with --timeline what the device did is drawn.
+Every stream runs chunk after chunk in its thread, on random crops and audio of the bundle's sizes: once as fast as
+possible, to measure the total frame rate; once in real time, a chunk every 480 ms, to measure a chunk's time from its
+start until its pictures are on the host. The first chunks, which fill the window and run before CUDA graphs are
+captured, are excluded. Streams keep up if the 99th percentile of that time is below the duration of 12 pictures, 480
+ms, and each gives 25 pictures a second. With --prepared the video is already encoded, as in a prepared reference. With
+--against the pictures are compared with those of another bundle on its default backend (the float32 one from which
+engines were built); --timeline draws the device's activity.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def difference(engine: LipSyncEngine, other: LipSyncEngine, count: int) -> float
 def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:
     """What the lanes of the device do over a few chunks in the middle of a stream; also written to `trace`."""
     if not hasattr(engine.backend, "trace"):
-        raise ConfigError("this backend notes no timeline", expected="engines, on backend tensorrt")
+        raise ConfigError("this backend records no timeline", expected="engines, on backend tensorrt")
     driven = drive(engine, 0, WARM_UP + 2 * DRAWN)
     for _ in range(WARM_UP):
         next(driven)

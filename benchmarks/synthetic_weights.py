@@ -1,7 +1,7 @@
-"""Graphs of any size without the memory for their weights: every weight is one number, repeated.
+"""Export graphs of any size without the memory for their weights: every weight is one number, repeated.
 
-What is exported from such a model is the graph that is exported from a real one, but for the values; so its operations
-and shapes can be counted, at 14B too, on any machine. It cannot be written to a file.
+Such a model exports the same graph as a real one, except for the values, so its operations and shapes can be counted on
+any machine, even at 14B. The graph cannot be written to a file.
 """
 
 from __future__ import annotations

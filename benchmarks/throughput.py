@@ -1,4 +1,4 @@
-"""How fast the whole job is: a video and a voice in, a dubbed file out.
+"""How fast the whole job is: video and speech in, a dubbed file out.
 
 Each run is `LipSyncEngine.dub` in a fresh process, our backend and PyTorch's in turns: frames per second, seconds to
 the first frame, seconds per stage, the DiT's share of the time, and the process's peak memory. Then the passes alone,
@@ -6,9 +6,9 @@ in one process and on the same inputs: one chunk by our backend, the same chunk 
 number of threads), and so on; their velocities must agree before any time counts. Without --video and --audio the
 sample that ships with LipStream is dubbed.
 
-The passes are run a third time, by PyTorch in the structure of the released code (benchmarks/upstream.py). The
-machine's ceilings are measured in the same process, and each graph's time is given as a share of the bound that follows
-from them and from its counted operations (benchmarks/roofline.py).
+The passes also run in PyTorch with the structure of the released code (benchmarks/upstream.py). The machine's ceilings
+are measured in the same process, and each graph's time is given as a share of the bound that follows from them and
+from its counted operations (benchmarks/roofline.py).
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
     Raises:
         ParityError: the two do not compute the same.
     """
-    # Here, so that the processes that dub are not weighed down by PyTorch.
+    # Imported here, so that the processes that dub do not load PyTorch.
     import torch
     from lipstream_export.torch_backend import TorchBackend
 
@@ -133,7 +133,7 @@ class Passes(Protocol):
 def one_chunk(
     stream: Passes, chunk: int, latents: list[Array], condition: Array, audio: Array
 ) -> tuple[list[float], list[Array]]:
-    """All passes of a chunk, each on a latent of its own: their seconds, and the velocities."""
+    """Run all passes of a chunk, each on a separate latent; return their seconds and velocities."""
     *noisy, clean = latents
     seconds, velocities = [], []
     stream.begin_chunk(chunk)
@@ -148,7 +148,7 @@ def one_chunk(
 
 
 def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Spread of every number over the runs; what is the same in all of them stands there once."""
+    """Spread of every number over the runs; values that are equal in all runs appear once."""
     first = runs[0]
     result: dict[str, Any] = {"frames": first["frames"], "size": first["size"]}
     for key in ("fps", "seconds", "load_seconds", "first_frame_seconds", "dit_share", "peak_memory_mib"):

@@ -1,4 +1,4 @@
-"""What the lanes of a device did when, drawn as SVG."""
+"""Draw the activity of a device's lanes (CUDA streams) over time as SVG."""
 
 from __future__ import annotations
 

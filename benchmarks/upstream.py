@@ -1,8 +1,8 @@
 """A baseline with the structure of the released code: what a stream costs without our ring.
 
-K is kept as it is before RoPE. Every layer of every pass joins sink, window and the chunk's own K and V into new
-tensors, numbers the frames of the window anew, and turns all its keys in float64; what leaves the window is cut off by
-a copy. Weights, constants and all else are those of the eager student, and so are its velocities, but for rounding.
+K is stored before RoPE. Every layer of every pass concatenates K and V of sink, window and chunk into new tensors,
+renumbers the frames of the window, and rotates all keys in float64; frames leave the window by a copy. Weights,
+constants and everything else are those of the eager student, and so are the velocities, except for rounding.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class UpstreamSteps:
         self._text = [(text[f"text_k.{i}"], text[f"text_v.{i}"]) for i in range(backend.parts.config.num_layers)]
 
     def begin_chunk(self, chunk: int) -> None:
-        """The cache knows by what it holds."""
+        """Nothing to do: the cache's length determines the position."""
 
     @torch.inference_mode()
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:

@@ -19,7 +19,7 @@ class ReleasedCache:
         return cached[: self.sink] + cached[max(self.sink, kept) :] + live
 
     def leave(self, chunk: int) -> None:
-        """The context pass of `chunk`: make room, append."""
+        """The context pass of `chunk`: evict, append."""
         live = self._live(chunk)
         excess = max(0, len(self.frames) + len(live) - self.window)
         self.frames = self.frames[: self.sink] + self.frames[self.sink + excess :] + live

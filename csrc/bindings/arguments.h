@@ -1,4 +1,4 @@
-// What both Python modules check and show alike. Every message says what was found and what was expected.
+// Argument checks and errors of both Python modules. Every message says what was found and what was expected.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -36,7 +36,7 @@ std::string str(const py::dtype& dtype) { return py::str(dtype); }
 
 Shape shape_of(const py::array& array) { return {array.shape(), array.shape() + array.ndim()}; }
 
-// The object as an array that a kernel can use as it lies in memory.
+// The object as an array that a kernel can use without a copy.
 py::array checked(const char* name, const py::object& object, const Shape& expected) {
   const std::string found = std::string(name) + " is ";
   if (!py::isinstance<py::array>(object)) {
@@ -78,7 +78,7 @@ Shape ring_shape(const py::array& ring) {
   return shape;
 }
 
-// What is written must not overlap anything else of the call: kernels read and write in no order.
+// Outputs must not overlap other arguments: kernels read and write in unspecified order.
 void check_disjoint(std::initializer_list<py::array> written, std::initializer_list<py::array> read) {
   const auto before = [](const py::array& a, const py::array& b) {
     const auto* end = static_cast<const char*>(a.data()) + a.nbytes();
@@ -241,7 +241,7 @@ void ring_read_e4m3(const py::object& to_, const py::object& codes_, const py::o
   });
 }
 
-// What the TensorRT plugin makes of the shapes it is called with.
+// How the TensorRT plugin interprets the shapes of a call.
 py::dict ring_call(const std::vector<std::pair<std::string, Shape>>& tensors) {
   std::vector<TensorShape> shapes;
   for (const auto& [type, sizes] : tensors) {

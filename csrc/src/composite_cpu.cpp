@@ -14,7 +14,7 @@ struct Place {
   double x, y;
 };
 
-// floor(value), and what is left of it. (std::floor is a call where the CPU may lack the instruction.)
+// floor(value) and the remainder. (std::floor is a function call if the CPU may lack the instruction.)
 inline int64_t split(double value, float& rest) {
   auto whole = static_cast<int64_t>(value);
   if (static_cast<double>(whole) > value) --whole;
@@ -55,7 +55,7 @@ inline void cubic(float t, float* weights) {
   weights[3] = 1 - weights[0] - weights[1] - weights[2];
 }
 
-// Three channels and one that is of no use, as wide as vector registers are.
+// Three channels and one for padding, as wide as a vector register.
 constexpr int64_t kLanes = 4;
 #if defined(__GNUC__)
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));

@@ -1,4 +1,4 @@
-"""A bundle of ONNX graphs to a bundle of TensorRT plans."""
+"""Build a bundle of TensorRT plans from a bundle of ONNX graphs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Progress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class Built:
-    """One plan. Attributes: hit: it came from the cache. seconds: building it took, back then."""
+    """One plan. Attributes: hit: whether it came from the cache. seconds: duration of its build."""
 
     graph: str
     path: Path
@@ -53,14 +53,14 @@ def require_precision(bundle: Bundle, recipe: Recipe) -> None:
 
 
 def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
-    """The graph, lowered and in TensorRT's hands; its `errors` say what the parser cannot take."""
+    """Lower the graph and parse it with TensorRT; `errors` of the result lists what the parser does not support."""
     path = bundle.file(f"{graph}.onnx")
     model = lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring)
     return Parsed(model.SerializeToString(), path)
 
 
 def profiles(graph: str, geometry: Geometry, recipe: Recipe) -> list[Profile]:
-    """One for each number of attended frames, where the ring's length varies."""
+    """One profile for each number of attended frames, if the ring's length varies."""
     g = geometry
     if graph not in ("denoiser", "context") or recipe.ring == "native":
         return []
@@ -84,7 +84,7 @@ def facts(bundle: Bundle, graph: str, recipe: Recipe) -> dict[str, Any]:
 
 
 def _gpu() -> dict[str, Any]:
-    """What plans are built for: the first GPU; nothing on a machine that only checks them."""
+    """The first GPU, for which plans are built; empty on a machine that only checks graphs."""
     try:
         found = driver()
     except NoDriverError:
@@ -93,9 +93,10 @@ def _gpu() -> dict[str, Any]:
 
 
 def build_plans(bundle: Bundle, recipe: Recipe, cache: PlanCache, progress: Progress) -> list[Built]:
-    """The plan of every graph, from the cache or built now.
+    """Return the plan of every graph, from the cache or built now.
 
-    A build runs in a thread of its own, so that Ctrl-C and SIGTERM arrive; they cancel it, and it is waited for.
+    A build runs in a separate thread, so that the main thread receives Ctrl-C and SIGTERM; they cancel the build, and
+    the function waits until it has stopped.
 
     Raises:
         ConfigError, EngineBuildError, MissingExtraError, OutputError.
@@ -116,8 +117,8 @@ def build_plans(bundle: Bundle, recipe: Recipe, cache: PlanCache, progress: Prog
             progress(graph, "another process builds it; waiting", 0, 0)
 
         key = key_of(known)
-        path, told, hit = cache.get(key, known, build, waiting)
-        done.append(Built(graph, path, key, hit, told["seconds"], path.stat().st_size))
+        path, details, hit = cache.get(key, known, build, waiting)
+        done.append(Built(graph, path, key, hit, details["seconds"], path.stat().st_size))
         progress(graph, "from the cache" if hit else "built", 1, 1)
     return done
 
@@ -163,7 +164,7 @@ def _in_thread(
 
 
 def write_plans(bundle: Bundle, recipe: Recipe, built: list[Built], out: Path) -> Bundle:
-    """A bundle at `out` with the plans in place of the graphs, and what does not change. Raises OutputError."""
+    """Write the bundle `out` with plans instead of graphs, and the source's other files. Raises OutputError."""
     about = facts(bundle, built[0].graph, recipe)
     files = bundle.manifest.files
     plans = Plans(

@@ -1,4 +1,4 @@
-"""Built plans, kept by everything that decides what they are; two builds at once do the work once."""
+"""Cache of built plans, keyed by everything that affects them; concurrent equal builds build once."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def default_folder() -> Path:
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """Hash of everything that decides what a plan is; equal facts, equal keys."""
+    """Hash of everything that affects a plan; equal facts give equal keys."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 class PlanCache:
-    """A folder with `<key>.plan` and `<key>.json`: the facts, the plan's SHA-256, and what building it told.
+    """A folder with `<key>.plan` and `<key>.json`: the facts, the plan's SHA-256, and details of the build.
 
-    Everything is written under a hidden name and renamed. The lock of a key is a lock of the system, so it goes with
-    the process that held it, however that ends.
+    Everything is written under a hidden name and renamed. The lock of a key is held by the operating system, so it is
+    released when its process ends, even if it is killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -49,7 +49,7 @@ class PlanCache:
             raise OutputError(f"{folder} cannot be written: {error.strerror}", fix="--cache another folder") from error
 
     def find(self, key: str) -> tuple[Path, dict[str, Any]] | None:
-        """The plan of that key and what is known of it; None where there is none, or a damaged one."""
+        """Return the plan of that key and its details; None if it is missing or damaged."""
         plan, note = self.folder / f"{key}.plan", self.folder / f"{key}.json"
         try:
             known = json.loads(note.read_text())
@@ -66,10 +66,10 @@ class PlanCache:
         build: Callable[[], tuple[memoryview, dict[str, Any]]],
         waiting: Callable[[], None] = lambda: None,
     ) -> tuple[Path, dict[str, Any], bool]:
-        """The plan of `key`: (its path, what building it told, whether it was there already).
+        """Return the plan of `key`: (its path, details of its build, whether it was cached).
 
         Args:
-            build: makes the plan. waiting: called once if another process is building it.
+            build: builds the plan. waiting: called once if another process is building it.
 
         Raises:
             OutputError: the cache cannot be written. And what `build` raises.
@@ -79,14 +79,14 @@ class PlanCache:
         with self._locked(f".{key}.lock", waiting):
             if found := self.find(key):
                 return *found, True
-            data, told = build()
-            known = {**told, "facts": dict(facts), "sha256": hashlib.sha256(data).hexdigest()}
+            data, details = build()
+            known = {**details, "facts": dict(facts), "sha256": hashlib.sha256(data).hexdigest()}
             self._write(f"{key}.plan", data)
             self._write(f"{key}.json", json.dumps(known, indent=1).encode())
             return self.folder / f"{key}.plan", known, False
 
     def read_timing(self, name: str) -> bytes:
-        """The timing cache of that name; empty where there is none."""
+        """Return the timing cache of that name; empty if there is none."""
         with contextlib.suppress(OSError):
             return (self.folder / name).read_bytes()
         return b""

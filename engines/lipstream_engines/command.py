@@ -1,4 +1,4 @@
-"""What happens in `lipstream build`, `lipstream verify` and `lipstream inspect --layers`."""
+"""Implement `lipstream build`, `lipstream verify` and `lipstream inspect --layers`."""
 
 from __future__ import annotations
 

@@ -1,12 +1,13 @@
-"""The ring in the graphs `denoiser` and `context`, as TensorRT is to run it.
+"""Lower the ring in the graphs `denoiser` and `context` for TensorRT.
 
 function  the node KVRingWrite is replaced by its body, in standard ONNX: rings of dynamic length, one profile for each
-          number of attended frames. Every pass writes the rings anew into other memory.
-native    KVCacheUpdate writes the chunk into the ring in place, RotaryEmbedding turns K and Q, and the attention reads
-          as many keys as it is told. TensorRT's cache is [1, H, window * T, D]: heads first, of fixed length, and bound
-          as input and output at one address. ONNX has no operator for that, hence another graph.
+          number of attended frames. Every pass copies the whole rings to other memory.
+native    KVCacheUpdate writes the chunk into the ring in place, RotaryEmbedding rotates K and Q, and the attention
+reads
+          a given number of keys. TensorRT's cache is [1, H, window * T, D]: heads first, of fixed length, and bound as
+          input and output at one address. ONNX has no operator for that, so the graph is rewritten.
 
-Both are made from the one graph of the bundle, of which ONNX Runtime runs the function.
+Both are derived from the bundle's graph; ONNX Runtime runs that graph with the function.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
 
 Lowering = Literal["native", "function"]
 ATTENDED = "attended"
-"""Input of a natively lowered graph: int64 [1], the frames that are attended."""
+"""Input of a natively lowered graph: int64 [1], number of attended frames."""
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 TRT = "trt"
 """Domain of the operators that TensorRT's parser adds to ONNX's."""
 
 
 def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering) -> ModelProto:
-    """`model` (its weights may be elsewhere) without the node KVRingWrite; one that has none is returned as it is."""
+    """Return `model` (its weights may be external) without the node KVRingWrite; without that node, unchanged."""
     if not any(node.op_type == "KVRingWrite" for node in model.graph.node):
         return model
     if lowering == "function":
@@ -54,7 +55,7 @@ class _Native:
         self.new: list[NodeProto] = []
 
     def run(self) -> None:
-        """Each ring node in turn; then the old nodes are dropped, and the new ones put where they are due."""
+        """Lower each ring node; then remove unused nodes and sort the graph."""
         writes = [node for node in self.graph.node if node.op_type == "KVRingWrite"]
         g = self.g
         self._constant("native.tokens", [g.tokens])
@@ -115,7 +116,7 @@ class _Native:
         return True
 
     def _quantised(self, x: str) -> tuple[str, str] | None:
-        """Scale and zero of the quantise-dequantise pair behind an input of an attention; None where there is none."""
+        """Scale and zero point of the quantise-dequantise pair before an attention's input, or None."""
         node = self.producer.get(x)
         while node is not None and node.op_type == "Transpose":
             node = self.producer.get(node.input[0])
@@ -127,7 +128,7 @@ class _Native:
         return f"{x}.rounded"
 
     def _attention(self, node: NodeProto) -> NodeProto:
-        """The attention behind `node`, past what only changes shape."""
+        """The attention that reads `node`, skipping nodes that only change the shape."""
         while node.op_type != "Attention":
             if node.op_type not in ("Reshape", "Unsqueeze", "Transpose", "Cast", *_PAIR):
                 raise LipStreamInternalError(f"{node.op_type} {node.name} stands between the ring and its attention")
@@ -163,16 +164,16 @@ class _Native:
         self._node("Reshape", [f"{out}.rows", "native.table"], out)
 
     def _shapes(self) -> None:
-        """The rings' places in the signature."""
+        """Replace the rings in the graph's inputs and outputs."""
         g = self.g
         for value in [*self.graph.input, *self.graph.output]:
             if value.name.startswith(("k.", "v.", "k_out.", "v_out.")):
                 shape = [1, g.num_heads, g.window * g.tokens, g.head_dim]
                 value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape))
-        del self.graph.value_info[:]  # some speak of tensors that are gone
+        del self.graph.value_info[:]  # some describe removed tensors
 
     def _prune(self, writes: list[NodeProto]) -> None:
-        """Take in the new nodes, and keep of the old ones those that something still reads."""
+        """Add the new nodes, and keep only those old nodes whose outputs are read."""
         nodes = [node for node in self.graph.node if node not in writes] + self.new
         wanted = {value.name for value in self.graph.output}
         makers = {name: node for node in nodes for name in node.output}
@@ -185,7 +186,7 @@ class _Native:
         self.nodes = [node for node in nodes if id(node) in kept]
 
     def _sort(self) -> None:
-        """Every node behind those that it reads; otherwise in the old order."""
+        """Sort the nodes topologically, otherwise in the old order."""
         made = {name for node in self.nodes for name in node.output}
         done: set[str] = set()
         order: list[NodeProto] = []
@@ -212,7 +213,7 @@ class _Native:
 
 
 def phases(geometry: Geometry) -> Iterator[int]:
-    """The numbers of attended frames that a stream goes through."""
+    """The numbers of attended frames that occur in a stream."""
     from lipstream._native import ring_position
 
     g, seen = geometry, set()
@@ -224,5 +225,5 @@ def phases(geometry: Geometry) -> Iterator[int]:
 
 
 def load_graph(path: Any) -> ModelProto:
-    """A graph of a bundle, its weights left where they are."""
+    """Load a graph of a bundle without its external weights."""
     return onnx.load(path, load_external_data=False)

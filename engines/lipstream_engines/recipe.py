@@ -1,4 +1,4 @@
-"""How engines are built, as TOML: one file each in `engines/recipes`, and any file of a user's own."""
+"""Recipes: how engines are built, as TOML files in `engines/recipes` or given by the user."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .lower_ring import Lowering
 
 _PACKAGE = Path(__file__).parent
 FOLDER = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "recipes"
-"""Beside the package in a checkout, in it where it is installed."""
+"""Next to the package in a checkout, inside it when installed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Recipe:
                 refuse(field, "true or false")
 
     def options(self) -> dict[str, Any]:
-        """All of it but the words: what decides what is built."""
+        """All fields that affect the plan: without name and description."""
         return {key: value for key, value in asdict(self).items() if key not in ("name", "description")}
 
 

@@ -1,6 +1,6 @@
 """Engines on a GPU, through Polygraphy: it binds aliased outputs, allocates, and copies in and out.
 
-Good for looking at an engine and for verifying it; streams are the SDK's backend's work.
+For inspecting and verifying engines; the SDK's backend runs streams.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .trt import tensorrt
 
 
 class Runner(Protocol):
-    """One engine that computes."""
+    """One engine, ready to run."""
 
     def memories(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the inputs `memory.i`."""
@@ -57,7 +57,7 @@ def polygraphy(module: str) -> Any:
 
 
 class PolygraphyRunner:
-    """See `Runner`. Tensors in bfloat16, which NumPy has not, are handed over on the device."""
+    """See `Runner`. Tensors in bfloat16, which NumPy lacks, are passed on the device."""
 
     def __init__(self, plan: Path) -> None:
         trt = polygraphy("backend.trt")
@@ -98,7 +98,7 @@ class PolygraphyRunner:
 
 
 def layer_information(plan: Path) -> dict[str, Any]:
-    """What TensorRT's inspector tells of a plan, in detail, and its scratch memory in bytes, `device_memory`."""
+    """Detailed information of TensorRT's inspector on a plan, and its scratch memory in bytes, `device_memory`."""
     engine = polygraphy("backend.trt").EngineFromBytes(plan.read_bytes())()
     text = engine.create_engine_inspector().get_engine_information(tensorrt().LayerInformationFormat.JSON)
     return {**json.loads(text), "device_memory": engine.device_memory_size_v2}

@@ -1,7 +1,7 @@
-"""TensorRT's own API, as far as building goes: parse, configure, build, with progress and cancellation.
+"""Build with TensorRT's API: parse, configure, build, with progress and cancellation.
 
-It is used directly, not through Polygraphy's loaders: these offer no IProgressMonitor that can cancel, and parse a
-changed graph only together with its weights in memory (docs/engines.md).
+Polygraphy's loaders are not used: they offer no IProgressMonitor that can cancel, and parse a changed graph only with
+its weights in memory (docs/engines.md).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lipstream.errors import EngineBuildError, MissingExtraError
 from .recipe import Recipe
 
 Profile = Mapping[str, tuple[int, ...]]
-"""Of inputs that vary, their one shape."""
+"""The single shape of each input of variable size."""
 
 
 def tensorrt() -> Any:
@@ -28,7 +28,7 @@ def tensorrt() -> Any:
     """
     try:
         return importlib.import_module("tensorrt")
-    except Exception as error:  # besides ImportError, what its own start-up raises where libraries are missing
+    except Exception as error:  # besides ImportError, errors that its start-up raises if libraries are missing
         raise MissingExtraError(
             f"engines need TensorRT, which cannot be imported: {error}",
             expected="TensorRT 11 and its libraries",
@@ -37,14 +37,14 @@ def tensorrt() -> Any:
 
 
 class Cancelled(Exception):
-    """The progress callback said stop."""
+    """The progress callback requested cancellation."""
 
 
 class Parsed:
-    """A graph in TensorRT's hands.
+    """A graph parsed by TensorRT.
 
     Attributes:
-        network: the INetworkDefinition. errors: what the parser cannot take, one line a node; empty if it can.
+        network: the INetworkDefinition. errors: the unsupported nodes, one line each; empty if all are supported.
     """
 
     def __init__(self, model: bytes, place: Path) -> None:
@@ -73,7 +73,7 @@ class Parsed:
             )
 
     def layers(self) -> dict[str, int]:
-        """How many layers there are of each kind."""
+        """Number of layers of each kind."""
         kinds = [self.network.get_layer(i).type.name.lower() for i in range(self.network.num_layers)]
         return {kind: kinds.count(kind) for kind in sorted({*kinds})}
 
@@ -85,18 +85,18 @@ class Parsed:
         timing_cache: bytes,
         progress: Callable[[str, int, int], bool],
     ) -> tuple[memoryview, bytes]:
-        """The plan, and the timing cache with what building it has measured.
+        """Build the plan; return it with the updated timing cache.
 
-        Blocks in C++; call it from a thread that may. `progress` gets (phase, step, steps) and says whether to go on.
+        Blocks in C++ without handling signals. `progress` gets (phase, step, steps) and returns whether to continue.
 
         Raises:
-            EngineBuildError: TensorRT cannot build it. Cancelled: `progress` said no.
+            EngineBuildError: TensorRT cannot build it. Cancelled: `progress` returned False.
         """
         trt = self._trt
         config = self._builder.create_builder_config()
         config.builder_optimization_level = recipe.optimization_level
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-        config.clear_flag(trt.BuilderFlag.TF32)  # what is float32 in these graphs is so for its precision
+        config.clear_flag(trt.BuilderFlag.TF32)  # operators that stay in float32 in these graphs need its precision
         if recipe.workspace_gib:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(recipe.workspace_gib * 2**30))
         for wanted, flag in (
@@ -128,7 +128,7 @@ class Parsed:
 
 def _logger(trt: Any) -> Any:
     class Logger(trt.ILogger):  # type: ignore[misc]
-        """Keeps errors for the exception that will carry them; the rest is for people who debug."""
+        """Collects errors for the exception; ignores other messages."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -143,7 +143,7 @@ def _logger(trt: Any) -> Any:
 
 def _monitor(trt: Any, progress: Callable[[str, int, int], bool]) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Hands TensorRT's phases on; several may be open at once, from several threads."""
+        """Forwards TensorRT's phases; several may be active at once, in several threads."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)

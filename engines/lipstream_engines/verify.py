@@ -1,4 +1,4 @@
-"""Do the engines of a bundle compute what the float32 model in PyTorch computes, within what their precision costs?"""
+"""Compare a bundle's engines with the float32 model in PyTorch, within the error of their precision."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def verify(
     open_runner: Callable[[Path], Runner] = PolygraphyRunner,
     progress: Callable[[str], None] = lambda graph: None,
 ) -> dict[str, Any]:
-    """Run every engine on the probe's inputs, compare, and write what came of it into the manifest.
+    """Run every engine on the probe's inputs, compare, and write the result into the manifest.
 
     Returns:
         `passed`, `errors` and `allowed`: relative error of each output, by "graph/output".
 
     Raises:
-        ConfigError: a bundle without plans or without a reference. VerificationError: an engine is off; the manifest
-            says so by then.
+        ConfigError: a bundle without plans or without a reference. VerificationError: an engine deviates too much; the
+            manifest records it before the error is raised.
     """
     manifest = bundle.manifest
     if manifest.plans is None or REFERENCE not in manifest.files:
@@ -66,13 +66,13 @@ def verify(
 
 
 def to_native(inputs: Arrays, geometry: Geometry) -> Arrays:
-    """The rings [window, T, H, D] as natively lowered graphs take them, [1, H, window T, D], and what is attended."""
+    """Convert rings [window, T, H, D] to inputs of natively lowered graphs: [1, H, window T, D], and the length."""
     turned = {name: _heads_first(x) if name.startswith(("k.", "v.")) else x for name, x in inputs.items()}
     return turned | ({ATTENDED: np.array([geometry.window], np.int64)} if "k.0" in inputs else {})
 
 
 def from_native(outputs: Arrays, geometry: Geometry) -> Arrays:
-    """The rings back in the order of the graphs in ONNX."""
+    """Convert the rings back to the layout of the ONNX graphs."""
     g = geometry
 
     def back(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""`lipstream export`: checkpoint, bundle or released files -> a bundle whose graphs were compared with PyTorch."""
+"""Implement `lipstream export`: write a bundle from any source, and compare its graphs with PyTorch."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def export(
 ) -> dict[str, Any]:
     """Write the student in folder `source` to the bundle `out`, with its parity report beside it.
 
-    The bundle appears only after ONNX Runtime was found to agree with PyTorch. The same source gives the same bytes
+    The bundle is renamed to `out` only after ONNX Runtime agrees with PyTorch. The same source gives the same bytes
     each time. Progress is shown on stderr.
 
     Args:
         source: a checkpoint folder, a float32 bundle (also a shipped one's name), or published files.
-        precision: "fp32", "bf16" or "fp8". calibration: how FP8 is made.
+        precision: "fp32", "bf16" or "fp8". calibration: how FP8 is calibrated.
         parity: compare ONNX Runtime with PyTorch; without it the bundle is written unchecked and has no report.
 
     Returns:

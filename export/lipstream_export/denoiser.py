@@ -1,4 +1,4 @@
-"""The denoiser and context graphs: one pass of the DiT over one chunk, against a ring that goes in and comes out."""
+"""The denoiser and context graphs: one pass of the DiT over one chunk, with the ring as input and output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RingAttention:
     Args:
         write: (layer, k, v), K not yet rotated, each [c, T, H, D] -> the attended K and V, [valid, T, H, D].
         cos, sin: [c, T, D/2] of the chunk's own tokens.
-        student: whose attention it is; a module `operands` in a layer's `self_attn` rounds what is multiplied there.
+        student: its layers' attention is used; a module `operands` in a layer's `self_attn` rounds Q, K and V.
     """
 
     def __init__(

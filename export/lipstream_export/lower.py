@@ -119,7 +119,7 @@ def trace(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | N
 
 
 def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:
-    """`trace`, as a model that can be saved; it holds the ring's function if it calls it."""
+    """Trace `module` to a model that can be saved; it contains the ring's function if it calls it."""
     model = onnx_ir.to_proto(trace(module, dynamic=dynamic))
     if any(node.domain == DOMAIN.domain for node in model.graph.node):
         model.functions.append(KVRingWrite.to_function_proto())

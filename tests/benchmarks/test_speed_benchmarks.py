@@ -55,7 +55,7 @@ def test_recomputing_the_window_gives_what_the_ring_gives(window: int, sink: int
         for chunk in range((window - sink) // 3):
             stream = ring.Stream(student, toy_text(), chunk)
             assert all(ring.relative_error(stream.recompute(step), stream.ring(step)) < 1e-5 for step in (0, 1))
-        # Beyond, the past knew more than the window holds: a window that is cut short must show.
+        # Later chunks depend on frames outside the window, so recomputing the window alone must differ.
         late = ring.Stream(student, toy_text(), (window - sink) // 3 + 3)
         assert 1e-5 < ring.relative_error(late.recompute(0), late.ring(0)) < 0.5
 
@@ -85,7 +85,7 @@ def test_ring(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_precision(bundle: Path, tmp_path: Path) -> None:
-    """Lower precision is off, and lower precision still more so; the exported graphs are as far off as PyTorch says."""
+    """BF16 differs from float32, FP8 differs more; the exported graphs differ as much as PyTorch does."""
     rows = {row["variant"]: row for row in run(precision, tmp_path, "--bundle", str(bundle), "--quick")["rows"]}
     errors = {name: row["velocity at 0.999"] for name, row in rows.items()}
     assert 0 < errors["bf16"] < errors["bf16 throughout"]
@@ -220,7 +220,7 @@ def test_the_suite_lists_and_runs(bundle: Path, tmp_path: Path, capsys: pytest.C
     assert re.search(r"^stream +ok ", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_the_pages_say_what_the_results_say() -> None:
+def test_the_pages_agree_with_the_results() -> None:
     blocks: set[str] = set()
     for name in render_docs.PAGES:
         text = (ROOT / "docs" / name).read_text()
@@ -286,9 +286,9 @@ def test_lookahead(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard = {"audio_dim": 64, "audio_hidden": 8}
+    audio = {"audio_dim": 64, "audio_hidden": 8}
     text = {"text_dim": 8, "text_len": 4}
-    toy = StudentConfig(dim=24, ffn_dim=40, num_heads=2, num_layers=2, latent_size=(4, 4), **text, **heard)
+    toy = StudentConfig(dim=24, ffn_dim=40, num_heads=2, num_layers=2, latent_size=(4, 4), **text, **audio)
     monkeypatch.setitem(STUDENTS, "1.3b", toy)
     files = random_release.write_release(
         "1.3b", tmp_path / "files", wan=WanVAEConfig(dim=4), wav2vec=Wav2Vec2Config(**WAV2VEC_SIZES)

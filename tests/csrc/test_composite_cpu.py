@@ -122,6 +122,6 @@ def test_under_sanitizers(tmp_path: Path) -> None:
         ({"frame": np.zeros((15, 34, 3), np.uint8)[:, ::2]}, ValueError, "strided"),
     ],
 )
-def test_what_is_wrong_is_refused(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_invalid_arguments_are_refused(wrong: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         _native.composite(**{**given(np.random.default_rng(0), False), **wrong})

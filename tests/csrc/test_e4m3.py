@@ -114,7 +114,7 @@ def test_the_plugin_says_what_is_wrong(place: int, given: tuple[str, list[int]],
         _native.ring_call(wrong)
 
 
-def test_the_plugin_wants_scales_with_fp8_alone() -> None:
+def test_the_plugin_takes_scales_only_with_fp8() -> None:
     with pytest.raises(ValueError, match="9 inputs, expected 11 with a ring of float8"):
         _native.ring_call(tensors("float8 (E4M3)")[:9])
     with pytest.raises(ValueError, match="11 inputs, expected 9"):

@@ -1,7 +1,7 @@
 """A `tensorrt` that parses and builds without a GPU, for tests: NVIDIA's Python bindings on TensorRT-RTX's libraries.
 
 Found in LIPSTREAM_TRT_RIG (a folder to put on the import path), or assembled by `trt_cpu_rig.py` of the folder `shared`
-beside the checkout. Used in processes of their own, since its libraries are not those of an installed TensorRT.
+beside the checkout. Used in separate processes, since its libraries are not those of an installed TensorRT.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ TOOL = SHARED / "tools" / "trt_cpu_rig.py"
 
 @cache
 def rig() -> str | None:
-    """The folder; None where there is none to be had."""
+    """The folder; None if it is not available."""
     if given := os.environ.get("LIPSTREAM_TRT_RIG"):
         return given
     if not TOOL.is_file():

@@ -129,7 +129,7 @@ def test_another_shape_is_not_compared_but_its_lips_are(
     assert "not compared" in " ".join(verdict.notes)
 
 
-def test_no_face_and_no_sound_are_said_not_raised(reference: Path, tmp_path: Path) -> None:
+def test_no_face_and_no_sound_are_noted_not_raised(reference: Path, tmp_path: Path) -> None:
     grey = np.full((30, 240, 288, 3), 90, np.uint8)
     verdict = judged(write(tmp_path / "grey.mkv", grey, None), reference)
     assert math.isnan(verdict.values["opening_sound"])
@@ -155,7 +155,7 @@ def test_frechet_distance_is_the_formula() -> None:
     assert math.isnan(frechet(np.zeros((1, 3)), np.zeros((5, 3))))
 
 
-def test_means_know_their_spread() -> None:
+def test_means_have_their_interval() -> None:
     found = summary([1.0, 2.0, 3.0, math.nan])
     assert found["mean"] == 2
     low, high = found["ci95"]
@@ -293,7 +293,7 @@ def test_the_page_holds_everything(compared: Path) -> None:
     assert not re.search("(src|href|url)[=(]['\"]?https?:", text)  # nothing is fetched
 
 
-def test_wrong_use_says_what_to_do(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_wrong_use_is_an_error_with_a_fix(compared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refs = str(compared.parent / "refs")
     assert main(["evaluate", refs, "--references", refs, "--syncnet", "gone.model"]) == CheckpointError.exit_code
     assert "gone.model" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""LPIPS, FID and FVD by the real packages, in an environment of their own, with random weights.
+"""LPIPS, FID and FVD by the real packages, in a separate environment, with random weights.
 
 They need torchvision. The one on PyPI is built for PyTorch with CUDA, and beside one without it breaks more than it
 gives; so it is installed apart, and the operators that it then lacks are declared.

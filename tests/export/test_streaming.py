@@ -49,8 +49,8 @@ def test_stream_equals_clip(window: int, sink: int, chunk: int) -> None:
             time[:, own] = t
             attend = ClipAttention(config, own.stop, causal=True)
             seen = torch.from_numpy(condition[None, :, : own.stop])
-            heard = torch.from_numpy(audio[None, : 4 * own.stop])
-            wanted = student(latent[None], seen, heard, time, text_kv, attend)[0, :, own].numpy()
+            features = torch.from_numpy(audio[None, : 4 * own.stop])
+            wanted = student(latent[None], seen, features, time, text_kv, attend)[0, :, own].numpy()
             assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 2e-6
         stream.context(clean[:, own].copy(), condition[:, own].copy(), sound)
     assert phases == {*RingGeometry(window, sink, chunk).phases}
@@ -58,7 +58,7 @@ def test_stream_equals_clip(window: int, sink: int, chunk: int) -> None:
 
 @torch.no_grad()
 def test_the_past_matters() -> None:
-    """Or the test above would pass for a stream that forgets: other frames long ago or just now move the result."""
+    """Guards the test above: old and recent frames both change the result, so a stream without memory would fail."""
     backend = TorchBackend(StudentParts(CONFIG, toy_student(), toy_text()))
     rng = np.random.default_rng(0)
     latents, conditions = (rng.standard_normal((5, n, 3, *CONFIG.latent_size), np.float32) for n in (4, 13))

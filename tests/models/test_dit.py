@@ -128,7 +128,7 @@ def test_tokens_run_row_by_row() -> None:
     assert changed.nonzero().tolist() == [[0, 1, 1 * 3 + 1]]
 
 
-def test_a_latent_frame_hears_its_own_four_video_frames() -> None:
+def test_a_latent_frame_depends_on_the_audio_of_its_four_video_frames() -> None:
     student = toy_student()
     features = torch.randn(1, 12, CONFIG.audio_dim)
     before = student.audio(features)

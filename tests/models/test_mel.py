@@ -52,7 +52,7 @@ def test_equals_the_fft() -> None:
     np.testing.assert_allclose(found, np.stack(wanted), atol=2e-4)
 
 
-def test_a_stream_hears_what_a_file_holds() -> None:
+def test_a_stream_has_the_features_of_the_whole_file() -> None:
     x, encoder = samples(11), SpeechEncoder()
     whole = encoder(x)
     cut = 5 * SAMPLES_PER_FRAME

@@ -72,7 +72,7 @@ def test_an_encoder_cut_anywhere_gives_the_same_latents(parts: list[int], seed: 
 
 
 def test_memory_matters() -> None:
-    """Or the two tests above would pass for a model without memory."""
+    """Guards the two tests above, which a model without memory would pass."""
     model = toy_taehv()
     latent = torch.randn(1, 2, 4, 2, 3)
     whole, _ = model.decode(latent, model.decoder_memory(1, 16, 24), clamp=False)

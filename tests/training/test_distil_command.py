@@ -137,12 +137,12 @@ def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
     torch.testing.assert_close(cut.condition, whole.condition[:, :, :6])
     torch.testing.assert_close(cut.audio, whole.audio[:, :24])
 
-    def heard(latents: torch.Tensor) -> torch.Tensor:
+    def decode(latents: torch.Tensor) -> torch.Tensor:
         video = torch.zeros(1, 4 * latents.shape[2] - 3, 3, 64, 64)
         video += torch.linspace(0, 1, video.shape[1]).view(1, -1, 1, 1, 1)
         return video
 
-    judge = SyncReward(load_syncnet("drawn"), heard, Shards(stages / "shards"))
+    judge = SyncReward(load_syncnet("drawn"), decode, Shards(stages / "shards"))
     assert judge(cut.target[:1], (1,)).shape == (1,)
 
 

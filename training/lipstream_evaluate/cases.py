@@ -37,7 +37,7 @@ class Case:
 
 
 def find_cases(systems: Mapping[str, Path], references: Path, audio: Path | None) -> tuple[list[Case], list[str]]:
-    """All clips to judge, and in words what has no partner.
+    """All clips to judge, and a message for each file without a partner.
 
     Args:
         systems: name -> a video, or a folder of videos. references: the video, or a folder. audio: what should be said,

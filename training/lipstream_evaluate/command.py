@@ -90,7 +90,7 @@ _loaded: dict[Any, tuple[SyncNet | None, dict[str, Any]]] = {}
 
 
 def _judge(job: tuple[Case, Judges]) -> Verdict | str:
-    """The verdict, or the reason why there is none. Networks are loaded once in each process."""
+    """Return the verdict, or the reason for its absence. Networks are loaded once in each process."""
     case, judges = job
     key = judges.syncnet, tuple(sorted((judges.networks or {}).items()))
     if key not in _loaded:

@@ -190,7 +190,7 @@ class _Comparison:
                 self._add(f"psnr_{where}", psnr(error[area]))
 
     def _looks(self, i: int, result: Image, j: int, reference: Image) -> None:
-        """What networks say of the face."""
+        """Metrics of the face by networks."""
         networks = self._networks
         square, other = self._squares[i], self._reference_squares[j]
         if not networks or np.isnan(square).any() or np.isnan(other).any():

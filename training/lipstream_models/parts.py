@@ -230,7 +230,7 @@ class StudentParts:
         return replace(self, shared=shared)
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights that the graphs compute with, by the name of their part and their own."""
+        """The weights that the graphs compute with, by "part.name"."""
         halves = [f"{getattr(self, half)}.{start}" for half, starts in _HALVES.items() for start in starts]
         named = {f"{part}.{name}": x for part, m in self.modules().items() for name, x in m.state_dict().items()}
         return {

@@ -103,7 +103,7 @@ class KVRing:
         self.position = self.geometry.at(0)
 
     def begin(self, chunk: int) -> RingPosition:
-        """Make room for `chunk`: move sink frames out of the block it overwrites, and re-anchor the sink."""
+        """Prepare the ring for `chunk`: move sink frames out of the block it overwrites, and re-anchor the sink."""
         self.position = position = self.geometry.at(chunk)
         rolling = self.geometry.rolling
         pairs = axis_pairs(self.head_dim)[0]

@@ -75,7 +75,7 @@ class TGrow(nn.Module):
 
 
 class ShuffleGrow(nn.Module):
-    """Unfold one frame into `stride` consecutive ones, twice as high and wide; each pixel has channels of its own."""
+    """Unfold one frame into `stride` consecutive ones, twice as high and wide; each pixel has separate channels."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()

@@ -152,10 +152,10 @@ def encode_clip(
 class DecoderRecipe:
     """`steps` batches of `batch` pieces of `frames` latent frames and `size` latent pixels square, most on the mouth.
 
-    Half of the latents are true ones, half a student's own work; `noise` is added to both. Two things keep the decoder
-    from answering the student's doubt with a blur: `detail` weighs how much the local strength of edges counts, and
-    from the share `sharp_from` of the steps on a critic judges whether the pictures look like drawn ones, with
-    `sharp` times the say that all the rest has at the decoder's last layer.
+    Half of the latents are true ones, half a student's output; `noise` is added to both. Two terms keep the decoder
+    from blurring uncertain latents: `detail` is the weight of the local edge strength, and from the share `sharp_from`
+    of the steps on a critic judges whether pictures look like drawn ones, with `sharp` times the gradient of all other
+    terms at the decoder's last layer.
     """
 
     steps: int = 1700
@@ -198,7 +198,7 @@ def train_decoder(
 ) -> TAEHV:
     """Tune the decoder of `model` to show `clips` uint8 [N, 4 F - 3, H, W, 3] from latents [N, C, F, h, w].
 
-    The encoder rests, so that the student's latents stay what they are. `model` gets the moving average of the weights.
+    The encoder is frozen, so that the student's latents do not change. `model` gets the moving average of the weights.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)

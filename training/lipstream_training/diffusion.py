@@ -1,4 +1,4 @@
-"""Train the causal student on latents, in one stage: diffusion forcing, then on its own work."""
+"""Train the causal student on latents, in one stage: diffusion forcing, then on its own output."""
 
 from __future__ import annotations
 
@@ -48,12 +48,13 @@ class Latents:
 
 @dataclass(frozen=True)
 class StudentRecipe:
-    """`steps` batches of `batch` clips.
+    """Settings of the training: `steps` batches of `batch` clips.
 
     Attributes:
         outside: weight of the loss where the picture is kept, against 1 in the mouth region; lips: where lips move.
-        own_work: last share of the steps in which the second pass and the context start from the student's own work.
-        context_noise: clean chunks are roughened up to this level, since in a stream they are the student's own work.
+        own_work: last share of the steps, in which the second pass and the context start from the student's own output.
+        context_noise: noise up to this level is added to clean chunks, since in a stream they are the student's own
+            output.
         audio_noise: on the audio features.
         probe: weight of the loss of `MouthProbe`.
         edges: weight of the loss on differences between neighbouring latents, which a blur does not meet.
@@ -111,8 +112,8 @@ def start_as_identity(model: CausalDiT, level: float = 8.0, constants: int = 32)
 class MouthProbe(nn.Module):
     """Auxiliary loss: a linear layer reads the mouth's shape from the mean token after one of the blocks.
 
-    Without it the student finds out late that the sound says how the mouth looks; with it, within a hundred steps.
-    It is no part of the student.
+    It makes the student learn the relation of sound and mouth within a hundred steps instead of late in training. It is
+    not part of the student.
     """
 
     def __init__(self, model: CausalDiT, block: int = 5) -> None:
@@ -145,13 +146,13 @@ def train_student(
 ) -> CausalDiT:
     """Train `model`, which is left with the moving average of its weights, and return it.
 
-    The loss on the noisy chunks is that of x0_pred - x0: squares alone would answer every doubt with the mean of what
-    may be, which is a blur; half of it is the absolute error, and the error of differences between neighbours.
+    The loss on the noisy chunks is that of x0_pred - x0: a squared error alone leads to the mean of all possible
+    results, which is a blur; half of it is the absolute error, and the error of differences between neighbours.
     A clip is cut into a clean beginning of 0 or more chunks and noisy chunks, each at one of the schedule's times.
 
     Args:
         progress: called with the loss after each step, also of those that a run before this one has done.
-        partial: file for the state of an unfinished run, from which the next one goes on.
+        partial: file for the state of an unfinished run, from which the next one continues.
     """
     torch.manual_seed(seed)
     config = model.config

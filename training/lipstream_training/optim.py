@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class Descent:
-    """One run of `steps` steps of AdamW on `modules`: a cosine, gradients clipped at norm 1."""
+    """One run of `steps` steps of AdamW on `modules`: cosine learning rate, gradients clipped at norm 1."""
 
     def __init__(self, modules: Iterable[nn.Module], steps: int, rate: float) -> None:
         self._parameters = [p for module in modules for p in module.parameters()]
@@ -22,7 +22,7 @@ class Descent:
         self.schedule = Cosine(self.optimizer, steps)
 
     def step(self, loss: Tensor) -> None:
-        """Go down the gradient of `loss` by one step."""
+        """Make one step on the gradient of `loss`."""
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._parameters, 1.0)
@@ -55,7 +55,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Take in the parameters as they are now."""
+        """Update the average with the current parameters."""
         self._updates += 1
         updates = int(self._updates)
         decay = min(self._decay, updates / (updates + 10))

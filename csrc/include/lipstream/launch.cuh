@@ -1,4 +1,4 @@
-// Starts a kernel. A function of its own, so that tests can run the same launchers on a CPU.
+// Starts a kernel. A separate function, so that tests can run the same launchers on a CPU.
 #pragma once
 
 #include <cuda_runtime_api.h>

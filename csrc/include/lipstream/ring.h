@@ -99,8 +99,8 @@ struct FrameShape {
   LIPSTREAM_HD constexpr int64_t spatial_offset(int64_t row) const { return row % tokens * spatial_pairs(); }
 };
 
-// Where a chunk is written: known on the host, or in a place on the device that a captured graph reads anew each time.
-// From the device's, what does not lie within the ring writes nothing.
+// Where a chunk is written: known on the host, or stored on the device, where a captured graph reads it on each launch.
+// A slot read on the device that is outside the ring writes nothing.
 struct Slot {
   const int64_t* address;  // null: `value` holds
   int64_t value;

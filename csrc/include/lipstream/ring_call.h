@@ -1,4 +1,4 @@
-// What one call of the node KVRingWrite asks of the ring: everything about it that is no call of TensorRT.
+// One call of the node KVRingWrite: shapes, types and checks, independent of TensorRT.
 //
 // Tensors, in order: k_ring, v_ring [F, T, H, D], k, v [c, T, H, D], slot int64 [1], cos_t, sin_t [c, temporal pairs],
 // cos_s, sin_s [T, spatial pairs]; with an FP8 ring also k_scales, v_scales float32 [F, T, H], and k, v are bfloat16.

@@ -94,7 +94,7 @@ __global__ void ring_anchor_kernel(Storage* __restrict__ sink, const Storage* __
   }
 }
 
-// Codes and scales of a row whose values are in shared memory [row_size]; `scales` there is room for one a head.
+// Codes and scales of a row whose values are in shared memory [row_size]; `scales`, also there, has one element per head.
 __device__ inline void round_row(uint8_t* codes, float* head_scales, const float* values, float* scales,
                                  const FrameShape& shape) {
   const int dim = static_cast<int>(shape.head_dim), heads = static_cast<int>(shape.heads);

@@ -1,5 +1,5 @@
-// What happens to latents between the passes of a chunk, on the device, so that no pass waits for the host. Arithmetic and
-// rounding are those of lipstream/denoise.py: float64, rounded once to float32.
+// The operations on latents between the passes of a chunk, on the device, so that no pass waits for the host. Arithmetic
+// and rounding are those of lipstream/backends/sampler.py: float64, rounded once to float32.
 #pragma once
 
 #include <cstdint>

@@ -104,7 +104,7 @@ def _node(name: str, inputs: tuple[Tensor, ...], like: Tensor, dtype: torch.dtyp
 def linear_layers(student: CausalDiT) -> dict[str, Linear]:
     """The layers that may be FP8, by name: those inside the blocks that a pass computes.
 
-    What is outside (patches, audio, head) is a hundredth of the work and meets the latents themselves; K and V of the
+    Layers outside (patches, audio, head) are a hundredth of the work and act on the latents directly; K and V of the
     prompt are computed once, in the constants.
     """
     constant = ("cross_attn.k", "cross_attn.v")

@@ -1,8 +1,7 @@
-"""Which linear layers pay for FP8 with accuracy: each is made FP8 alone, and the velocities are compared.
+"""Measure the error of each linear layer in FP8: each alone is set to FP8, and the velocities are compared.
 
-A layer's rounding errors are independent of another's, so their squares add up. That gives a rule for what stays in
-BF16: the layers with the largest squared error for their work, as many as it takes until the sum of the others is
-within a budget.
+Rounding errors of different layers are independent, so their squares add up. Hence the rule for what stays in BF16: the
+layers with the largest squared error per operation, until the sum of the others is within a budget.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A drawn person on file, and a voice: material to dub for whoever has none. The bundled sample is made with this."""
+"""Write a video of a drawn person with a synthetic voice, to dub. The bundled sample is generated with this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run needs before anybody rents it: memory of a rank, arithmetic, hours; counted on the meta device.
+"""Estimate the resources of a run: memory of a rank, arithmetic, hours; counted on the meta device.
 
 Weights are counted from the model itself, adapters and all; activations and arithmetic from the shapes of a step.
 """
