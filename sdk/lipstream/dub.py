@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from .errors import AudioTooShortError, ConfigError, QualityError
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
 from .session import Frame, LipSyncSession
+from .session.pipeline import StageTimes
 
 Path_ = str | os.PathLike[str]
 MANY = 0.1
@@ -104,7 +105,7 @@ def dub(
             expected=f"at least {1000 // FPS} ms, one video frame",
         )
 
-    tally = _Tally()
+    tally, times = _Tally(), StageTimes()
     # Open the writer first, so that an output that cannot be written fails before the slow steps.
     with VideoWriter(
         output,
@@ -120,11 +121,10 @@ def dub(
     ) as writer:
         with open_session(total) as session:
             for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
-                now = time.perf_counter()
-                tally.first_frame = tally.first_frame or now - start
-                writer.write(frame.image)
-                writer.write_audio(frame.audio)
-                tally.writing += time.perf_counter() - now
+                tally.first_frame = tally.first_frame or time.perf_counter() - start
+                with times("encode"):
+                    writer.write(frame.image)
+                    writer.write_audio(frame.audio)
                 tally.count(frame)
                 if progress:
                     progress(tally.frames, total)
@@ -135,10 +135,9 @@ def dub(
                 expected="a face in nearly every frame of an undamaged file",
                 fix="use a better source, or leave out --strict",
             )
-        now = time.perf_counter()
-        writer.close()
-        tally.writing += time.perf_counter() - now
-        stages = session.timings | {"encode": tally.writing}
+        with times("encode"):
+            writer.close()
+        stages = session.timings | times.read()
     return DubResult(
         output=Path(output),
         frames=tally.frames,
@@ -167,7 +166,6 @@ class _Tally:
     first_face: int = 0
     damaged: int = 0
     first_frame: float = 0.0
-    writing: float = 0.0
 
     def count(self, frame: Frame) -> None:
         self.frames += 1

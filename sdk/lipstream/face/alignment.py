@@ -14,6 +14,8 @@ from ..errors import ConfigError
 from .warp import warp
 
 #: Positions (x, y) of the left brow, the right brow and the nose on the canvas.
+Matrix = NDArray[np.float64]
+"""float64 [2, 3], frame pixels -> canvas pixels."""
 TEMPLATE: NDArray[np.float64] = np.array([(17, 20), (58, 20), (37.5, 40)], np.float64) * 5.6
 
 _BIAS_OLD, _BIAS_NEW = np.float32(0.2), np.float32(0.8)

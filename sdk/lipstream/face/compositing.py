@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from .._native import composite
 from ..errors import ConfigError, LipStreamInternalError
-from ..media.image import check_picture
-from .alignment import WHOLE_CANVAS, Box, crop_matrix
+from ..media.image import Image, check_picture
+from .alignment import WHOLE_CANVAS, Box, Matrix, crop_matrix
 
 _MARGIN = 16  # crop pixels around the mask that resampling may read
 _FINER = 1.1  # up to a tenth more pixels than the source cause no aliasing
@@ -57,13 +57,7 @@ class Compositor:
         # Cached by size: a tracked face changes its size little from frame to frame.
         self._resized_alpha = lru_cache(16)(self._resize_alpha)
 
-    def composite(
-        self,
-        frame: NDArray[np.uint8],
-        generated: NDArray[np.float32],
-        source_crop: NDArray[np.uint8],
-        matrix: NDArray[np.float64],
-    ) -> NDArray[np.uint8]:
+    def composite(self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: Matrix) -> Image:
         """`frame` with the generated picture in the masked region.
 
         Args:

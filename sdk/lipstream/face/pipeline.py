@@ -8,11 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Geometry
+from ..media.image import Image
 from . import upstream
-from .alignment import crop
+from .alignment import Matrix, crop
 from .compositing import Compositor
-
-Image = NDArray[np.uint8]
 
 
 class FacePipeline(Protocol):
@@ -24,12 +23,10 @@ class FacePipeline(Protocol):
 
     retimed: bool
 
-    def crop(self, frame: Image, matrix: NDArray[np.float64]) -> Image:
+    def crop(self, frame: Image, matrix: Matrix) -> Image:
         """The aligned face, uint8 [S, S, 3], of `frame` uint8 [H, W, 3]; `matrix` [2, 3]: frame -> canvas pixels."""
 
-    def composite(
-        self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: NDArray[np.float64]
-    ) -> Image:
+    def composite(self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: Matrix) -> Image:
         """`frame` with `generated`, float32 [S, S, 3] in [0, 1], in the masked region: see `Compositor.composite`."""
 
 
@@ -46,7 +43,7 @@ class LipStreamFacePipeline:
         self._size, self._box = geometry.crop_size[0], geometry.crop_box
         self.composite = Compositor(keep_mask, box=geometry.crop_box).composite
 
-    def crop(self, frame: Image, matrix: NDArray[np.float64]) -> Image:
+    def crop(self, frame: Image, matrix: Matrix) -> Image:
         """See `FacePipeline`."""
         return crop(frame, matrix, self._size, self._box)
 
@@ -65,6 +62,6 @@ class UpstreamFacePipeline:
         self._size = geometry.crop_size[0]
         self.composite = upstream.UpstreamCompositor(keep_mask).composite
 
-    def crop(self, frame: Image, matrix: NDArray[np.float64]) -> Image:
+    def crop(self, frame: Image, matrix: Matrix) -> Image:
         """See `FacePipeline`."""
         return upstream.crop(frame, matrix, self._size)

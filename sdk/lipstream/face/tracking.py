@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -171,17 +172,13 @@ class FaceTracker(Tracker):
     Arguments and errors are those of `Tracker`.
     """
 
-    def __init__(
-        self,
-        policy: Policy = "hold",
-        select: Literal["largest"] | tuple[float, float] | None = "largest",
-        *,
-        max_hold: int = 60,
-        smooth: bool = True,
-        fps: float = 25.0,
-    ) -> None:
-        super().__init__(policy, select, max_hold=max_hold, smooth=smooth, fps=fps)
-        self._detector, self._mesh = FaceDetector(), FaceMesh()
+    @cached_property
+    def _detector(self) -> FaceDetector:
+        return FaceDetector()
+
+    @cached_property
+    def _mesh(self) -> FaceMesh:
+        return FaceMesh()
 
     def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
         found = self._follow(frame) or self._search(frame)

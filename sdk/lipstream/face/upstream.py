@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import CANVAS_HEIGHT, CANVAS_WIDTH
 from ..errors import ConfigError
+from ..media.image import Image
+from .alignment import Matrix
 
 _FILL = 127.0
 
@@ -39,13 +41,7 @@ class UpstreamCompositor:
         side = self._keep.shape[0]
         self._rows, self._columns = _cubic_weights(side, CANVAS_HEIGHT), _cubic_weights(side, CANVAS_WIDTH)
 
-    def composite(
-        self,
-        frame: NDArray[np.uint8],
-        generated: NDArray[np.float32],
-        source_crop: NDArray[np.uint8],
-        matrix: NDArray[np.float64],
-    ) -> NDArray[np.uint8]:
+    def composite(self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: Matrix) -> Image:
         """`frame` with the face in it. Arguments as of `Compositor.composite`."""
         height, width = frame.shape[:2]
         face = generated * (1 - self._keep) + source_crop / np.float32(255) * self._keep

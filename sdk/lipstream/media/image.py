@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import ConfigError
+
+Image = NDArray[np.uint8]
+"""uint8 [H, W, 3], RGB 0..255."""
 
 
 def check_picture(picture: Any, size: tuple[int, ...] | None = None, what: str = "a frame") -> None:

@@ -21,8 +21,8 @@ from ..bundle import Geometry
 from ..errors import ConfigError, FaceNotFoundError
 from ..face import FaceOptions, FacePipeline, Tracker
 from ..media import FrameLoop, VideoReader
+from ..media.image import Image
 
-Image = NDArray[np.uint8]
 Source = str | os.PathLike[str] | Sequence[Image] | Image
 """A video file, or frames: a sequence of uint8 [H, W, 3] RGB, or one array [n, H, W, 3], at 25 a second."""
 
