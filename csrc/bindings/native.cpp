@@ -79,7 +79,7 @@ Shape ring_shape(const py::array& ring) {
 }
 
 // Outputs must not overlap other arguments: kernels read and write in unspecified order.
-void check_disjoint(std::initializer_list<py::array> written, std::initializer_list<py::array> read) {
+void check_disjoint(std::initializer_list<py::array> written, const std::vector<py::array>& read) {
   const auto before = [](const py::array& a, const py::array& b) {
     const auto* end = static_cast<const char*>(a.data()) + a.nbytes();
     return std::less_equal<const void*>()(end, b.data());
@@ -124,29 +124,46 @@ RingPosition ring_position(int64_t chunk, int64_t window, int64_t sink, int64_t 
   return geometry.position(chunk);
 }
 
+// K and V of a chunk's frames [c, T, H, D] and their rotation tables, checked against the ring [F, T, H, D].
+struct NewFrames {
+  NewFrames(const Shape& ring, const py::object& k_, const py::object& v_, const py::object& cos_t_,
+            const py::object& sin_t_, const py::object& cos_s_, const py::object& sin_s_)
+      : k(checked("k", k_, {kAny, ring[1], ring[2], ring[3]})),
+        v(checked("v", v_, shape_of(k))),
+        cos_t(floats("cos_t", cos_t_, {k.shape(0), kAny})),
+        shape{k.shape(0), ring[1], ring[2], ring[3], cos_t.shape(1)} {
+    check_pairs(shape.head_dim, shape.temporal_pairs);
+    sin_t = floats("sin_t", sin_t_, shape_of(cos_t));
+    cos_s = floats("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
+    sin_s = floats("sin_s", sin_s_, shape_of(cos_s));
+  }
+  std::vector<py::array> arrays() const { return {k, v, cos_t, sin_t, cos_s, sin_s}; }
+  RopeTables tables() const { return {data<float>(cos_t), data<float>(sin_t), data<float>(cos_s), data<float>(sin_s)}; }
+
+  py::array k, v, cos_t, sin_t, cos_s, sin_s;
+  FrameShape shape;
+};
+
 void ring_write(const py::object& k_ring_, const py::object& v_ring_, const py::object& k_, const py::object& v_,
                 int64_t slot, const py::object& cos_t_, const py::object& sin_t_, const py::object& cos_s_,
                 const py::object& sin_s_, int64_t threads) {
   const py::array k_ring = writable("k_ring", k_ring_, {kAny, kAny, kAny, kAny});
   const Shape ring = ring_shape(k_ring);
   const py::array v_ring = writable("v_ring", v_ring_, ring);
-  const py::array k = checked("k", k_, {kAny, ring[1], ring[2], ring[3]});
-  const py::array v = checked("v", v_, shape_of(k));
-  const py::array cos_t = floats("cos_t", cos_t_, {k.shape(0), kAny});
-  const FrameShape shape{k.shape(0), ring[1], ring[2], ring[3], cos_t.shape(1)};
-  check_pairs(shape.head_dim, shape.temporal_pairs);
-  const py::array sin_t = floats("sin_t", sin_t_, shape_of(cos_t));
-  const py::array cos_s = floats("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
-  const py::array sin_s = floats("sin_s", sin_s_, shape_of(cos_s));
-  if (shape.frames < 1) throw py::value_error("k is of shape " + str(shape_of(k)) + ", expected 1 frame or more");
+  const NewFrames written(ring, k_, v_, cos_t_, sin_t_, cos_s_, sin_s_);
+  const FrameShape& shape = written.shape;
+  if (shape.frames < 1) {
+    throw py::value_error("k is of shape " + str(shape_of(written.k)) + ", expected 1 frame or more");
+  }
   check_range("slot", slot, shape.frames, ring[0]);
-  check_disjoint({k_ring, v_ring}, {k, v, cos_t, sin_t, cos_s, sin_s});
+  check_disjoint({k_ring, v_ring}, written.arrays());
   check_threads(threads);
-  dispatch({k_ring, v_ring, k, v}, [&](auto storage) {
+  dispatch({k_ring, v_ring, written.k, written.v}, [&](auto storage) {
     using T = decltype(storage);
-    const RopeTables tables{data<float>(cos_t), data<float>(sin_t), data<float>(cos_s), data<float>(sin_s)};
+    const RopeTables tables = written.tables();
     const py::gil_scoped_release released;
-    cpu::ring_write(data<T>(k_ring), data<T>(v_ring), data<const T>(k), data<const T>(v), slot, tables, shape, threads);
+    cpu::ring_write(data<T>(k_ring), data<T>(v_ring), data<const T>(written.k), data<const T>(written.v), slot, tables,
+                    shape, threads);
   });
 }
 
@@ -210,21 +227,15 @@ void ring_write_e4m3(const py::object& k_codes_, const py::object& k_scales_, co
   const py::array v_codes = writable("v_codes", v_codes_, ring);
   const py::array k_scales = writable("k_scales", k_scales_, {ring[0], ring[1], ring[2]});
   const py::array v_scales = writable("v_scales", v_scales_, {ring[0], ring[1], ring[2]});
-  const py::array k = checked("k", k_, {kAny, ring[1], ring[2], ring[3]});
-  const py::array v = checked("v", v_, shape_of(k));
-  const py::array cos_t = floats("cos_t", cos_t_, {k.shape(0), kAny});
-  const FrameShape shape{k.shape(0), ring[1], ring[2], ring[3], cos_t.shape(1)};
-  check_pairs(shape.head_dim, shape.temporal_pairs);
-  const py::array sin_t = floats("sin_t", sin_t_, shape_of(cos_t));
-  const py::array cos_s = floats("cos_s", cos_s_, {shape.tokens, shape.spatial_pairs()});
-  const py::array sin_s = floats("sin_s", sin_s_, shape_of(cos_s));
+  const NewFrames written(ring, k_, v_, cos_t_, sin_t_, cos_s_, sin_s_);
+  const FrameShape& shape = written.shape;
   check_range("slot", slot, shape.frames, ring[0]);
-  check_disjoint({k_codes, v_codes, k_scales, v_scales}, {k, v, cos_t, sin_t, cos_s, sin_s});
-  dispatch({k, v}, [&](auto storage) {
+  check_disjoint({k_codes, v_codes, k_scales, v_scales}, written.arrays());
+  dispatch({written.k, written.v}, [&](auto storage) {
     using T = decltype(storage);
-    const RopeTables tables{data<float>(cos_t), data<float>(sin_t), data<float>(cos_s), data<float>(sin_s)};
-    cpu::ring_write_e4m3(e4m3_ring(k_codes, k_scales), e4m3_ring(v_codes, v_scales), data<const T>(k),
-                         data<const T>(v), slot, tables, shape, 0);
+    const RopeTables tables = written.tables();
+    cpu::ring_write_e4m3(e4m3_ring(k_codes, k_scales), e4m3_ring(v_codes, v_scales), data<const T>(written.k),
+                         data<const T>(written.v), slot, tables, shape, 0);
   });
 }
 

@@ -64,11 +64,11 @@ def dub(
     audio: Path_ | None,
     output: Path_,
     *,
-    crf: int = 18,
-    preset: str = "veryfast",
-    lossless: bool = False,
-    strict: bool = False,
-    progress: Callable[[int, int], None] | None = None,
+    crf: int,
+    preset: str,
+    lossless: bool,
+    strict: bool,
+    progress: Callable[[int, int], None] | None,
 ) -> DubResult:
     """Make the face in `video` speak `audio`; the result has as many frames as the audio has whole 1/25 seconds.
 
