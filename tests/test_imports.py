@@ -82,7 +82,7 @@ print(json.dumps(names))
         "lipstream/backends/tensorrt/",
         "lipstream/server/",
         "lipstream/integrations/",
-    )  # with packages of their own
+    )  # with separate packages
     found = {name for name in found if not name.startswith(extras)}
     assert {name.replace("/", ".").removesuffix(".__init__") for name in found} <= {*modules}
     assert "lipstream._native" in modules

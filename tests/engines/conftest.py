@@ -1,4 +1,4 @@
-"""Bundles to build from. Where there is no rig these tests are skipped, and say so; in CI that is a failure."""
+"""Bundles to build from. Without a rig these tests are skipped with a message; in CI that is a failure."""
 
 from __future__ import annotations
 

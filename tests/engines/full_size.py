@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Export a student of a released size with random weights, and build its engines: does TensorRT take it, at what cost?
+"""Export a student of a released size with random weights, and build its engines: does TensorRT build it, at what cost?
 
     python tests/engines/full_size.py export SIZE PRECISION FOLDER [--layers N]
     python tests/engines/full_size.py build FOLDER RING          (with a TensorRT that builds)

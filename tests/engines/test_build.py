@@ -1,4 +1,4 @@
-"""`lipstream build` with NVIDIA's own parser and builder: what it makes, reuses, refuses, and leaves when killed."""
+"""`lipstream build` with NVIDIA's own parser and builder: what it builds, reuses, refuses, and leaves when killed."""
 
 from __future__ import annotations
 
@@ -317,7 +317,7 @@ class TestKeys:
             recipe = recipe_file(tmp_path / "mine.toml", precision="bf16", **change)
             assert self.key(tiny["bf16"], str(recipe)) != before
 
-    def test_another_name_of_a_recipe_is_none(self, tiny: dict[str, Bundle], tmp_path: Path) -> None:
+    def test_another_name_of_a_recipe_is_a_hit(self, tiny: dict[str, Bundle], tmp_path: Path) -> None:
         recipe = recipe_file(tmp_path / "mine.toml", precision="bf16")
         assert self.key(tiny["bf16"], str(recipe)) == self.key(tiny["bf16"])
 
@@ -396,12 +396,12 @@ def test_the_shipped_recipes_load() -> None:
         ({"precision": "bf16", "speed": "high"}, "sets speed"),
     ],
 )
-def test_recipes_that_say_something_impossible(values: dict[str, object], found: str, tmp_path: Path) -> None:
+def test_recipes_with_impossible_values(values: dict[str, object], found: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=found):
         load_recipe(str(recipe_file(tmp_path / "r.toml", **values)))
 
 
-def test_recipes_that_are_none(tmp_path: Path) -> None:
+def test_invalid_recipes(tmp_path: Path) -> None:
     (tmp_path / "r.toml").write_text("precision = ")
     for name in (str(tmp_path / "r.toml"), "no-such", str(tmp_path)):
         with pytest.raises(ConfigError, match="no recipe"):
@@ -441,7 +441,7 @@ def test_the_inspectors_layers_are_counted() -> None:
 
 
 class TestDoctor:
-    def test_what_is_missing_comes_before_what_is_well(self) -> None:
+    def test_missing_components_are_listed_first(self) -> None:
         report = diagnosis.examine()
         states = [f["state"] for f in report["findings"]]
         assert states == sorted(states, key=diagnosis.RANKS.index)
@@ -449,7 +449,7 @@ class TestDoctor:
         assert all(f["fix"] for f in report["findings"] if f["state"] != "ok")
         assert len(diagnosis.describe(report).splitlines()) < 40
 
-    def test_with_tensorrt_it_says_which(self, needs_rig: None) -> None:
+    def test_the_version_of_tensorrt_is_shown(self, needs_rig: None) -> None:
         report: Any = lipstream_json("doctor")
         assert {"state": "ok", "name": "TensorRT", "found": "11.4.0.106", "fix": ""} in report["findings"]
 

@@ -69,7 +69,7 @@ def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], 
 
 
 def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
-    """What lies in the ring behind them changes nothing."""
+    """Ring slots beyond the attended frames have no effect."""
     bundle = tiny["bf16"]
     g, path = bundle.manifest.geometry, bundle.path / "denoiser.onnx"
     inputs = to_native(probe_inputs(bundle.manifest, bundle.constants, "denoiser", {}), g)
@@ -85,7 +85,7 @@ def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
     np.testing.assert_array_equal(*velocities)
 
 
-def test_the_function_is_gone_and_every_node_has_a_name_of_its_own(tiny: dict[str, Bundle]) -> None:
+def test_the_function_is_gone_and_node_names_are_unique(tiny: dict[str, Bundle]) -> None:
     bundle = tiny["bf16"]
     for graph in ("denoiser", "context"):
         for lowering in ("native", "function"):

@@ -1,4 +1,4 @@
-"""What NVIDIA says that its own operators compute, in standard ONNX, for a batch of one."""
+"""NVIDIA's operators as documented, written in standard ONNX, for a batch of one."""
 
 from __future__ import annotations
 

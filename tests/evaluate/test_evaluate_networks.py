@@ -1,7 +1,7 @@
 """LPIPS, FID and FVD by the real packages, in a separate environment, with random weights.
 
-They need torchvision. The one on PyPI is built for PyTorch with CUDA, and beside one without it breaks more than it
-gives; so it is installed apart, and the operators that it then lacks are declared.
+They need torchvision. The one on PyPI is built for PyTorch with CUDA and breaks with a CPU build of PyTorch, so it is
+installed separately, and the operators that it then lacks are declared.
 """
 
 from __future__ import annotations

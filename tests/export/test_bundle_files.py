@@ -1,4 +1,4 @@
-"""What lies in an exported bundle: one function, static shapes, weights once, nothing of the machine that wrote it."""
+"""Contents of an exported bundle: one function, static shapes, weights stored once, no data of the machine."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_files_say_nothing_of_the_machine(complete: Exported) -> None:
             assert [word for word in words if re.search(word, file.read_bytes())] == [], file.name
 
 
-def test_files_can_be_read_by_all_who_can_read_the_folder(complete: Exported) -> None:
+def test_all_files_have_the_same_read_permissions(complete: Exported) -> None:
     assert {file.stat().st_mode & 0o444 for file in complete.bundle.path.iterdir()} == {
         (complete.bundle.path / "manifest.json").stat().st_mode & 0o444
     }
@@ -203,7 +203,7 @@ def test_manifest(complete: Exported) -> None:
         ({"latent_size": (5, 6)}, r"latent size \(5, 6\)"),
     ],
 )
-def test_sizes_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_contradictory_sizes_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     config = replace(CONFIG, **changes)
     with pytest.raises(ConfigError, match=message):
         export_bundle(StudentParts(config, toy_student(), toy_text()), tmp_path / "bundle")

@@ -174,7 +174,7 @@ def test_a_place_that_cannot_be_written_is_named(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint", "file"]
 
 
-def test_new_errors_have_codes_of_their_own() -> None:
+def test_errors_have_distinct_codes() -> None:
     def leaves(root: type[LipStreamError]) -> list[type[LipStreamError]]:
         return [root, *(leaf for child in root.__subclasses__() for leaf in leaves(child))]
 

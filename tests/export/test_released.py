@@ -1,4 +1,4 @@
-"""Files in the formats of the released system, at toy widths: loaded, exported, run; and files that are others."""
+"""Files in the formats of the released system, at toy widths: loaded, exported, run; and wrong files."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_every_shape_of_a_text_embedding(shape: str, tmp_path: Path) -> None:
 
 
 def umt5(folder: Path) -> Any:
-    """A small UMT5 encoder and a tokenizer of whole words, saved by their own libraries."""
+    """A small UMT5 encoder and a tokenizer of whole words, saved by transformers and tokenizers."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
@@ -434,7 +434,7 @@ def test_taehv_has_the_released_size() -> None:
 
 
 def sparse_safetensors(path: Path, state: Weights) -> None:
-    """A file of the right header whose numbers were never written."""
+    """A file with a valid header and sparse data."""
     header, offset = {}, 0
     for name, x in state.items():
         size = 2 * x.numel()

@@ -1,4 +1,4 @@
-"""Twelve videos such as a folder from the world holds: most of them are no training data, each for another reason."""
+"""Twelve videos as in a real collection: most are unusable as training data, each for a different reason."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DROPPED = {
     "out_of_sync.mp4": f"out of sync: the mouth is {LATE} frames late",
     "silent.mp4": "silent",
 }
-"""Why nothing of a video may be kept."""
+"""Why no clip of a video may be kept."""
 KEPT = ("variable_rate.mp4", "five_seconds.mp4", "uhd.mp4", "portrait.mp4", "ten_bit.mkv", "ünïcode 名前 🎬.mp4")
 
 
@@ -78,7 +78,7 @@ def _write(
 
 
 def _encode(path: Path, codec: str, pixels: str, frames: Frames, at: Sequence[int], sound: NDArray[np.float32]) -> None:
-    """Frames `at`, each with its own time, as another writer than ours would."""
+    """Encode the frames `at`, each with its time stamp, without our writer."""
     with av.open(str(path), "w") as container:
         video = container.add_stream(codec, 25)
         video.height, video.width, video.pix_fmt = *frames.shape[1:3], pixels

@@ -73,7 +73,7 @@ def test_the_decoder_starts_as_the_inverse(clips: NDArray[np.uint8], fitted: TAE
 
 
 @torch.no_grad()
-def test_grey_is_nothing_and_a_mask_is_grey(clips: NDArray[np.uint8], fitted: TAEHV) -> None:
+def test_grey_is_zero_and_a_mask_is_grey(clips: NDArray[np.uint8], fitted: TAEHV) -> None:
     latent = encode_clip(fitted, clips[0], MASK)
     assert latent[:, :, 1:7, 1:7].abs().max() < 1e-6
     assert torch.equal(latent[:, :, 0], encode_clip(fitted, clips[0])[:, :, 0])
@@ -96,7 +96,7 @@ def test_a_decoder_too_narrow_for_its_latents_is_refused(clips: NDArray[np.uint8
             fit_codec(TAEHV(replace(TINY_TAEHV, decoder_widths=widths)), clips, MASK, blocks=200)
 
 
-def test_the_decoder_learns_and_the_encoder_rests(clips: NDArray[np.uint8]) -> None:
+def test_the_decoder_learns_and_the_encoder_is_frozen(clips: NDArray[np.uint8]) -> None:
     torch.manual_seed(0)
     model = TAEHV(TINY_TAEHV)
     fit_codec(model, clips, MASK, blocks=1000)
@@ -128,7 +128,7 @@ def test_detail_asks_for_edges_wherever_they_lie() -> None:
     assert (edge_strength(stripes) - edge_strength(flat)).abs().mean() > 0.9
 
 
-def test_the_released_sizes_have_no_trace_of_all_this() -> None:
+def test_the_released_sizes_have_none_of_these_layers() -> None:
     model = TAEHV(TAEHVConfig())
     assert len(model.encoder_memory(1, 64, 64)) == len(model.decoder_memory(1, 64, 64)) == 9
     assert [tuple(m.shape[2:]) for m in model.decoder_memory(1, 64, 64)[::3]] == [(8, 8), (16, 16), (32, 32)]

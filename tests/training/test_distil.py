@@ -83,7 +83,7 @@ def test_a_rollout_is_what_the_stream_generates() -> None:
 
 
 def test_none_flows_through_kept_keys_and_values() -> None:
-    """The gradient of chunk 1 is that of chunk 1 alone, with what chunk 0 left taken as given."""
+    """The gradient of chunk 1 is that of chunk 1 alone, with chunk 0's K and V as constants."""
     model, batch = toy(), Clips().batch((0,))
     made = roll_out(model, batch, text_kv(model, 1), draws(0), gradient=True)
     ring = Ring(CONFIG)
@@ -93,7 +93,7 @@ def test_none_flows_through_kept_keys_and_values() -> None:
     kept = [x for layers in ring.chunks for layer in layers for x in layer]
     assert len(kept) == 3 * CONFIG.num_layers
     assert not any(x.requires_grad for x in kept)
-    # What chunk 1 makes depends on chunk 0's weights through the ring, but no gradient says so: the gradient of the
+    # The output of chunk 1 depends on chunk 0's weights through the ring, but without gradient: the gradient of the
     # whole is the sum of those of the chunks, each computed with the others' history as a constant.
     parameters = list(model.parameters())
     whole = torch.autograd.grad(made.sum(), parameters, retain_graph=True, allow_unused=True)
@@ -219,7 +219,7 @@ STAGES = [
 
 
 @pytest.mark.parametrize("recipe", STAGES, ids=lambda recipe: recipe.stage)
-def test_a_run_that_was_cut_off_goes_on_bit_for_bit(recipe: Recipe, tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_bit_for_bit(recipe: Recipe, tmp_path: Path) -> None:
     whole, curve = trained(recipe, tmp_path / "whole")
     for cut in (1, 3, 4):
         out = tmp_path / f"cut-{cut}"

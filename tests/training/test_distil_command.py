@@ -83,7 +83,7 @@ def test_stages_follow_each_other_to_a_checkpoint_that_can_be_exported(stages: P
     assert torch.equal(whole.text, StudentParts.from_checkpoint(base).text)
     lines = [json.loads(line) for line in (stages / "self_forcing" / "log.jsonl").read_text().splitlines()]
     assert "student/sync_c" in lines[0]
-    assert "student/loss" not in lines[1]  # the student's turn is every fifth
+    assert "student/loss" not in lines[1]  # the student is updated at every fifth iteration
 
 
 def test_the_log_has_samples(stages: Path) -> None:
@@ -110,7 +110,7 @@ def test_a_teacher_is_analysed(stages: Path, base: Path, tmp_path: Path, capsys:
     assert "landing t" in capsys.readouterr().out
 
 
-def test_wrong_use_says_what_to_do(
+def test_wrong_use_is_an_error_with_a_fix(
     stages: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*arguments: str) -> str:
@@ -185,7 +185,7 @@ def test_the_study_runs_is_resumed_and_tabulated(small_world: None, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_micro_world_comes_back_through_its_codec(small_world: None, tmp_path: Path) -> None:
+def test_the_micro_codec_reconstructs_its_frames(small_world: None, tmp_path: Path) -> None:
     micro = micro_world.load_micro(tmp_path)
     rows = micro.unseen
     latents = micro.target[list(rows)]
@@ -199,7 +199,7 @@ def test_the_micro_world_comes_back_through_its_codec(small_world: None, tmp_pat
 
 
 def test_the_sampler_walks_to_the_data_where_the_velocity_is_known() -> None:
-    """A teacher that knows the answer is followed to it, whatever the number of steps."""
+    """Sampling from a teacher that knows the target reaches it for any number of steps."""
     batch = Clips().batch((0, 1))
     noise = torch.randn(batch.target.shape, generator=torch.Generator().manual_seed(0))
     model = toy()

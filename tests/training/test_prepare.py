@@ -138,7 +138,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_killed_at_any_point_it_goes_on_to_the_same_shards(undisturbed: Path, tmp_path: Path) -> None:
+def test_killed_at_any_point_it_resumes_to_the_same_shards(undisturbed: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "lipstream_training.cli", "prepare", str(out), *_ARGUMENTS]
     for part in (

@@ -1,4 +1,4 @@
-"""The recipes on problems that can be learnt in seconds, and what they leave on disk."""
+"""The recipes on problems that can be learnt in seconds, and the files they write."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_same_seed_gives_the_same_student() -> None:
     assert any(not torch.equal(x, runs[2][name]) for name, x in runs[0].items())
 
 
-def test_a_run_that_was_cut_off_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_an_interrupted_run_resumes_with_the_same_result(tmp_path: Path) -> None:
     class CutOff(Exception):
         pass
 
@@ -151,7 +151,7 @@ def test_lips_are_in_the_middle() -> None:
 
 
 def test_a_generate_clips_is_what_a_stream_generates() -> None:
-    """Chunk by chunk, through the ring, by the torch backend that nothing here shares its loop with."""
+    """Chunk by chunk, through the ring, by the torch backend, which has a separate loop."""
     from lipstream.backends.sampler import generate_chunk
     from lipstream_export.torch_backend import TorchBackend
 
@@ -202,7 +202,7 @@ def test_average_follows_the_weights() -> None:
     assert module.weight.item() == 1
 
 
-def test_a_checkpoint_comes_back_as_it_went(tmp_path: Path) -> None:
+def test_a_checkpoint_loads_as_it_was_written(tmp_path: Path) -> None:
     saved = toy_parts()
     saved.save(tmp_path / "checkpoint")
     found = StudentParts.from_checkpoint(tmp_path / "checkpoint")

@@ -51,7 +51,7 @@ def toy(seed: int = 0, config: StudentConfig = CONFIG) -> CausalDiT:
 
 
 class Clips:
-    """Clips of noise, each its own."""
+    """Clips of noise, all different."""
 
     def __init__(self, count: int = 7, frames: int = FRAMES, config: StudentConfig = CONFIG) -> None:
         generator = torch.Generator().manual_seed(3)
@@ -70,7 +70,7 @@ class Clips:
 
 
 def loudest(latents: Tensor, clips: tuple[int, ...]) -> Tensor:
-    """A judge that likes large numbers."""
+    """A reward that increases with the values."""
     return latents.abs().flatten(1).mean(1)
 
 

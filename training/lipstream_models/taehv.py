@@ -37,7 +37,7 @@ class Clamp(nn.Module):
 
 
 class MemBlock(nn.Module):
-    """Residual block that sees the previous frame of its own input beside the present one."""
+    """Residual block whose input is the current frame and the previous one."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

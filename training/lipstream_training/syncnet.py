@@ -35,7 +35,7 @@ class SyncNetRecipe:
 
     Attributes:
         clips, frames: drawn clips, and frames in each. steps: updates. batch: clips in one of them.
-        look: frames that one clip shows in a step; every five in a row are told from all others of the clip.
+        look: frames of one clip in a step; every five consecutive ones are contrasted with all others of the clip.
         rate: learning rate at its peak.
     """
 

@@ -1,4 +1,4 @@
-"""Inputs of the linear layers, recorded from real chunks of a real job over all passes of the schedule."""
+"""Record inputs of the linear layers from real chunks of a dub, over all passes of the schedule."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Passes:
     velocities: list[Array] = field(default_factory=list)
 
     def play(self, stream: Steps) -> list[Array]:
-        """Make the same calls on `stream`; what its `denoise` gave. Errors do not add up but through the ring."""
+        """Make the same calls on `stream`; return its `denoise` outputs. Errors accumulate only through the ring."""
         found = [getattr(stream, name)(*arguments) for name, arguments in self.calls]
         return [x for (name, _), x in zip(self.calls, found, strict=True) if name == "denoise"]
 

@@ -27,7 +27,7 @@ CEPSTRA = 20
 PER_FRAME = 4
 """Cepstra in a video frame."""
 DRAWN = "drawn"
-"""Name of the shipped weights: a small net, trained on drawn faces. Its numbers compare with nothing published."""
+"""Name of the shipped weights: a small net, trained on drawn faces. Not comparable with published numbers."""
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ def _layer_over(base: Weights, added: Weights, path: Path) -> Weights:
 
 
 def _widened(weight: Tensor, channels: int) -> Tensor:
-    """A patch embedding for more input channels: the new ones count nothing."""
+    """A patch embedding for more input channels: the weights of the new ones are zero."""
     wide = weight.new_zeros(weight.shape[0], channels, *weight.shape[2:])
     wide[:, : weight.shape[1]] = weight
     return wide

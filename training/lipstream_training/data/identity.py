@@ -1,4 +1,4 @@
-"""Who is drawn: proportions, colours, hair and light of one person, all drawn from a random generator.
+"""The identity of a drawn person: proportions, colours, hair and light, sampled from a random generator.
 
 Lengths are in face units (`sheet.py`): pixels of the alignment canvas, x = 0 on the midline.
 """

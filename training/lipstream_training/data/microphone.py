@@ -1,4 +1,4 @@
-"""A microphone in front of the face: something that hides part of the mouth, and is no part of it."""
+"""A microphone in front of the face: an occluder that hides part of the mouth."""
 
 from __future__ import annotations
 

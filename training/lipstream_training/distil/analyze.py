@@ -1,4 +1,4 @@
-"""Where along the denoising of a teacher sync and fidelity come to be, and what a student's two steps should be.
+"""Measure at which times a teacher's denoising forms sync and fidelity, and find the best two steps for a student.
 
 Trajectory: what the teacher takes for clean at each of its steps, with and without guidance, is measured. Factorial:
 two steps, from 1 to the landing time and from there to 0, each with and without guidance (the paper's motivation).

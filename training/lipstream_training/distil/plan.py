@@ -170,7 +170,7 @@ def table(student: str) -> list[dict[str, Any]]:
 
 
 def markdown(student: str) -> str:
-    """`table` as it stands in docs/distillation.md."""
+    """`table` as Markdown, as in docs/distillation.md."""
     rows = table(student)
     heading = ["GPUs", "accumulate", "weights", "gradients", "moments", "gathered", "K and V", "activations", "work"]
     heading += ["**GiB a rank**", "hours", "GPU hours"]

@@ -14,7 +14,7 @@ from .rollout import Batch
 from .stages import Networks
 
 Scale = Callable[[float], float]
-"""Time -> guidance; 1 is none."""
+"""Time -> guidance; 1 means no guidance."""
 
 
 def schedule(steps: int, shift: float = 5.0) -> list[float]:

@@ -78,7 +78,7 @@ def find_sources(inputs: Sequence[Path], drawn: int) -> list[Source]:
 def prepare(
     out: Path, inputs: Sequence[Path], settings: Settings, *, drawn: int = 0, workers: int = 0, quiet: bool = False
 ) -> dict[str, Any]:
-    """Fill `out` with shards; returns what index.json says, without the places of the samples.
+    """Fill `out` with shards; returns the content of index.json, without the positions of the samples.
 
     Raises:
         ConfigError: `out` was begun with other sources or settings. CheckpointError: weights that do not fit.

@@ -80,7 +80,7 @@ class Cut:
 
 
 def cut_video(path: Path, settings: Settings, syncnet: SyncNet | None, work: Path) -> Cut:
-    """Clips of consecutive 81 frames that pass every filter. A video that cannot be read gives none, and says why.
+    """Clips of consecutive 81 frames that pass every filter. For a video that cannot be read the report has the reason.
 
     Crops wait as files in the folder `work` until the samples have been made. Memory does not grow with length, but
     for the sound.
@@ -192,7 +192,7 @@ def _unfit(face: FaceObservation, window: _Window, filters: Filters) -> str:
 
 
 class _Judge:
-    """Window -> candidate, or the line of the report that says why it is none."""
+    """Return the candidate of a window, or the report's reason for dropping it."""
 
     def __init__(self, settings: Settings, sound: NDArray[np.float32], syncnet: SyncNet | None, work: Path) -> None:
         self._settings, self._sound, self._syncnet, self._work = settings, sound, syncnet, work
@@ -232,7 +232,7 @@ class _Judge:
         return {name: round(x, 5) for name, x in numbers.items()}
 
     def _unsound(self, measured: dict[str, float], window: _Window) -> str:
-        """What is wrong with a whole clip's sound: it is not there, not of this mouth, or not in time."""
+        """Return what is wrong with a whole clip's sound: silent, unrelated to this mouth, or out of sync."""
         filters = self._settings.filters
         if measured["loudness"] < filters.loudness:
             return "silent"
@@ -257,7 +257,7 @@ class _Judge:
 
 
 def _fault(measured: dict[str, float], filters: Filters) -> str:
-    """What is wrong with the pictures."""
+    """Return what is wrong with the pictures."""
     if measured["sharpness"] < filters.sharpness:
         return f"blurred: sharpness {measured['sharpness']:.1f}"
     if filters.others and measured["others"] > filters.others:

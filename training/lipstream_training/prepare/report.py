@@ -1,4 +1,4 @@
-"""The report: what was kept and what was dropped, and why, with pictures."""
+"""The report: clips that were kept and dropped, with reasons and pictures."""
 
 from __future__ import annotations
 

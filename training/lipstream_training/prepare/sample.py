@@ -1,4 +1,4 @@
-"""One clip as it lies in a shard, and how it gets there and back."""
+"""One clip of a shard, and its encoding and decoding."""
 
 from __future__ import annotations
 

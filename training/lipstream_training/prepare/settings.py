@@ -1,4 +1,4 @@
-"""What is asked of `lipstream-train prepare`."""
+"""Settings of `lipstream-train prepare`."""
 
 from __future__ import annotations
 
