@@ -1,4 +1,4 @@
-"""The CUDA kernels of the K/V ring, see `_native`, and those between a chunk's passes, see `lipstream.denoise`.
+"""The CUDA kernels of the K/V ring, see `_native`, and those between a chunk's passes, see `lipstream.backends.sampler`.
 
 Built only where a CUDA compiler was found.
 
@@ -81,7 +81,7 @@ def assemble_condition(
     latent_shape: Sequence[int],
     stream: int = 0,
 ) -> None:
-    """`lipstream.denoise.assemble_condition` for latents float32 `latent_shape` [C, c, h, w]; `first` is [C, h, w]."""
+    """`lipstream.backends.sampler.assemble_condition` for latents float32 `latent_shape` [C, c, h, w]; `first` is [C, h, w]."""
 
 def advance(
     next: int,
@@ -97,5 +97,5 @@ def advance(
 ) -> None:
     """`clean` = `predict_x0` of `x`; with noise (not 0) also `next` = `add_noise` of that at `next_t`; it may be `x`.
 
-    All float32 [count]; `lipstream.denoise` has the formulas.
+    All float32 [count]; `lipstream.backends.sampler` has the formulas.
     """
