@@ -1,4 +1,4 @@
-"""The CUDA kernels of the K/V ring, see `_native`, and those between a chunk's passes, see `lipstream.backends.sampler`.
+"""The CUDA kernels of the K/V ring, see `_native`, and between a chunk's passes, see `lipstream.backends.sampler`.
 
 Built only where a CUDA compiler was found.
 
@@ -81,7 +81,7 @@ def assemble_condition(
     latent_shape: Sequence[int],
     stream: int = 0,
 ) -> None:
-    """`lipstream.backends.sampler.assemble_condition` for latents float32 `latent_shape` [C, c, h, w]; `first` is [C, h, w]."""
+    """`backends.sampler.assemble_condition` for latents float32 `latent_shape` [C, c, h, w]; `first` is [C, h, w]."""
 
 def advance(
     next: int,
