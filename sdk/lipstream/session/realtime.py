@@ -63,7 +63,7 @@ class RealtimePlayer:
     async def _next(self) -> Frame | None:
         """The next frame, once it is generated; None when this is closed."""
         state = self.session._state
-        with state.woken(self._wake):
+        with state.woken(lambda: self._wake()):  # one callback per consumer: each removes its own
             while True:
                 self._changed.clear()
                 with state.changed:

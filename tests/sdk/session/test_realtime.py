@@ -111,6 +111,21 @@ def test_an_error_of_the_generation_reaches_the_consumer() -> None:
     run(main())
 
 
+def test_a_consumer_that_stops_does_not_stop_another() -> None:
+    async def main() -> list[Frame]:
+        player = RealtimePlayer(open_session(), paced=False)
+        first, second = (asyncio.ensure_future(anext(aiter(player))) for _ in range(2))
+        await asyncio.sleep(0.02)  # both wait
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        player.session.push_audio(noise(30 * FRAME), RATE)
+        frame = await second
+        player.close()
+        return [frame]
+
+    assert run(main())[0].index == 0
+
+
 def test_a_closed_player_leaves_no_thread() -> None:
     async def main() -> list[Frame]:
         opened = OpenSession(idle="closed")
