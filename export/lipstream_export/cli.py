@@ -98,9 +98,16 @@ def _export(args: argparse.Namespace) -> Result:
         chunks=args.chunks, method=args.method, budget=args.budget, attention=args.fp8_attention, **given
     )
     help_command = "lipstream export --help"
+    if args.calibrate and args.precision != "fp8":
+        raise UsageError("--calibrate without --precision fp8", fix="add --precision fp8, or leave out --calibrate")
     source: Any = args.source
-    if source is None:
-        wanted = ("model", "student", "wav2vec", "text", "mask")
+    wanted = ("model", "student", "wav2vec", "text", "mask")
+    if source is not None:
+        if surplus := [f"--{name}" for name in (*wanted, "vae", "taehv", "check") if getattr(args, name)]:
+            raise UsageError(
+                f"SOURCE together with {', '.join(surplus)}, for released files", fix="give one of the two"
+            )
+    else:
         if missing := [f"--{name}" for name in wanted if not getattr(args, name)]:
             raise UsageError(f"lipstream export needs SOURCE, or {', '.join(missing)}", fix=help_command)
         names = (*wanted, "vae", "taehv", "encoder", "decoder", "lookback", "lookahead")

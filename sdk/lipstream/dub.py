@@ -88,8 +88,8 @@ def dub(
         NoAudioError, AudioFormatError, OutputError, and what `open_session` raises.
     """
     start = time.perf_counter()
-    for path in (video, audio, output):
-        if path is not None and not isinstance(path, str | os.PathLike):
+    for path in (video, output) if audio is None else (video, audio, output):
+        if not isinstance(path, str | os.PathLike):
             raise ConfigError(f"a path of type {type(path).__name__}", expected="str or os.PathLike")
     sound = AudioReader(video if audio is None else audio)
     ensure_distinct(output, video, sound.path)

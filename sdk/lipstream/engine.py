@@ -7,7 +7,6 @@ import logging
 import os
 import statistics
 import time
-import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -51,9 +50,9 @@ class LipSyncEngine:
         self._keep_mask = bundle.constants["mask.composite"]
         self._face = LipStreamFacePipeline(bundle.manifest.geometry, self._keep_mask)
         self._process = os.getpid()
-        # Generates the chunks of sessions that are iterated with `async for`; threads start on demand.
+        # Generates the chunks of sessions that are iterated with `async for`; threads start on demand. Sessions hold it
+        # and may outlive the engine; its threads end when it is collected.
         self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="lipstream")
-        weakref.finalize(self, self._pool.shutdown, wait=False)
 
     @classmethod
     def load(

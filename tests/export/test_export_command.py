@@ -174,7 +174,23 @@ def test_a_place_that_cannot_be_written_is_named(
     assert sorted(file.name for file in tmp_path.iterdir()) == ["checkpoint", "file"]
 
 
-def test_errors_have_distinct_codes() -> None:
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--check"], "--check, for released files"),
+        (["--model", "14b"], "--model, for released files"),
+        (["--calibrate", "video.mp4", "speech.wav"], "without --precision fp8"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["export", "tiny", "-o", str(tmp_path / "bundle"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_new_errors_have_codes_of_their_own() -> None:
     def leaves(root: type[LipStreamError]) -> list[type[LipStreamError]]:
         return [root, *(leaf for child in root.__subclasses__() for leaf in leaves(child))]
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from lipstream import FaceOptions, LipSyncEngine
 from lipstream.bundle import Bundle
-from lipstream.errors import AudioTooShortError, FaceNotFoundError
+from lipstream.errors import AudioTooShortError, ConfigError, FaceNotFoundError
 from lipstream.face import FaceTracker
 from lipstream.face.alignment import crop_matrix
 from lipstream.media import ping_pong
@@ -182,6 +182,14 @@ def test_frames_without_a_face(engine: LipSyncEngine, speaker: Video, media: Pat
         engine.dub(source, media / "speech.wav", out, lossless=True, face=FaceOptions("raise"))
     assert out.read_bytes() == before  # the older result is unchanged
     assert {path.name for path in tmp_path.iterdir()} == {"gone.mkv", "out.mkv"}
+
+
+@pytest.mark.parametrize("missing", [0, 2])
+def test_video_and_output_must_be_paths(engine: LipSyncEngine, media: Path, tmp_path: Path, missing: int) -> None:
+    paths: list[Any] = [media / "speaker.mp4", media / "speech.wav", tmp_path / "out.mp4"]
+    paths[missing] = None
+    with pytest.raises(ConfigError, match="NoneType"):
+        engine.dub(*paths)
 
 
 def test_too_short(engine: LipSyncEngine, media: Path, tmp_path: Path) -> None:

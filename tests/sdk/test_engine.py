@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -332,3 +334,15 @@ def test_streams_of_a_backend_are_independent(engine: LipSyncEngine) -> None:
     fresh = backend.open_steps()
     assert all((a == b).all() for a, b in zip(step(fresh, 0), expected[0], strict=True))
     assert any((a != b).any() for a, b in zip(step(backend.open_steps(), 0)[:1], expected[1][:1], strict=True))
+
+
+def test_a_session_outlives_its_engine(prepared: PreparedReference) -> None:
+    async def main() -> int:
+        session = LipSyncEngine.load("tiny").session(prepared)
+        gc.collect()
+        with session:
+            session.push_audio(pcm(0.4, 16_000), 16_000)
+            session.flush()
+            return len([frame async for frame in session])
+
+    assert asyncio.run(main()) == 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from types import TracebackType
 
 from ..media import FPS
 from .frame import Frame
@@ -16,6 +17,8 @@ AHEAD = 12
 
 class RealtimePlayer:
     """Frames of a session in real time: ``async for frame in player`` yields one every 40 ms, until `close`.
+
+    Use it in a ``with`` block: the thread keeps session and player alive until `close`.
 
     Generated only when they are due, each chunk's first frame would be late. Push audio to the session, flush and
     interrupt it directly: idle frames that are ready and not yet handed out are replaced by speech. Where a frame is
@@ -30,12 +33,9 @@ class RealtimePlayer:
     """
 
     def __init__(self, session: LipSyncSession, *, paced: bool = True) -> None:
-        """Call it where an event loop runs: the player belongs to that loop."""
         self.session = session
         self.lateness = 0.0
         self._paced = paced
-        self._loop = asyncio.get_running_loop()
-        self._changed = asyncio.Event()
         self._error: BaseException | None = None
         self._finished = self._closed = False
         self._thread = threading.Thread(target=self._generate, name="lipstream-ahead", daemon=True)
@@ -43,14 +43,15 @@ class RealtimePlayer:
 
     async def __aiter__(self) -> AsyncIterator[Frame]:
         """Raises what the session raises while it generates."""
-        due = self._loop.time()
+        clock = asyncio.get_running_loop().time
+        due = clock()
         while True:
             if self._paced:
-                await asyncio.sleep(max(0.0, due - self._loop.time()))
+                await asyncio.sleep(max(0.0, due - clock()))
             frame = await self._next()
             if frame is None:
                 return
-            self.lateness = max(0.0, self._loop.time() - due)
+            self.lateness = max(0.0, clock() - due)
             due += 1 / FPS + (self.lateness if self.lateness > 1 / FPS else 0.0)
             yield frame
 
@@ -58,14 +59,21 @@ class RealtimePlayer:
         """Close the session, and end the iteration. May be called again; the thread ends with its current chunk."""
         self._closed = True
         self.session.close()
-        self._wake()
+
+    def __enter__(self) -> RealtimePlayer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     async def _next(self) -> Frame | None:
         """The next frame, once it is generated; None when this is closed."""
-        state = self.session._state
-        with state.woken(lambda: self._wake()):  # one callback per consumer: each removes its own
+        state, loop, changed = self.session._state, asyncio.get_running_loop(), asyncio.Event()
+        with state.woken(lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)):
             while True:
-                self._changed.clear()
+                changed.clear()
                 with state.changed:
                     frame = state.take()
                 if frame is not None or self._closed:
@@ -74,7 +82,7 @@ class RealtimePlayer:
                     if self._error is not None:
                         raise self._error
                     return None
-                await self._changed.wait()
+                await changed.wait()
 
     def _generate(self) -> None:
         """The thread."""
@@ -89,8 +97,5 @@ class RealtimePlayer:
         finally:
             self.session.close()  # releases what a chunk in progress used
             self._finished = True
-            self._wake()
-
-    def _wake(self) -> None:
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._changed.set)
+            with state.changed:
+                state.notify()

@@ -126,13 +126,18 @@ class LipSyncSession:
         from idle. The picture continues after the last frame that was taken, and shown.
 
         Args:
-            unshown: how many of the frames taken last were not shown; at most a chunk of 12.
+            unshown: how many of the frames taken last were not shown; more than a chunk of 12 count as 12.
 
         Returns:
             Seconds of the result that had been taken, and shown.
+
+        Raises:
+            ConfigError: `unshown` is no whole number, or negative. SessionClosedError: after `close`.
         """
+        if not isinstance(unshown, int | np.integer) or unshown < 0:
+            raise ConfigError(f"unshown={unshown!r}", expected="a number of frames, 0 or more")
         with self._open() as state:
-            state.interrupt(min(unshown, self._chunk_frames, state.taken))
+            state.interrupt(min(int(unshown), self._chunk_frames, state.taken))
             self._metrics.count("interrupts")
             return state.taken / FPS
 

@@ -155,3 +155,27 @@ def test_waiting_for_a_time() -> None:
     assert not session.wait(0)
     session.close()
     assert not session.wait()
+
+
+def test_the_with_block_closes_player_and_session() -> None:
+    async def fail(player: RealtimePlayer) -> None:
+        async for _ in player:
+            raise KeyError
+
+    async def main() -> list[Frame]:
+        with pytest.raises(KeyError), RealtimePlayer(open_session(idle="closed")) as player:
+            await fail(player)
+        with pytest.raises(SessionClosedError):
+            player.session.flush()
+        return [frame async for frame in player]
+
+    assert run(main()) == []
+
+
+def test_a_player_may_be_made_outside_the_loop_that_plays_it() -> None:
+    async def main() -> list[Frame]:
+        return [await anext(played) for played in [aiter(player)] for _ in range(30)]
+
+    with RealtimePlayer(open_session(idle="closed"), paced=False) as player:
+        indices = [frame.index for _ in range(2) for frame in run(main())]
+    assert indices == list(range(60))

@@ -321,6 +321,14 @@ class TestInterrupt:
         assert session.interrupt() == 3 / 25
         assert [frame.index for frame in speak(session, noise(640))] == [3]
 
+    @pytest.mark.parametrize("unshown", [-1, 1.5, "2", None])
+    def test_unshown_is_a_number_of_frames(self, unshown: Any) -> None:
+        session = open_session()
+        speak(session, noise(640 * 3))
+        with pytest.raises(ConfigError, match="unshown="):
+            session.interrupt(unshown)
+        assert [frame.index for frame in speak(session, noise(640))] == [3]
+
     def test_the_rate_may_change_after_it(self) -> None:
         session = open_session()
         session.push_audio(noise(7000), 16_000)
