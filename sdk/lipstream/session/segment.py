@@ -33,8 +33,8 @@ class SegmentAudio:
         self.rate = check_rate(rate)
         self.ended = False
         self._resampler = StreamResampler(self.rate, geometry.sample_rate)
-        self._pushed = _Timeline()
-        self._resampled = _Timeline()
+        self._pushed = _SampleQueue()
+        self._resampled = _SampleQueue()
 
     def push(self, pcm: ArrayLike, rate: int) -> int:
         """Append samples; returns how many. Raises AudioFormatError, also for another rate than at first."""
@@ -88,7 +88,7 @@ class SegmentAudio:
         self._resampled.forget(frame * g.samples_per_frame - g.lookback)
 
 
-class _Timeline:
+class _SampleQueue:
     """Samples by absolute position, in pieces, of which the oldest can be dropped. Outside there is silence."""
 
     def __init__(self) -> None:

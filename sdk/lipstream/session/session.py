@@ -1,4 +1,4 @@
-"""A session: audio in, frames out. All state of one stream is here; the engine behind it is shared."""
+"""A session: audio in, frames out. The stream's state is in `state`, its chunks come from `pipeline`."""
 
 from __future__ import annotations
 
@@ -109,14 +109,14 @@ class LipSyncSession:
             SessionClosedError: after `close`.
         """
         samples, rate = to_float(pcm), check_rate(sample_rate)
-        with self._open() as state:
+        with self._locked() as state:
             if len(samples):
                 state.push(samples, rate, self._max_pending)
         return len(samples)
 
     def flush(self) -> None:
         """End the segment: everything pushed so far is spoken, to the last sample. Without audio it does nothing."""
-        with self._open() as state:
+        with self._locked() as state:
             state.flush()
 
     def interrupt(self, unshown: int = 0) -> float:
@@ -136,7 +136,7 @@ class LipSyncSession:
         """
         if not isinstance(unshown, int | np.integer) or unshown < 0:
             raise ConfigError(f"unshown={unshown!r}", expected="a number of frames, 0 or more")
-        with self._open() as state:
+        with self._locked() as state:
             state.interrupt(min(int(unshown), self._chunk_frames, state.taken))
             self._metrics.count("interrupts")
             return state.taken / FPS
@@ -212,7 +212,7 @@ class LipSyncSession:
             raise ForkError.found_in("the session")
 
     def _check_open(self) -> None:
-        with self._open():
+        with self._locked():
             pass
 
     def _take(self) -> tuple[Frame | None, bool]:
@@ -221,8 +221,8 @@ class LipSyncSession:
             return self._state.take(), self._state.ready()
 
     @contextmanager
-    def _open(self) -> Iterator[SessionState]:
-        """The state, locked; raises ForkError and SessionClosedError."""
+    def _locked(self) -> Iterator[SessionState]:
+        """The state of an open session, with the lock held; raises ForkError and SessionClosedError."""
         self._check_process()
         with self._state.changed:
             self._state.check_open()

@@ -27,7 +27,6 @@ class SessionState:
         changed: the lock, notified of every change. queue: frames that were generated, and not taken.
         taken: number of frames taken. epoch: counts interrupts; what was begun before one is discarded.
         closed: no more frames. ended_by: the error that closed the session, if one did.
-        share: of the generated mouth in the last frame that was taken; -1 before the first.
     """
 
     def __init__(self, timeline: Timeline, idle: IdlePolicy, metrics: Metrics) -> None:
@@ -44,7 +43,7 @@ class SessionState:
 
     @property
     def share(self) -> float:
-        """Share of the generated mouth in the last frame; negative before a session's first."""
+        """Share of the generated mouth in the last frame, queued or taken; negative before a session's first."""
         return self.queue[-1].generated if self.queue else self._taken_share
 
     @contextmanager
@@ -112,7 +111,7 @@ class SessionState:
         if self._first_sound_at is not None and not frame.idle:
             self._metrics.observe("first_frame", time.perf_counter() - self._first_sound_at)
             self._first_sound_at = None
-        self.changed.notify_all()  # for who generates ahead
+        self.changed.notify_all()  # a thread that generates ahead may continue
         return frame
 
     def ready(self) -> bool:
