@@ -1,1 +1,1 @@
-"""Judging lip-sync: results against references and sound. From the top: `command.evaluate`."""
+"""Evaluating lip-sync: results against references and sound. Entry point: `command.evaluate`."""

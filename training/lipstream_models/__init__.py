@@ -1,4 +1,4 @@
-"""The models in PyTorch: the causal student, and what turns pictures and sound into what it works on."""
+"""PyTorch models: the causal student, the video codecs and the audio encoder."""
 
 from .clip import ClipAttention
 from .config import STUDENTS, StudentConfig, TAEHVConfig

@@ -1,4 +1,4 @@
-"""Self-attention over a whole clip at once, for training: what a stream would see, chunk by chunk, in one call."""
+"""Self-attention over a whole clip in one call, for training: each chunk attends to what it would in a stream."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .rope import rotate, spatial_angles, temporal_angles, token_angles
 class ClipAttention:
     """Attention over `frames` latent frames.
 
-    Bidirectional: every token looks at every token, frames numbered 0, 1, 2, ...
-    Causal (the student): a chunk looks at what the ring would hold for it, one unmasked attention a chunk. Indices are
-    absolute; the sink, which the ring turns forward for each chunk, is turned for each chunk that sees it so.
+    Bidirectional: every token attends to every token; frames are numbered 0, 1, 2, ...
+    Causal (the student): each chunk attends, without a mask, to the frames that the ring would hold for it. Frame
+    indices are absolute. The sink is rotated again for each chunk, as the ring does.
 
     Args:
-        sink_moves: False leaves the sink where it is in the clip, as upstream does in its first stage.
-        dtype: of the rotation tables. In bfloat16 training is faster, and equal to it within that type's rounding.
+        sink_moves: False keeps the sink at its index in the clip, as upstream does in its first stage.
+        dtype: of the rotation tables. bfloat16 trains faster and equals float32 within its rounding.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class ClipAttention:
     ) -> None:
         self._tokens = config.tokens
         own = torch.arange(frames)
-        seen = [(slice(0, frames), own, own)]  # of each chunk: its frames, the frames it sees, and their indices
+        seen = [(slice(0, frames), own, own)]  # per chunk: its frames, the frames it attends to, their indices
         if causal:
             geometry, c = RingGeometry(config.window, config.sink, config.chunk_frames), config.chunk_frames
             seen = []
@@ -60,10 +60,10 @@ class ClipAttention:
 
     def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v [B, frames * tokens, H, D], not yet rotated -> attention output of that shape."""
-        q, turned = rotate(q, *self._own), rotate(k, *self._own)
-        q, k, v, turned = (torch.unflatten(x, 1, (-1, self._tokens)) for x in (q, k, v, turned))
+        q, rotated = rotate(q, *self._own), rotate(k, *self._own)
+        q, k, v, rotated = (torch.unflatten(x, 1, (-1, self._tokens)) for x in (q, k, v, rotated))
         out = []
         for chunk, frames, tables in self._seen:
-            keys = turned[:, frames].flatten(1, 2) if tables is None else rotate(k[:, frames].flatten(1, 2), *tables)
+            keys = rotated[:, frames].flatten(1, 2) if tables is None else rotate(k[:, frames].flatten(1, 2), *tables)
             out.append(attention(q[:, chunk].flatten(1, 2), keys, v[:, frames].flatten(1, 2)))
         return torch.cat(out, dim=1)

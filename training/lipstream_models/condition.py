@@ -1,4 +1,4 @@
-"""The condition of clips: what the student is given besides the noisy latents, for a batch of whole clips."""
+"""The condition of a batch of whole clips: the student's input besides the noisy latents."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def assemble_condition(first: Tensor, mask: Tensor, masked: Tensor, sequence: Te
         first: latents of the reference frame, [B, C, 1, h, w].
         mask: latent mask [h, w], 1 = keep.
         masked: latents of the driving video with the mouth hidden, [B, C, F, h, w].
-        sequence: `masked` or the driving video as it is, [B, C, F, h, w]; see `StudentConfig.sequence`.
+        sequence: `masked` or the unmasked driving video, [B, C, F, h, w]; see `StudentConfig.sequence`.
     """
     generated = (1 - mask).expand(len(masked), 1, masked.shape[2], *mask.shape)
     return torch.cat([first.expand_as(masked), generated, masked, sequence], dim=1)

@@ -26,12 +26,13 @@ class StudentConfig:
         window, sink: latent frames attended, and how many of them are the stream's first ones.
         chunk_frames: latent frames generated at once.
         latent_size: (height, width) of a latent frame; both even.
-        latent_channels: channels of the codec's latent. spatial, temporal: pixels and frames of a latent's pixel.
-        crop_box: (left, top, right, bottom) of what is seen of the 420 x 560 alignment canvas.
-        sequence: what the last `latent_channels` of the condition hold: "reference", the driving video as it is, or
-            "masked", the driving video with the mouth hidden, so that there is no old mouth to copy.
+        latent_channels: channels of the codec's latent.
+        spatial, temporal: video pixels per latent pixel along each axis; video frames per latent frame.
+        crop_box: (left, top, right, bottom) of the crop on the 420 x 560 alignment canvas.
+        sequence: what the last `latent_channels` of the condition hold: "reference", the unmasked driving video, or
+            "masked", the driving video with the mouth hidden, so that the student cannot copy the old mouth.
         text_dim, text_len: width and rows of the (constant) prompt embedding.
-        audio_dim: audio features per video frame. audio_hidden: what AudioPack squeezes four frames into.
+        audio_dim: audio features per video frame. audio_hidden: width to which AudioPack projects four frames.
         t_list: times of the denoising passes, noisiest first, ending in 0.
     """
 
@@ -93,10 +94,10 @@ class TAEHVConfig:
     Attributes:
         encoder: "taehv", or "linear": one strided convolution, without state.
         encoder_width: of the TAEHV encoder. decoder_widths: of the decoder's four stages.
-        spatial: pixels of a latent's pixel: 8, or 4, whose first decoder stage does not magnify.
-        memory_blocks: a stage.
-        upsample: "nearest", or "shuffle": the growing layer makes every new pixel from separate channels.
-        clamp: latents are squeezed softly into -clamp..clamp before decoding.
+        spatial: video pixels per latent pixel along each axis: 8, or 4, where the first decoder stage keeps its size.
+        memory_blocks: number per stage.
+        upsample: "nearest" (`TGrow` after it), or "shuffle" (`ShuffleGrow`).
+        clamp: the decoder first maps latents to ``clamp * tanh(latent / clamp)``.
     """
 
     encoder: str = "taehv"

@@ -1,11 +1,13 @@
-"""The diffusion transformer of Lip Forcing: Wan 2.1's DiT, fed a 65-channel latent and speech, causal over chunks.
+"""The diffusion transformer of Lip Forcing: Wan 2.1's DiT with a 65-channel input and audio, causal over chunks.
 
-One set of weights, run by one of two methods:
+The same weights run in two ways:
 
-* `CausalDiT.forward`: a whole clip at once, each frame at its own time t (training; teacher or student by the mask);
-* `CausalDiT.denoise`: one pass over one chunk of a stream, against the K/V ring (inference; what is exported).
+* `CausalDiT.forward`: a whole clip at once, each frame at its own time t (training; `attend` makes it bidirectional or
+  causal);
+* `CausalDiT.denoise` and `CausalDiT.context`: one pass over one chunk of a stream with the K/V ring (inference; these
+  are exported).
 
-Everything that a stream needs only once is split off: `modulation` of the three times, `text_kv` of the prompt.
+What is constant over a stream is computed separately: `time` of the three times, `text_kv` of the prompt.
 Module and parameter names are those of the published checkpoint.
 """
 
@@ -42,7 +44,7 @@ class RMSNorm(nn.Module):
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Scaled dot-product attention over [B, N, H, D] tensors, in v's type; `mask` [N, M]: where a query may look."""
+    """Scaled dot-product attention over [B, N, H, D] tensors, in v's type; `mask` bool [N, M], True = attend."""
     q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
@@ -132,7 +134,7 @@ class Head(nn.Module):
 
 
 class AudioPack(nn.Module):
-    """Features of the four video frames of a latent frame -> one short vector."""
+    """Features of the four video frames of a latent frame -> one vector."""
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
@@ -146,7 +148,11 @@ class AudioPack(nn.Module):
 
 
 class CausalDiT(nn.Module):
-    """Attributes: checkpointing: compute each block's activations again in the backward pass, to save memory."""
+    """The diffusion transformer.
+
+    Attributes:
+        checkpointing: recompute each block's activations in the backward pass, to save memory.
+    """
 
     checkpointing = False
 
@@ -212,7 +218,7 @@ class CausalDiT(nn.Module):
         attend: Attend,
         leave: Callable[[int, Tensor, Tensor], object] | None = None,
     ) -> Tensor:
-        """All blocks, the residual in e's type; with `leave`, the last one only hands its (layer, K, V) to it."""
+        """Run all blocks, the residual in e's type; with `leave`, the last one only calls it: (layer, K, V)."""
         x, added = x.to(e.dtype), self.audio(audio)
         for i, block in enumerate(self.layers):
             if i in added:
@@ -240,7 +246,7 @@ class CausalDiT(nn.Module):
         Args:
             latent: noisy latents [B, C, F, h, w].
             condition: [B, 3 C + 1, F, h, w]: reference frame, mask (1 = generate), masked video, reference sequence.
-            audio: [B, 4 F, audio_dim]; the first frame's features stand there four times.
+            audio: [B, 4 F, audio_dim]; the first frame's features are repeated four times.
             t: time of each frame, [B, F].
             text_kv: `text_kv` of the prompt.
             attend: self-attention over the clip, `ClipAttention`.
@@ -279,6 +285,6 @@ class CausalDiT(nn.Module):
         attend: Attend,
         leave: Callable[[int, Tensor, Tensor], object],
     ) -> None:
-        """The pass at t = 0 over a clean chunk, for the K and V it leaves; those of the last layer go to `leave`."""
+        """Context pass: at t = 0 over a clean chunk, to write its K and V; `leave` gets those of the last layer."""
         x = self.embed(latent[None], condition[None])
         self._run(x, modulation[None, None], audio[None], text_kv, attend, leave)

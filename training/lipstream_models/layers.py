@@ -1,7 +1,7 @@
-"""Linear layers, convolutions and norms that compute in the type of their weights, whatever type comes in.
+"""Linear layers, convolutions and norms that convert their input to the type of their weights.
 
-They let one model hold matrix products in bfloat16 and everything between them (norms, modulation, the residual) in
-float32: giving these layers bfloat16 weights is all that a change of precision takes.
+So a model can compute matrix products in bfloat16 and everything between them (norms, modulation, the residual) in
+float32: only the weights of these layers are converted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Conv3d(nn.Conv3d):
 
 
 class LayerNorm(nn.LayerNorm):
-    """One with weights."""
+    """A LayerNorm with weights."""
 
     def forward(self, input: Tensor) -> Tensor:
         return super().forward(input.to(self.weight.dtype))

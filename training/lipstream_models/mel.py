@@ -1,9 +1,9 @@
 """Log-mel features of speech per video frame, with its loudness relative to the speaker.
 
-Hops are 10 ms, so four to a video frame. The features of a frame are the spectra of the frame before, its own and the
-one after (40 ms of look-ahead) hop by hop, with the loudness of the vowel band relative to its running maximum, and
-that maximum; of the seven frames before these, one mean spectrum each. Windows are fixed and nothing is normalised over
-the clip, hence a live stream gives the same features as a whole file.
+Hops are 10 ms, four per video frame. The features of a frame are: for each hop of the previous, current and next frame
+(40 ms of look-ahead), the mel spectrum, the loudness of the vowel band relative to its running maximum, and that
+maximum; for each of the seven frames before these, the mean mel spectrum. Windows have fixed lengths and nothing is
+normalised over the clip, so a live stream gives the same features as a whole file.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ HOP = 160
 WINDOW = 400
 MELS = 32
 VOWELS = (300.0, 3400.0)
-"""Hz, where the loudness of a voice is measured."""
+"""Hz; the band in which loudness is measured."""
 LEVEL_HOPS = 29
 """Hops of the running maximum, 0.29 s."""
 NEAR, FAR = 3, 7
 """Frames taken hop by hop (the last is the one after the frame itself), and frames before them taken as a mean."""
-_BEFORE = 9  # frames before the first: what FAR and the running maximum reach back to
-_MARGIN = (WINDOW - HOP) // 2  # windows stand over the middle of their hop
+_BEFORE = 9  # frames before the first one that FAR and the running maximum cover
+_MARGIN = (WINDOW - HOP) // 2  # windows are centred on their hop
 _HOPS = SAMPLES_PER_FRAME // HOP
 LOOKBACK = _BEFORE * SAMPLES_PER_FRAME + _MARGIN
 LOOKAHEAD = SAMPLES_PER_FRAME + _MARGIN
@@ -74,7 +74,7 @@ class LogMel(nn.Module):
     def forward(self, samples: Tensor) -> Tensor:
         spectrum = F.conv1d(samples.reshape(-1, 1, samples.shape[-1]), self.basis, stride=HOP)
         real, imaginary = spectrum.chunk(2, dim=1)
-        # One added to the scaled power, not 1e-8 to the power: ONNX Runtime takes so small an addend for none.
+        # One added to the scaled power, not 1e-8 to the power: ONNX Runtime treats so small an addend as zero.
         power = torch.log10(1e8 * (self.filters @ (real**2 + imaginary**2)) + 1) / 2 - 1.5
         mel, loudness = power[:, :MELS], power[:, MELS:]
         level = F.max_pool1d(F.pad(loudness, (LEVEL_HOPS - 1, 0), value=-1.5), LEVEL_HOPS, stride=1)

@@ -51,7 +51,7 @@ Codec = TAEHV | WanVAE
 
 @dataclass
 class StudentParts:
-    """The models of a student and the tensors that belong to them. Each part may be missing, and so are its graphs.
+    """The models of a student and the tensors that belong to them. A part may be missing; then its graphs are, too.
 
     Attributes:
         config: sizes of the student, and of the streams of all parts.
@@ -60,7 +60,7 @@ class StudentParts:
         speech: computes the student's audio features.
         masks: float32 `pixel` [H, W] and `latent` [h, w], 1 = keep; `composite` [H, W] in [0, 1], 1 = show the source.
         model: name, description and licence, for the manifest of a bundle.
-        shared: `stream_constants` computed before, in place of `text`.
+        shared: `stream_constants`, precomputed; replaces `text`.
     """
 
     config: StudentConfig
@@ -165,13 +165,13 @@ class StudentParts:
 
     @classmethod
     def from_release(cls, release: Release, progress: Callable[[str], None] = lambda name: None) -> StudentParts:
-        """The parts of a set of published files, the student's products in bfloat16 as published.
+        """The parts of a set of published files, the student's matrix products in bfloat16 as published.
 
         Args:
             progress: called with the name of what is loaded next.
 
         Raises:
-            CheckpointError: files are missing, or are something else.
+            CheckpointError: files are missing or of another kind.
         """
         release.check()
         config = release.config
@@ -260,7 +260,7 @@ def _check_models(folder: Path, config: StudentConfig, taehv: TAEHVConfig) -> No
 
 
 def _check_extras(folder: Path, config: StudentConfig, extras: dict[str, Tensor]) -> None:
-    """Raise CheckpointError where the prompt or a mask is missing or of another shape than the student's sizes ask."""
+    """Raise CheckpointError where the prompt or a mask is missing or of another shape than the student's sizes give."""
     wanted = {"text": (config.text_len, config.text_dim), "mask.latent": config.latent_size}
     wanted |= {f"mask.{name}": config.crop_size for name in ("pixel", "composite")}
     for name, shape in wanted.items():

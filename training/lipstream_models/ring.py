@@ -4,9 +4,9 @@ Slots ``[0, R)`` are the rolling part, blocks of one chunk each; slots ``[R, R +
 (the sink) once their block has been overwritten. Chunk k writes block ``k mod (R / chunk)``, so that the attended
 frames are always a prefix of the ring, whose order does not matter to attention.
 
-K is stored already rotated. Upstream numbers the frames of a window 0, 1, 2, ... at every chunk; only
-differences of indices act, so a rolling frame keeps its absolute index for good, and the sink, whose index is to stay
-at the window's start, is turned forward once per chunk, always from the copy made when it was written.
+K is stored already rotated. Upstream numbers the frames of a window 0, 1, 2, ... at every chunk. Attention depends only
+on differences of indices, so a rolling frame keeps its absolute index here. The index of the sink must stay at the
+window's start, so the sink is rotated forward once per chunk, always from the copy made when it was written.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .rope import axis_pairs, rotate, temporal_angles
 
 @dataclass(frozen=True)
 class RingPosition:
-    """Where chunk `chunk` stands in the ring; all counts in latent frames.
+    """Position of chunk `chunk` in the ring; all counts in latent frames.
 
     Attributes:
         slot: first slot the chunk writes.
         valid: slots attended, the prefix ``[0, valid)``.
-        anchored: sink frames that live in their own slots by now.
-        shift: how far these are turned forward, in frames.
+        anchored: sink frames that are in their own slots.
+        shift: by how many frames these are rotated forward.
         kept: absolute indices of sink frames that this chunk's block overwrites and that move to the sink first.
     """
 
@@ -103,7 +103,7 @@ class KVRing:
         self.position = self.geometry.at(0)
 
     def begin(self, chunk: int) -> RingPosition:
-        """Prepare the ring for `chunk`: move sink frames out of the block it overwrites, and re-anchor the sink."""
+        """Prepare the ring for `chunk`: move sink frames out of the block it overwrites, rotate the sink forward."""
         self.position = position = self.geometry.at(chunk)
         rolling = self.geometry.rolling
         pairs = axis_pairs(self.head_dim)[0]

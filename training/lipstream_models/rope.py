@@ -1,6 +1,6 @@
 """Rotary position embedding over three axes: time, height, width.
 
-A head's ``D`` numbers are ``D/2`` adjacent pairs; the first ones turn with the latent frame's index, the next with
+A head's ``D`` numbers are ``D/2`` adjacent pairs; the first ones rotate with the latent frame's index, the next with
 the row, the last with the column. Width and height get ``D // 6`` pairs each, time the rest (22, 21, 21 for D = 128).
 Frequency j of an axis with n pairs is ``10000 ** (-j / n)``. All angles are computed in float64.
 """
@@ -48,7 +48,7 @@ def token_angles(temporal: Tensor, spatial: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs of `x` [..., D] by angles given as `cos`, `sin` [..., D/2] (broadcast), in the tables' type."""
+    """Rotate the pairs of `x` [..., D] by angles given as `cos`, `sin` [..., D/2] (broadcast), in the tables' type."""
     pairs = torch.unflatten(x, -1, (-1, 2)).to(cos.dtype)
     a, b = pairs[..., 0], pairs[..., 1]
     return torch.stack([a * cos - b * sin, a * sin + b * cos], dim=-1).flatten(-2).to(x.dtype)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-    """`x0` taken to time `t` in [0, 1] (a number, or a tensor that broadcasts against `x0`)."""
+    """`x0` with noise added to time `t` in [0, 1] (a number, or a tensor that broadcasts against `x0`)."""
     time = torch.as_tensor(t, dtype=torch.float64, device=x0.device)
     return ((1 - time) * x0.double() + time * noise.double()).to(x0.dtype)
 
 
 def predict_x0(x_t: Tensor, velocity: Tensor, t: Tensor | float) -> Tensor:
-    """The clean sample that `velocity` points to from `x_t` at time `t`."""
+    """The clean sample ``x_t - t velocity`` that the network predicts from `x_t` at time `t`."""
     time = torch.as_tensor(t, dtype=torch.float64, device=x_t.device)
     return (x_t.double() - time * velocity.double()).to(x_t.dtype)
 

@@ -1,10 +1,10 @@
-"""TAEHV, the tiny video autoencoder (MIT, Ollin Boer Bohan): 4 frames <-> 1 latent frame, 8 times smaller each way.
+"""TAEHV, the tiny video autoencoder (MIT, Ollin Boer Bohan): 4 frames of 8 h x 8 w pixels <-> 1 latent frame h x w.
 
-Every block that looks back in time looks at its own input one frame ago, so a stream needs that one frame per block as
-memory and nothing else. Both directions take any number of latent frames per call and carry the memories explicitly;
-a clip cut anywhere gives the same frames as the clip in one piece. Module names are those of the released weights.
+Every temporal block reads its own input of the previous frame, so the memory of a stream is one frame per block.
+`encode` and `decode` take any number of latent frames per call, and take and return the memories; a clip split over
+several calls gives the same frames as in one call. Module names are those of the released weights.
 
-The configuration may put a linear encoder in place of TAEHV's, and make the decoder magnify by 4.
+The configuration can replace TAEHV's encoder by a linear one, and make the decoder upsample by 4.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class TGrow(nn.Module):
 
 
 class ShuffleGrow(nn.Module):
-    """Unfold one frame into `stride` consecutive ones, twice as high and wide; each pixel has separate channels."""
+    """Unfold one frame into `stride` consecutive ones, twice as high and wide; each new pixel has its own weights."""
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ShuffleGrow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.conv.weight.dtype != torch.float32:  # TensorRT has no transposed convolution in bfloat16
             return F.pixel_shuffle(self.conv(x).reshape(-1, 4 * x.shape[1], *x.shape[2:]), 2)
-        # Both in one: ONNX Runtime takes half as long.
+        # Convolution and shuffle as one transposed convolution: it takes half the time in ONNX Runtime.
         weight = torch.unflatten(self.conv.weight.flatten(1).T, 1, (-1, 2, 2))
         y = F.conv_transpose2d(x.to(weight.dtype), weight, stride=2)
         return y.reshape(-1, x.shape[1], *y.shape[2:])
@@ -162,7 +162,7 @@ class TAEHV(nn.Module):
         """`latent` [B, n, C, h, w] -> (video [B, 4 n, 3, s h, s w] in [0, 1], memories after it).
 
         The first latent of a stream stands for one frame: the caller drops the first 3 frames of the stream.
-        Training switches `clamp` off, since no gradient passes it.
+        Training sets `clamp` to False, since clamped pixels get no gradient.
         """
         video, after = self._run(self.decoder, latent, memory)
         return video.clamp(0, 1) if clamp else video, after

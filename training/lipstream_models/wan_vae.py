@@ -1,13 +1,13 @@
-"""The video autoencoder of Wan 2.1 (Apache-2.0), causal in time and carried on: 4 frames <-> 1 latent frame.
+"""The video autoencoder of Wan 2.1 (Apache-2.0), causal in time, for streams: 4 video frames <-> 1 latent frame.
 
-The upstream code feeds it the first frame alone and then four at a time, and keeps a cache in every convolution. Here a
-call takes whole latent frames, any number of them, and memories go in and come out. The stream's first latent frame
-stands for one video frame, which is the last of its four; the three before it are not seen (encoding) or to be dropped
-(decoding). A call knows by its first memory, 0 or 1, whether it begins a stream. Then, as upstream:
+The upstream code runs on the first frame alone and then on four at a time, and keeps a cache in every convolution. Here
+a call takes any number of whole latent frames, and takes and returns the memories. The stream's first latent frame
+stands for one video frame, the last of its four; the encoder ignores the three before it, and the caller of the decoder
+drops them. The first memory is 0 in the first call of a stream, then 1. In the first call, as upstream:
 
-* convolutions see zeros before the first frame;
-* where time is halved or doubled, the first frame passes by the temporal convolution (and does not count as the past of
-  the one that doubles).
+* convolutions read zeros before the first frame;
+* where time is halved or doubled, the first frame skips the temporal convolution; the one that doubles also reads zeros
+  in its place for the frames after it.
 
 Module names are those of the released weights. Norms are computed in float32.
 """
@@ -34,7 +34,7 @@ STD = (
     *(2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743),
     *(3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160),
 )
-"""Of the latents, per channel: they are normalised on encoding and back on decoding."""
+"""Mean and standard deviation of the latents per channel, by which encoding normalises them."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class WanVAEConfig:
 
     Attributes:
         dim: channels of the first stage. widths: of the stages, in units of `dim`. blocks: residual blocks of an
-            encoder's stage (a decoder's has one more). downsample: whether a stage's end halves time, too.
+            encoder's stage (a decoder's has one more). downsample: whether the end of a stage halves time, too.
     """
 
     dim: int = 96
@@ -54,12 +54,16 @@ class WanVAEConfig:
 
     @property
     def spatial(self) -> int:
-        """Pixels of a latent's pixel."""
+        """Video pixels per latent pixel along each axis."""
         return 1 << len(self.downsample)
 
     @classmethod
     def of(cls, weights: Mapping[str, Tensor]) -> WanVAEConfig:
-        """The sizes that weights have."""
+        """The sizes of a state dict.
+
+        Raises:
+            KeyError, IndexError: it is not one of a Wan VAE.
+        """
         dim, channels = weights["encoder.conv1.weight"].shape[0], weights["conv2.weight"].shape[0]
         widths: list[int] = []
         downsample: list[bool] = []
@@ -78,7 +82,7 @@ class WanVAEConfig:
 
 
 class _Call:
-    """One call's memories: handed out in the order of the layers, and collected again."""
+    """The memories of one call, which the layers read and replace in their order."""
 
     def __init__(self, memory: Sequence[Tensor]) -> None:
         self._started, *rest = memory
@@ -86,7 +90,7 @@ class _Call:
         self.after = [0 * self._started + 1]
 
     def hide(self, x: Tensor, frames: int) -> Tensor:
-        """`x` [B, C, T, H, W] with the first `frames` of a stream zero."""
+        """`x` [B, C, T, H, W], in a stream's first call with zeros in its first `frames` frames."""
         if not frames:
             return x
         known = (torch.arange(x.shape[2], device=x.device) >= frames).to(x.dtype)
@@ -94,12 +98,12 @@ class _Call:
         return kept
 
     def first(self, x: Tensor, passed: Tensor, frame: int) -> Tensor:
-        """`x` [B, C, T, H, W], but `frame` of a stream's first call from `passed`."""
+        """`x` [B, C, T, H, W], in a stream's first call with `frame` of `passed` in place of its own."""
         here = (torch.arange(x.shape[2], device=x.device) == frame) & (self._started < 0.5)
         return torch.where(here[:, None, None], passed, x)
 
     def extend(self, x: Tensor, keep: int) -> Tensor:
-        """`x` with what came before it in front; its last `keep` frames are left for the next call."""
+        """`x` after the last frames of the previous call; its last `keep` frames are the memory for the next call."""
         past = next(self._past)
         x = torch.cat([past, x.to(past.dtype)], dim=2)
         self.after.append(x[:, :, -keep:])
@@ -107,7 +111,7 @@ class _Call:
 
 
 class CausalConv3d(Conv3d):
-    """Three frames see the last of them; height and width are padded with zeros."""
+    """3 x 3 x 3 convolution over a frame and the two before it; height and width are padded with zeros."""
 
     def __init__(self, n_in: int, n_out: int) -> None:
         super().__init__(n_in, n_out, 3, padding=(0, 1, 1))
@@ -150,7 +154,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Attention of one head among the pixels of a frame."""
+    """Attention of one head over the pixels of a frame."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -166,7 +170,7 @@ class AttentionBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    """Half or twice the height and width, and with `time` the frames."""
+    """Halves or doubles height and width, and with `time` the number of frames."""
 
     def __init__(self, dim: int, *, up: bool, time: bool) -> None:
         super().__init__()
@@ -263,7 +267,7 @@ def _middle(dim: int) -> nn.Sequential:
 class WanVAE(nn.Module):
     """Encoder and decoder. Videos are [B, T, 3, H, W] in [0, 1], latents [B, T / 4, C, H / 8, W / 8], normalised.
 
-    Memories are lists of tensors: whether the stream has begun, [1], and per temporal convolution its last inputs
+    Memories are lists of tensors: 1 if the stream has begun, else 0, [1], and per temporal convolution its last inputs
     [B, channels, 1 or 2, h, w].
     """
 

@@ -1,4 +1,4 @@
-"""The weights of a bundle: where each lies in the file that its graphs share, and how to read it."""
+"""The weights of a bundle: the place of each in the file that its graphs share, and how to read it."""
 
 from __future__ import annotations
 

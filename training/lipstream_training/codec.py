@@ -1,7 +1,7 @@
 """The tiny student's video codec: an encoder fitted in closed form, a decoder that starts as its exact inverse.
 
 A latent is the `latent_channels` principal components of a block of 4 frames x 4 x 4 pixels x RGB around mid-grey.
-Training this encoder by gradient was tried and is a waste: it takes most of an hour to learn colour.
+Training this encoder by gradient descent takes most of an hour until it has learned colour.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def to_video(frames: Frames) -> Tensor:
 def fit_codec(model: TAEHV, clips: Frames, mask: Tensor, *, blocks: int = 60_000, seed: int = 0) -> None:
     """Fit the linear encoder of `model` to blocks of `clips` uint8 [N, V, H, W, 3], and make its decoder the inverse.
 
-    Component k, of variance l_k, is scaled by 2.2 l_k^(-1/4): between raw and whitened, the first components, which
-    carry most of the picture, keep more of the loss. Blocks are drawn where `mask` [H, W] is 0.
+    Component k, of variance l_k, is scaled by 2.2 l_k^(-1/4), between no scaling and whitening: so the first
+    components, which carry most of the picture, weigh more in the loss. Blocks are drawn where `mask` [H, W] is 0.
     """
     size, channels = model.config.spatial, model.config.latent_channels
     rng = np.random.default_rng(seed)
@@ -54,11 +54,11 @@ def fit_codec(model: TAEHV, clips: Frames, mask: Tensor, *, blocks: int = 60_000
 
 @torch.no_grad()
 def invert(model: TAEHV, back: Tensor) -> None:
-    """Make the decoder compute ``back @ latent + 0.5``, exactly but for what its rectifiers clip below black.
+    """Make the decoder compute ``back @ latent + 0.5``, exactly except where its ReLUs clip values below black.
 
     `back` is [4 * 3 * s * s, C], a block's pixels (frame, channel, row, column) from its latent. Up to the first
-    growing layer each latent is carried by two channels, its positive and its negative part, beside a constant; from
-    there on the channels are pixels, which are positive anyhow. Residual branches start near zero.
+    `ShuffleGrow` two channels carry each latent, its positive and its negative part, beside a constant channel; after
+    it the channels are pixels, which are never negative. Residual branches start near zero.
     """
     size, channels = model.config.spatial, model.config.latent_channels
     for layer in model.decoder:
@@ -67,7 +67,7 @@ def invert(model: TAEHV, back: Tensor) -> None:
             last.weight.mul_(0.02)
             cast(Tensor, last.bias).zero_()
         elif isinstance(layer, nn.Conv2d):
-            # What is not carried starts small.
+            # All other weights start small.
             layer.weight.mul_(0.05)
             if layer.bias is not None:
                 layer.bias.zero_()
@@ -84,7 +84,7 @@ def invert(model: TAEHV, back: Tensor) -> None:
     for k in range(carried):
         _carry(second, k, k, 1.0)
 
-    # The first growing layer makes all pixels of each half-size block: 2 frames x 3 colours x half x half.
+    # The first ShuffleGrow computes all pixels of each half-size block: 2 frames x 3 colours x half x half.
     half = size // 2
     inner = 2 * 3 * half * half
     assert inner <= third.out_channels, "the decoder is too narrow for the pixels of a block"
@@ -104,7 +104,7 @@ def invert(model: TAEHV, back: Tensor) -> None:
     for k in range(inner):
         _carry(third, k, k, 1.0)
 
-    # The second one spreads them over their places; three channels are left, the colours.
+    # The second one moves them to their positions; three channels remain, the colours.
     wide = torch.unflatten(grow[1].conv.weight, 0, (2, grow[1].conv.in_channels, 2, 2))
     wide.mul_(0.05)
     place = torch.arange(inner).reshape(2, 3, half, half)
@@ -130,7 +130,7 @@ def _carry(layer: nn.Conv2d, source: int, target: int, factor: float) -> None:
 def encode_clip(
     model: TAEHV | WanVAE, frames: Frames, mask: Tensor | None = None, *, piece: int | None = None
 ) -> Tensor:
-    """Crops uint8 [1 + 4 n, H, W, 3] -> latents [C, 1 + n, h, w]; the first frame stands for four, as in a stream.
+    """Crops uint8 [1 + 4 n, H, W, 3] -> latents [C, 1 + n, h, w]; the first frame is repeated, as in a stream.
 
     Args:
         mask: [H, W]; grey where it is 0. piece: frames at once, a multiple of 4; None for all.
@@ -152,10 +152,10 @@ def encode_clip(
 class DecoderRecipe:
     """`steps` batches of `batch` pieces of `frames` latent frames and `size` latent pixels square, most on the mouth.
 
-    Half of the latents are true ones, half a student's output; `noise` is added to both. Two terms keep the decoder
+    Half of the latents are encoded clips, half a student's output; `noise` is added to both. Two terms keep the decoder
     from blurring uncertain latents: `detail` is the weight of the local edge strength, and from the share `sharp_from`
-    of the steps on a critic judges whether pictures look like drawn ones, with `sharp` times the gradient of all other
-    terms at the decoder's last layer.
+    of the steps on the adversarial loss of `Critic` is added, with `sharp` times the gradient of all other terms at the
+    decoder's last layer.
     """
 
     steps: int = 1700
@@ -170,7 +170,7 @@ class DecoderRecipe:
 
 
 class Critic(nn.Module):
-    """Judges patches of about 20 pixels: high for pictures as they are, low for what a decoder made."""
+    """Discriminator of patches of about 20 pixels: high for original pictures, low for decoded ones."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ def train_decoder(
     seed: int,
     progress: Callable[[float], None],
 ) -> TAEHV:
-    """Tune the decoder of `model` to show `clips` uint8 [N, 4 F - 3, H, W, 3] from latents [N, C, F, h, w].
+    """Train the decoder of `model` to reconstruct `clips` uint8 [N, 4 F - 3, H, W, 3] from latents [N, C, F, h, w].
 
     The encoder is frozen, so that the student's latents do not change. `model` gets the moving average of the weights.
     """
@@ -251,7 +251,7 @@ def _piece(
 def picture_loss(found: Tensor, wanted: Tensor, *, detail: float = 0.0) -> Tensor:
     """Mean absolute error of pictures [B, T, 3, H, W], of their differences in space, their 4 x 4 means and colour.
 
-    `detail` adds the error of how strong edges are in each 8 x 8 neighbourhood, wherever exactly they lie.
+    `detail` is the weight of the error of `edge_strength`, which ignores the exact position of edges.
     """
     error = (found - wanted).flatten(0, 1)
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()

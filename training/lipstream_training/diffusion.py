@@ -21,12 +21,12 @@ class Latents:
     """Encoded clips.
 
     Attributes:
-        target: what is to be generated, [N, C, F, h, w].
-        first: the first frame of the video that the clip is from, with whatever mouth it has, [N, C, 1, h, w].
+        target: latents to generate, [N, C, F, h, w].
+        first: the first frame of the video that the clip is from, with any mouth, [N, C, 1, h, w].
         masked: the driving video with the mouth hidden, [N, C, F, h, w].
         sequence: what goes into the last channels of the condition, [N, C, F, h, w].
-        audio: features of the wanted speech, [N, 4 F, A]; those of the first frame four times.
-        mouth: the shape of the wanted mouth, [N, 4 F, 4].
+        audio: features of the target's speech, [N, 4 F, A]; those of the first frame four times.
+        mouth: the shape of the target's mouth, [N, 4 F, 4].
         mask: latent mask [h, w], 1 = keep.
     """
 
@@ -57,7 +57,7 @@ class StudentRecipe:
             output.
         audio_noise: on the audio features.
         probe: weight of the loss of `MouthProbe`.
-        edges: weight of the loss on differences between neighbouring latents, which a blur does not meet.
+        edges: weight of the loss on differences between neighbouring latents, which is large for a blur.
     """
 
     steps: int
@@ -76,9 +76,9 @@ class StudentRecipe:
 def start_as_identity(model: CausalDiT, level: float = 8.0, constants: int = 32) -> None:
     """Make the untrained `model` predict the first frame (the first channels of the condition) as clean latent.
 
-    At t near 1 the velocity that leads there is the noisy latent minus that frame. As many channels as a patch has
-    numbers carry that difference from the embedding to the head; `constants` channels of plus and minus `level` keep
-    the norm before the head from rescaling it. Time and prompt start with little say, sound in the other channels.
+    At t near 1 the velocity towards that frame is the noisy latent minus the frame. One channel per value of a patch
+    carries that difference from the embedding to the head; `constants` channels of plus and minus `level` keep the norm
+    before the head from rescaling it. Time and prompt start with small weights; audio is added to the other channels.
     """
     config = model.config
     c, patch = config.latent_channels, config.patch
@@ -110,7 +110,7 @@ def start_as_identity(model: CausalDiT, level: float = 8.0, constants: int = 32)
 
 
 class MouthProbe(nn.Module):
-    """Auxiliary loss: a linear layer reads the mouth's shape from the mean token after one of the blocks.
+    """Auxiliary loss: a linear layer predicts the mouth's shape from the mean token after one of the blocks.
 
     It makes the student learn the relation of sound and mouth within a hundred steps instead of late in training. It is
     not part of the student.
@@ -121,13 +121,13 @@ class MouthProbe(nn.Module):
         block = min(block, len(model.blocks) - 1)
         self.read = nn.Linear(model.config.dim, 4 * 4)
         self._seen: Tensor | None = None
-        model.blocks[block].register_forward_hook(self._look)
+        model.blocks[block].register_forward_hook(self._record)
 
-    def _look(self, block: nn.Module, inputs: object, output: Tensor) -> None:
+    def _record(self, block: nn.Module, inputs: object, output: Tensor) -> None:
         self._seen = output
 
     def forward(self, mouth: Tensor) -> Tensor:
-        """Mean squared error of what the last forward pass shows of `mouth` [B, 4 F, 4]."""
+        """Mean squared error of `mouth` [B, 4 F, 4] predicted from the student's last forward pass."""
         assert self._seen is not None, "the student has not run"
         found = torch.unflatten(self.read(self._seen.float().mean(2)), 2, (4, 4)).flatten(1, 2)
         self._seen = None
@@ -144,11 +144,11 @@ def train_student(
     progress: Callable[[float], None],
     partial: Path | None = None,
 ) -> CausalDiT:
-    """Train `model`, which is left with the moving average of its weights, and return it.
+    """Train `model`, set it to the moving average of its weights, and return it.
 
-    The loss on the noisy chunks is that of x0_pred - x0: a squared error alone leads to the mean of all possible
-    results, which is a blur; half of it is the absolute error, and the error of differences between neighbours.
-    A clip is cut into a clean beginning of 0 or more chunks and noisy chunks, each at one of the schedule's times.
+    The loss on the noisy chunks, of x0_pred - x0, is ``0.25 square + 0.5 absolute + edges * neighbour differences``,
+    since a squared error alone leads to the mean of all possible results, a blur. A clip is a clean beginning of 0 or
+    more chunks, then noisy chunks, each at one of the schedule's times.
 
     Args:
         progress: called with the loss after each step, also of those that a run before this one has done.
@@ -182,7 +182,7 @@ def train_student(
         if step >= (1 - recipe.own_work) * recipe.steps:
             with torch.no_grad():
                 known = run(torch.randn_like(target), condition, audio, torch.full_like(t, config.t_list[0]))
-        # The first pass starts from noise alone, later ones from what the pass before made of it.
+        # The first pass starts from noise alone, later ones from the x0 of the pass before.
         start = torch.where(time == config.t_list[0], target, known)
         x = add_noise(start, torch.randn_like(target), time)
         rough = recipe.context_noise * torch.rand(recipe.batch, 1, 1, 1, 1)

@@ -98,7 +98,7 @@ class Resume:
         self._path, self._parts, self._descent = path, parts, descent
 
     def steps(self, count: int, progress: Callable[[float], None], every: int = 100) -> Iterator[int]:
-        """Steps still to be done of `count`; `progress` is called with NaN for those that were."""
+        """The remaining steps of `count`; `progress` is called with NaN for those done before."""
         start = self._load()
         for _ in range(start):
             progress(float("nan"))

@@ -31,7 +31,7 @@ _SYNCNET = 4  # seeds [4, ...] are used here only
 
 @dataclass(frozen=True)
 class SyncNetRecipe:
-    """How much of everything; the defaults make the shipped weights.
+    """Sizes of data and training; the defaults give the shipped weights.
 
     Attributes:
         clips, frames: drawn clips, and frames in each. steps: updates. batch: clips in one of them.
@@ -70,9 +70,10 @@ def train_syncnet(path: Path, recipe: SyncNetRecipe) -> SyncNet:
 
 
 def told_apart(net: SyncNet, frames: Tensor, cepstra: Tensor) -> Tensor:
-    """Cross-entropy of picking each moment's sound among all moments of its clip, and its lips among all lips.
+    """Contrastive loss of lips and sound within each clip ("perfect match", Chung et al. 2019).
 
-    By distance, as the score does ("perfect match", Chung et al. 2019).
+    The cross-entropy of choosing each moment's sound among all sounds of its clip by the embeddings' distance, and each
+    moment's lips among all lips.
 
     Args:
         frames: float [B, 3, T, size, size]. cepstra: float [B, 4 T, 13].

@@ -44,7 +44,7 @@ MODEL = {
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """How much of everything; the defaults make the shipped bundle."""
+    """Sizes of data and training; the defaults give the shipped bundle."""
 
     clips: int = 2400
     latent_frames: int = 9
@@ -68,7 +68,7 @@ class Drawn:
 
 
 def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
-    """Run all stages; the finished student is left in `folder`/checkpoint and returned."""
+    """Run all stages; write the student to `folder`/checkpoint and return it."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(folder, recipe)
     masks = {
@@ -184,7 +184,7 @@ def _latents(path: Path, taehv: TAEHV, speech: SpeechEncoder, drawn: Drawn, mask
 
 @contextmanager
 def _stage(path: Path, model: nn.Module, name: str, steps: int) -> Iterator[Callable[[float], None] | None]:
-    """A stage's progress callback; its weights then go to `path`. None, and the weights loaded, if they are there."""
+    """Yield the progress callback of a stage, then save its weights to `path`. If they exist, load them, yield None."""
     if path.exists():
         model.load_state_dict(load_file(path))
         yield None

@@ -1,4 +1,4 @@
-"""The published files of the upstream system: what each holds, and our models with their weights.
+"""The published files of the upstream system: identifying them, and loading their weights into our models.
 
 Files are memory-mapped and never executed: safetensors, or PyTorch's format through ``weights_only``.
 """

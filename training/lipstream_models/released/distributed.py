@@ -1,6 +1,6 @@
-"""Folders of ``torch.distributed.checkpoint``, as training over several GPUs leaves them.
+"""Folders of ``torch.distributed.checkpoint``, as training on several GPUs writes them.
 
-Their index, ``.metadata``, is a pickle: it is read with a list of what may be in it, so that nothing else is executed.
+Their index, ``.metadata``, is a pickle: it is read with a list of allowed classes, so that nothing else is executed.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _BROKEN: tuple[type[BaseException], ...] = (
     *(CheckpointException, OSError, EOFError, ImportError, RuntimeError, ValueError, TypeError, AttributeError),
     *(LookupError, AssertionError),
 )
-"""What truncated or foreign files make of the reader."""
+"""What the reader raises on truncated or foreign files."""
 
 
 class _Index(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         is_type = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if not is_type and name not in _ALLOWED.get(module, ()):
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}")
         return super().find_class(module, name)
 
 
@@ -77,7 +77,7 @@ def open_folder(folder: Path, *, shapes_only: bool = False) -> dict[str, Tensor]
         tensors = {k: torch.empty(x.size, dtype=x.properties.dtype, device=device) for k, x in entries.items()}
         if not shapes_only:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that no process group is there
+                warnings.simplefilter("ignore")  # about the missing process group
                 load(tensors, storage_reader=_Reader(folder, index), no_dist=True)
         return tensors
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Files of weights: opened without running anything in them, freed of their wrappings, and recognised."""
+"""Files of weights: opened without executing code in them, unwrapped, and identified."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LISTED = 8
 
 @dataclass(frozen=True)
 class Kind:
-    """What a file of weights is. Attributes: name: of the kind. size: "1.3b", "14b", or other sizes in words."""
+    """The kind of a file of weights; `size` is "1.3b", "14b", or other sizes in words."""
 
     name: str
     size: str = ""
@@ -46,11 +46,11 @@ class Kind:
 
 
 def open_weights(path: Path, *, shapes_only: bool = False) -> Weights:
-    """The tensors of a file by their plain names, memory-mapped.
+    """The tensors of a file by name without prefixes, memory-mapped.
 
     Args:
         path: ``.safetensors``, or what ``torch.save`` wrote; or a folder of ``torch.distributed.checkpoint``, which is
-            read into memory. A file of training without weights stands for the folder ``<stem>.net_model`` beside it.
+            read into memory. For a training state without weights, the folder ``<stem>.net_model`` beside it is read.
         shapes_only: tensors on the device "meta"; only headers are read.
 
     Raises:
@@ -73,9 +73,9 @@ def open_weights(path: Path, *, shapes_only: bool = False) -> Weights:
 
 
 def _open_safetensors(path: Path, shapes_only: bool) -> Weights:
-    """Mapped for reading alone, so that the system need not promise memory for it as it does for `safe_open`."""
+    """Mapped read-only, so that the system does not reserve memory for it, as it does for `safe_open`."""
     try:
-        with safe_open(path, "np"):  # checks the header, and that the file is as long as it says
+        with safe_open(path, "np"):  # checks the header and the file's length
             pass
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -89,7 +89,7 @@ def _open_safetensors(path: Path, shapes_only: bool) -> Weights:
                 weights[name] = torch.empty(shape, dtype=dtype, device="meta" if shapes_only else "cpu")
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that the tensor must not be written to
+                warnings.simplefilter("ignore")  # about the read-only buffer
                 flat = torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=8 + length + start)
             weights[name] = flat.reshape(shape)
         return weights
@@ -159,7 +159,7 @@ def renamed(weights: Weights, names: Iterable[tuple[str, str]]) -> Weights:
 
 
 def identify(weights: Mapping[str, Tensor]) -> Kind:
-    """What these weights are, by names and shapes."""
+    """The kind of these weights, by names and shapes."""
     names = [*weights]
     if any(".lora_A." in name for name in names):
         return Kind("training delta or adapter", f"LoRA of rank {_first(weights, '.lora_A.').shape[0]}")
@@ -188,7 +188,7 @@ def _first(weights: Mapping[str, Tensor], part: str) -> Tensor:
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """What `lipstream inspect FILE` says: `kind`, `size`, `tensors`, `parameters`, `bytes`. Reads headers only."""
+    """What `lipstream inspect FILE` prints: `path`, `kind`, `size`, `tensors`, `parameters`, `bytes`, from headers."""
     weights = open_weights(path, shapes_only=True)
     kind = identify(weights)
     return {

@@ -1,4 +1,4 @@
-"""The published mask picture, 256 x 256, white where the source is kept; and the three masks made of it.
+"""The published mask picture, 256 x 256, white where the source is kept, and the three masks derived from it.
 
 Sizes and kinds of interpolation are those of the upstream scripts (LatentSync's mask.png; it is not shipped with us).
 """

@@ -1,4 +1,4 @@
-"""A set of released files, and a check of the set that reads headers alone."""
+"""A set of released files, and a check of the set that reads only headers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Release:
-    """The files.
+    """Paths of the files and how they are used.
 
     Attributes:
         model: "1.3b" or "14b". student: the merged student, or a base model and its delta or adapter, in that order.
@@ -48,7 +48,7 @@ class Release:
         return STUDENTS[self.model]
 
     def check(self) -> dict[str, Any]:
-        """Read the headers; the kind of each file, by its path.
+        """Read the headers; returns the kind of each file by its path.
 
         Raises:
             CheckpointError: one error that lists all that is missing or wrong.

@@ -33,7 +33,7 @@ _DIFFUSERS = (
     (r"\.to_out\.0\.", ".o."),
     (r"\.ffn\.net\.0\.proj\.", ".ffn.0."),
     (r"\.ffn\.net\.2\.", ".ffn.2."),
-    (r"\.norm2\.", ".norm3."),  # the one with weights is cross-attention's in both, under another number
+    (r"\.norm2\.", ".norm3."),  # the norm with weights, that of cross-attention
 )
 """Names of Wan 2.1 in diffusers, and upstream's."""
 
@@ -41,17 +41,17 @@ _DIFFUSERS = (
 def load_student(
     paths: Sequence[Path], model: str, *, progress: Callable[[str], None] = lambda name: None
 ) -> CausalDiT:
-    """A student from files, each on top of those before it.
+    """A student from files, each applied on top of those before it.
 
     The first is a merged student or a Wan 2.1 base model (16 input channels; the others start at zero); the rest are
-    adapters or training deltas: LoRA is merged, ``W + 0.5 B A``, in bfloat16 as upstream does, full tensors
-    replace. Products stay in bfloat16, memory-mapped where nothing changes them; all else is float32.
+    adapters or training deltas: LoRA is merged, ``W + 0.5 B A``, in bfloat16 as upstream does; full tensors replace
+    those before. Weights of matrix products are bfloat16, memory-mapped where unchanged; all others are float32.
 
     Args:
         model: "1.3b" or "14b" (or another of `STUDENTS`).
 
     Raises:
-        CheckpointError: of `open_weights`; another size or model; weights missing, unknown or of another shape.
+        CheckpointError: as `open_weights`; another size or model; weights missing, unknown or of another shape.
     """
     config = STUDENTS[model]
     weights: Weights = {}
@@ -84,7 +84,7 @@ def _released_names(weights: Weights) -> Weights:
 
 
 def _layer_over(base: Weights, added: Weights, path: Path) -> Weights:
-    """What changes in `base`: full tensors as they are, pairs of LoRA merged."""
+    """The weights of `base` that `added` changes: full tensors as they are, LoRA pairs merged."""
     pairs: dict[str, dict[str, Tensor]] = {}
     changed: Weights = {}
     for name, x in added.items():

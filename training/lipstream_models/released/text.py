@@ -1,4 +1,4 @@
-"""The prompt's embedding, computed once by UMT5-XXL: as a file, in every shape that the upstream scripts take."""
+"""The prompt embedding, computed once by UMT5-XXL: writing it, and reading each form that upstream scripts accept."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ _KEYS = ("context", "text_emb", "prompt_emb")
 
 
 def load_text(path: Path, rows: int, width: int) -> Tensor:
-    """float32 [rows, width] of a file: a tensor, or a dict with it under `context`, `text_emb`, `prompt_emb`, or first.
+    """The prompt embedding of a file, float32 [rows, width].
 
+    The file holds the tensor, or a dict with it under `context`, `text_emb` or `prompt_emb`, else as its first tensor.
     Fewer rows than `rows` are filled up with zeros, as the upstream encoder does.
 
     Raises:
-        CheckpointError: of `open_weights`, or not an embedding of that width.
+        CheckpointError: as `open_weights`, or not an embedding of that width.
     """
     found = open_weights(path)
     name = next((key for key in _KEYS if key in found), next(iter(found)))
@@ -55,8 +56,8 @@ def embed(source: Path, prompt: str, *, tokenizer: Path | None = None, rows: int
     import ftfy
 
     text = re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
-    encoder, words = load_umt5(source, tokenizer)
-    given = words(text, padding="max_length", truncation=True, max_length=rows, return_tensors="pt")
+    encoder, tokenize = load_umt5(source, tokenizer)
+    given = tokenize(text, padding="max_length", truncation=True, max_length=rows, return_tensors="pt")
     mask = given["attention_mask"]
     with torch.inference_mode():
         hidden: Tensor = encoder(given["input_ids"], attention_mask=mask).last_hidden_state
@@ -65,7 +66,12 @@ def embed(source: Path, prompt: str, *, tokenizer: Path | None = None, rows: int
 
 
 def write_text(source: Path, prompt: str, out: Path, *, tokenizer: Path | None = None) -> dict[str, Any]:
-    """Write the embedding of `prompt` to `out`, a .safetensors file; what it is, for JSON. Raises as `embed`."""
+    """Write the embedding of `prompt` to `out`, a .safetensors file; returns a description for JSON.
+
+    Raises:
+        CheckpointError: as `embed`.
+        OutputError: `out` cannot be written.
+    """
     embedding = embed(source, prompt, tokenizer=tokenizer)
     try:
         write_file(out, save({"context": embedding}, {"prompt": prompt}))

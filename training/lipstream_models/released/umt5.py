@@ -42,17 +42,17 @@ def load_umt5(source: Path, tokenizer: Path | None = None) -> tuple[UMT5EncoderM
     folder = tokenizer or source
     if not folder.is_dir():
         raise CheckpointError(
-            f"{source} comes without its tokenizer",
+            f"{source} has no tokenizer",
             expected="the folder of google/umt5-xxl's tokenizer beside it",
             fix=f"lipstream text-embed {source} --tokenizer FOLDER -o OUT",
         )
     try:
-        words: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        loaded: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(
             f"{folder} holds no tokenizer: {error}", expected="that of google/umt5-xxl", fix="copy its folder"
         ) from error
-    return (_of_folder(source) if source.is_dir() else _of_file(source)), words
+    return (_of_folder(source) if source.is_dir() else _of_file(source)), loaded
 
 
 def _of_folder(folder: Path) -> UMT5EncoderModel:
@@ -69,7 +69,7 @@ def _of_folder(folder: Path) -> UMT5EncoderModel:
 
 
 def _of_file(path: Path) -> UMT5EncoderModel:
-    """Mapped: the weights are the file's own memory."""
+    """The encoder of upstream's file, its weights memory-mapped."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     weights = open_weights(path)

@@ -11,10 +11,10 @@ from .files import open_weights, require_shapes
 
 
 def load_wan_vae(path: Path) -> WanVAE:
-    """The Wan VAE of a file, of whatever width.
+    """The Wan VAE of a file, of any width.
 
     Raises:
-        CheckpointError: of `open_weights`, or it is something else.
+        CheckpointError: as `open_weights`, or the file holds another model.
     """
     weights = open_weights(path)
     try:
@@ -32,10 +32,10 @@ def load_wan_vae(path: Path) -> WanVAE:
 def load_taehv(path: Path) -> TAEHV:
     """The TAEHV of a file.
 
-    A growing layer of a file that was made for a larger stride has more rows than ours: the last ones are ours.
+    `TGrow` layers of a file that was made for a larger stride have more rows than ours; the last ones are used.
 
     Raises:
-        CheckpointError: of `open_weights`, or it is something else.
+        CheckpointError: as `open_weights`, or the file holds another model.
     """
     weights = open_weights(path)
     model = TAEHV(TAEHVConfig())

@@ -1,7 +1,7 @@
-"""Audio features of the upstream system: wav2vec 2.0's hidden states, one column per video frame.
+"""Audio features of the upstream system: wav2vec 2.0's hidden states, one row per video frame.
 
-The network is that of `transformers`; what is done around it is Lip Forcing's: the waveform is normalised as a whole,
-and the convolutions' output is stretched to the video's frames before the transformer, not after.
+The network is that of `transformers`; the steps around it are Lip Forcing's: the waveform is normalised as a whole, and
+the convolutions' output is interpolated to the video's frames before the transformer, not after.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LONGEST = 30.0
 class Wav2VecFeatures(nn.Module):
     """A whole waveform [N], 16 kHz -> features [frames, (L + 2) * width]: last hidden state, then all L + 1 of them.
 
-    As a graph it is for one length.
+    An exported graph accepts one length.
 
     Args:
         model: wav2vec 2.0, in float32. samples: N. frames: of the video; the waveform is continued with zeros where it
@@ -62,7 +62,7 @@ def hidden_states(model: Wav2Vec2Model, waveform: Tensor, frames: int) -> Tensor
 
 
 def hidden_states_of_part(model: Wav2Vec2Model, waveform: Tensor, samples_in: Tensor, frames_in: Tensor) -> Tensor:
-    """The features of a part of `waveform`, as if that part were the whole; those of other frames are finite, no more.
+    """The features of a part of `waveform`, as if that part were the whole; those of other frames have no meaning.
 
     Args:
         waveform: [640 F]. samples_in: [640 F], 1 at each sample of the part, else 0. frames_in: [F], 1 at each of its
@@ -75,7 +75,7 @@ def hidden_states_of_part(model: Wav2Vec2Model, waveform: Tensor, samples_in: Te
     layers: Any = model.feature_extractor.conv_layers
     hidden = x[None, None]
     for i, layer in enumerate(layers):
-        if i == 0 and isinstance(layer.layer_norm, nn.GroupNorm):  # a mean over time: over the part's time alone
+        if i == 0 and isinstance(layer.layer_norm, nn.GroupNorm):  # its mean over time covers only the part
             inside = frames_in.repeat_interleave(SAMPLES_PER_FRAME)[None, None]
             inside = -F.max_pool1d(-inside, layer.conv.kernel_size[0], layer.conv.stride[0])
             hidden = layer.activation(_norm_over(layer.layer_norm, layer.conv(hidden), inside))
@@ -93,14 +93,14 @@ def _norm_over(norm: nn.GroupNorm, x: Tensor, inside: Tensor) -> Tensor:
 
 
 def _transformed(model: Wav2Vec2Model, hidden: Tensor, frames: int, frames_in: Tensor | None = None) -> Tensor:
-    """What the convolutions gave [1, C, T], stretched to `frames`, and all states of the transformer on it."""
+    """All states of the transformer on the convolutions' output `hidden` [1, C, T], interpolated to `frames`."""
     hidden = F.interpolate(hidden, size=frames, mode="linear", align_corners=True).transpose(1, 2)
     hidden, _ = model.feature_projection(hidden)
     mask = None
     if frames_in is not None:
         hidden = hidden * frames_in[:, None]  # the convolution of positions pads with zeros
         mask = ((frames_in - 1) * 1e9)[None, None, None]
-    # The encoder's own loop, since how it hands out all states differs between versions of transformers.
+    # The encoder's loop, since the way it returns all states differs between versions of transformers.
     encoder: Any = model.encoder
     states = [encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))]
     for layer in encoder.layers:
@@ -110,7 +110,7 @@ def _transformed(model: Wav2Vec2Model, hidden: Tensor, frames: int, frames_in: T
 
 
 def _without_weight_norm(model: Wav2Vec2Model) -> Wav2Vec2Model:
-    """`model` with the one weight it computes from two computed for good: an exported graph need not do it again."""
+    """`model` with its weight-normalised weight precomputed, so that an exported graph does not compute it."""
     convolution: Any = model.encoder.pos_conv_embed.conv
     if parametrize.is_parametrized(convolution, "weight"):
         parametrize.remove_parametrizations(convolution, "weight")
@@ -120,13 +120,13 @@ def _without_weight_norm(model: Wav2Vec2Model) -> Wav2Vec2Model:
 class LiveWav2Vec(nn.Module):
     """wav2vec 2.0 in a stream: features of the frames in the middle of a window of sound.
 
-    Upstream computes features from the whole clip: normalisation, attention and the stretching to video frames span all
-    of it. Here the features of a chunk come from a window with a fixed past and a little future, as if that were the
+    Upstream computes features from the whole clip: normalisation, attention and the interpolation to video frames cover
+    all of it. Here the features of a chunk come from a window with a fixed past and a short future, as if that were the
     clip. Samples of exactly 0 before the first sound and after the last do not count as part of it. So a stream that
     begins or ends inside the window gives the features of that clip, and so does a window longer than the clip.
 
     Args:
-        lookback, lookahead: seconds of sound before and after the frames asked for.
+        lookback, lookahead: seconds of sound before and after the frames of a call.
 
     Attributes:
         lookback, lookahead: the same in samples, whole video frames.
@@ -151,7 +151,7 @@ class LiveWav2Vec(nn.Module):
         return int(config.hidden_size * (config.num_hidden_layers + 2))
 
     def sizes(self) -> dict[str, Any]:
-        """What makes the same network again: see `wav2vec` and `restore`."""
+        """The sizes from which `restore` makes the same network."""
         config: Any = self.model.config
         return {
             "config": {name: getattr(config, name) for name in _SIZES},
@@ -175,7 +175,7 @@ class LiveWav2Vec(nn.Module):
 
 
 _MISSING = 3
-"""Frames that the first chunk asks for before its first."""
+"""Frames before the clip that the first chunk's window includes: a latent frame has four, the first stands for one."""
 
 
 def _part(samples: Tensor, first: int, end: int) -> tuple[Tensor, Tensor]:
@@ -214,7 +214,7 @@ def load_wav2vec(folder: Path) -> Wav2Vec2Model:
     for name, x in open_weights(folder / names[0]).items():
         name = name.removeprefix("wav2vec2.")
         stem, _, last = name.rpartition(".")
-        if name.startswith(("feature_extractor.", "feature_projection.", "encoder.")):  # not the heads for tasks
+        if name.startswith(("feature_extractor.", "feature_projection.", "encoder.")):  # not the task heads
             weights[f"{stem}.{norm.get(last, last)}"] = x.float()
     try:
         return wav2vec({key: config[key] for key in _SIZES if key in config}, weights)
@@ -237,7 +237,7 @@ def wav2vec(config: dict[str, Any], weights: dict[str, Tensor]) -> Wav2Vec2Model
     """
     model = _network(config)
     missing, unknown = model.load_state_dict(weights, strict=False)
-    missing = [name for name in missing if name != "masked_spec_embed"]  # of training alone
+    missing = [name for name in missing if name != "masked_spec_embed"]  # used only in training
     if missing or unknown:
         raise ValueError(f"missing: {', '.join(missing) or 'none'}; unknown: {', '.join(unknown) or 'none'}")
     found: Wav2Vec2Model = model.eval().requires_grad_(False)

@@ -1,1 +1,1 @@
-"""Distilling students: the paper's three stages, on one process or many. From the top: `command.distil`."""
+"""Distilling students: the paper's three stages, on one process or many. Entry point: `command.distil`."""

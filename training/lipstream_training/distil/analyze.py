@@ -1,8 +1,8 @@
 """Measure at which times a teacher's denoising forms sync and fidelity, and find the best two steps for a student.
 
-Trajectory: what the teacher takes for clean at each of its steps, with and without guidance, is measured. Factorial:
-two steps, from 1 to the landing time and from there to 0, each with and without guidance (the paper's motivation).
-From both follow a landing time and a guidance window for a new student.
+Trajectory: sync and fidelity of the teacher's x0 at each of its steps, with and without guidance. Factorial: two steps,
+from 1 to the landing time and from there to 0, each with and without guidance (the paper's motivation). Both give a
+landing time and a guidance window for a new student.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from .sources import ShardClips, load_model, open_decoder, prompt
 from .stages import Networks
 
 Measure = Callable[[Tensor], dict[str, float]]
-"""Latents [B, C, F, h, w] -> `sync` and `fidelity` (more is better), and whatever else is of interest."""
+"""Latents [B, C, F, h, w] -> `sync` and `fidelity` (more is better), and further measures."""
 _NEAR = 0.95  # share of the last step's fidelity gain at which a step counts as the landing
 
 
 def analyze(
     networks: Networks, batch: Batch, measure: Measure, *, steps: int = 50, guidance: float = 4.5, seed: int = 0
 ) -> dict[str, Any]:
-    """Both experiments on `networks.model` as the teacher, and what follows from them, ready for JSON."""
+    """Both experiments on `networks.model` as the teacher, and the landing time and window, ready for JSON."""
     noise = torch.randn(batch.target.shape, generator=torch.Generator().manual_seed(seed)).to(batch.target.device)
     times = schedule(steps)
     curves = {}
@@ -60,7 +60,7 @@ def pick_landing(curve: Sequence[dict[str, float]]) -> float:
 
 
 def pick_window(free: Sequence[dict[str, float]], guided: Sequence[dict[str, float]]) -> tuple[float, float]:
-    """Times, least and greatest, between which guidance raises sync by at least half of the most it ever does."""
+    """Times, least and greatest, between which guidance raises sync by at least half of its largest gain."""
     gains = [(b["t"], b["sync"] - a["sync"]) for a, b in zip(free, guided, strict=True)]
     most = max(gain for _, gain in gains)
     inside = [t for t, gain in gains if gain >= most / 2]
@@ -96,7 +96,7 @@ def factorial(
 
 
 def analyze_micro(folder: Path, *, clips: int, steps: int, guidance: float) -> dict[str, Any]:
-    """Of the study's first teacher: sync is Sync-C, fidelity the PSNR in the mouth, on clips never trained on."""
+    """Analyze the study's first teacher: sync is Sync-C, fidelity the PSNR in the mouth, on clips never trained on."""
     from .study import load_trained
     from .toy_dataset import fidelity, load_micro, texts
 
@@ -124,7 +124,7 @@ def analyze_files(
     steps: int,
     guidance: float,
 ) -> dict[str, Any]:
-    """Of any teacher on prepared shards: sync is Sync-C, fidelity the PSNR of the decoded pictures.
+    """Analyze any teacher on prepared shards: sync is Sync-C, fidelity the PSNR of the decoded pictures.
 
     Raises:
         ConfigError, CheckpointError: files that do not fit.
@@ -152,7 +152,7 @@ def analyze_files(
 
 
 def write(found: dict[str, Any], out: Path) -> None:
-    """As OUT/analysis.json and OUT/analysis.svg."""
+    """Write `out`/analysis.json and `out`/analysis.svg."""
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / "analysis.json", (json.dumps(found, indent=1) + "\n").encode())
     plot(found, out / "analysis.svg")
@@ -184,7 +184,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
 
 
 def describe(found: dict[str, Any]) -> str:
-    """For a terminal."""
+    """The result as text for a terminal."""
     low, high = found["window"]
     lines = [f"landing t = {found['landing']:.3f}; guidance helps sync for t in {low:.3f} to {high:.3f}"]
     for row in found["factorial"]:

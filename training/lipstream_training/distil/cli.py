@@ -21,13 +21,13 @@ def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
     add("--recipe", type=Path, metavar="TOML", help="values of the fields below")
     for name, help_text in (
         ("init", "initial weights: a folder of a stage, or released files, as of lipstream export (default: random)"),
-        ("teacher", "of self_forcing"),
+        ("teacher", "weights of the teacher, for self_forcing"),
         ("critic", "initial weights of the fake score (default: the teacher's)"),
     ):
         add(f"--{name}", type=Path, nargs="+", metavar="FILE", default=[], help=help_text)
     add("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
-    add("--syncnet", metavar="FILE", help="of the reward: syncnet_v2.model, or 'drawn'")
-    add("--codec", type=Path, metavar="FILE", help="of reward and samples: taew2_1, or a checkpoint")
+    add("--syncnet", metavar="FILE", help="SyncNet of the reward: syncnet_v2.model, or 'drawn'")
+    add("--codec", type=Path, metavar="FILE", help="decoder for reward and samples: taew2_1, or a checkpoint")
     add(
         "--base",
         type=Path,
@@ -84,12 +84,12 @@ def _add_analyze_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder to write to")
     add("--data", type=Path, metavar="SHARDS", help="of lipstream-train prepare, with latents")
-    add("--teacher", type=Path, nargs="+", metavar="FILE", help="its weights")
+    add("--teacher", type=Path, nargs="+", metavar="FILE", help="weights of the teacher")
     add("--size", default="14b", help="of the teacher (default 14b)")
     add("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
     add("--syncnet", default="drawn", metavar="FILE", help="syncnet_v2.model, or 'drawn' (default)")
     add("--codec", type=Path, metavar="FILE", help="decoder: taew2_1, or a checkpoint of lipstream-train")
-    add("--micro", type=Path, metavar="STUDY", help="in place of all these: a folder of the study")
+    add("--micro", type=Path, metavar="STUDY", help="a folder of the study, in place of the options above")
     add("--clips", type=int, default=16, help="default 16")
     add("--steps", type=int, default=50, help="of the teacher (default 50)")
     add("--guidance", type=float, default=4.5, help="default 4.5")
@@ -141,7 +141,7 @@ STUDY = Command(
 )
 ANALYZE = Command(
     "analyze",
-    "where a teacher finds sync and fidelity",
+    "times at which a teacher forms sync and fidelity",
     "Measures a teacher's prediction of the clean clip along its denoising, with and without guidance, and two steps "
     "with and without; recommends a landing time and a guidance window for a student. Writes OUT/analysis.json and "
     "OUT/analysis.svg.",

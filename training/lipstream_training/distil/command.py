@@ -36,8 +36,8 @@ class Inputs:
     """Files that a stage starts from.
 
     Attributes:
-        shards: of `lipstream-train prepare`, with latents. student: first weights; none for random ones.
-        teacher: of self_forcing. critic: the fake score's first weights; the teacher's if None.
+        shards: of `lipstream-train prepare`, with latents. student: initial weights; empty for random ones.
+        teacher: for self_forcing. critic: initial weights of the fake score; the teacher's if empty.
         negative: embedding of the negative prompt; zeros without it.
         syncnet, codec: of the reward: SyncNet's weights, and the decoder: taew2_1, or a checkpoint of ours.
         base: checkpoint whose codec, audio encoder and masks go with the student into OUT/checkpoint.
@@ -56,7 +56,7 @@ class Inputs:
 def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) -> None:
     """Run a stage to its end, from the last checkpoint in `out` if there is one.
 
-    Leaves OUT/student.safetensors, adapters added in, and OUT/recipe.json; with `base` also OUT/checkpoint.
+    Writes OUT/student.safetensors, adapters merged, and OUT/recipe.json; with `base` also OUT/checkpoint.
 
     Raises:
         ConfigError, CheckpointError: before anything is trained.
@@ -100,7 +100,7 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
         write_file(out / "recipe.json", (json.dumps(recipe.fields(), indent=1) + "\n").encode())
         if inputs.base is not None:
             parts = StudentParts.from_checkpoint(inputs.base)
-            assert parts.student, "of every checkpoint"
+            assert parts.student, "every checkpoint has a student"
             parts.student.load_state_dict(weights)
             parts.save(out / "checkpoint")
 
@@ -112,7 +112,7 @@ def _model(files: Sequence[Path], student: str) -> CausalDiT:
 def _samples(
     networks: Networks, recipe: Recipe, data: ShardClips, decode: Callable[[Tensor], Tensor], folder: Path
 ) -> Callable[[CausalDiT, int], dict[str, Any]]:
-    """Two clips, generated above, filmed below: moments of them for the log, and as a video in `folder`."""
+    """Two clips, generated above and target below: some frames for the log, and a video in `folder`."""
     clips = tuple(range(min(2, len(data))))
 
     def draw(like: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The losses of the three stages, in x0 space where upstream computes them there.
 
-Names: g what the student generated, f the fake score's x0 of it, T the teacher's; s the guidance, t the score's time.
+Symbols: g the student's result, f the fake score's x0 of it, T the teacher's x0, s the guidance, t the scores' time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def per_sample(x: Tensor) -> Tensor:
 
 
 def guided(conditional: Tensor, unconditional: Tensor, t: Tensor, recipe: Recipe) -> Tensor:
-    """The teacher's x0 under guidance ``T_c + (s(t) - 1) (T_c - T_u)``; s is 1 outside the gate.
+    """The teacher's x0 with guidance, ``T_c + (s(t) - 1) (T_c - T_u)``; s is 1 outside the gate.
 
     Args:
         conditional, unconditional: [B, C, F, h, w]. t: [B].
@@ -47,13 +47,13 @@ def distribution_matching(g: Tensor, f: Tensor, teacher: Tensor) -> Tensor:
 
 
 def rewarded(losses: Tensor, rewards: Tensor | None, recipe: Recipe) -> Tensor:
-    """One loss from those of the clips [B] and SyncNet's confidence in them [B], detached.
+    """The loss of a batch from the losses L of its clips [B], weighted by SyncNet's confidence r in them [B], detached.
 
-    exp (upstream): mean of exp(beta r) L: nearly the best clip alone, and a scale of e^10 to e^16 that only clipping
-        and Adam undo.
-    centred: the same with r less its mean over the batch: the scale is near 1.
+    exp (upstream): mean of exp(beta r) L. The best clip dominates, and the scale is e^10 to e^16, which only gradient
+        clipping and Adam compensate.
+    centred: the same with r minus its mean over the batch, so that the scale is near 1.
     self_normalised: sum of exp(beta r) L over the sum of the weights.
-    batch_mean (upstream's first version): mean weight times mean loss: all clips alike.
+    batch_mean (upstream's first version): mean weight times mean loss, so that all clips weigh the same.
     """
     if recipe.reward == "none" or rewards is None:
         return losses.mean()

@@ -1,7 +1,7 @@
 """Random numbers per sample, independent of the process that computes it.
 
-Each sample of each iteration has its own generator. So an interrupted run continues with the same numbers
-without any state to keep, and one process with accumulation draws what two ranks draw.
+Each sample of each iteration has its own generator. So an interrupted run continues with the same numbers without a
+saved state, and one process with accumulation draws the same numbers as two ranks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Noise:
 
     Args:
         seed: of the run. iteration: number of the update. samples: numbers of the samples within it. use: what the
-            numbers are for; the critic and the student draw apart.
+            numbers are for, so that the critic and the student draw different ones.
     """
 
     def __init__(self, seed: int, iteration: int, samples: Sequence[int], use: str) -> None:

@@ -1,4 +1,4 @@
-"""Ranks: torchrun's, FSDP2 over all of them, and what all of them must agree on. One process is one rank."""
+"""Ranks: joining those that torchrun started, FSDP2 and adapters, means over ranks. A single process is one rank."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def mesh(device: torch.device) -> DeviceMesh | None:
 
 
 def shard(model: CausalDiT, over: DeviceMesh | None, precision: str) -> None:
-    """FSDP2: each block by itself, what is left in the root. Parameters and their gradients stay in float32."""
+    """FSDP2: each block is a unit, the rest belongs to the root. Parameters and their gradients stay in float32."""
     if over is None:
         return
     products = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -59,7 +59,7 @@ def shard(model: CausalDiT, over: DeviceMesh | None, precision: str) -> None:
 
 @contextmanager
 def products(device: torch.device, precision: str) -> Iterator[None]:
-    """Products in bfloat16, where FSDP does not already see to it."""
+    """Autocast to bfloat16 on a single rank; on several, FSDP casts."""
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16" and world() == 1):
         yield
 
@@ -72,7 +72,7 @@ def adapt(model: CausalDiT, rank: int, alpha: int) -> None:
 
 
 def merged(model: CausalDiT) -> dict[str, Tensor]:
-    """The weights with adapters added in, under the names of a model without."""
+    """The weights with adapters merged, under the names of a model without adapters."""
     found: dict[str, Tensor] = {}
     for name, module in model.named_modules():
         if hasattr(module, "base_layer"):
@@ -101,5 +101,5 @@ def mean_over_ranks(x: Tensor) -> Tensor:
 
 
 def parameters(module: nn.Module) -> list[nn.Parameter]:
-    """Those that are trained."""
+    """The parameters that are trained."""
     return [p for p in module.parameters() if p.requires_grad]

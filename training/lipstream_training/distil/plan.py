@@ -1,6 +1,6 @@
 """Estimate the resources of a run: memory of a rank, arithmetic, hours; counted on the meta device.
 
-Weights are counted from the model itself, adapters and all; activations and arithmetic from the shapes of a step.
+Weights are counted from the model with its adapters; activations and arithmetic from the shapes of a step.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ REACHED = 400e12
 
 @dataclass(frozen=True)
 class Memory:
-    """Of one rank, bytes.
+    """Memory of one rank in bytes.
 
     Attributes:
         weights: sharded, float32: of all networks. gradients, moments: of what is trained. gathered: one block and the
-            root in the type of the products, twice, since the next block comes while one computes.
-        kept: K and V that later chunks attend to. activations: what a backward pass is given, the larger of the
-            student's and the critic's. work: of one block while it computes.
+            root in the type of the products, twice, since the next block is gathered while one computes.
+        kept: K and V that later chunks attend to. activations: saved for the backward pass, the larger of the student's
+            and the critic's. work: temporary tensors of one block.
     """
 
     weights: float
@@ -55,12 +55,12 @@ def constructed(config: StudentConfig, recipe: Recipe, *, trained: bool) -> Caus
 
 
 def count(module: nn.Module, *, trained: bool | None = None) -> int:
-    """Numbers in the parameters; of those that are trained, or not, alone."""
+    """Number of parameters of `module`; with `trained`, only of those that are trained (True) or frozen (False)."""
     return sum(p.numel() for p in module.parameters() if trained is None or p.requires_grad is trained)
 
 
 def memory(recipe: Recipe, gpus: int, *, critic: str | None = None) -> Memory:
-    """Of one of `gpus` ranks in a stage-2 step, one clip on each.
+    """Memory of one of `gpus` ranks in a stage-2 step, one clip on each.
 
     Args:
         critic: size of the fake score, if it is not the student's. The teacher is 14b.
@@ -75,7 +75,7 @@ def memory(recipe: Recipe, gpus: int, *, critic: str | None = None) -> Memory:
     kept = 2 * config.num_layers * chunks * rows * config.dim * width * recipe.batch
     through = max(c.num_layers * c.tokens * LATENT_FRAMES * c.dim for c in (config, fake))
     if not recipe.checkpointing:
-        through *= 24  # tensors of a block's width that its backward pass is given, about
+        through *= 24  # about as many tensors of a block's width are saved for its backward pass
     largest = max((config, fake, teacher), key=lambda c: c.dim)
     work = largest.tokens * LATENT_FRAMES * (largest.ffn_dim * 2 + largest.dim * 12) * width * recipe.batch
     return Memory(
@@ -91,7 +91,7 @@ def memory(recipe: Recipe, gpus: int, *, critic: str | None = None) -> Memory:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Numbers in a network: all, those trained, and those that are gathered at once."""
+    """Numbers of parameters of a network: all, those trained, and those gathered at once."""
 
     all: int
     trained: int
@@ -112,7 +112,7 @@ _counted: dict[tuple[StudentConfig, int, bool], _Counts] = {}
 
 
 def flops(config: StudentConfig, frames: int, keys: int) -> float:
-    """Of one forward pass of `frames` latent frames, each token looking at `keys` latent frames."""
+    """Operations of one forward pass of `frames` latent frames, each token attending to `keys` latent frames."""
     rows = frames * config.tokens
     products = 8 * config.dim**2 + 2 * config.dim * config.ffn_dim  # q, k, v, o twice but for the prompt's k and v
     products -= 2 * config.dim**2
@@ -121,9 +121,9 @@ def flops(config: StudentConfig, frames: int, keys: int) -> float:
 
 
 def step_flops(recipe: Recipe, *, critic: str | None = None) -> dict[str, float]:
-    """Of one clip: a critic's and a student's part of a stage-2 iteration, on average over exit steps.
+    """Operations for one clip: a critic's and a student's part of a stage-2 iteration, on average over exit steps.
 
-    A backward pass takes twice a forward pass, and with checkpointing one more.
+    A backward pass takes twice a forward pass, with checkpointing three times.
     """
     student, fake, teacher = STUDENTS[recipe.student], STUDENTS[critic or recipe.student], STUDENTS["14b"]
     chunks, c = LATENT_FRAMES // student.chunk_frames, student.chunk_frames
@@ -140,15 +140,15 @@ def step_flops(recipe: Recipe, *, critic: str | None = None) -> dict[str, float]
 
 
 def hours(recipe: Recipe, gpus: int, *, critic: str | None = None) -> float:
-    """Of the whole stage on `gpus` H100, at `REACHED`."""
+    """Hours of the whole stage on `gpus` H100, at `REACHED`."""
     each = step_flops(recipe, critic=critic)
     clips = recipe.iterations * recipe.batch * recipe.accumulate
     total = clips * (each["critic"] + each["student"] / recipe.update_ratio)
-    return total / REACHED / 3600  # clips of each rank: ranks work side by side
+    return total / REACHED / 3600  # clips of each rank: ranks work in parallel
 
 
 def table(student: str) -> list[dict[str, Any]]:
-    """Rows of the page: GPUs, memory of a rank in GiB by kind, hours, GPU hours; effective batch 16 or 64."""
+    """Rows of the table: GPUs, memory of a rank in GiB by kind, hours, GPU hours; effective batch 16 or 64."""
     effective, critic = (16, None) if student == "14b" else (64, None)
     recipe = replace(Recipe(student=student, lora=128 if student == "14b" else 0), batch=1)
     rows = []

@@ -30,28 +30,28 @@ class Recipe:
     accumulate: int = _option(4, "batches whose gradients make one update")
     rate: float = _option(2e-6, "learning rate of the model, constant after the warm-up")
     critic_rate: float = _option(2e-6, "learning rate of the fake score")
-    warm_up: int = _option(0, "updates in which the rate rises")
+    warm_up: int = _option(0, "updates in which the rate rises linearly")
     beta1: float = _option(0.0, "of AdamW")
     beta2: float = _option(0.999, "of AdamW")
     weight_decay: float = _option(0.01, "of AdamW")
-    clip: float = _option(10.0, "norm to which the model's gradient is cut; 0: not at all")
+    clip: float = _option(10.0, "largest norm of the model's gradient, which is clipped to it; 0: no clipping")
     average: float = _option(0.0, "decay of the moving average of the weights; 0: none, as upstream")
     lora: int = _option(128, "rank of the adapters on q, k, v, o and the feed-forward; 0: all weights are trained")
     lora_alpha: int = _option(64, "their scale times their rank")
     precision: Literal["bf16", "fp32"] = _option("bf16", "of products; weights and updates stay in float32")
-    checkpointing: bool = _option(True, "compute each block's activations again in the backward pass")
-    seed: int = _option(0, "of everything that is drawn")
+    checkpointing: bool = _option(True, "recompute each block's activations in the backward pass")
+    seed: int = _option(0, "of all random numbers")
     save_every: int = _option(100, "updates between two checkpoints")
     sample_every: int = _option(100, "updates between two samples in the log; 0: none")
 
     drop: float = _option(0.1, "teacher: share of clips without audio and prompt, so that it can be guided")
-    time_shift: float = _option(5.0, "teacher and scores: times move towards noise")
+    time_shift: float = _option(5.0, "teacher and scores: shift of times towards noise")
 
     windows: tuple[tuple[int, int], ...] = _option(
         ((7, 1), (10, 1), (13, 1), (9, 3), (12, 3)), "forcing: windows and sinks, one of which is drawn for each pass"
     )
     sink_moves: bool = _option(
-        False, "forcing: the sink stands at the window's start, as in a stream; upstream: where it is in the clip"
+        False, "forcing: index the sink at the window's start, as in a stream; upstream: by its place in the clip"
     )
 
     update_ratio: int = _option(5, "updates of the critic to one of the student")
@@ -77,7 +77,7 @@ class Recipe:
             raise ConfigError(f"gate {self.gate}", expected="two times in [0, 1], the smaller one first")
 
     def fields(self) -> dict[str, Any]:
-        """For logs and files of the run."""
+        """The fields by name."""
         return dataclasses.asdict(self)
 
 
@@ -85,7 +85,7 @@ def load_recipe(path: Path | None, **changes: Any) -> Recipe:
     """A recipe from a TOML file, or the defaults, with some fields changed.
 
     Raises:
-        ConfigError: no such file, no TOML, unknown fields, or values that have no meaning.
+        ConfigError: no such file, no TOML, unknown fields, or invalid values.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -103,7 +103,7 @@ def load_recipe(path: Path | None, **changes: Any) -> Recipe:
 
 
 def _as(default: Any, value: Any, name: str) -> Any:
-    """`value` in the default's type: lists become tuples, whole numbers floats, texts what they say."""
+    """`value` in the default's type: lists become tuples, whole numbers floats, strings are parsed."""
     try:
         if isinstance(default, tuple):
             if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""SyncNet's scores of generated clips: the reward, and a measure."""
+"""SyncNet's scores of generated clips, as reward and as measure."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ..prepare.shards import Shards
 
 @torch.no_grad()
 def sync_scores(net: SyncNet, video: Tensor, cepstra: Tensor) -> list[SyncScore]:
-    """Of video [B, V, 3, H, W] in [0, 1], and the cepstra of its sound [B, 4 V - 1, 13].
+    """Scores of video [B, V, 3, H, W] in [0, 1] with the cepstra of its sound [B, 4 V - 1, 13].
 
-    Pictures are resized to the net's and rounded to whole numbers, as in files.
+    Pictures are resized to the net's size and rounded to whole numbers, as in files.
     """
     size = net.config.size
     frames = F.interpolate(video.flatten(0, 1).float(), (size, size), mode="bilinear")
-    frames = (frames.flip(1) * 255).round()  # blue first
+    frames = (frames.flip(1) * 255).round()  # BGR
     clips = torch.unflatten(frames, 0, video.shape[:2]).transpose(1, 2)
     sound = net.sound(cepstra)
     return [score(net.lips(clip[None])[0][: sound.shape[1]], b) for clip, b in zip(clips, sound, strict=True)]

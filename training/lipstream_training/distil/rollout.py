@@ -1,4 +1,4 @@
-"""The student as it runs in a stream, for a batch and with gradients."""
+"""Generation by the student as in a stream, for a batch and with gradients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Batch:
     """A batch of clips.
 
     Attributes:
-        target: the filmed latents [B, C, F, h, w]. condition: [B, 3 C + 1, F, h, w]. audio: [B, 4 F, A].
+        target: latents of the video [B, C, F, h, w]. condition: [B, 3 C + 1, F, h, w]. audio: [B, 4 F, A].
         clips: their numbers in the data.
     """
 
@@ -36,13 +36,13 @@ class Batch:
 
 
 class Ring:
-    """The K/V ring for a batch: what each chunk attends to is what `models.KVRing` holds for it.
+    """The K/V ring for a batch: each chunk attends to what `lipstream_models.KVRing` holds for it.
 
-    Slots are not reused, since gradients need what they were; what is kept is detached, so that none flows from one
-    chunk into another. The sink is turned forward for each chunk; other frames are rotated once.
+    Slots are not reused, since gradients need their old contents; stored K and V are detached, so that no gradient
+    flows from one chunk into another. The sink is rotated forward for each chunk; other frames are rotated once.
 
     Attributes:
-        chunks: of each chunk so far and each layer the sink's K, rotated K and V, [B, rows, H, D]; emptied when they
+        chunks: for each chunk so far and each layer the sink's K, rotated K and V, [B, rows, H, D]; emptied when they
             are no longer attended.
     """
 
@@ -59,10 +59,10 @@ class Ring:
 
 
 class ChunkAttention:
-    """Self-attention of one chunk over the ring as it is now: a backward pass that comes later still sees it so.
+    """Self-attention of one chunk over the ring's present contents, which a later backward pass also uses.
 
     Args:
-        keep: leave the chunk's K and V in the ring, for the chunks after it.
+        keep: store the chunk's K and V in the ring, for the chunks after it.
     """
 
     def __init__(self, ring: Ring, chunk: int, *, keep: bool = False) -> None:
@@ -109,8 +109,8 @@ def roll_out(
     Args:
         draw: unit noise of the shape of its argument.
         exit_step: pass whose x0 is the result; the last if None. The same for all chunks.
-        gradient: whether one flows: through the exit step alone. Earlier steps, kept K and V and the context pass are
-            without.
+        gradient: whether the result has one, through the exit step only; earlier steps, stored K and V and the context
+            pass have none.
     """
     config = model.config
     times = config.t_list[:-1]

@@ -27,7 +27,7 @@ def constant(scale: float) -> Scale:
 
 
 def inside(low: float, high: float, scale: float) -> Scale:
-    """Guidance in a window of times alone."""
+    """Guidance inside a window of times, none outside."""
     return lambda t: scale if low <= t <= high else 1.0
 
 
@@ -35,7 +35,7 @@ def inside(low: float, high: float, scale: float) -> Scale:
 def trajectory(
     networks: Networks, batch: Batch, noise: Tensor, times: list[float], scale: Scale
 ) -> Iterator[tuple[float, Tensor]]:
-    """Euler steps of the teacher (`networks.model`) through `times`; yields each time and the x0 it sees there."""
+    """Euler steps of the teacher (`networks.model`) through `times`; yields each time and the x0 predicted there."""
     net = networks.model
     attend = ClipAttention(net.config, batch.target.shape[2], causal=False, device=batch.target.device)
     rows = len(batch.target)
@@ -53,7 +53,7 @@ def trajectory(
 
 
 def sample(networks: Networks, batch: Batch, noise: Tensor, steps: int, scale: Scale) -> Tensor:
-    """What the teacher makes in `steps` steps, [B, C, F, h, w]."""
+    """The teacher's sample after `steps` steps, [B, C, F, h, w]."""
     found = noise
     for _, found in trajectory(networks, batch, noise, schedule(steps), scale):  # noqa: B007
         pass

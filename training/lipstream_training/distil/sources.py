@@ -1,4 +1,4 @@
-"""Inputs of a run: clips of prepared shards, and first weights of earlier stages, checkpoints or published files."""
+"""Inputs of a run: clips of prepared shards, and initial weights of earlier stages, checkpoints or published files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ShardClips:
 
 
 def load_model(files: Sequence[Path], student: str) -> CausalDiT:
-    """A model in float32, from a folder that a stage left, or from released files (`lipstream export --student`).
+    """A model in float32, from a folder that a stage wrote, or from released files (`lipstream export --student`).
 
     Raises:
         CheckpointError: they do not hold such a model.
@@ -98,7 +98,7 @@ def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
         CheckpointError: `path` holds neither.
     """
     codec = StudentParts.from_checkpoint(path).taehv if path.is_dir() else load_taehv(path)
-    assert codec, "of every checkpoint"
+    assert codec, "every checkpoint has a codec"
     codec.to(device)
 
     @torch.no_grad()
@@ -112,7 +112,7 @@ def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]
 
 
 def prompt(path: Path | None, config: StudentConfig) -> Tensor:
-    """The embedding of a file; zeros without one, as upstream takes for the negative prompt."""
+    """The embedding of a file; zeros without one, as upstream's negative prompt."""
     if path is None:
         return torch.zeros(config.text_len, config.text_dim)
     return load_text(path, config.text_len, config.text_dim).float()

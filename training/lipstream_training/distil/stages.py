@@ -1,4 +1,4 @@
-"""One forward pass of each stage, to its loss: the paper's recipe, free of optimisers, ranks and files."""
+"""The loss of each stage: the paper's recipe, without optimisers, ranks and files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ Judge = Callable[[Tensor, tuple[int, ...]], Tensor]
 
 @dataclass
 class Networks:
-    """What a stage runs.
+    """The networks of a stage.
 
     Attributes:
-        model: what is trained. teacher: frozen, for self_forcing. critic: the fake score, likewise trained there.
-        text, negative: prompt embeddings [rows, width]; the second one for the unguided pass.
-        judge: for the reward.
+        model: the trained one. teacher: frozen, for self_forcing. critic: the fake score, also trained there.
+        text, negative: prompt embeddings [rows, width]; the second one for the unconditional pass.
+        judge: computes the reward.
     """
 
     model: CausalDiT
@@ -83,7 +83,7 @@ class Losses:
         return 0.5 * per_sample((x0 - batch.target).square())
 
     def critic(self, batch: Batch, noise: Noise, iteration: int) -> Tensor:
-        """The fake score on the student's work: mean (f - g)^2 [B]."""
+        """The fake score on the student's output: mean (f - g)^2 [B]."""
         nets = self._nets
         assert nets.critic is not None
         with torch.no_grad():
@@ -94,7 +94,7 @@ class Losses:
         return per_sample((f - g).square())
 
     def student(self, batch: Batch, noise: Noise, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Distribution matching on the student's work, weighed by the reward: the loss, and numbers for the log."""
+        """Distribution matching on the student's output, weighted by the reward: the loss, and numbers for the log."""
         recipe, nets = self._recipe, self._nets
         assert nets.critic is not None
         assert nets.teacher is not None
@@ -112,7 +112,7 @@ class Losses:
         return rewarded(losses, rewards, recipe), numbers
 
     def teacher_x0(self, x: Tensor, batch: Batch, t: Tensor) -> Tensor:
-        """What the teacher makes of x at times t [B], guided inside the gate. Both passes always run."""
+        """The teacher's x0 of x at times t [B], guided inside the gate. Both passes always run."""
         nets = self._nets
         assert nets.teacher is not None
         rows = len(x)

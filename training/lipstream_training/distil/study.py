@@ -63,7 +63,7 @@ class Variant:
 
 
 def variants(scale: float = 1.0) -> list[Variant]:
-    """All of them, in an order in which each comes after what it starts from; `scale` times the usual updates."""
+    """All variants, each after the one that it starts from, with `scale` times the usual updates."""
 
     def times(recipe: Recipe, iterations: int, **changes: Any) -> Recipe:
         return replace(recipe, iterations=max(2, round(scale * iterations)), **changes)
@@ -107,7 +107,7 @@ def run_study(
 
 
 def collect(folder: Path, seeds: int, scale: float = 1.0) -> dict[str, Any]:
-    """What is there so far: per variant its rows, one a seed, and their means."""
+    """The results so far: per variant its rows, one per seed, and their means."""
     found: dict[str, Any] = {}
     for variant in variants(scale):
         for seed in range(seeds):
@@ -229,7 +229,7 @@ def _row(what: str, steps: int, made: Tensor, micro: Micro, clips: tuple[int, ..
 
 
 def table(found: dict[str, Any]) -> str:
-    """Markdown."""
+    """The results as a Markdown table."""
     lines = [
         "| | Sync-C | Sync-D | opening | PSNR mouth | PSNR outside | steps | fps, one core |",
         "|---|---|---|---|---|---|---|---|",

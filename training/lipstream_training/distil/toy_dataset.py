@@ -34,7 +34,7 @@ from .rollout import Batch
 CONFIG = STUDENTS["micro"]
 SIZE = CONFIG.crop_size[0]
 FRAMES = 33
-_BLOCK = 4 * 3 * CONFIG.spatial**2  # numbers that become one latent
+_BLOCK = 4 * 3 * CONFIG.spatial**2  # values per latent
 _MICRO = 9  # seeds [9, ...] are used here only
 
 
@@ -80,7 +80,7 @@ class Micro:
         return whole.clamp(0, 1)
 
     def encode(self, video: Tensor) -> Tensor:
-        """[B, 33, 3, 32, 32] in [0, 1] -> latents; the first frame stands for four."""
+        """[B, 33, 3, 32, 32] in [0, 1] -> latents; the first frame is repeated four times."""
         return torch.einsum("bfhwp,pc->bcfhw", _blocks(video), self.forth)
 
     def judge(self, latents: Tensor, clips: tuple[int, ...]) -> Tensor:
@@ -153,7 +153,7 @@ def _video(frames: Tensor) -> Tensor:
 
 
 def _blocks(video: Tensor) -> Tensor:
-    """[B, 1 + 4 n, 3, H, W] -> [B, 1 + n, h, w, numbers of a block] around grey; the first frame stands for four."""
+    """[B, 1 + 4 n, 3, H, W] -> [B, 1 + n, h, w, numbers of a block] around grey; the first frame four times."""
     s = CONFIG.spatial
     whole = fill_first_latent_frame(video) - 0.5
     cut = whole.view(len(whole), -1, 4, 3, SIZE // s, s, SIZE // s, s)  # [B, F, 4, 3, h, s, w, s]
@@ -168,7 +168,7 @@ def _components(video: Tensor) -> tuple[Tensor, Tensor]:
     count = CONFIG.latent_channels
     variance, vectors = variance.flip(0)[:count], vectors.flip(1)[:, :count]
     scale = 2.2 * variance ** (-0.25)
-    scale = scale / (scale * variance.sqrt()).mean()  # unit deviation on the whole
+    scale = scale / (scale * variance.sqrt()).mean()  # unit deviation on average
     return (vectors * scale).float(), (vectors / scale).float().T.contiguous()
 
 
@@ -190,14 +190,14 @@ def _audio_features(speech: Tensor, mouth: Tensor) -> Tensor:
 
 
 def texts() -> tuple[Tensor, Tensor]:
-    """Embeddings of the prompt and of the negative one: numbers like any other here."""
+    """Embeddings of the prompt and of the negative prompt: random numbers here."""
     generator = torch.Generator().manual_seed(1)
     text, negative = torch.randn(2, CONFIG.text_len, CONFIG.text_dim, generator=generator)
     return text, negative
 
 
 def fidelity(micro: Micro, latents: Tensor, clips: tuple[int, ...]) -> dict[str, float]:
-    """PSNR in dB against what was drawn, inside and outside the mouth."""
+    """PSNR in dB against the drawn clips, inside and outside the mouth."""
     pixel = torch.from_numpy(mouth_mask(SIZE)) > 0.5
     made, drawn = micro.decode(latents), micro.decode(micro.target[list(clips)])
     error = (made - drawn).square().mean(2)
@@ -210,7 +210,7 @@ def fidelity(micro: Micro, latents: Tensor, clips: tuple[int, ...]) -> dict[str,
 
 
 def opening(micro: Micro) -> Callable[[Tensor], Tensor]:
-    """What reads the opening [B, 33] from latents: ridge regression on what was drawn for training."""
+    """A function from latents to the opening [B, 33]: ridge regression on the training clips."""
     train = slice(0, len(micro))
     x = micro.target[train].permute(0, 2, 1, 3, 4).flatten(2)  # [N, 9, C h w]
     four = fill_first_latent_frame(micro.mouth[train]).view(-1, 9, 4)

@@ -49,12 +49,12 @@ class Trainer:
     """One stage, on this rank.
 
     The clips of an update, and every number drawn for them, follow from the recipe's seed and the update's number
-    alone. So a run continues from any checkpoint as if it had not stopped, and ranks equal accumulation.
+    alone. So a run continues from any checkpoint as if it had not stopped, and ranks are equivalent to accumulation.
 
     Args:
         out: folder of checkpoints and log; the run continues from the last checkpoint in it.
-        sample: called now and then, on all ranks, with the model and the number of updates; the pictures it returns
-            (uint8 [H, W, 3] by name) go into the log.
+        sample: called every `sample_every` updates, on all ranks, with the model and the number of updates; the
+            pictures it returns (uint8 [H, W, 3] by name) are logged.
     """
 
     def __init__(
@@ -86,11 +86,11 @@ class Trainer:
         self._critic = _Optimised(networks.critic, recipe.critic_rate, recipe) if networks.critic is not None else None
         self._average = Average(networks.model, recipe.average) if recipe.average else None
         self.iteration = 0
-        self._order: tuple[int, Tensor] | None = None  # of the lap through the clips
+        self._order: tuple[int, Tensor] | None = None  # epoch, and the order of its clips
         self._resume()
 
     def run(self, until: int | None = None, progress: Callable[[float], None] = lambda loss: None) -> None:
-        """Update until all of the recipe's iterations are done, or `until`; checkpoints as it says, and at the end.
+        """Update until all of the recipe's iterations are done, or `until`; save checkpoints, also at the end.
 
         Args:
             progress: called with the loss after each update.
@@ -112,7 +112,7 @@ class Trainer:
                     self.save()
 
     def clips(self, number: int) -> int:
-        """The clip of the `number`-th sample of the run: all of them in a new order, again and again."""
+        """The clip of the `number`-th sample of the run: every epoch has all clips in a new order."""
         lap, place = divmod(number, len(self._data))
         if self._order is None or self._order[0] != lap:
             order = Noise(self.recipe.seed, lap, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
@@ -120,7 +120,7 @@ class Trainer:
         return int(self._order[1][place])
 
     def weights(self) -> dict[str, Tensor]:
-        """The model's weights, adapters added in, the moving average where there is one. On every rank."""
+        """The model's weights, adapters merged, the moving average where there is one. On every rank."""
         with self._average.in_place() if self._average else contextlib.nullcontext():
             return {name: parallel.whole(x).cpu().clone() for name, x in parallel.merged(self.nets.model).items()}
 
@@ -223,7 +223,7 @@ class Trainer:
 
 
 def checkpoints(out: Path) -> list[Path]:
-    """Finished ones, the oldest first."""
+    """The finished checkpoints in `out`, the oldest first."""
     return sorted(path for path in out.glob("step-*") if path.suffix != ".part")
 
 
@@ -239,7 +239,7 @@ class _Optimised:
         self._options = StateDictOptions(ignore_frozen_params=True)
 
     def step(self, iteration: int) -> float:
-        """Update, and forget the gradient; returns its norm."""
+        """Update, and clear the gradient; returns its norm."""
         warm = min(1.0, (iteration + 1) / (self._recipe.warm_up + 1))
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * warm
@@ -261,7 +261,7 @@ class _Optimised:
 
 
 class _Log:
-    """TensorBoard, and the same numbers as lines of JSON; on rank 0 alone."""
+    """Writes TensorBoard files, and the same numbers as lines of JSON, on rank 0 only."""
 
     def __init__(self, out: Path, recipe: Recipe) -> None:
         self._writer: Any = None

@@ -1,1 +1,1 @@
-"""Videos and drawn people -> shards of clips to train on. From the top: `command.prepare`."""
+"""Videos and drawn people -> shards of clips to train on. Entry point: `command.prepare`."""
