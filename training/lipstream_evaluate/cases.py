@@ -1,6 +1,6 @@
 """Pairs results with references and audio, and aligns their frames.
 
-Other systems may change frame rate and size and drop the first frames. So everything is read at 25 frames a second,
+Other systems may change frame rate and size and drop the first frames. So all videos are read at 25 frames a second,
 results are resized to their reference, and the shift between the two is measured on the pictures.
 """
 
@@ -22,7 +22,7 @@ Image = NDArray[np.uint8]
 
 _SHIFT = 12  # frames by which a result may be early or late against its reference
 _THUMBNAIL = 32
-_ASPECT = 0.02  # relative difference in the ratio of width to height that is still a mere scaling
+_ASPECT = 0.02  # relative difference in the ratio of width to height up to which pictures are compared
 
 
 @dataclass(frozen=True)
@@ -37,17 +37,17 @@ class Case:
 
 
 def find_cases(systems: Mapping[str, Path], references: Path, audio: Path | None) -> tuple[list[Case], list[str]]:
-    """All clips to judge, and a message for each file without a partner.
+    """All clips to evaluate, and a message for each file without a partner.
 
     Args:
-        systems: name -> a video, or a folder of videos. references: the video, or a folder. audio: what should be said,
-            a file or a folder; None for the sound of each result.
+        systems: name -> a video, or a folder of videos. references: the video, or a folder. audio: the speech, a file
+            or a folder; None for the sound of each result.
 
     In folders a result belongs to the reference of the same name, or else to the one with the longest name that its
     name contains (`may_0001` of `may_0001_out.mp4`); sounds likewise.
 
     Raises:
-        ConfigError: a path does not exist, or nothing goes together.
+        ConfigError: a path does not exist, or no result has a reference.
     """
     known = _files(references, VIDEOS)
     sounds = _files(audio, (*SOUNDS, *VIDEOS)) if audio else []
@@ -70,7 +70,7 @@ def find_cases(systems: Mapping[str, Path], references: Path, audio: Path | None
         missing += [f"{system}: no result for {path.name}" for path in known if path not in taken]
     if not cases:
         raise ConfigError(
-            "no result goes with any reference\n  " + "\n  ".join(missing[:10]),
+            "no result has a reference\n  " + "\n  ".join(missing[:10]),
             expected="files named alike, e.g. references/may.mp4 and results/may.mp4 or may_out.mp4",
         )
     return cases, missing
@@ -94,7 +94,7 @@ def _partner(file: Path, among: Iterable[Path]) -> Path | None:
 
 
 def thumbnails(frames: Iterable[Image], keep: list[NDArray[np.float32]]) -> Iterator[Image]:
-    """Pass the frames through, and leave a small grey picture of each in `keep`."""
+    """Yield the frames unchanged, and append a small grey picture of each to `keep`."""
     for frame in frames:
         small = cv2.resize(frame, (_THUMBNAIL, _THUMBNAIL), interpolation=cv2.INTER_AREA)
         keep.append(cv2.cvtColor(small, cv2.COLOR_RGB2GRAY).astype(np.float32))
@@ -104,7 +104,7 @@ def thumbnails(frames: Iterable[Image], keep: list[NDArray[np.float32]]) -> Iter
 def shift_between(results: list[NDArray[np.float32]], references: list[NDArray[np.float32]]) -> int:
     """Frames by which the result's picture is late: its frame ``i + shift`` shows the reference's frame i.
 
-    The shift with the least mean difference of the thumbnails; another than 0 must be better by a tenth.
+    The shift with the least mean difference of the thumbnails; a shift other than 0 must be better by a tenth.
     """
     a, b = np.stack(results), np.stack(references)
 
@@ -132,7 +132,7 @@ def pairs(case: Case, shift: int) -> Iterator[tuple[Image, int, Image | None]]:
 
 
 def same_shape(result: Image, reference: Image) -> bool:
-    """Whether one is a mere scaling of the other."""
+    """Whether both have about the same ratio of width to height."""
     a, b = result.shape[1] / result.shape[0], reference.shape[1] / reference.shape[0]
     return bool(abs(a / b - 1) <= _ASPECT)
 

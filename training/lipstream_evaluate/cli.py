@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> Result:
 EVALUATE = Command(
     "evaluate",
     "results against references, in numbers and pictures",
-    "Judge results of one or more systems: lips against sound, pictures against their references. Writes "
+    "Evaluate results of one or more systems: lips against sound, pictures against their references. Writes "
     "OUT/index.html and OUT/evaluation.json. Videos of any frame rate and size; a result that is early or late "
     "against its reference is shifted back for the comparison, and the shift is reported. Needs lipstream[evaluate].",
     _add_arguments,

@@ -31,7 +31,11 @@ class Judges:
     networks: Mapping[str, Path] | None = None
 
     def load(self) -> tuple[SyncNet | None, dict[str, Any]]:
-        """Raises CheckpointError or MissingExtraError."""
+        """SyncNet or None, and the other networks by name.
+
+        Raises:
+            CheckpointError: a file is missing or of another network. MissingExtraError: a package is not installed.
+        """
         return load_syncnet(self.syncnet) if self.syncnet else None, load_networks(self.networks or {})
 
     def left_out(self) -> dict[str, str]:
@@ -54,14 +58,14 @@ def evaluate(
     workers: int = 0,
     quiet: bool = False,
 ) -> tuple[dict[str, Any], str]:
-    """Judge all systems. Returns the content of evaluation.json, and the table as text.
+    """Evaluate all systems. Returns the content of evaluation.json, and the table as text.
 
     Args:
         output: folder for evaluation.json and index.html. paper: the published rows in the table as well.
         workers: processes; 0 for one per core.
 
     Raises:
-        ConfigError, CheckpointError, MissingExtraError: before anything is judged.
+        ConfigError, CheckpointError, MissingExtraError: before any clip is evaluated.
     """
     cases, missing = find_cases(systems, references, audio)
     judges.load()  # so that a wrong file is reported before the long part
@@ -90,7 +94,7 @@ _loaded: dict[Any, tuple[SyncNet | None, dict[str, Any]]] = {}
 
 
 def _judge(job: tuple[Case, Judges]) -> Verdict | str:
-    """Return the verdict, or the reason for its absence. Networks are loaded once in each process."""
+    """The verdict, or the reason why there is none. Networks are loaded once in each process."""
     case, judges = job
     key = judges.syncnet, tuple(sorted((judges.networks or {}).items()))
     if key not in _loaded:

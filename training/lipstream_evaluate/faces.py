@@ -21,14 +21,14 @@ MOUTH = (73.0, 266.0, 347.0, 537.0)
 _EYES = (33, 263)  # FaceMesh: outer corners
 _CORNERS = (61, 291)  # of the mouth
 _FIVE = ((33, 133), (263, 362), (4,), (61,), (291,))  # eyes (outer and inner corner), tip of the nose, mouth
-_SMOOTH = 13  # frames of the median over a face's size, and
-_MARGIN = 0.4  # of its half size around it: syncnet_python's
-_GREY = (110, 110, 110)  # and what lies beyond the frame
+_SMOOTH = 13  # frames of the median over a face's size, in syncnet_python
+_MARGIN = 0.4  # around the face, of its half size, in syncnet_python
+_GREY = (110, 110, 110)  # beyond the frame, in syncnet_python
 
 
 @dataclass(frozen=True)
 class FaceTrack:
-    """The face in n frames; NaN where none was seen.
+    """The face in n frames; NaN where none was detected.
 
     Attributes:
         gap: between the lips, and width: of the mouth, in distances of the outer eye corners, float64 [n].
@@ -71,7 +71,7 @@ def track_faces(frames: Iterable[Image]) -> FaceTrack:
 def squares(boxes: Track) -> Track:
     """Centre x, centre y and half size of each face, float64 [n, 3], as `syncnet_python` crops: smoothed over time.
 
-    Frames without a face take the place of the nearest one that shows it. NaN if none does.
+    Frames without a face get the square of the nearest frame with one. NaN if no frame has a face.
     """
     known = np.flatnonzero(~np.isnan(boxes[:, 0]))
     if not known.size:
@@ -91,7 +91,7 @@ def face_crop(frame: Image, square: NDArray[np.float64], size: int = 224) -> Ima
     scale = 2 * reach / size
     matrix = np.array([[scale, 0, left + scale / 2 - 0.5], [0, scale, top + scale / 2 - 0.5]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    if scale > 1.5:  # shrinks: averaged over whole pixels
+    if scale > 1.5:  # for a smaller picture, pixels are averaged
         side = round(2 * reach)
         matrix = np.array([[1.0, 0, round(left)], [0, 1.0, round(top)]])
         cut = cv2.warpAffine(frame, matrix, (side, side), flags=flags, borderValue=_GREY)

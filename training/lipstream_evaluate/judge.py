@@ -1,4 +1,4 @@
-"""Judges one clip of one system: its own metrics, and the features for metrics over all clips."""
+"""Evaluates one clip of one system: its own metrics, and the features for metrics over all clips."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ MOMENTS = 8
 """Pictures of each clip on the page."""
 LAGS = 5
 """Frames by which the mouth may be late or early when its opening is compared with the sound."""
-_EVERY = 5  # frames from one look of LPIPS and CSIM to the next
-_FACE = 224  # pixels of the face that LPIPS, FID and FVD see
-_FLAT = 99.0  # dB that stand for equal pictures
+_EVERY = 5  # LPIPS and CSIM are computed for every so many frames
+_FACE = 224  # pixels of the face for LPIPS, FID and FVD
+_FLAT = 99.0  # dB, the PSNR of equal pictures
 
 
 @dataclass
 class Verdict:
-    """What is known of a clip.
+    """The result of evaluating a clip.
 
     Attributes:
         values: numbers by the names of `METRICS`; NaN or missing where one has no meaning.
-        notes: in words, what a reader must know of them.
+        notes: sentences on the clip and its numbers.
         gap, reference_gap, sound: the lip gap and the loudness of the sound (0 to 1), frame by frame.
         ours, theirs: per network of "inception" and "i3d" the features, of the result and of the reference.
         pictures, reference_pictures: the face at some moments, JPEG. moments: the frames they are.
@@ -108,7 +108,7 @@ def _sync(verdict: Verdict, net: SyncNet, lips: LipReader, audio: NDArray[np.flo
 
 
 class _Comparison:
-    """Compares result and reference frame by frame, and sums up."""
+    """Compares result and reference frame by frame, and averages."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Comparison:
         return True
 
     def _show_lips(self, i: int, frame: Image) -> None:
-        """Give SyncNet a frame of the result; grey where it shows no face."""
+        """Pass a frame of the result to SyncNet; a grey picture if it shows no face."""
         if self.lips is None or self._syncnet is None:
             return
         square, matrix = self._squares[i], self._face.matrices[i]
@@ -226,7 +226,7 @@ class _Comparison:
 
 
 def psnr(squared_error: NDArray[np.float32]) -> float:
-    """Decibels; 99 for equal pictures."""
+    """PSNR in dB of squared errors in [0, 1]; 99 for equal pictures."""
     mean = float(squared_error.mean())
     return min(_FLAT, 10 * float(np.log10(255.0**2 / mean))) if mean > 0 else _FLAT
 

@@ -1,7 +1,7 @@
 """Metrics that need trained networks: LPIPS, CSIM, and the features of FID and FVD.
 
-The networks are those of well-known packages; their weights are read from files that the caller names, since none may
-be shipped. Nothing is downloaded.
+The networks are those of well-known packages; their weights are read from files of the caller, since their licences do
+not allow shipping them. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ WEIGHTS = {
     "inception": "Inception of FID: weights-inception-2015-12-05-6726825d.pth of torch-fidelity",
     "i3d": "I3D of FVD: i3d_pretrained_400.pt of cd-fvd",
 }
-"""What each file is, by the name of its option."""
+"""The file of weights for each option."""
 
 WINDOW = 16
-"""Frames that I3D sees at once."""
+"""Frames of one input of I3D."""
 
 
 class Lpips:
-    """LPIPS with AlexNet (Zhang et al. 2018), by the package `lpips`, which brings the linear layers."""
+    """LPIPS with AlexNet (Zhang et al. 2018), by the package `lpips`, which contains the linear layers."""
 
     def __init__(self, weights: Path) -> None:
         with _package("lpips"):
@@ -65,7 +65,7 @@ class Inception:
     def __init__(self, weights: Path) -> None:
         with _package("torch-fidelity"):
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        _tensors(weights)  # only then is the package, which would run any pickle, given the file
+        _tensors(weights)  # checked first, since the package would execute any pickle
         self._net = _fits(
             weights, "inception", lambda: FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
         )
@@ -142,7 +142,7 @@ def _package(name: str) -> Iterator[None]:
 
 
 def _tensors(path: Path) -> Mapping[str, Tensor]:
-    """A file of tensors, read without running anything in it."""
+    """A file of tensors, read without executing code in it."""
     if not path.is_file():
         raise CheckpointError(f"no such file: {path}")
     try:
@@ -155,11 +155,15 @@ def _tensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _fits(path: Path, kind: str, load: Callable[[], _T]) -> _T:
-    """What `load` returns. Raises CheckpointError, which names the file, where the weights are of something else."""
+    """What `load` returns.
+
+    Raises:
+        CheckpointError: `load` failed, since the file is of another network.
+    """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             return load()
-    except Exception as error:  # whatever a package or ONNX Runtime raises for what does not fit
+    except Exception as error:  # packages and ONNX Runtime raise different types for weights that do not fit
         raise CheckpointError(
             f"{path} is not what --{kind} takes: {str(error).splitlines()[0]}", expected=WEIGHTS[kind]
         ) from error

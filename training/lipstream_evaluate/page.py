@@ -1,4 +1,4 @@
-"""The page: the table, and for each clip what the systems made of it, with the mouths' opening over time."""
+"""The page: the table, and for each clip pictures of all systems and the mouths' opening over time."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def in_processes(
     Args:
         function: of a module, so that other processes can import it.
         workers: processes, 0 for one per core; no more are started than there are jobs.
-        ordered: results in the order of the jobs; else as they come.
+        ordered: results in the order of the jobs; else in the order of completion.
     """
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     if workers <= 1:
@@ -33,6 +33,6 @@ def in_processes(
 
 
 def _one_thread() -> None:
-    """All cores are in use by processes already."""
+    """Limit this process to one thread: the processes already use all cores."""
     torch.set_num_threads(1)
     limit_threads(1)

@@ -26,7 +26,7 @@ class Metric:
 
 
 METRICS = {
-    "sync_c": Metric("Sync-C", 1, 2, "SyncNet's confidence in lips and sound"),
+    "sync_c": Metric("Sync-C", 1, 2, "SyncNet's confidence that lips and sound agree"),
     "sync_d": Metric("Sync-D", -1, 2, "SyncNet's distance between lips and sound"),
     "sync_offset": Metric("offset", 0, 0, "frames by which SyncNet finds the mouth late"),
     "opening_sound": Metric("opening ~ sound", 1, 2, "correlation of the lip gap with the loudness"),
@@ -57,7 +57,7 @@ def published() -> dict[str, Any]:
 
 
 def report(verdicts: Sequence[Verdict], missing: Sequence[str], left_out: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that was found, ready for JSON.
+    """The content of evaluation.json.
 
     Args:
         verdicts: of all clips. missing: results without partner and the like. left_out: metric -> why.
@@ -136,7 +136,7 @@ def _cell(name: str, value: Mapping[str, Any] | None) -> str:
 
 
 def table(found: Mapping[str, Any], *, paper: bool = False) -> str:
-    """For a terminal: metrics down, systems across; then what is to be known of them."""
+    """For a terminal: metrics down, systems across; then the notes."""
     heading, body = rows(found, paper=paper)
     columns = [heading, *body]
     widths = [max(len(cell) for cell in column) for column in columns]

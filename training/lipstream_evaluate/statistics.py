@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 def correlation(a: NDArray[np.floating], b: NDArray[np.floating], lag: int = 0) -> float:
     """Pearson's correlation of ``a[i + lag]`` with ``b[i]``: at a positive lag `a` comes later.
 
-    Frames that are NaN in either do not count. NaN when nothing varies, or fewer than half of the frames are left.
+    Frames that are NaN in either are left out. NaN when either is constant, or fewer than half of the frames remain.
     """
     n = min(len(a), len(b))
     x, y = (a[lag:n], b[: n - lag]) if lag >= 0 else (a[: n + lag], b[-lag:n])
@@ -48,8 +48,8 @@ def frechet(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
     |mu_a - mu_b|^2 + tr(A + B - 2 (AB)^1/2) (Heusel et al. 2017). NaN with fewer than two samples in either.
 
-    Where samples are fewer than dimensions AB has no root worth computing, so the trace is that of the nuclear norm of
-    the product of the centred samples, which is the same number.
+    With fewer samples than dimensions the root of AB is ill-conditioned, so the trace is computed as the nuclear norm
+    of the product of the centred samples, which is equal.
     """
     if len(a) < 2 or len(b) < 2:
         return float("nan")

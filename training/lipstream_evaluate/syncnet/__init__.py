@@ -1,4 +1,4 @@
-"""SyncNet: how well lips and sound go together, and by how many frames they are apart."""
+"""SyncNet: the agreement of lips and sound, and the offset between them in frames."""
 
 from .mfcc import mfcc
 from .model import DRAWN, FRAMES, PER_FRAME, SyncNet, SyncNetConfig, load_syncnet, save_syncnet

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from ..media import RATE
 
 COEFFICIENTS = 13
-WINDOW, STEP = 400, 160  # samples: 25 ms every 10 ms, four to a video frame
+WINDOW, STEP = 400, 160  # samples: 25 ms every 10 ms, four per video frame
 _FFT = 512
 _FILTERS = 26
 _LIFTER = 22
@@ -26,7 +26,7 @@ def mfcc(audio: NDArray[np.float32]) -> NDArray[np.float32]:
     energy.
 
     Args:
-        audio: float32 [samples] at 16 kHz in -1..1; taken as 16-bit numbers, as SyncNet was trained.
+        audio: float32 [samples] at 16 kHz in -1..1; scaled to 16-bit integers, as SyncNet was trained.
     """
     signal = np.asarray(audio, np.float64) * _FULL_SCALE
     signal = np.append(signal[:1], signal[1:] - _PREEMPHASIS * signal[:-1])
@@ -44,7 +44,7 @@ def mfcc(audio: NDArray[np.float32]) -> NDArray[np.float32]:
 
 @cache
 def _filters() -> NDArray[np.float64]:
-    """Triangles [26, 257] between points that lie evenly on the mel scale from 0 to 8000 Hz."""
+    """Triangular filters [26, 257] between points equally spaced on the mel scale from 0 to 8000 Hz."""
     top = 2595 * np.log10(1 + RATE / 2 / 700)
     hertz = 700 * (10 ** (np.linspace(0, top, _FILTERS + 2) / 2595) - 1)
     edges = np.floor((_FFT + 1) * hertz / RATE)

@@ -1,6 +1,6 @@
 """SyncNet as published (Chung and Zisserman, "Out of time", 2016), and its weights.
 
-Modules carry the names of the published code, so that `syncnet_v2.model` fits as it is.
+Modules have the names of the published code, so that `syncnet_v2.model` loads unchanged.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from .mfcc import COEFFICIENTS
 
 FRAMES = 5
-"""Video frames in one look."""
+"""Video frames of one embedding."""
 CEPSTRA = 20
-"""Cepstra in one look: those of 5 video frames."""
+"""Cepstra of one embedding: those of 5 video frames."""
 PER_FRAME = 4
-"""Cepstra in a video frame."""
+"""Cepstra per video frame."""
 DRAWN = "drawn"
 """Name of the shipped weights: a small net, trained on drawn faces. Not comparable with published numbers."""
 
@@ -36,9 +36,9 @@ class SyncNetConfig:
 
     Attributes:
         size: pixels of the square crop; 64 or more.
-        lip, audio: channels of the six convolutions of each branch. hidden, embedding: of what follows them.
-        crop: what the crop shows. None: the face's box with a margin, as `syncnet_python` cuts it. Else a rectangle
-            (left, top, right, bottom) of the 420 x 560 alignment canvas.
+        lip, audio: channels of the six convolutions of each branch. hidden, embedding: widths of the linear layers.
+        crop: None: the crop is the face's box with a margin, as in `syncnet_python`. Else a rectangle (left, top,
+            right, bottom) of the 420 x 560 alignment canvas.
     """
 
     size: int = 224
@@ -50,7 +50,7 @@ class SyncNetConfig:
 
 
 class SyncNet(nn.Module):
-    """Two branches into one space, in which lips and sound of the same moment lie close."""
+    """Two branches into one embedding space, in which lips and sound of the same moment are close."""
 
     def __init__(self, config: SyncNetConfig | None = None) -> None:
         super().__init__()
@@ -81,10 +81,10 @@ class SyncNet(nn.Module):
         self.netfclip = _head(v[5], c.hidden, c.embedding)
 
     def lips(self, frames: Tensor) -> Tensor:
-        """Embeddings of every five frames in a row.
+        """Embeddings of all windows of five frames.
 
-        Only the first convolution sees more than one frame, so a whole clip goes through at once: the same numbers as
-        window by window, at a fifth of the work.
+        Only the first convolution covers more than one frame, so a whole clip is computed at once: the same result as
+        window by window, at a fifth of the operations.
 
         Args:
             frames: float [B, 3, T, size, size], blue, green, red, in 0..255.
@@ -96,7 +96,7 @@ class SyncNet(nn.Module):
         return _each(self.netfclip, seen)
 
     def sound(self, cepstra: Tensor) -> Tensor:
-        """Embeddings of the sound of every five video frames in a row.
+        """Embeddings of the sound of all windows of five video frames.
 
         Args:
             cepstra: float [B, 4 n + 16 or up to 3 more, 13], see `mfcc`.
@@ -110,13 +110,13 @@ class SyncNet(nn.Module):
 
 
 def load_syncnet(weights: str | Path) -> SyncNet:
-    """A net ready to judge.
+    """SyncNet with weights, in evaluation mode.
 
     Args:
         weights: "drawn"; or a file: the published `syncnet_v2.model`, or .safetensors that `save_syncnet` wrote.
 
     Raises:
-        CheckpointError: no such file, or it does not hold this net.
+        CheckpointError: no such file, or it does not hold a SyncNet.
     """
     path = Path(__file__).with_name("drawn.safetensors") if str(weights) == DRAWN else Path(weights)
     if not path.is_file():
@@ -136,7 +136,7 @@ def load_syncnet(weights: str | Path) -> SyncNet:
 
 
 def save_syncnet(net: SyncNet, path: Path) -> None:
-    """As float16: half the size; scores change in the third digit."""
+    """Write the weights as float16, which changes scores in the third digit."""
     tensors = {name: x.half().contiguous() for name, x in net.state_dict().items() if x.is_floating_point()}
     save_file(tensors, path, metadata={"syncnet": json.dumps(asdict(net.config))})
 

@@ -18,17 +18,17 @@ from .model import FRAMES, SyncNet
 
 SHIFTS = 15
 """Frames by which the sound is shifted to either side."""
-_AT_ONCE = 64  # frames that go through the net together: of 224 pixels it takes some 300 MB
+_AT_ONCE = 64  # frames per call of the net, which takes about 300 MB for crops of 224 pixels
 
 
 @dataclass(frozen=True)
 class SyncScore:
-    """How well lips and sound go together.
+    """The agreement of lips and sound.
 
     Attributes:
         confidence: Sync-C (LSE-C): median minus least of the mean distances over all shifts; high is good.
         distance: Sync-D (LSE-D): the least mean distance; low is good.
-        offset: frames at which it is found; positive: the mouth is late, the sound comes first.
+        offset: shift in frames of the least mean distance; positive: the mouth is late, the sound is first.
     """
 
     confidence: float
@@ -37,12 +37,12 @@ class SyncScore:
 
 
 def sync_score(net: SyncNet, crops: NDArray[np.uint8], audio: NDArray[np.float32]) -> SyncScore | None:
-    """Score one clip; None if it has fewer than 6 frames, or is silent (nothing to go with).
+    """Score one clip; None if it has fewer than 6 frames, or is silent.
 
     The last window of five frames is left out, as the published code does.
 
     Args:
-        crops: uint8 [T, S, S, 3] RGB at 25 a second, what `net.config.crop` says.
+        crops: uint8 [T, S, S, 3] RGB at 25 a second, cut as `net.config.crop` describes.
         audio: float32 [samples] at 16 kHz, starting with the first frame.
     """
     frames = min(len(crops), len(audio) // SAMPLES_PER_FRAME)
@@ -53,7 +53,7 @@ def sync_score(net: SyncNet, crops: NDArray[np.uint8], audio: NDArray[np.float32
 
 
 def score(lips: Tensor, sound: Tensor, shifts: int = SHIFTS) -> SyncScore:
-    """Of embeddings [n, E]."""
+    """The score from embeddings [n, E]."""
     means = distances(lips, sound, shifts).mean(0)
     least = int(means.argmin())
     distance = float(means[least])
@@ -89,7 +89,7 @@ def embed_audio(net: SyncNet, audio: NDArray[np.float32]) -> Tensor:
 
 
 class LipReader:
-    """Embeds lips as their crops come; holds few of them."""
+    """Embeds lips crop by crop, with a bounded number of crops in memory."""
 
     def __init__(self, net: SyncNet) -> None:
         self._net = net
@@ -97,7 +97,7 @@ class LipReader:
         self._done: list[Tensor] = []
 
     def push(self, crop: NDArray[np.uint8]) -> None:
-        """The next crop, uint8 [S, S, 3] RGB."""
+        """Add the next crop, uint8 [S, S, 3] RGB."""
         size = self._net.config.size
         if crop.shape[0] != size:
             crop = np.asarray(cv2.resize(crop, (size, size), interpolation=cv2.INTER_LINEAR), np.uint8)

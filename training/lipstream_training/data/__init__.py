@@ -1,1 +1,1 @@
-"""Training data this project makes itself: speech, and drawn faces that say it."""
+"""Synthetic training data: speech, and drawn faces that say it."""

@@ -50,7 +50,7 @@ class Camera:
         )
 
     def shoot(self, picture: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-        """`picture` uint8 [h, w, 3] RGB as this camera delivers it; `rng` draws the noise."""
+        """`picture` uint8 [h, w, 3] RGB as this camera records it; the noise is from `rng`."""
         height, width = picture.shape[:2]
         image = cv2.LUT(picture, self.tone)
         if self.saturation < 1:
@@ -75,7 +75,7 @@ class Recording:
     """The losses of a clip between camera and file.
 
     Attributes:
-        crf: of H.264, 0 for none: from the high thirties on little is left but blocks.
+        crf: of H.264, 0 for none; from about 37 on the picture is mostly blocks.
         interlaced: each frame is two fields, half a frame apart, shown as one.
     """
 

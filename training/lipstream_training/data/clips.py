@@ -1,7 +1,7 @@
 """Clips to train and to evaluate on: speech, and a drawn person who says it.
 
-A training clip comes already aligned, as the SDK's aligner would deliver it, with a reference of the same person, pose
-and light whose mouth follows other speech: all that distinguishes the two is what the audio explains.
+A training clip is already aligned, as by the SDK's aligner, and has a reference of the same person, pose and light
+whose mouth follows other speech: the two differ only in what the audio determines.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .speech import SAMPLE_RATE, speech
 CANVAS = (420, 560)
 """Width and height of the alignment canvas."""
 TEMPLATE: Points = np.array([(95.2, 112.0), (324.8, 112.0), (210.0, 224.0)])
-"""Where left brow, right brow and nose belong on the canvas."""
+"""Positions of left brow, right brow and nose on the canvas."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Clip:
 
     Attributes:
         target: uint8 [n, size, size, 3] RGB aligned crops; the mouth says `audio`.
-        reference: uint8 [n, size, size, 3]; the same but for the mouth, which says something else or nothing.
+        reference: uint8 [n, size, size, 3]; the same except for the mouth, which says something else or nothing.
         identity: uint8 [size, size, 3]; the person at another moment, in another pose, saying something else.
         audio: float32 [(10 + n) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
         mouth: the shape of the target's mouth.
@@ -81,7 +81,7 @@ def draw_clip(
     other = closed_mouth(frames) if rng.random() < 0.2 else elsewhere
 
     painter = FacePainter(person, density=0.0045 * size * 486 / (box[2] - box[0]))
-    # A track long enough to hold a moment that is not like the clip.
+    # Longer than the clip, so that `identity` can show another pose.
     track = pose_track(12 * frames, rng, movement=rng.uniform(0.2, 1.6), turn=0.3 if rng.random() < 0.3 else 0.09)
     poses = track[:frames]
     camera, recording = Camera.random(rng, harshness=rng.uniform(0.3, 1.6)), Recording.random(rng)
@@ -94,10 +94,10 @@ def draw_clip(
         return [microphone.hold(picture, moment) for picture in pictures] if microphone else pictures
 
     pairs = [draw(f, pose, [mouth_shape(mouth, f), mouth_shape(other, f)]) for f, pose in enumerate(poses)]
-    # Of a long video, the first frame is seldom like the present one.
+    # In a long video the first frame rarely resembles the current one.
     pose = track[0] if rng.random() < 0.35 else track[int(rng.integers(frames, len(track)))]
     identity = draw(frames, pose, [mouth_shape(elsewhere, int(rng.integers(frames)))])
-    # The target suffers less: a mouth cleaner than its surroundings is better than blocks drawn anew.
+    # The target is degraded less: a mouth cleaner than its surroundings is better than generated compression blocks.
     recordings = (recording.milder(), recording, recording)
     target, reference, still = (
         recorded.record([camera.shoot(picture, rng) for picture in pictures])
@@ -148,7 +148,7 @@ def mouth_shape(track: MouthTrack, frame: int) -> MouthShape:
 
 
 def align(points: Points) -> Points:
-    """Similarity float64 [2, 3] that takes three landmarks [3, 2] to `TEMPLATE` on the canvas.
+    """Similarity float64 [2, 3] that maps three landmarks [3, 2] to `TEMPLATE` on the canvas.
 
     As in LatentSync's aligner the points are scaled by their standard deviation before the rotation is fitted, so the
     fit is not the least-squares one.
@@ -165,7 +165,7 @@ def _square(matrix: Points) -> Points:
 
 
 def _detector_error(frames: int, rng: np.random.Generator) -> Points:
-    """Small similarities on the canvas, float64 [frames, 3, 3]: what a face detector misses by.
+    """Small similarities on the canvas, float64 [frames, 3, 3]: the error of a face detector.
 
     One error for the clip (2 % of the crop) and one that drifts from frame to frame (0.4 %).
     """

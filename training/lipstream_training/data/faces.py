@@ -1,7 +1,7 @@
 """Drawn faces: a person in a pose, with a mouth, as a picture.
 
-`FacePainter` paints what does not move once (`head.py`, `scene.py`) and then draws frames by warping it: about one
-millisecond for a frame of 96 x 96.
+`FacePainter` paints the static parts once (`head.py`, `scene.py`) and then draws frames by warping them, about one
+millisecond per frame of 96 x 96.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .sheet import Image, Points
 
 _NECK = (0.0, 330.0)  # the head turns about this point, in face units
 CROP_EXTENT = (-330.0, -130.0, 330.0, 690.0)
-"""What a scene must show for aligned crops of a moving head, in face units."""
+"""The rectangle of a scene that aligned crops of a moving head need, in face units."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How the head is held in the scene.
+    """Pose of the head in the scene.
 
     Attributes:
         x, y: translation in face units.
@@ -54,12 +54,12 @@ class Pose:
 
 
 def pose_track(frames: int, rng: np.random.Generator, movement: float = 1.0, turn: float = 0.09) -> list[Pose]:
-    """A head that is never quite still: slow random movement about a random resting pose, and blinks.
+    """Slow random movement about a random resting pose, and blinks.
 
     Args:
         frames: at 25 per second.
         movement: 0 still, 1 a calm speaker, 2 a lively one.
-        turn: standard deviation in radians of how far the resting head is turned to a side.
+        turn: standard deviation in radians of the resting head's turn to a side.
     """
     rest = rng.normal(0, 1, 6) * (14, 10, 0.02, 0.07, turn, 0.06)
     swing = np.array([9, 6, 0.015, 0.03, 0.06, 0.035]) * movement
@@ -83,8 +83,8 @@ class FacePainter:
     """Draws one person in one scene.
 
     Args:
-        person: who.
-        density: pixels per face unit of what is painted once; about twice that of the frames to draw.
+        person: the identity.
+        density: pixels per face unit of the static parts; about twice that of the frames to draw.
         extent: rectangle of the scene in face units; beyond it the border is repeated.
     """
 
@@ -103,7 +103,7 @@ class FacePainter:
     def render(
         self, pose: Pose, mouths: Sequence[MouthShape], to_image: NDArray[np.float64], size: tuple[int, int]
     ) -> list[NDArray[np.uint8]]:
-        """The same moment once for each mouth: the pictures differ only around the mouth.
+        """The same pose once for each mouth: the pictures differ only around the mouth.
 
         Args:
             to_image: [2, 3], face units of the scene -> image pixels (pixel centres are whole numbers).
@@ -138,11 +138,11 @@ class FacePainter:
         return pictures
 
     def place(self, points: Points, pose: Pose) -> Points:
-        """Points [n, 2] on the resting head -> where `pose` carries them, face units of the scene."""
+        """Points [n, 2] on the resting head -> their positions in `pose`, in face units of the scene."""
         depth, to_pixels = self._head.depth, self._head.sheet.to_pixels
         start = np.asarray(points, np.float64)
         moved = start
-        for _ in range(4):  # the parallax of a point is that of the place where it ends up
+        for _ in range(4):  # the parallax of a point is that at its final position
             u, v = np.round(moved @ to_pixels[:, :2].T + to_pixels[:, 2]).astype(int).T
             z = depth[np.clip(v, 0, depth.shape[0] - 1), np.clip(u, 0, depth.shape[1] - 1)]
             moved = start + np.stack([pose.yaw * z, pose.pitch * z], 1)
@@ -154,7 +154,7 @@ class FacePainter:
         p = self.person
         wing = p.nose_width + 8
         nose = np.array([(0, p.nose_y - 51), (0, p.nose_y - 11), (-wing, p.nose_y + 4), (wing, p.nose_y + 4)])
-        # Landmark networks see a brow somewhat further out and lower than its hairs.
+        # Landmark networks place a brow somewhat further out and lower than its hairs.
         brows = [brow_line(p, side) + np.array([side * 9, 4]) for side in (-1, 1)]
         return np.stack([self.place(points, pose).mean(0) for points in (brows[0], brows[1], nose)])
 

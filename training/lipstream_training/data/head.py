@@ -1,7 +1,7 @@
 """A head without a moving mouth: relief, light, skin, features and hair, painted once per clip.
 
 The relief is a height field; its normals under one lamp and ambient light give the shading, so cheeks, nose, lips and
-chin are modelled as they are in a photograph, from whatever side the light comes.
+chin are shaded as in a photograph for every direction of the light.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from .identity import Identity
 from .sheet import Image, Points, Sheet, curve, ellipse, mirrored, ramp, smooth_noise, stroke
 
 HEAD_EXTENT = (-270.0, -200.0, 270.0, 600.0)
-"""What a head sheet shows, in face units."""
+"""The rectangle of a head sheet, in face units."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Head:
         sheet: its rgb is float32 [h, w, 4], premultiplied by the coverage in the fourth channel (0..255).
         shade: float32 [h, w, 3] light on the skin, 1 = the skin's own colour.
         depth: float32 [h, w], towards the camera, in face units.
-        closed_eyes: float32 [rows, columns, 4], what replaces `eyes` in a blink.
+        closed_eyes: float32 [rows, columns, 4], replaces `eyes` in a blink.
         eyes: window of the sheet around the eyes.
     """
 
@@ -113,7 +113,7 @@ def _relief(p: Identity, sheet: Sheet) -> tuple[Image, Image]:
         :, None
     ]
     radius = (x / (wide * p.cheek / 188)) ** 2 + ((y - 170) / np.where(y < 170, 320, 345)) ** 2
-    # A sphere-like edge, but with a slope that stays finite.
+    # A sphere-like edge with a finite slope.
     dome = (
         np.where(radius < 0.94, np.sqrt(np.clip(1 - radius, 0.06, 1)), 0.245 - 2.0 * (radius - 0.94)).astype(np.float32)
         * 165
@@ -149,7 +149,7 @@ def _shading(p: Identity, relief: Image, density: float) -> Image:
     hollow = np.clip((smooth - cv2.GaussianBlur(smooth, (0, 0), 16 * density)) / 22, -1, 0.4)
     light = p.ambient * (0.78 + 0.22 / length) + (1 - p.ambient) * np.clip(facing, 0, 1) * 1.15
     light = light * (1 + 0.3 * hollow)
-    # Light that enters the skin comes out redder: shadows keep more red than blue.
+    # Subsurface scattering: shadows keep more red than blue.
     tinted = np.clip(light, 0.06, 1.4)[..., None] ** np.array([0.85, 1.02, 1.1], np.float32)
     return np.asarray(tinted + (0.35 * p.shine * glint)[..., None], np.float32) * np.float32(p.exposure) * p.tint
 
@@ -310,7 +310,7 @@ def hair_colour(p: Identity, sheet: Sheet, rng: np.random.Generator) -> Image:
 
 
 def _hair(p: Identity, sheet: Sheet, cover: Image, shade: Image, rng: np.random.Generator) -> None:
-    """Hair on and beside the head; what falls behind it belongs to the scene."""
+    """Hair on and beside the head; hair behind it belongs to the scene."""
     if p.hair_style == 0:
         cropped = 0.28 * (1 - ramp(sheet.y, p.hairline - 60, p.hairline + 10))[:, None] * np.ones_like(sheet.x)
         sheet.rgb += (p.hair * shade - sheet.rgb) * cropped[..., None]

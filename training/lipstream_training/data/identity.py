@@ -38,7 +38,7 @@ class Identity:
     eye_tilt: float
     nose_y: float  # of the tip
     nose_width: float
-    nose_height: float  # how far it stands out
+    nose_height: float  # towards the camera
     mouth_y: float
     mouth_width: float  # half-width at rest
     upper_lip: float

@@ -1,7 +1,7 @@
 """The moving part of a head: the jaw that stretches the skin, and lips, teeth and tongue painted over it.
 
-Everything here happens in a window of the head sheet whose edge no opening moves, so two mouths of one head differ
-inside `MOVING` and nowhere else.
+Only a window of the head sheet is painted, whose edge never moves, so two mouths of one head differ only inside
+`MOVING`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LipGeometry:
 
 
 def lip_geometry(p: Identity, mouth: MouthShape) -> LipGeometry:
-    """Where the lips of `p` are."""
+    """The geometry of the lips of `p` with this mouth shape."""
     spread, rounded = max(0.0, mouth.width), max(0.0, -mouth.width)
     parted = 9.0 * mouth.teeth * (1 - mouth.opening)
     gap = p.gape * mouth.opening * (1 - 0.22 * spread - 0.18 * rounded) + parted
@@ -153,7 +153,7 @@ class MouthPainter:
             self._cavity(sheet, mouth, g)
 
     def _cavity(self, sheet: Sheet, mouth: MouthShape, g: LipGeometry) -> None:
-        """What one sees between the lips: darkness, tongue, teeth; all in the shadow of the lips."""
+        """The inside of the mouth: darkness, tongue, teeth; all in the shadow of the lips."""
         p = self.person
         aperture = np.concatenate([g.upper_inner, g.lower_inner[::-1]])
         area, window = sheet.mask(aperture, 0.8)

@@ -40,7 +40,7 @@ def latent_mask(size: int, spatial: int) -> NDArray[np.float32]:
 def compositing_mask(size: int, softness: float = 0.02) -> NDArray[np.float32]:
     """Blending weights of the original picture, float32 [size, size]: 1 outside the generated region, towards 0 inside.
 
-    The soft edge lies wholly inside the region, so that no pixel is taken from where nothing was generated.
+    The soft edge lies wholly inside the region, so that pixels outside it keep the original picture.
 
     Args:
         softness: standard deviation of the edge as a share of the crop.

@@ -1,7 +1,7 @@
-"""The drawing rule: from the sound alone to the shape of the mouth, 25 times a second.
+"""The drawing rule: computes the shape of the mouth from the sound alone, 25 times a second.
 
-It is a rule of thumb of phonetics, not a simulation. A jaw opens with the loudness of the voice in the vowel band and
-with the first formant ("ah" against "ee", "oo"); lips spread when the second formant is high ("ee") and round when it
+It is a phonetic heuristic, not a simulation. The jaw opens with the loudness of the voice in the vowel band and with
+the first formant ("ah" against "ee", "oo"); lips spread when the second formant is high ("ee") and round when it
 is low ("oo"); an energy dip in the vowel band, as of p, b, m, closes them; a hissing sound shows the teeth.
 
 Level: loudness is measured against a *running level*, the loudest 10 ms of the last 0.3 s, so the shape does not
@@ -37,8 +37,8 @@ class MouthTrack:
     Attributes:
         opening: gap between the lips, 0 (closed) .. 1 (wide open).
         width: -1 (rounded, "oo") .. 1 (spread, "ee"); 0 at rest.
-        teeth: how far the lips draw back from the upper teeth, 0..1.
-        tongue: how high the tongue lies, 0..1.
+        teeth: retraction of the lips from the upper teeth, 0..1.
+        tongue: height of the tongue, 0..1.
     """
 
     opening: NDArray[np.float32]
@@ -124,7 +124,7 @@ def _ramp(value: NDArray[np.float64], low: float, high: float) -> NDArray[np.flo
 
 
 def _per_frame(track: NDArray[np.float64], first: NDArray[np.intp]) -> NDArray[np.float64]:
-    """Weighted mean of the 10 ms values around each frame: coarticulation, with the weight a little ahead."""
+    """Weighted mean of the 10 ms values around each frame, for coarticulation; the weight is centred slightly ahead."""
     offsets = np.arange(_FIRST_HOP, _LAST_HOP + 1)
     weights = np.exp(-0.5 * ((offsets - 1.2) / 1.9) ** 2)
     return np.asarray(track[first[:, None] + offsets] @ (weights / weights.sum()))

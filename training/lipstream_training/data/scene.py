@@ -1,4 +1,4 @@
-"""What is behind and below the face: background, hair that falls behind the neck, neck, shoulders, clothing."""
+"""The scene behind and below the face: background, hair behind the neck, neck, shoulders, clothing."""
 
 from __future__ import annotations
 
@@ -113,6 +113,6 @@ def _clothing(p: Identity, sheet: Sheet, rng: np.random.Generator) -> None:
 
 
 def _muted(colour: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Less colour: few things in a picture are as gaudy as random numbers."""
+    """`colour` with random, lower saturation: random colours are more saturated than those of real pictures."""
     share = rng.uniform(0.35, 0.95)
     return np.asarray(colour * (1 - share) + colour.mean(-1, keepdims=True) * share)

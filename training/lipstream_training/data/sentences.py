@@ -1,4 +1,4 @@
-"""Sentences made up from a small vocabulary: mostly grammatical English, rarely sense."""
+"""Random sentences from a small vocabulary: mostly grammatical English, rarely meaningful."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A sheet of paint: a float32 RGB image addressed in face units, with soft-edged polygons.
 
-Face units are pixels of the 420 x 560 alignment canvas with x = 0 on the midline: a neutral face of average
-proportions lies where the aligner would put it. y points down.
+Face units are pixels of the 420 x 560 alignment canvas with x = 0 on the midline: a neutral face of average proportions
+is at its aligned position. y points down.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Sheet:
     """float32 RGB in 0..255 over the rectangle (x0, y0)..(x1, y1) in face units, `density` pixels per unit.
 
     Attributes:
-        rgb: float32 [h, w, 3]; an array of another number of channels may be put there.
+        rgb: float32 [h, w, 3]; may be replaced by an array with another number of channels.
     """
 
     def __init__(self, extent: tuple[float, float, float, float], density: float, colour: Colour = (0, 0, 0)) -> None:
@@ -69,7 +69,7 @@ class Sheet:
         return np.multiply(area, np.float32(1 / 255), dtype=np.float32), (rows, columns)
 
     def polygon(self, points: ArrayLike, colour: Colour, alpha: float = 1.0, soft: float = 0.0) -> None:
-        """Paint a polygon over what is there."""
+        """Paint a polygon over the sheet."""
         area, window = self.mask(points, soft)
         self.blend(area * alpha if alpha != 1.0 else area, colour, window)
 

@@ -1,7 +1,7 @@
-"""Speech to train on: sentences made up here, spoken by eSpeak NG, recorded in random rooms with random microphones.
+"""Speech to train on: random sentences, spoken by eSpeak NG, recorded in random rooms with random microphones.
 
-The synthesiser comes from the wheel ``espeakng-loader`` (extra ``[training]``): nothing is downloaded and nothing
-needs installing on the system.
+The synthesiser is in the wheel ``espeakng-loader`` (extra ``[training]``): nothing is downloaded or installed on the
+system.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _TIMBRES = (
 
 @dataclass(frozen=True)
 class SpeechClip:
-    """One stretch of speech, twice. Both arrays are float32 [n] at 16 kHz, in [-1, 1], in step with each other.
+    """One stretch of speech, clean and recorded: synchronous arrays float32 [n] at 16 kHz in [-1, 1].
 
     Attributes:
-        clean: what the mouth says; true silence between phrases.
+        clean: what the mouth says; digital silence between phrases.
         recorded: the input of the model: `clean` through a room, a microphone and noise.
     """
 
@@ -43,7 +43,7 @@ class SpeechClip:
 
 
 def synthesiser_available() -> bool:
-    """Whether the wheel that carries eSpeak NG is installed."""
+    """Whether the wheel with eSpeak NG is installed."""
     try:
         import espeakng_loader  # noqa: F401
     except ImportError:
@@ -66,9 +66,9 @@ def speech(seconds: float, rng: np.random.Generator) -> SpeechClip:
 
 
 def degrade(clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """`clean` as a microphone might bring it: reverberation, equalisation, band limit, noise, gain.
+    """`clean` as a microphone might record it: reverberation, equalisation, band limit, noise, gain.
 
-    A fifth of all draws get nothing but a gain. The direct sound stays where it was: no step shifts the audio.
+    A fifth of all draws get only a gain. No step shifts the direct sound in time.
 
     Args:
         clean: float32 [n], 16 kHz.
@@ -92,7 +92,7 @@ def _utterances(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
     if rng.random() < 0.9:
         voice += "+" + _TIMBRES[rng.integers(len(_TIMBRES))]
     rate, pitch, pitch_range = rng.integers(115, 235), rng.integers(10, 90), rng.integers(20, 95)
-    start = int(rng.integers(0, SAMPLE_RATE))  # clips begin in the middle of things
+    start = int(rng.integers(0, SAMPLE_RATE))  # clips begin in the middle of a sentence
     pieces: list[NDArray[np.float64]] = []
     length = 0
     while length < start + samples:
@@ -108,11 +108,11 @@ def _utterances(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
 def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range: int = 50) -> NDArray[np.float64]:
     """Speak `text`; the same arguments always give the same samples.
 
-    The library keeps hidden state from one utterance to the next, so a fresh copy is loaded for each (about 10 ms).
-    For the same reason it must not run in two threads at once; processes are fine.
+    The library keeps state between utterances, so a new copy is loaded for each (about 10 ms). For the same reason it
+    must not run in two threads at once; several processes are possible.
 
     Args:
-        voice: eSpeak NG voice, optionally with a timbre: ``"en-us+f3"``. An unknown one speaks as ``"en-us"``.
+        voice: eSpeak NG voice, optionally with a timbre: ``"en-us+f3"``. ``"en-us"`` replaces an unknown one.
         rate: words per minute.
         pitch, pitch_range: 0..99.
 

@@ -113,11 +113,11 @@ class Trainer:
 
     def clips(self, number: int) -> int:
         """The clip of the `number`-th sample of the run: every epoch has all clips in a new order."""
-        lap, place = divmod(number, len(self._data))
-        if self._order is None or self._order[0] != lap:
-            order = Noise(self.recipe.seed, lap, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
-            self._order = lap, order
-        return int(self._order[1][place])
+        epoch, index = divmod(number, len(self._data))
+        if self._order is None or self._order[0] != epoch:
+            order = Noise(self.recipe.seed, epoch, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
+            self._order = epoch, order
+        return int(self._order[1][index])
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights, adapters merged, the moving average where there is one. On every rank."""

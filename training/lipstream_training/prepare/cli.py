@@ -16,10 +16,10 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder to write to")
     add("inputs", type=Path, nargs="*", metavar="VIDEOS", help="videos, folders, or lists (.txt)")
-    add("--drawn", type=int, default=0, metavar="N", help="and N clips of drawn people")
-    add("--student", default="1.3b", help="whose crops: 1.3b (default), 14b (the same) or tiny")
+    add("--drawn", type=int, default=0, metavar="N", help="also N clips of drawn people")
+    add("--student", default="1.3b", help="student whose crops are cut: 1.3b (default), 14b (the same) or tiny")
     add("--syncnet", metavar="FILE", help="drop what is out of sync: syncnet_v2.model, or 'drawn' for drawn people")
-    add("--encode", type=Path, metavar="CHECKPOINT", help="also this student's latents, audio and text features")
+    add("--encode", type=Path, metavar="CHECKPOINT", help="also latents, audio and text features of this student")
     released = parser.add_argument_group("or latents and features by the released system's files, all four")
     released.add_argument("--vae", type=Path, metavar="FILE", help="Wan2.1_VAE")
     released.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h")

@@ -1,7 +1,7 @@
 """`lipstream-train prepare`: cuts each source independently, in any order, then packs all clips into shards, in order.
 
-The clips of a source are kept in OUT/parts until all are complete. Finished sources are not repeated: a killed run
-continues, and the shards are the same bit for bit.
+The clips of a source are kept in OUT/parts until all are complete. A run that was killed continues without repeating
+finished sources, and its shards are the same bit for bit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def find_sources(inputs: Sequence[Path], drawn: int) -> list[Source]:
     """Videos of folders (and theirs), of lists (.txt, a path on each line) and by name; then drawn clips.
 
     Raises:
-        ConfigError: a path does not exist, or there is nothing at all.
+        ConfigError: a path does not exist, or there is no source.
     """
     paths: list[Path] = []
     for given in inputs:
@@ -81,12 +81,12 @@ def prepare(
     """Fill `out` with shards; returns the content of index.json, without the positions of the samples.
 
     Raises:
-        ConfigError: `out` was begun with other sources or settings. CheckpointError: weights that do not fit.
+        ConfigError: `out` was started with other sources or settings. CheckpointError: weights that do not fit.
     """
     sources = find_sources(inputs, drawn)
     _begin(out, sources, settings)
     if not (out / INDEX).is_file():
-        _tools(settings)  # a wrong file shows now
+        _tools(settings)  # so that a wrong file is reported now
         jobs = [(out, i, source, settings) for i, source in enumerate(sources) if not _part(out, i, "json").is_file()]
         with tqdm(total=len(sources), initial=len(sources) - len(jobs), desc="sources", disable=quiet) as bar:
             kept = 0
@@ -101,7 +101,7 @@ def prepare(
 
 
 def _begin(out: Path, sources: Sequence[Source], settings: Settings) -> None:
-    """Leave the plan in `out`, or compare with the one that is there."""
+    """Write the plan to `out`, or compare it with the one there."""
     plan = {
         "settings": json.loads(json.dumps(dataclasses.asdict(settings), default=str)),
         "sources": [[source.name, _fingerprint(source)] for source in sources],
@@ -148,9 +148,9 @@ def _encoder(settings: Settings) -> Encoder | None:
 
 
 def _do(job: tuple[Path, int, Source, Settings]) -> int:
-    """One source into its part; the number of clips."""
+    """Write the part of one source; returns its number of clips."""
     out, number, source, settings = job
-    limit_threads(1)  # x264's picture depends on the number of its threads
+    limit_threads(1)  # x264's output depends on the number of threads
     syncnet, encoder = _tools(settings)
     with tempfile.TemporaryDirectory(dir=out / _PARTS) as work:
         if source.path is None:
@@ -172,7 +172,7 @@ def _encoded(files: dict[str, bytes], encoder: Encoder | None) -> dict[str, byte
 
 
 def _assemble(out: Path, sources: Sequence[Source], settings: Settings) -> None:
-    """Parts -> shards of equal numbers of clips, the report, and last the index, which says that all is there."""
+    """Parts -> shards of equal numbers of clips, the report, and last the index, whose presence marks completion."""
 
     samples = chain.from_iterable(read_tar(_part(out, number, "tar")) for number in range(len(sources)))
     shards: list[dict[str, Any]] = []

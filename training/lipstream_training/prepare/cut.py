@@ -1,4 +1,4 @@
-"""A video -> clips of 81 aligned crops, and the reasons why other stretches are none."""
+"""A video -> clips of 81 aligned crops, and the reasons why other stretches are dropped."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .filters import Filters
 from .sample import members, picture, picture_bytes, video_bytes
 from .settings import FRAMES, Settings
 
-_SECOND = 25  # frames from one look for other faces to the next; also what a reference needs at least
-_NO_FACE_SHOWN = 75  # a stretch without a face becomes a line of the report at most every so many frames
+_SECOND = 25  # frames between two searches for other faces; also the least length of a reference
+_NO_FACE_SHOWN = 75  # frames without a face for each line of the report
 
 Image = NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ class Stretch:
 
 @dataclass
 class _Window:
-    """Frames in a row that show the face."""
+    """Consecutive frames that show the face."""
 
     start: int
     crops: list[Image] = field(default_factory=list)
@@ -67,10 +67,10 @@ class _Candidate:
 
 @dataclass
 class Cut:
-    """What became of one source.
+    """The clips and the report of one source.
 
     Attributes:
-        samples: of each clip the end of its key, and what makes its files: they are large.
+        samples: of each clip the end of its key, and a function that makes its files, which are large.
         stretches: in order of time. note: on the source as a whole.
     """
 
@@ -80,10 +80,10 @@ class Cut:
 
 
 def cut_video(path: Path, settings: Settings, syncnet: SyncNet | None, work: Path) -> Cut:
-    """Clips of consecutive 81 frames that pass every filter. For a video that cannot be read the report has the reason.
+    """Clips of 81 consecutive frames that pass every filter. For a video that cannot be read the report has the reason.
 
-    Crops wait as files in the folder `work` until the samples have been made. Memory does not grow with length, but
-    for the sound.
+    Crops are kept as files in the folder `work` until the samples have been made, so memory grows with the length of
+    the video only by its sound.
     """
     cut = Cut()
     try:
@@ -266,7 +266,7 @@ def _fault(measured: dict[str, float], filters: Filters) -> str:
 
 
 def _reference(clip: _Candidate, clips: list[_Candidate], candidates: list[_Candidate]) -> _Candidate | None:
-    """Another part of the same video: the clip half a round ahead, else the longest rest."""
+    """Another part of the same video: the clip half of their number further on, else the longest dropped candidate."""
     if len(clips) > 1:
         return clips[(clips.index(clip) + len(clips) // 2) % len(clips)]
     rests = [candidate for candidate in candidates if not candidate.good]
@@ -283,7 +283,7 @@ def _around(sound: NDArray[np.float32], start: int) -> NDArray[np.float32]:
 
 
 def _sharpness(frame: Image, box: NDArray[np.float64]) -> float:
-    """Variance of the Laplacian of the face, brought to 128 pixels."""
+    """Variance of the Laplacian of the face, resized to 128 x 128 pixels."""
     x0, y0, x1, y1 = (int(v) for v in box)
     face = frame[max(0, y0) : y1, max(0, x0) : x1]
     if not face.size:
@@ -320,7 +320,7 @@ def encoded_thumbnail(picture: Image) -> str:
 
 
 def plain(stretch: Stretch) -> dict[str, Any]:
-    """For JSON."""
+    """`stretch` for JSON."""
     return {
         "start": stretch.start,
         "frames": stretch.frames,

@@ -15,7 +15,7 @@ _PREPARED = 5  # seeds [5, ...] are used here only
 
 
 def draw_clips(first: int, count: int, settings: Settings) -> Cut:
-    """The drawn clips of the numbers `first` to ``first + count - 1``."""
+    """The drawn clips with numbers `first` to ``first + count - 1``."""
     cut = Cut()
 
     def draw(number: int) -> dict[str, bytes]:

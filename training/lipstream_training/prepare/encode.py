@@ -1,4 +1,4 @@
-"""Latents and features of clips, computed in advance or when a clip is read, with the same numbers."""
+"""Latents and features of clips, computed in advance or when a clip is read, with the same result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..codec import encode_clip
 from .sample import Sample
 from .settings import FRAMES, Released
 
-_PIECE = 12  # frames through the codec at once: the Wan VAE takes 1.5 GB for them at 512 pixels
+_PIECE = 12  # frames per call of the codec: the Wan VAE takes 1.5 GB for them at 512 pixels
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,16 @@ class Encoder:
 
     @classmethod
     def of_checkpoint(cls, folder: Path) -> Encoder:
-        """Those of a folder that `lipstream-train` wrote. Raises CheckpointError."""
+        """The encoders of a folder that `lipstream-train` wrote.
+
+        Raises:
+            CheckpointError: as `StudentParts.from_checkpoint`.
+        """
         parts = StudentParts.from_checkpoint(folder)
         codec, speech, text = parts.taehv, parts.speech, parts.text
-        assert codec, "of every checkpoint"
-        assert speech, "of every checkpoint"
-        assert text is not None, "of every checkpoint"
+        assert codec, "every checkpoint has a codec"
+        assert speech, "every checkpoint has an audio encoder"
+        assert text is not None, "every checkpoint has a prompt"
         first, end = PAST_FRAMES * SAMPLES_PER_FRAME - LOOKBACK, (PAST_FRAMES + FRAMES) * SAMPLES_PER_FRAME + LOOKAHEAD
 
         def features(audio: Tensor) -> Tensor:
@@ -60,9 +64,12 @@ class Encoder:
 
     @classmethod
     def of_released(cls, files: Released, config: StudentConfig) -> Encoder:
-        """Those of published files. As upstream, the features of a clip are computed from its audio alone.
+        """The encoders of published files. As upstream, the features of a clip are computed from its audio alone.
 
-        On a GPU where there is one. Raises CheckpointError.
+        They run on a GPU if there is one.
+
+        Raises:
+            CheckpointError: a file is missing or of another kind.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         wav2vec = load_wav2vec(files.wav2vec)
@@ -80,8 +87,8 @@ class Encoder:
         """`target`, `masked` and `reference`, float16 [C, latent frames, h, w]; `first`, of the identity; `audio`,
         float32 [81, features].
 
-        Masked is the video that is driven: the clip itself; of drawn people the reference, which is the same moment
-        with another mouth.
+        `masked` is of the driving video: the clip itself, or for drawn people the reference, which shows the same
+        moment with another mouth.
         """
         driving = sample.reference if sample.about.get("same_moment") else sample.target
         latents = {

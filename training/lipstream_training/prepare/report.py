@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-_PICTURES = 24  # of each reason; all of a large set would make the page too large to open
+_PICTURES = 24  # of each reason, so that the page of a large set can be opened
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1300px; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } th, td { padding: .25rem .8rem; text-align: left } td.n { text-align: right }
@@ -29,7 +29,7 @@ def counts(sources: Sequence[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def page(sources: Sequence[Mapping[str, Any]], unchecked: Sequence[str]) -> str:
-    """One HTML file. `unchecked`: what was not looked at, in words."""
+    """One HTML file. `unchecked`: sentences on what was not checked."""
     total = counts(sources)
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>lipstream-train prepare</title>",
@@ -63,7 +63,7 @@ def page(sources: Sequence[Mapping[str, Any]], unchecked: Sequence[str]) -> str:
 
 
 def describe(found: Mapping[str, Any]) -> str:
-    """For a terminal: what `prepare` returned."""
+    """What `prepare` returned, as text for a terminal."""
     lines = [f"{found['clips']} clips in {len(found['shards'])} shards; {found['report']}: pictures, and reasons"]
     lines += [f"  dropped: {name} ({number})" for name, number in found["counts"].items() if name != "kept"]
     return "\n".join([*lines, *found["unchecked"]])

@@ -26,13 +26,14 @@ class Sample:
     """A clip to train on.
 
     Attributes:
-        target: uint8 [81, S, S, 3] RGB aligned crops of what is said in `sound`.
-        reference: uint8 [81, S, S, 3]: the same person, from another part of the video. Of a drawn person the same
+        target: uint8 [81, S, S, 3] RGB aligned crops; the mouth says `sound`.
+        reference: uint8 [81, S, S, 3]: the same person, from another part of the video; for a drawn person the same
             moment with another mouth.
         identity: uint8 [S, S, 3], a picture of the reference; of a drawn person one of another moment.
         sound: float32 [(10 + 81) * 640 + 800] at 16 kHz; frame f covers the samples from 640 (10 + f) on.
-        about: where it comes from, and what the filters measured.
-        tensors: what was computed ahead (see `encode`), and for drawn people `mouth` [81, 4], the rule's shapes.
+        about: its source, and what the filters measured.
+        tensors: latents and features computed in advance (see `Encoder.encode`), and for drawn people `mouth` [81, 4],
+            the rule's shapes.
     """
 
     target: Frames
@@ -69,7 +70,7 @@ def video_frames(data: bytes, kind: str) -> Frames:
 
 
 def picture_bytes(rgb: NDArray[np.uint8]) -> bytes:
-    """As PNG."""
+    """A picture as PNG."""
     return cv2.imencode(".png", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
@@ -81,7 +82,7 @@ def picture(data: bytes) -> NDArray[np.uint8]:
 
 
 def sound_bytes(samples: NDArray[np.float32]) -> bytes:
-    """As WAV of 16 bits."""
+    """Samples at 16 kHz as WAV of 16 bits."""
     target = io.BytesIO()
     with wave.open(target, "wb") as file:
         file.setparams((1, 2, RATE, 0, "NONE", ""))
@@ -98,7 +99,7 @@ def sound(data: bytes) -> NDArray[np.float32]:
 def members(
     target: bytes, reference: bytes, identity: bytes, audio: NDArray[np.float32], kind: str, about: Mapping[str, Any]
 ) -> dict[str, bytes]:
-    """The files of a sample, by their WebDataset extensions, but for tensors (`tensor_bytes`)."""
+    """The files of a sample, by their WebDataset extensions, without tensors (`tensor_bytes`)."""
     return {
         f"target.{kind}": target,
         f"reference.{kind}": reference,
@@ -109,7 +110,7 @@ def members(
 
 
 def tensor_bytes(tensors: Mapping[str, NDArray[Any]]) -> bytes:
-    """As safetensors."""
+    """Tensors as a safetensors file."""
     return save({name: np.ascontiguousarray(x) for name, x in tensors.items()})
 
 

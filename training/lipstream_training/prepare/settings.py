@@ -27,10 +27,10 @@ class Released:
 
 @dataclass(frozen=True)
 class Settings:
-    """What goes into the shards, and how.
+    """Contents of the shards.
 
     Attributes:
-        student: a name of `STUDENTS`, whose inputs the crops are.
+        student: a name of `STUDENTS`; it gives the size of the crops.
         syncnet: weights for the sync filter, "drawn", or None: not checked.
         encode: the codec and the audio encoder that compute latents and features beside the pictures: a checkpoint of
             `lipstream-train`, or published files; None: pictures only.
@@ -61,5 +61,5 @@ class Settings:
 
     @property
     def kind(self) -> str:
-        """How crops are stored: small ones as they are, others as H.264 at crf 13, like upstream's data."""
+        """How crops are stored: small ones without loss, others as H.264 at crf 13, as upstream's data."""
         return "npy" if self.size <= 128 else "mp4"

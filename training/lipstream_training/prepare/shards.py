@@ -86,9 +86,9 @@ class _Place:
 
 
 class Shards:
-    """Clips of a folder that `lipstream-train prepare` wrote, by number. May be read by many processes at once.
+    """Clips of a folder that `lipstream-train prepare` wrote, by number. Several processes may read it at once.
 
-    The tar files can as well be given to `webdataset`, which reads them from front to back.
+    `webdataset` can read the tar files, too, in order.
 
     Args:
         encoder: computes latents and features of clips that have none; None to leave them out.
@@ -120,7 +120,7 @@ class Shards:
         return sample
 
     def tensors(self, number: int) -> dict[str, NDArray[Any]]:
-        """What was computed ahead, without decoding pictures; empty if nothing was."""
+        """`Sample.tensors` alone, without decoding pictures."""
         files = self._read(number, self._places[number].files.keys() & {"safetensors"})
         return load(files["safetensors"]) if files else {}
 
