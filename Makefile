@@ -9,7 +9,7 @@ SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*/* csrc/*/*/*)
 demo: $(VENV)/.base  ## dub the bundled sample into out/
 	$(BIN)/lipstream demo --out out
 
-test: $(VENV)/.dev  ## every test but the slow ones
+test: $(VENV)/.dev  ## all tests except the slow ones
 	$(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
 
 slow: $(VENV)/.dev  ## the slow ones
@@ -29,7 +29,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-golden: $(VENV)/.dev  ## recorded vectors of the original, in GOLDEN
+golden: $(VENV)/.dev  ## compare with recorded vectors of the original in the folder GOLDEN
 	$(BIN)/python tests/golden.py $(GOLDEN)/*.safetensors --backend torch
 	$(BIN)/python tests/golden.py $(GOLDEN)/*.safetensors --backend onnxruntime
 

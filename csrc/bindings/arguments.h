@@ -1,4 +1,4 @@
-// Argument checks and errors of both Python modules. Every message says what was found and what was expected.
+// Argument checks and errors of both Python modules. Every message has what was found and what was expected.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -100,7 +100,7 @@ void check_threads(int64_t threads) {
 }
 
 template <typename T>
-T* data(const py::array& array) {  // writability was checked where it matters
+T* data(const py::array& array) {  // the caller has checked that output arrays are writable
   return static_cast<T*>(const_cast<void*>(array.data()));
 }
 
@@ -175,7 +175,7 @@ void ring_keep(const py::object& k_ring_, const py::object& v_ring_, const py::o
   check_range("rolling", rolling, 0, ring[0]);
   const int64_t sink = ring[0] - rolling;
   const py::array sink_base = writable("sink_base", sink_base_, {sink, ring[1], ring[2], ring[3]});
-  if (count != 0) {  // nothing to keep has no slot
+  if (count != 0) {  // with no frame to keep, `slot` has no meaning
     check_range("slot", slot, count, rolling);
     check_range("first", first, count, sink);
   }
@@ -335,7 +335,7 @@ PYBIND11_MODULE(_native, module) {
   using py::arg;
   module.doc() = "The K/V ring: index arithmetic and CPU kernels; and the pixels of compositing.";
 
-  py::class_<RingPosition>(module, "RingPosition", "What one chunk does to the ring.", py::is_final())
+  py::class_<RingPosition>(module, "RingPosition", "The effect of one chunk on the ring.", py::is_final())
       .def_readonly("chunk", &RingPosition::chunk)
       .def_readonly("slot", &RingPosition::slot)
       .def_readonly("valid", &RingPosition::valid)

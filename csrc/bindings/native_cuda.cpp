@@ -49,7 +49,7 @@ void check_addresses(std::initializer_list<std::pair<const char*, Address>> addr
   }
 }
 
-// Also bounds the shape by what the kernels can count: rows in a grid, a row in an int, its angles in shared memory.
+// Also checks the limits of the kernels: rows in a grid, a row in an int, its angles in shared memory.
 void check_ring_shape(const RingShape& ring) {
   constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max(), kMostRowSize = int64_t{1} << 30, kMostDim = 4096;
   const auto [frames, tokens, heads, dim] = ring;
@@ -92,7 +92,7 @@ void ring_keep(Address k_ring, Address v_ring, Address sink_base, int64_t slot, 
                int64_t count, const RingShape& ring, const std::string& dtype, bool heads_first, Address stream) {
   check_ring_shape(ring);
   check_range("rolling", rolling, 0, ring[0]);
-  if (count == 0) return;  // nothing to keep has no slot
+  if (count == 0) return;  // with no frame to keep, `slot` has no meaning
   check_range("slot", slot, count, rolling);
   check_range("first", first, count, ring[0] - rolling);
   dispatch(dtype, [&](auto storage) {

@@ -1,7 +1,7 @@
 // The node lipstream::KVRingWrite as a TensorRT plugin: the ring's CUDA kernels, in place. Needs TensorRT 11's headers.
 //
-// TensorRT finds it in the library by `getCreators`. Nothing in `enqueue` allocates, synchronises or looks at the
-// device's memory from the host (the slot is read by the kernel), so it can be captured in a CUDA graph.
+// TensorRT finds it in the library by `getCreators`. `enqueue` does not allocate, synchronise or read the device's
+// memory from the host (the kernel reads the slot), so it can be captured in a CUDA graph.
 #include <NvInfer.h>
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -125,7 +125,7 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
 
   int32_t configurePlugin(const DynamicPluginTensorDesc*, int32_t, const DynamicPluginTensorDesc*, int32_t) noexcept
       override {
-    return 0;  // sizes may be open here; `onShapeChange` checks them
+    return 0;  // sizes may still be dynamic; `onShapeChange` checks them
   }
 
   int32_t onShapeChange(const PluginTensorDesc* inputs, int32_t given, const PluginTensorDesc*, int32_t) noexcept override {
@@ -200,7 +200,7 @@ class Creator final : public IPluginCreatorV3One {
   const PluginFieldCollection* getFieldNames() noexcept override { return &fields_; }
 
   IPluginV3* createPlugin(const char*, const PluginFieldCollection* fields, TensorRTPhase) noexcept override {
-    bool e4m3 = false;  // the node's attribute of that name; 0 where it has none
+    bool e4m3 = false;  // the node's attribute of that name; 0 if it is absent
     for (int32_t i = 0; fields && i < fields->nbFields; ++i) {
       const PluginField& field = fields->fields[i];
       if (std::string(field.name) != "e4m3") continue;

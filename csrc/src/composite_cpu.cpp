@@ -14,7 +14,7 @@ struct Place {
   double x, y;
 };
 
-// floor(value) and the remainder. (std::floor is a function call if the CPU may lack the instruction.)
+// floor(value) and the remainder. (std::floor is a function call where the target CPUs may lack the instruction.)
 inline int64_t split(double value, float& rest) {
   auto whole = static_cast<int64_t>(value);
   if (static_cast<double>(whole) > value) --whole;
@@ -46,7 +46,7 @@ inline float sample_alpha(const Samples& alpha, Place place) {
   return upper * (1 - fy) + lower * fy;
 }
 
-// Weights of the samples at -1, 0, 1, 2 for a place `t` behind sample 0.
+// Weights of the samples at -1, 0, 1, 2 for a position `t` after sample 0.
 inline void cubic(float t, float* weights) {
   constexpr float a = -0.75F;
   weights[0] = ((a * (t + 1) - 5 * a) * (t + 1) + 8 * a) * (t + 1) - 4 * a;
@@ -55,7 +55,7 @@ inline void cubic(float t, float* weights) {
   weights[3] = 1 - weights[0] - weights[1] - weights[2];
 }
 
-// Three channels and one for padding, as wide as a vector register.
+// Three channels and one of padding, the width of a vector register.
 constexpr int64_t kLanes = 4;
 #if defined(__GNUC__)
 using Lanes = float __attribute__((vector_size(kLanes * sizeof(float))));

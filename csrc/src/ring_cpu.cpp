@@ -20,7 +20,7 @@ int64_t thread_count(int64_t wanted, const FrameShape& shape) {
   return std::max<int64_t>(1, std::min(count, shape.rows()));
 }
 
-// Runs work(begin, end) over [0, rows) on several threads, the caller's among them.
+// Runs work(begin, end) over [0, rows) on several threads, including the caller's.
 template <typename Work>
 void parallel_rows(int64_t rows, int64_t threads, const Work& work) {
   std::vector<std::thread> others;
@@ -31,7 +31,7 @@ void parallel_rows(int64_t rows, int64_t threads, const Work& work) {
     try {
       others.emplace_back(work, begin, end);
     } catch (const std::system_error&) {
-      break;  // no more threads to be had: the caller's does the rest
+      break;  // no more threads available: the caller's thread does the rest
     }
     begin = end;
   }

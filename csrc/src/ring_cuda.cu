@@ -8,7 +8,7 @@
 namespace lipstream::cuda {
 namespace {
 
-constexpr int kWide = 16;  // bytes a thread moves at a time where it can
+constexpr int kWide = 16;  // bytes per access of a thread, where the alignment allows it
 constexpr int64_t kThreads = 256;
 
 template <typename Storage>

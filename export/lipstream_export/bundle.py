@@ -27,7 +27,7 @@ from .video import VideoDecoder, VideoEncoder
 
 
 def check_sizes(config: StudentConfig) -> None:
-    """Raise `ConfigError` where sizes of the student contradict each other."""
+    """Raise `ConfigError` if sizes of the student contradict each other."""
     try:
         RingGeometry(config.window, config.sink, config.chunk_frames)
     except ValueError as error:

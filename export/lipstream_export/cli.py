@@ -38,8 +38,8 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
     add("--student", type=Path, nargs="+", metavar="FILE", help="merged; or a base model, then adapters and deltas")
     add("--vae", type=Path, metavar="FILE", help="Wan2.1_VAE")
     add("--taehv", type=Path, metavar="FILE", help="taew2_1")
-    add("--encoder", choices=("wan", "taehv"), default="wan", help="of video (default wan, as released)")
-    add("--decoder", choices=("taehv", "wan"), default="taehv", help="of video (default taehv, as released)")
+    add("--encoder", choices=("wan", "taehv"), default="wan", help="video encoder (default wan, as released)")
+    add("--decoder", choices=("taehv", "wan"), default="taehv", help="video decoder (default taehv, as released)")
     add("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h")
     add(
         "--lookback",
@@ -64,19 +64,19 @@ def _add_export_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=Path,
         metavar=("VIDEO", "AUDIO"),
-        help="what the layers' inputs are measured on (default: the bundled sample)",
+        help="video and audio to measure the layers' inputs on (default: the bundled sample)",
     )
     fp8.add_argument(
         "--chunks",
         type=int,
         default=Calibration.chunks,
-        help="chunks of it, 12 frames each (default %(default)s)",
+        help="chunks of the dub to calibrate on, 12 frames each (default %(default)s)",
     )
     fp8.add_argument(
         "--method",
         choices=get_args(Method),
         default=Calibration.method,
-        help="of an input's range (default %(default)s)",
+        help="how an input's range is measured (default %(default)s)",
     )
     fp8.add_argument("--fp8-attention", action="store_true", help="also the self-attention in fp8 (default bf16)")
     fp8.add_argument(
@@ -128,7 +128,7 @@ def _add_embed_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="google/umt5-xxl: a Hugging Face folder, or the released system's single file",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of the tokenizer (default: the encoder's)")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="the tokenizer's folder (default: SOURCE)")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help=".safetensors to write")
     parser.add_argument("--prompt", help="default: the prompt of the released scripts")
 

@@ -51,16 +51,16 @@ def export(
 
     Returns:
         `bundle` and `report` (paths), `bytes`, `parameters`, `precision`, `graphs`, `parity` (the report, or None), and
-        with FP8 `fp8`, the sensitivity of its layers. Ready for JSON; `summary` makes text of it.
+        with FP8 `fp8`, the sensitivity of its layers. Ready for JSON; `summary` formats it as text.
 
     Raises:
         CheckpointError: `source` is none of these. ConfigError: its sizes contradict each other.
-        OutputError: `out` cannot be written. ParityError: the graphs compute something else.
+        OutputError: `out` cannot be written. ParityError: the graphs' outputs differ from PyTorch's.
     """
     with tqdm(desc="load", disable=None, bar_format="{desc} {postfix} [{elapsed}]") as loading:
         parts = load_source(source, loading.set_postfix_str).with_constants()
     if precision == "fp32" and parts.student:
-        parts.student.float()  # published weights come with products in bfloat16
+        parts.student.float()  # the product weights of published files are bfloat16
     files: dict[str, bytes] = {}
     report: dict[str, Any] = {}
     with tqdm(total=len(graph_modules(parts)) + 1, desc="export", unit="graph", disable=None) as bar:
@@ -142,7 +142,7 @@ def summary(result: dict[str, Any]) -> str:
         layers, kept = result["fp8"]["layers"], result["fp8"]["kept"]
         fp8 = (
             f"\n  {len(layers) - len(kept)} of {len(layers)} linear layers in FP8, "
-            f"which is to cost {result['fp8']['predicted']:.1e} of the velocity; worst: {', '.join(list(layers)[:3])}"
+            f"predicted error of the velocity {result['fp8']['predicted']:.1e}; worst: {', '.join(list(layers)[:3])}"
         )
     graphs = f"{len(result['graphs'])} graphs in {result['precision']}"
     return f"{result['bundle']}: {graphs}, {sizes}\n{result['report'] or result['bundle']}: {agrees}{fp8}"

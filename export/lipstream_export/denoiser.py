@@ -84,7 +84,7 @@ class RingPass(nn.Module):
         return [f"{name}.{i}" for i in range(self.student.config.num_layers) for name in names]
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes, for tracing; the ring as full as it gets."""
+        """Inputs for tracing, with a full ring."""
         c = self.student.config
         weight = self.student.patch_embedding.weight
         ring = (c.window, c.tokens, c.num_heads, c.head_dim)
@@ -134,6 +134,6 @@ class RingPass(nn.Module):
 
 
 def dynamic_shapes(module: RingPass, config: StudentConfig) -> tuple[dict[int, object], ...]:
-    """The one size that varies: the ring's attended frames, which take the few values of the window's phases."""
+    """The dynamic size: the ring's attended frames, whose values are `RingGeometry.phases`."""
     frames = torch.export.Dim("attended_frames", min=config.chunk_frames, max=config.window)
     return tuple({0: frames} if name.startswith(("k.", "v.")) else {} for name in module.input_names)

@@ -25,7 +25,7 @@ INLINE_BYTES = 1024
 
 
 class GraphModule(Protocol):
-    """A module with names for its inputs and outputs, and example inputs to trace it with."""
+    """A module with names of its inputs and outputs, and example inputs for tracing."""
 
     @property
     def input_names(self) -> Sequence[str]: ...
@@ -37,7 +37,7 @@ class GraphModule(Protocol):
 class WeightFile:
     """The bundle's shared external-data file.
 
-    Equal tensors are stored once; float32 that bfloat16 holds exactly is stored as that.
+    Equal tensors are stored once; float32 values that bfloat16 represents exactly are stored as bfloat16.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -45,7 +45,7 @@ class WeightFile:
         self._places: dict[bytes, int] = {}
 
     def move(self, model: onnx.ModelProto) -> None:
-        """Take the large initializers of `model` out of it and into the file."""
+        """Move the large initializers of `model` to the file."""
         casts = []
         for tensor in model.graph.initializer:
             if len(tensor.raw_data) < INLINE_BYTES:
@@ -68,7 +68,7 @@ class WeightFile:
     def place(self, weight: Tensor) -> dict[str, Any]:
         """The entry of `weight` in `PLACES`: see `lipstream_models.weight_file.read_weight`.
 
-        A graph's copy is reused; a weight that no graph stores here (graphs hold small ones themselves) is stored now.
+        A graph's copy is reused; a weight that no graph stores in the file (small ones are in the graphs) is added.
         """
         array = weight.detach().float().cpu().numpy()
         data, exact = _packed(array.tobytes())
@@ -92,7 +92,7 @@ class WeightFile:
 
 
 def _packed(data: bytes) -> tuple[bytes, bool]:
-    """float32 values, and False; or, where bfloat16 holds all of them exactly, those, and True."""
+    """`data`, float32 values, and False; or, if bfloat16 represents all of them exactly, as bfloat16, and True."""
     bits = np.frombuffer(data, np.uint32)
     if np.any(bits & 0xFFFF):
         return data, False
@@ -100,7 +100,7 @@ def _packed(data: bytes) -> tuple[bytes, bool]:
 
 
 def trace(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx_ir.Model:
-    """`module` (a `GraphModule`) as an ONNX graph, opset 23, whose weights are still the module's own memory."""
+    """`module` (a `GraphModule`) as an ONNX graph, opset 23, whose weights share the module's memory."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -119,7 +119,7 @@ def trace(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | N
 
 
 def to_onnx(module: torch.nn.Module, *, dynamic: tuple[dict[int, object], ...] | None = None) -> onnx.ModelProto:
-    """Trace `module` to a model that can be saved; it contains the ring's function if it calls it."""
+    """Trace `module` to a model that can be saved; it contains the function KVRingWrite if it uses it."""
     model = onnx_ir.to_proto(trace(module, dynamic=dynamic))
     if any(node.domain == DOMAIN.domain for node in model.graph.node):
         model.functions.append(KVRingWrite.to_function_proto())

@@ -18,15 +18,15 @@ from lipstream_models.parts import StudentParts
 from .torch_backend import TorchBackend
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 1e-2}
-"""Of FP8: where the last bit of an input differs, E4M3 may round it to its other neighbour, 6 % away."""
+"""For FP8: if the last bit of an input differs, E4M3 may round it to another neighbour, 6 % away."""
 
 
 def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", *, seed: int = 0) -> dict[str, Any]:
-    """Run both on the same random inputs, for as many chunks as the ring needs to fill, take the sink in and wrap.
+    """Run both on the same random inputs, until the ring is full, has moved the sink and has wrapped.
 
     Both run as streams with all their state, but every call gets new inputs, so that errors do not add up.
-    Of a `precision` below float32, both compute in float32 with its rounded weights (`precision.widen`).
-    The context pass has no output but the ring: its error is that of the first velocity of the chunk after it.
+    For a `precision` below float32, both compute in float32 with its rounded weights (`precision.widen`).
+    The only output of the context pass is the ring: its error is that of the first velocity of the next chunk.
 
     Returns:
         What `<bundle>.parity.json` holds: `graphs` is the worst relative error of each graph's output (norm of the
@@ -84,7 +84,7 @@ def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", 
 
 
 def require_parity(report: dict[str, Any]) -> None:
-    """Raise `ParityError`, which names the worst graph, unless the report says that all agree."""
+    """Raise `ParityError`, which names the worst graph, if an error in the report exceeds the tolerance."""
     if not report["passed"]:
         graph = max(report["graphs"], key=lambda name: np.nan_to_num(report["graphs"][name], nan=np.inf))
         raise ParityError(

@@ -19,7 +19,7 @@ from .bundle import graph_modules, manifest_of
 def reference(
     parts: StudentParts, rounded: StudentParts, progress: Callable[[str], None] = lambda name: None
 ) -> Reference:
-    """Outputs of the float32 `parts`, and the relative errors of the same in a lower precision, `rounded`.
+    """Outputs of the float32 `parts`, and the relative errors of `rounded`, the same parts in a lower precision.
 
     Args:
         progress: called with what is being computed.
@@ -44,13 +44,13 @@ def reference(
 
 
 def _same_weights(a: nn.Module, b: nn.Module) -> bool:
-    """Whether both compute with the very same tensors, as where published weights come in bfloat16."""
+    """Whether both compute with the same tensors, as when published weights are bfloat16 already."""
     return all(x is y for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 @torch.inference_mode()
 def _run(module: nn.Module, inputs: Arrays) -> Arrays:
-    """The graph's module, called as the graph is."""
+    """Outputs by name of a graph's module on inputs by name."""
     examples = zip(module.input_names, module.example(), strict=True)  # type: ignore[arg-type, operator]
     given = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(example) for name, example in examples]
     module.eval()
@@ -62,10 +62,10 @@ def _run(module: nn.Module, inputs: Arrays) -> Arrays:
 
 @contextmanager
 def _products_in_float32(module: nn.Module) -> Iterator[None]:
-    """Products of bfloat16 are summed in float32 anyway; here they are computed there, and rounded.
+    """Compute products of bfloat16 in float32, and round the result.
 
-    The result is the same but for the order of the sum. A CPU without instructions for bfloat16 is 7 (matrices) to 28
-    times (convolutions) slower with it.
+    It is the same except for the order of the sum, which is float32 in both cases. A CPU without instructions for
+    bfloat16 is 7 (matrices) to 28 times (convolutions) slower with it.
     """
     layers = [
         x for x in module.modules() if isinstance(x, Linear | Conv2d | Conv3d) and x.weight.dtype == torch.bfloat16

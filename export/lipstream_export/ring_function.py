@@ -1,4 +1,4 @@
-"""KVRingWrite: the one operation of the ring that stands inside the graphs.
+"""KVRingWrite: the only operation of the ring inside the graphs.
 
 It is a node `lipstream::KVRingWrite` with a model-local function as its body.
 ONNX Runtime runs the body; TensorRT runs a plugin of that name where one is registered, else the body.
@@ -30,7 +30,7 @@ def kv_ring_write(
     cos_s: Tensor,
     sin_s: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The rings [F, T, H, D] with the chunk's rotated K and plain V [c, T, H, D] at frame `slot`; traced, the node.
+    """The rings [F, T, H, D] with the chunk's rotated K and plain V [c, T, H, D] at frame `slot`; a node when traced.
 
     `slot` is int64 [1]; the tables are float32, temporal [c, time pairs] and spatial [T, other pairs].
     """
@@ -51,7 +51,7 @@ def kv_ring_write(
 
 
 def rotate_tokens(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Heads [B, N, H, D] turned by the float32 tables [B, N, D/2]; traced, the operator RotaryEmbedding."""
+    """Heads [B, N, H, D] rotated by the float32 tables [B, N, D/2]; the operator RotaryEmbedding when traced."""
     if not torch.onnx.is_in_onnx_export():
         return rotate(x, cos[:, :, None], sin[:, :, None])
     turned = torch.onnx.ops.rotary_embedding(x.transpose(1, 2).to(cos.dtype), cos, sin, interleaved=True)

@@ -10,22 +10,23 @@ from lipstream import samples
 from lipstream.errors import ConfigError
 
 LOOKBACK, LOOKAHEAD = 3.2, 0.08
-"""Seconds of sound that wav2vec 2.0 gets before and after each chunk of a stream. What other windows
-give is in docs/released.md."""
+"""Seconds of sound before and after each chunk of a stream in the input of wav2vec 2.0. docs/released.md
+compares other windows."""
 BUDGET = 0.02
-"""Relative error of the velocity that FP8 may add: about what running the model wholly in bfloat16, as it was released,
-costs (docs/precision.md)."""
+"""Relative error of the velocity that FP8 may add: about the error of the model wholly in bfloat16, as released
+(docs/precision.md)."""
 Method = Literal["amax", "percentile"]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How FP8 is made: from the passes of `chunks` chunks of a dub of `video` with `audio`.
+    """How FP8 is calibrated: on the passes of `chunks` chunks of a dub of `video` with `audio`.
 
     Attributes:
-        method: of the largest input of a layer: "amax", or "percentile", which cuts one value in ten thousand.
+        method: how the largest input of a layer is measured: "amax", or "percentile", which cuts one value in ten
+            thousand.
         budget: relative error of the velocity that FP8 may add; the layers that would exceed it stay in BF16.
-        attention: self-attention in FP8, too (docs/precision.md says why not).
+        attention: self-attention in FP8, too (reasons against it: docs/precision.md).
 
     Raises:
         ConfigError: no chunk, an unknown method, or a negative budget.

@@ -19,7 +19,7 @@ def load_source(source: Path | Release, progress: Callable[[str], None] = lambda
         progress: called with the name of what is loaded next of published files.
 
     Raises:
-        CheckpointError: of a checkpoint or of published files. BackendError: of a bundle that is not float32. And those
+        CheckpointError: a checkpoint or published files are invalid. BackendError: the bundle is not float32. And those
             of `Bundle.load`.
     """
     if isinstance(source, Release):

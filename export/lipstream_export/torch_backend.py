@@ -109,7 +109,7 @@ class TorchBackend:
     """The parts of a student, run by PyTorch.
 
     Attributes:
-        parts: on the device and in the precision of the computation. constants: theirs.
+        parts: on the device and in the precision of the computation. constants: `parts.constants()`.
     """
 
     def __init__(self, parts: StudentParts) -> None:
@@ -121,12 +121,12 @@ class TorchBackend:
         return self.stepped(self.open_steps())
 
     def stepped(self, steps: Steps) -> SteppedStream:
-        """Chunks on `steps`, which are this backend's own or wrap them."""
+        """A stream of chunks on `steps`: those of `open_steps`, or a wrapper of them."""
         config = self.parts.config
         return SteppedStream(steps, config.t_list, config.sequence, _array(self.constants["mask.latent"]))
 
     def open_steps(self) -> TorchSteps:
-        """A stream that is called graph by graph, for tools that look between the graphs."""
+        """A stream that is called graph by graph, for tools that need intermediate results."""
         return TorchSteps(self)
 
 

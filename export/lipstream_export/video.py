@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 
 class VideoEncoder(nn.Module):
-    """Two encodings of a chunk's frames: as they are, and masked.
+    """Two encodings of a chunk's frames: unmasked and masked.
 
     frames [n, 3, H, W] in [0, 1], mask [H, W] (1 = keep), memory.i [2, ...] ->
     latents [2, C, n / 4, H / s, W / s], memory_out.i.
 
-    The first of the two latents is of the frames as they are, the second of the masked ones, where pixels that are not
-    kept are mid-grey (0 in the [-1, 1] convention of the upstream model).
+    The first latent is of the unmasked frames, the second of the masked ones, where pixels that are not kept are
+    mid-grey (0 in the [-1, 1] convention of the upstream model).
 
     Args:
-        pieces: how many parts of the chunk are encoded one after the other, which divides the memory that it takes by
-            about that number. The result is the same: a stream may be cut anywhere.
+        pieces: number of parts of the chunk that are encoded one after the other, which divides the memory by about
+            that number. The result is the same.
     """
 
     def __init__(self, codec: Codec, frames: int, size: tuple[int, int], pieces: int = 1) -> None:
@@ -46,7 +46,7 @@ class VideoDecoder(nn.Module):
     """latent [C, c, h, w], memory.i [1, ...] -> frames [4 c, 3, s h, s w] in [0, 1], memories.
 
     Args:
-        pieces: as of `VideoEncoder`.
+        pieces: as in `VideoEncoder`.
     """
 
     def __init__(self, codec: Codec, latent_frames: int, size: tuple[int, int], pieces: int = 1) -> None:

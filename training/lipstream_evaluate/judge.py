@@ -226,7 +226,7 @@ class _Comparison:
 
 
 def psnr(squared_error: NDArray[np.float32]) -> float:
-    """PSNR in dB of squared errors in [0, 1]; 99 for equal pictures."""
+    """PSNR in dB from squared errors of 8-bit values; at most 99, for equal pictures."""
     mean = float(squared_error.mean())
     return min(_FLAT, 10 * float(np.log10(255.0**2 / mean))) if mean > 0 else _FLAT
 

@@ -1,4 +1,4 @@
-// A generated picture blended into a frame, seen through an affine map: one pass over the pixels it can touch.
+// Blends a generated picture into a frame through an affine map, in one pass over the pixels that can change.
 #pragma once
 
 #include <cstdint>

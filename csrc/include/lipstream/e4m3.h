@@ -1,7 +1,7 @@
 // FP8 of the kind E4M3 (OCP 8-bit floating point, no infinities, largest 448), the same bits on CPU and GPU.
 //
 // An FP8 ring stores codes [F, T, H, D] and one float32 scale for every head of every token, [F, T, H]; a value is
-// code * scale. The scale lets the largest of a head's D values just reach 448.
+// code * scale. With this scale the code of the largest of a head's D values is 448.
 #pragma once
 
 #include <cstdint>
@@ -12,7 +12,7 @@
 namespace lipstream {
 
 constexpr float kLargestE4M3 = 448.0f;
-constexpr float kLeastAmax = 1e-12f;  // a head of zeros still has a scale to divide by
+constexpr float kLeastAmax = 1e-12f;  // for a scale above 0 in a head of zeros
 
 LIPSTREAM_HD inline uint32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
@@ -34,7 +34,7 @@ LIPSTREAM_HD inline float float_of(uint32_t bits) {
 #endif
 }
 
-// To nearest, ties to even; what is larger than 448 becomes 448.
+// To nearest, ties to even; larger values than 448 become 448.
 LIPSTREAM_HD inline uint8_t to_e4m3(float x) {
   const uint32_t bits = bits_of(x), sign = bits >> 24 & 0x80u, size = bits & 0x7fffffffu;
   if (size > 0x7f800000u) return static_cast<uint8_t>(sign | 0x7fu);   // NaN

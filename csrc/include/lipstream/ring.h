@@ -1,11 +1,11 @@
-// The K/V ring of one layer: where a chunk lies, what it may attend to, what it evicts.
+// The K/V ring of one layer: which slots a chunk writes, attends to and evicts.
 //
-// The one place for this arithmetic: the CPU kernels, the CUDA kernels and the Python binding all use it.
+// The CPU kernels, the CUDA kernels and the Python binding share this arithmetic.
 //
 // K and V are [F, T, H, D] row-major: F = R + S frame slots, T tokens per latent frame, H heads, D head size.
-// Slots [0, R) are m = R / c blocks of c = chunk_frames slots that chunks take in turn; slots [R, R + S) are the sink,
-// the first S frames of the stream, which move there when their block is taken over. Since the blocks fill from the
-// front and the sink only once all blocks are full, what may be attended is always a prefix of the slots.
+// Slots [0, R) are m = R / c blocks of c = chunk_frames slots that chunks write in turn; slots [R, R + S) are the sink,
+// the first S frames of the stream, which move there when their block is overwritten. Since the blocks fill from the
+// front and the sink only once all blocks are full, the attended slots are always a prefix.
 #pragma once
 
 #include <cstdint>
@@ -20,21 +20,21 @@
 
 namespace lipstream {
 
-// What one chunk does to the ring.
+// The effect of one chunk on the ring.
 struct RingPosition {
   int64_t chunk;       // index of the chunk, from 0
   int64_t slot;        // first slot of the block it writes
   int64_t valid;       // frames it attends to: slots [0, valid)
   int64_t anchored;    // sink frames among them: slots [R, R + anchored)
-  int64_t shift;       // temporal positions by which the sink is moved forward, towards this chunk
+  int64_t shift;       // temporal positions by which the sink is rotated forward, towards this chunk
   int64_t keep_slot;   // first slot to save into the sink before the block is written, -1 if none
   int64_t keep_first;  // index within the sink of the first frame saved
   int64_t keep_count;  // frames saved
 };
 
 struct RingGeometry {
-  int64_t window;        // latent frames attended once the stream is under way, sink included
-  int64_t sink;          // S: first frames of the stream, attended for ever
+  int64_t window;        // latent frames attended once the ring is full, sink included
+  int64_t sink;          // S: first frames of the stream, always attended
   int64_t chunk_frames;  // c: latent frames in a chunk
 
   LIPSTREAM_HD constexpr int64_t rolling() const { return window - sink; }
@@ -49,7 +49,7 @@ struct RingGeometry {
     const int64_t slot = c * (chunk % m);
     if (chunk < m) return {chunk, slot, c * (chunk + 1), 0, 0, -1, 0, 0};
 
-    const int64_t evicted = c * (chunk - m);  // stream index of the first frame in the block taken over
+    const int64_t evicted = c * (chunk - m);  // stream index of the first frame in the overwritten block
     const int64_t anchored = evicted + c < sink ? evicted + c : sink;
     const int64_t valid = rolling() + anchored;
     // The released model numbers the window 0 .. valid - 1; only differences of positions matter, so counting from
@@ -60,7 +60,7 @@ struct RingGeometry {
   }
 };
 
-// Throws std::invalid_argument saying what was found and expected.
+// Throws std::invalid_argument with what was found and expected.
 inline void validate(const RingGeometry& g) {
   const auto fail = [](const std::string& message) { throw std::invalid_argument(message); };
   if (g.chunk_frames < 1) fail("chunk_frames is " + std::to_string(g.chunk_frames) + ", expected 1 or more");
@@ -79,13 +79,13 @@ inline void validate(const RingGeometry& g, int64_t chunk) {
   }
 }
 
-// Shape of some frames of K or V, and where things lie in them. A row is one token of one frame: H x D elements.
+// Shape of some frames of K or V, and offsets in them. A row is one token of one frame: H x D elements.
 struct FrameShape {
   int64_t frames;
   int64_t tokens;          // T
   int64_t heads;           // H
   int64_t head_dim;        // D, even: D / 2 complex pairs of adjacent elements
-  int64_t temporal_pairs;  // pairs that turn with time; those after them turn with height, then width
+  int64_t temporal_pairs;  // pairs that rotate with time; those after them rotate with height, then width
 
   LIPSTREAM_HD constexpr int64_t rows() const { return frames * tokens; }
   LIPSTREAM_HD constexpr int64_t row_size() const { return heads * head_dim; }
@@ -93,14 +93,13 @@ struct FrameShape {
   LIPSTREAM_HD constexpr int64_t slot_offset(int64_t slot) const { return slot * tokens * row_size(); }
   LIPSTREAM_HD constexpr int64_t pairs() const { return head_dim / 2; }
   LIPSTREAM_HD constexpr int64_t spatial_pairs() const { return pairs() - temporal_pairs; }
-  // Where the angles of a row begin in the temporal table [frames, temporal_pairs] and the spatial one
-  // [tokens, spatial_pairs].
+  // Offsets of a row's angles in the temporal table [frames, temporal_pairs] and the spatial one [tokens, spatial_pairs].
   LIPSTREAM_HD constexpr int64_t temporal_offset(int64_t row) const { return row / tokens * temporal_pairs; }
   LIPSTREAM_HD constexpr int64_t spatial_offset(int64_t row) const { return row % tokens * spatial_pairs(); }
 };
 
-// Where a chunk is written: known on the host, or stored on the device, where a captured graph reads it on each launch.
-// A slot read on the device that is outside the ring writes nothing.
+// The slot that a chunk is written to: a host value, or an address on the device, which a captured graph reads at each
+// launch. With a slot from the device that is outside the ring, nothing is written.
 struct Slot {
   const int64_t* address;  // null: `value` holds
   int64_t value;

@@ -50,7 +50,7 @@ class RingCall {
     return ring == Type::kFloat || ring == Type::kHalf || ring == Type::kBFloat16 || ring == Type::kE4M3;
   }
 
-  // Throws std::invalid_argument saying what was found and expected.
+  // Throws std::invalid_argument with what was found and expected.
   explicit RingCall(const std::vector<TensorShape>& tensors) {
     if (tensors.empty() || !holds(tensors[0].type)) {
       fail("k_ring is " + std::string(tensors.empty() ? "missing" : name(tensors[0].type)) +
@@ -97,7 +97,7 @@ class RingCall {
   bool e4m3() const { return type_ == Type::kE4M3; }
   // The chunk's own frames.
   const FrameShape& chunk() const { return shape_; }
-  // All frames of the ring that was bound: those that are attended.
+  // All frames of the bound ring: those that are attended.
   FrameShape ring() const { return {slots_, shape_.tokens, shape_.heads, shape_.head_dim, shape_.temporal_pairs}; }
   int64_t slots() const { return slots_; }
   // The largest slot at which the chunk fits.

@@ -1,4 +1,4 @@
-// The ring on a CPU. Storage is float, Float16 or BFloat16. Arguments are trusted: bindings check them.
+// The ring on a CPU. Storage is float, Float16 or BFloat16. Arguments are not checked here; the bindings check them.
 #pragma once
 
 #include <cstdint>
@@ -9,25 +9,25 @@
 
 namespace lipstream::cpu {
 
-// Writes a chunk, k and v [shape], into the block at `slot` of the rings: K rotated, V as it is.
-// threads = 0 takes as many as the work is worth; the result does not depend on it.
+// Writes a chunk, k and v [shape], into the block at `slot` of the rings: K rotated, V unchanged.
+// threads = 0 chooses the number by the size; the result does not depend on it.
 template <typename Storage>
 void ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, int64_t slot,
                 const RopeTables& tables, const FrameShape& shape, int64_t threads);
 
-// Saves shape.frames frames, from `slot` on, before their block is taken over: K into sink_base at `first`, V into the
+// Saves shape.frames frames, from `slot` on, before their block is overwritten: K into sink_base at `first`, V into the
 // sink slots of v_ring, rolling + first and on.
 template <typename Storage>
 void ring_keep(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slot, int64_t rolling,
                int64_t first, const FrameShape& shape);
 
-// Fills the first shape.frames sink slots of k_ring from sink_base, temporal pairs turned further by the angles given,
+// Fills the first shape.frames sink slots of k_ring from sink_base, temporal pairs rotated by the angles given,
 // cos and sin [temporal_pairs]. Always from sink_base, so rounding does not add up over a stream.
 template <typename Storage>
 void ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
                  const FrameShape& shape, int64_t threads);
 
-// The same for a ring in FP8. K is rotated, then rounded; Storage is that of k and v, and of what is read.
+// The same for a ring in FP8. K is rotated, then rounded; Storage is that of k, v and `to`.
 template <typename Storage>
 void ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, int64_t slot,
                      const RopeTables& tables, const FrameShape& shape, int64_t threads);
@@ -38,7 +38,7 @@ void ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_
 void ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
                       const FrameShape& shape, int64_t threads);
 
-// The first shape.frames slots of a ring as numbers, `to` [shape].
+// Converts the first shape.frames slots of a ring to numbers, `to` [shape].
 template <typename Storage>
 void ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, int64_t threads);
 

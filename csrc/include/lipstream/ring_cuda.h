@@ -1,6 +1,7 @@
-// Launchers of the ring's CUDA kernels: raw device pointers, a stream, no synchronisation, fit for graph capture.
-// Storage is float, __half or __nv_bfloat16. Arguments are trusted: bindings check them. K and V pointers must be aligned to
-// one pair (2 elements); at 16 bytes and with a head of whole 16-byte words, accesses are 16 bytes wide.
+// Launchers of the ring's CUDA kernels: raw device pointers, a stream, no synchronisation, so they can be captured in a
+// graph. Storage is float, __half or __nv_bfloat16. Arguments are not checked here; the bindings check them. K and V
+// pointers must be aligned to one pair (2 elements); if they are aligned to 16 bytes and a head is a whole number of
+// 16-byte words, accesses are 16 bytes wide.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -14,7 +15,7 @@
 
 namespace lipstream::cuda {
 
-// See ring_cpu.h for what each does. The result is the launch's error.
+// ring_cpu.h describes each function. The result is the launch's error.
 template <typename Storage>
 cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, Slot slot,
                        const RopeTables& tables, const FrameShape& shape, cudaStream_t stream);
@@ -27,8 +28,8 @@ template <typename Storage>
 cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
                         const FrameShape& shape, cudaStream_t stream);
 
-// The same two for a ring [H, F T, D] and its sink's copy [H, S T, D], as TensorRT's KVCacheUpdate has them: F = slots,
-// S = slots - rolling.
+// keep and anchor for a ring [H, F T, D] and its sink's copy [H, S T, D], the layout of TensorRT's KVCacheUpdate:
+// F = slots, S = slots - rolling.
 template <typename Storage>
 cudaError_t ring_keep_heads_first(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slots, int64_t slot,
                                   int64_t rolling, int64_t first, const FrameShape& shape, cudaStream_t stream);

@@ -1,5 +1,5 @@
-// The ring's CUDA kernels. One block per row (a token of a frame): its angles go to shared memory once and serve all
-// heads; a thread moves PAIRS pairs at a time. Rows are counted in blockIdx.x, offsets in int64.
+// The ring's CUDA kernels. One block per row (a token of a frame), whose angles are loaded into shared memory once for
+// all heads; a thread copies PAIRS pairs at a time. blockIdx.x counts rows; offsets are int64.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -25,7 +25,7 @@ __device__ inline void store(float& to, float value) { to = value; }
 __device__ inline void store(__half& to, float value) { to = __float2half_rn(value); }
 __device__ inline void store(__nv_bfloat16& to, float value) { to = __float2bfloat16_rn(value); }
 
-// Rotates the pairs j, j + 1, ... of a head; those from `turned` on stay as they are.
+// Rotates the pairs j, j + 1, ... of a head; those from `turned` on are unchanged.
 template <typename Storage, int PAIRS>
 __device__ inline Pack<Storage, PAIRS> rotate_pack(Pack<Storage, PAIRS> pack, const float* cos, const float* sin,
                                                    int j, int turned) {
@@ -72,13 +72,13 @@ __global__ void ring_write_kernel(Storage* __restrict__ k_ring, Storage* __restr
   auto* v_to = reinterpret_cast<Pack*>(v_ring + shape.slot_offset(first) + offset);
   const int packs = static_cast<int>(shape.row_size() / (2 * PAIRS));
   for (int i = threadIdx.x; i < packs; i += blockDim.x) {
-    const Pack value = v_from[i];  // asked for before K is waited for
+    const Pack value = v_from[i];  // loaded before the wait for K
     k_to[i] = rotate_pack(k_from[i], cos, sin, i * PAIRS % pairs, pairs);
     v_to[i] = value;
   }
 }
 
-// sink: the first sink slot of k_ring. Rows may come in groups that lie `sink_step` and `base_step` elements apart.
+// sink: the first sink slot of k_ring. Rows may be in groups, `sink_step` and `base_step` elements apart.
 template <typename Storage, int PAIRS>
 __global__ void ring_anchor_kernel(Storage* __restrict__ sink, const Storage* __restrict__ sink_base,
                                    const float* __restrict__ cos, const float* __restrict__ sin, FrameShape shape,

@@ -16,7 +16,7 @@ struct RopeTables {
   const float* sin_s;
 };
 
-// (a + ib) * (cos + i sin). Built without fused multiply-add everywhere, so that CPU and GPU agree to the bit.
+// (a + ib) * (cos + i sin). Always compiled without fused multiply-add, so that CPU and GPU give the same bits.
 LIPSTREAM_HD inline void rotate(float a, float b, float cos, float sin, float& real, float& imag) {
   real = a * cos - b * sin;
   imag = a * sin + b * cos;
@@ -40,7 +40,7 @@ inline void store(BFloat16& to, float value) {
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint32_t rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;  // to nearest, ties to even
-  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;                  // rounding could carry a NaN into infinity
+  const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;                  // rounding could turn a NaN into infinity
   to.bits = static_cast<uint16_t>(nan ? 0x7fffu : rounded);
 }
 
@@ -72,7 +72,7 @@ inline void store(Float16& to, float value) {
   const uint32_t sign = bits >> 16 & 0x8000u, size = bits & 0x7fffffffu;
   uint32_t half;
   if (size > 0x7f800000u) {
-    half = 0x7fffu;  // NaN, as CUDA gives it
+    half = 0x7fffu;  // NaN, as CUDA encodes it
   } else if (size >= 0x477ff000u) {
     half = 0x7c00u;  // rounds to infinity
   } else if (size >= 0x38800000u) {

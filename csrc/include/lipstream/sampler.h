@@ -7,8 +7,8 @@
 
 namespace lipstream {
 
-// Latents are [C, c, h, w]; the condition is [3 C + 1, c, h, w]: the stream's first latent frame, the mask, and the chunk's
-// latents with the mouth masked and as the model is to see them.
+// Latents are [C, c, h, w]; the condition is [3 C + 1, c, h, w]: the stream's first latent frame, the mask, the chunk's
+// latents with the mouth masked, and its sequence latents (`sequence` of the student's config).
 struct LatentShape {
   int64_t channels;  // C
   int64_t frames;    // c

@@ -1,4 +1,4 @@
-"""Precision, a property of the graph: what its weights are stored in and its products are computed in.
+"""Precision of a graph: the types in which its weights are stored and its products are computed.
 
 fp32   everything in float32: for ONNX Runtime on a CPU, and the reference of the others
 bf16   products, K/V and the codec in bfloat16; norms, modulation, RoPE, softmax statistics and the residual in float32

@@ -1,8 +1,8 @@
 """BF16: matrix products and convolutions in bfloat16, everything between them in float32.
 
-The upstream model runs wholly in bfloat16 but for the statistics of its norms and RoPE. Here the modulation and the
-residual stay float32, too: they are cheap (no product is among them) and rounding the residual to 8 bits after each of
-30 or 40 layers is most of what bfloat16 loses (docs/precision.md).
+The upstream model runs wholly in bfloat16 except for the statistics of its norms and RoPE. Here the modulation and the
+residual stay float32, too: they are cheap (they contain no product), and rounding the residual to 8 bits after each of
+30 or 40 layers causes most of the error of bfloat16 (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _M = TypeVar("_M", bound=nn.Module)
 
 
 def to_bfloat16(parts: StudentParts) -> StudentParts:
-    """A copy of `parts` whose student and codec multiply in bfloat16.
+    """A copy of `parts` whose student and codec compute products in bfloat16.
 
-    The constants are computed once and stay as exact as they were. So does the audio encoder: it takes the logarithm of
-    spectra, and costs little.
+    The constants, which are computed once, stay float32. So does the audio encoder: it takes the logarithm of spectra,
+    and is cheap.
     """
     parts = parts.with_constants()
     student, taehv, wan = _rounded(parts.student), _rounded(parts.taehv), _rounded(parts.wan)
@@ -32,7 +32,7 @@ def to_bfloat16(parts: StudentParts) -> StudentParts:
 
 def _rounded(module: _M | None) -> _M | None:
     if module is None or all(layer.weight.dtype == torch.bfloat16 for layer in _products(module)):
-        return module  # as published weights come; a copy would take as much memory again
+        return module  # as for published weights; a copy would double the memory
     module = copy.deepcopy(module)
     for layer in _products(module):
         layer.to(torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Record inputs of the linear layers from real chunks of a dub, over all passes of the schedule."""
+"""Records inputs of the linear layers from real chunks of a dub, over all passes of the schedule."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Passes:
 
     Attributes:
         calls: (name, arguments) of `begin_chunk`, `denoise` and `context`.
-        velocities: what each `denoise` gave.
+        velocities: the result of each `denoise`.
     """
 
     calls: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
@@ -61,14 +61,14 @@ class _Recorder:
         if name not in ("begin_chunk", "denoise", "context"):
             return call
 
-        def noted(*arguments: object) -> object:
+        def recorded(*arguments: object) -> object:
             self._passes.calls.append((name, arguments))
             result = call(*arguments)
             if isinstance(result, np.ndarray):
                 self._passes.velocities.append(result)
             return result
 
-        return noted
+        return recorded
 
 
 class _RecordingBackend:
@@ -91,7 +91,7 @@ def record_passes(
     """The passes of `chunks` chunks of a session on `video` and `audio` with the whole float32 model.
 
     Raises:
-        MediaOpenError and the others of a session. AudioTooShortError: the audio ends before `chunks` chunks.
+        MediaOpenError and other errors of a session. AudioTooShortError: the audio ends before `chunks` chunks.
     """
     passes = Passes()
     engine = LipSyncEngine(_masks_alone(parts), _RecordingBackend(TorchBackend(parts), passes))
@@ -117,13 +117,13 @@ def record_passes(
 
 
 def _masks_alone(parts: StudentParts) -> Bundle:
-    """A bundle of the masks of `parts` without graphs: what an engine needs besides a backend that has its models."""
+    """A bundle of the masks of `parts` without graphs, for an engine whose backend has its own models."""
     masks = {f"mask.{name}": mask.contiguous().float() for name, mask in parts.masks.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "masks"
         with writing(path, manifest_of(parts)) as inside:
             (inside / CONSTANTS).write_bytes(safetensors(masks))
-        return Bundle.load(path)  # which reads the constants
+        return Bundle.load(path)  # it reads the constants before the folder is deleted
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _inputs(student: CausalDiT, seen: Callable[[str, Tensor], None]) -> Iterator
 
 
 class _Observer(nn.Module):
-    """In place of `FP8Operands`: records the largest Q, K and V."""
+    """Replaces `FP8Operands`, and records the largest Q, K and V."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ def largest_inputs(parts: StudentParts, passes: Passes, method: Method = "amax")
     """The largest input of each linear layer over all `passes`, by name.
 
     With the method "percentile" it is the mean over the passes of their 99.99th percentiles: rare large inputs are cut,
-    and the rest gets finer steps.
+    and the others get finer steps.
     """
     assert parts.student
     found: dict[str, list[float]] = {name: [] for name in linear_layers(parts.student)}

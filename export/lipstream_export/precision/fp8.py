@@ -1,9 +1,9 @@
 """FP8: linear layers that multiply E4M3 numbers, as quantise-dequantise pairs that TensorRT turns into FP8 products.
 
-A value x is stored as ``round(x / scale)`` in E4M3, which reaches from -448 to 448 with 3 bits of mantissa. Weights
-have one scale per output channel, inputs one per layer; both are bfloat16 numbers, so that every runtime divides by the
-same. NVIDIA's Model Optimizer does this, too, and is not used: its graphs come from TorchScript, which cannot hold the
-ring's node (docs/precision.md).
+A value x is stored as ``round(x / scale)`` in E4M3, whose range is -448 to 448, with 3 bits of mantissa. Weights have
+one scale per output channel, inputs one per layer; both are bfloat16 numbers, so that every runtime divides by the same
+scale. NVIDIA's Model Optimizer is not used: it exports with TorchScript, which cannot represent the ring's node
+(docs/precision.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lipstream_models.layers import Linear
 from torch import Tensor, nn
 
 LARGEST = 448.0
-"""Of E4M3; what is larger is cut there, since the type has no infinity."""
+"""Largest number of E4M3; larger values are clipped to it, since the type has no infinity."""
 E4M3 = torch.float8_e4m3fn
 
 
@@ -28,18 +28,18 @@ def to_e4m3(x: Tensor, scale: Tensor) -> Tensor:
 
 
 def scale_of(amax: Tensor) -> Tensor:
-    """The bfloat16 scale that lets E4M3 just reach `amax`; never zero."""
+    """The bfloat16 scale with which `amax` is the largest E4M3 number; never zero."""
     return (amax.float() / LARGEST).clamp_min(1e-12).to(torch.bfloat16)
 
 
 class FP8Linear(nn.Module):
     """`Linear` on E4M3 numbers: x [..., K] -> [..., N], bfloat16.
 
-    Eagerly it computes what an FP8 product does: E4M3 numbers, sums in float32, scaled and rounded once. Exported it is
-    QuantizeLinear and DequantizeLinear on both sides of a MatMul. The bias's type is the one that comes out.
+    In eager mode it computes the same as an FP8 product: E4M3 numbers, sums in float32, scaled and rounded once. The
+    export has QuantizeLinear and DequantizeLinear on both inputs of a MatMul. The output has the bias's type.
 
     Args:
-        linear: the layer in place of which this one stands. amax: the largest input it is to hold.
+        linear: the layer to replace. amax: the largest input to represent.
     """
 
     weight: Tensor
@@ -50,7 +50,7 @@ class FP8Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear, amax: float) -> None:
         super().__init__()
-        weight = linear.weight.detach().float().T.contiguous()  # [K, N]: as MatMul wants it, without a Transpose
+        weight = linear.weight.detach().float().T.contiguous()  # [K, N]: for MatMul without a Transpose
         scale = scale_of(weight.abs().amax(0))
         self.register_buffer("weight", to_e4m3(weight, scale))
         self.register_buffer("weight_scale", scale)
@@ -70,10 +70,10 @@ class FP8Linear(nn.Module):
 
 
 class FP8Operands(nn.Module):
-    """Q, K and V of an attention rounded to E4M3, with one scale each: for TensorRT, an attention in FP8.
+    """Q, K and V of an attention rounded to E4M3, with one scale each: TensorRT computes such an attention in FP8.
 
     Args:
-        amax: the largest Q, K and V to hold.
+        amax: the largest Q, K and V to represent.
     """
 
     scales: Tensor
@@ -118,9 +118,11 @@ def linear_layers(student: CausalDiT) -> dict[str, Linear]:
 def quantise(
     student: CausalDiT, amax: Mapping[str, float], operands: Sequence[Sequence[float]] | None = None
 ) -> CausalDiT:
-    """A copy of `student` in which the layers that `amax` names are FP8; it gives the largest input of each.
+    """A copy of `student` in which the layers named in `amax` are FP8.
 
-    With `operands` the self-attention is, too: the largest Q, K and V of every layer.
+    Args:
+        amax: the largest input of each layer, by name.
+        operands: the largest Q, K and V of every layer, for a self-attention in FP8, too.
     """
     student = copy.deepcopy(student)
     for block, largest in zip(student.layers, operands or (), strict=False):

@@ -1,7 +1,7 @@
-"""Measure the error of each linear layer in FP8: each alone is set to FP8, and the velocities are compared.
+"""Measures the error of each linear layer in FP8: each alone is set to FP8, and the velocities are compared.
 
-Rounding errors of different layers are independent, so their squares add up. Hence the rule for what stays in BF16: the
-layers with the largest squared error per operation, until the sum of the others is within a budget.
+Rounding errors of different layers are independent, so their squares add up. The layers with the largest squared error
+per operation stay in BF16, until the sum of the others is within a budget.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from .calibration import Passes
 from .fp8 import FP8Linear, linear_layers
 
 BUDGET = 0.02
-"""Relative error of the velocity that FP8 may add: about what running the model wholly in bfloat16, as upstream does,
-costs (docs/precision.md)."""
+"""Relative error of the velocity that FP8 may add: about the error of the model wholly in bfloat16, as upstream
+(docs/precision.md)."""
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What FP8 costs.
+    """Errors of FP8.
 
     Attributes:
-        layers: of each linear layer, made FP8 alone: the relative error of the velocities, worst for its work first.
-        largest: of each, the largest input it is to hold.
-        budget: what all FP8 layers together may cost. kept: the layers that stay in BF16 for that.
+        layers: for each linear layer, as the only one in FP8, the relative error of the velocities; sorted by squared
+            error per operation, the largest first.
+        largest: for each layer, the largest input.
+        budget: relative error that all FP8 layers together may add. kept: the layers that stay in BF16 for that.
     """
 
     layers: dict[str, float]
@@ -58,7 +59,7 @@ class Sensitivity:
         return math.hypot(*(self.layers[name] for name in self.quantised))
 
     def report(self) -> dict[str, Any]:
-        """For JSON."""
+        """The errors for JSON."""
         return {**asdict(self), "kept": self.kept, "predicted": self.predicted()}
 
 

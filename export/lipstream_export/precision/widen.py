@@ -1,7 +1,7 @@
 """BF16 and FP8 graphs for ONNX Runtime's CPU provider, which cannot compute in bfloat16: the same nodes in float32.
 
-Weights keep their rounded values and FP8 layers their quantise-dequantise pairs, so what is lost in the weights and in
-FP8 shows; the rounding of BF16 products does not. That is how the graphs are checked where there is no GPU.
+Weights keep their rounded values and FP8 layers their quantise-dequantise pairs, so the result has the errors of both,
+but not those of rounding BF16 products. Graphs are checked this way on machines without a GPU.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["widen", "widen_bundle", "widen_module"]
 
 
 def widen(model: ModelProto) -> None:
-    """Turn every bfloat16 of `model` (whose weights are in memory) into float32, in place."""
+    """Convert all bfloat16 of `model` (whose weights are in memory) to float32, in place."""
     for graph in _graphs(model.graph):
         for value in [*graph.input, *graph.output, *graph.value_info]:
             if value.type.tensor_type.elem_type == TensorProto.BFLOAT16:
@@ -74,7 +74,7 @@ def widen_bundle(bundle: Bundle, path: str | os.PathLike[str]) -> Bundle:
 
 
 def widen_module(module: nn.Module) -> nn.Module:
-    """Turn the layers of `module` that compute in bfloat16 to float32, with the weights they have, in place."""
+    """Convert the layers of `module` that compute in bfloat16 to float32, with their present weights, in place."""
     for layer in module.modules():
         if isinstance(layer, Linear | Conv2d | Conv3d):
             layer.to(torch.float32)
