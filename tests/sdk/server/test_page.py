@@ -43,7 +43,7 @@ class Tab:
 
     def __init__(self, socket: ClientConnection) -> None:
         self._socket, self._numbers = socket, itertools.count(1)
-        self.complaints: list[str] = []
+        self.exceptions: list[str] = []
 
     async def call(self, method: str, **parameters: Any) -> Any:
         number = next(self._numbers)
@@ -51,7 +51,7 @@ class Tab:
         while True:
             message = json.loads(await self._socket.recv())
             if message.get("method") == "Runtime.exceptionThrown":
-                self.complaints.append(json.dumps(message["params"]["exceptionDetails"])[:500])
+                self.exceptions.append(json.dumps(message["params"]["exceptionDetails"])[:500])
             if message.get("id") == number:
                 assert "error" not in message, message
                 return message["result"]
@@ -68,7 +68,7 @@ class Tab:
             state = await self.run(
                 "[lipstream.states, lipstream.shown, document.querySelector('#problem').textContent]"
             )
-            assert time.monotonic() < end, (code, state, self.complaints)
+            assert time.monotonic() < end, (code, state, self.exceptions)
             await asyncio.sleep(0.1)
 
 
@@ -124,7 +124,7 @@ def test_a_face_answers_a_microphone(served: Served) -> None:
             assert served.metric("lipstream_sessions_active") == 1
             await tab.call("Page.reload")
             await asyncio.to_thread(served.wait_for, "lipstream_sessions_active", 0)
-            assert not tab.complaints
+            assert not tab.exceptions
 
     asyncio.run(talk())
     served.wait_for("lipstream_sessions_active", 0)
@@ -145,7 +145,7 @@ def test_a_face_answers_over_webrtc(served: Served) -> None:
             assert served.metric("lipstream_sessions_active") == 1
             await tab.run("document.querySelector('#stop').click()")
             await tab.until("lipstream.states.at(-1) === 'closed'", 5)
-            assert not tab.complaints
+            assert not tab.exceptions
 
     asyncio.run(talk())
     served.wait_for("lipstream_sessions_active", 0)
@@ -168,7 +168,7 @@ def test_a_face_is_filmed_and_answers(served: Served, tmp_path: Path) -> None:
             await tab.run("document.querySelector('#microphone').click()")
             await tab.until("lipstream.shown >= 50 && lipstream.speaking >= 10", 45)
             assert "preparing the face" in await tab.run("lipstream.states")
-            assert not tab.complaints
+            assert not tab.exceptions
 
     asyncio.run(talk())
     served.wait_for("lipstream_sessions_active", 0)
