@@ -1,4 +1,4 @@
-"""The released model's K/V cache, reduced to which latent frame lies where: what the ring has to amount to."""
+"""The released model's K/V cache, reduced to indices of latent frames: the reference for the ring."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class ReleasedCache:
         self.frames: list[int] = []
 
     def attended(self, chunk: int) -> list[int]:
-        """Frames that a pass of `chunk` looks at, in the order in which RoPE numbers them 0, 1, 2, ..."""
+        """Frames that a pass of `chunk` attends to, in the order in which RoPE numbers them 0, 1, 2, ..."""
         cached, live = self.frames, self._live(chunk)
         if len(cached) + len(live) <= self.window:
             return cached + live

@@ -1,4 +1,4 @@
-"""The recorded outputs of the original implementation, on both backends; and the check itself on files made here."""
+"""The recorded outputs of the original implementation, on both backends; and the check itself on generated files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_recorded_outputs(name: str, backend: str, capsys: pytest.CaptureFixture
 
 
 def record(path: Path, *, kind: str = "taehv", error: float = 0.0, more: bool = False) -> Path:
-    """A file as the original would leave it: a small autoencoder, a clip in one piece through it."""
+    """A file as the original would write it: a small autoencoder and its result for a whole clip."""
     torch.manual_seed(0)
     model = toy_taehv()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What each package imports: the runtime must work where torch and all that makes bundles is not installed."""
+"""What each package imports: the runtime must work without torch and the packages that make bundles."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ print(json.dumps(names))
     assert "lipstream._native" in modules
 
 
-def test_importing_the_runtime_leaves_torch_alone_where_it_is_installed() -> None:
+def test_importing_the_runtime_does_not_import_torch() -> None:
     loaded = printed("from lipstream import *; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))")
     assert "numpy" in loaded
     assert not {*EXTRAS, *OTHERS} & {*loaded}
@@ -172,8 +172,8 @@ def test_the_runtime_names_no_other_package() -> None:
                 assert not any(name in text for name in OTHERS), path
 
 
-def test_modules_import_each_other_in_no_circle() -> None:
-    """Lazy imports count. What does not count is that a module's import runs the `__init__` of its packages."""
+def test_modules_have_no_import_cycles() -> None:
+    """Lazy imports count; the import of a package's `__init__` by its modules does not."""
     files: dict[str, Path] = {}
     for top, folder in PACKAGES.items():
         for path in (ROOT / folder / top).rglob("*.py"):

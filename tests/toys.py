@@ -41,7 +41,7 @@ WAV2VEC_SIZES = {
 
 @torch.no_grad()
 def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Move every parameter, so that none is left at a value (0, 1) that could hide it."""
+    """Change every parameter, so that none has an initial value (0, 1) that could hide an error."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))

@@ -15,7 +15,7 @@ from lipstream.errors import ConfigError
 from benchmarks.common import in_fresh_process, main, memory_mib, parser, spread, write
 
 
-def test_a_result_file_says_what_ran_but_not_where(bundle: Path, tmp_path: Path) -> None:
+def test_a_result_file_records_what_ran_without_paths(bundle: Path, tmp_path: Path) -> None:
     options = parser("test", "text")
     options.add_argument("--video", type=Path)
     path = tmp_path / "new" / "result.json"
@@ -45,7 +45,7 @@ def peak_after(mib: int) -> tuple[int, float]:
     return os.getpid() * int(block[0]), memory_mib("VmHWM")
 
 
-def test_the_peak_of_a_fresh_process_is_its_own() -> None:
+def test_peak_memory_of_a_fresh_process_excludes_other_processes() -> None:
     """Neither what this process holds nor what an earlier one held counts."""
     held = np.ones(300 << 20, np.uint8)
     (first, high), (second, low) = in_fresh_process(peak_after, 400), in_fresh_process(peak_after, 1)
@@ -55,7 +55,7 @@ def test_the_peak_of_a_fresh_process_is_its_own() -> None:
     assert held[0] == 1
 
 
-def test_status_is_the_verdict_or_the_errors_own(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exit_status_follows_the_criteria_or_the_error(capsys: pytest.CaptureFixture[str]) -> None:
     def broken(_: argparse.Namespace) -> bool:
         raise ConfigError("wrong", fix="do it right")
 

@@ -25,7 +25,7 @@ def case() -> Case:
 
 
 def test_the_drawings_differ_in_the_mouth_alone(case: Case) -> None:
-    """Eyes and background of the three are the same to the bit: person, pose, light and noise are."""
+    """Eyes and background of the three are equal to the bit, since person, pose, light and noise are equal."""
     top = int(case.rest_lips[..., 1].min() - 1.2 * np.ptp(case.rest_lips[..., 0], axis=1).mean())
     assert top > 40
     assert (case.source[:, :top] == case.target[:, :top]).all()
@@ -51,7 +51,7 @@ def test_a_result_that_is_late_shows_only_in_the_lags(case: Case) -> None:
     assert found["matched_best_of_3_lags"] > found["matched"]
 
 
-def test_a_source_looks_like_itself_and_a_blur_does_not(case: Case) -> None:
+def test_relative_sharpness_is_1_for_the_source_and_less_for_a_blur(case: Case) -> None:
     same = look(case.source, case.source)
     assert same.sharpness == pytest.approx(1)
     assert same.unrest(np.ones(len(case.source), bool)) == pytest.approx(1)
@@ -64,7 +64,7 @@ def test_distance_from_rest_is_zero_at_rest(case: Case) -> None:
     assert (distance_from_rest(case.rest, case.rest, case.rest_lips) == 0).all()
 
 
-def test_no_face_is_no_gap(case: Case) -> None:
+def test_the_lip_gap_is_nan_without_a_face(case: Case) -> None:
     frames = [np.zeros_like(case.source[0]), case.source[0]]
     assert list(np.isnan(track_faces(frames).gap)) == [True, False]
 
@@ -98,7 +98,7 @@ def test_confidence_interval() -> None:
 
 
 def test_a_run_on_drawn_people(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Random weights cannot speak: the verdict is FAIL, and everything asked for is written."""
+    """With random weights the verdict is FAIL, and all requested files are written."""
     result, sheet = tmp_path / "result.json", tmp_path / "sheet.png"
     options = ["--bundle", str(bundle), "--threads", "1", "--json", str(result), "--sheet", str(sheet)]
     args = lip_accuracy.build_parser().parse_args([*options, "--people", "2", "--seconds", "1.2"])

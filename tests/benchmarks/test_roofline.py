@@ -1,4 +1,4 @@
-"""Counting what graphs cost: against PyTorch's own counter, and by hand where a graph is small enough."""
+"""Counting operations and bytes of graphs: against PyTorch's counter, and against sums by hand for small graphs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def of(graph: str) -> Cost:
     return count(onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model)), 1)
 
 
-def test_a_product_and_what_is_fused_behind_it() -> None:
+def test_a_product_and_the_operations_fused_after_it() -> None:
     """x [8, 16] times w [16, 4], then two elementwise nodes as one kernel; the weight is read once."""
     cost = of("(float[8,16] x, float[16,4] w) => (float[8,4] y) { a = MatMul(x, w) b = Relu(a) y = Add(b, b) }")
     product, rest = cost.kernels
@@ -58,8 +58,8 @@ def test_views_and_folded_constants_are_free() -> None:
     assert cost.weights == 4 * 64
 
 
-def test_two_ways_that_meet_are_one_kernel_only_at_the_same_depth() -> None:
-    """The residual crosses a product, so it is read again behind it."""
+def test_branches_are_fused_only_at_the_same_depth() -> None:
+    """The residual bypasses a product, so it is read again after it."""
     cost = of(
         "(float[8,8] x, float[8,8] w) => (float[8,8] y) { a = Relu(x) b = MatMul(a, w) c = Neg(b) y = Add(c, a) }"
     )
@@ -68,7 +68,7 @@ def test_two_ways_that_meet_are_one_kernel_only_at_the_same_depth() -> None:
 
 
 def test_operations_are_those_that_pytorch_counts() -> None:
-    """Its counter watches the eager modules run; convolutions, products and attention are in both."""
+    """PyTorch's counter runs the eager modules; convolutions, products and attention are in both."""
     for name, module in graph_modules(toy_parts(SPARSE)).items():
         if name == "audio_encoder":
             continue  # its spectrum is a convolution here and a transform there
@@ -92,7 +92,7 @@ def test_a_student_with_synthetic_weights_has_the_graphs_of_a_real_one() -> None
 
 @pytest.mark.slow
 def test_a_deep_student_is_counted_from_two_shallow_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if all its eight layers were exported: the same kernels, weights and state."""
+    """The result equals that of exporting all eight layers: the same kernels, weights and state."""
     whole = roofline.student("tiny", "bf16", layers=8)
     found = roofline.student("tiny", "bf16")
     for key, wanted in whole.items():
@@ -102,7 +102,7 @@ def test_a_deep_student_is_counted_from_two_shallow_ones(monkeypatch: pytest.Mon
 
 
 @pytest.mark.slow
-def test_fp8_is_counted_as_such_and_weighs_half() -> None:
+def test_fp8_products_are_counted_as_fp8_with_half_the_bytes() -> None:
     def denoiser(precision: str) -> Cost:
         (graph,) = (g for g in synthetic_weights.graphs("1.3b", precision, layers=2) if g.name == "denoiser")
         return count(graph.model, 7)

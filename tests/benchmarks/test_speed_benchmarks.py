@@ -1,4 +1,4 @@
-"""The benchmarks of speed: what they compare is the same computation. No time is asserted."""
+"""The benchmarks of speed: the alternatives compute the same. No time is asserted."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def rows(chunk_ms: float, growth: float) -> dict[str, list[float]]:
 @pytest.mark.parametrize(
     ("chunk_ms", "growth", "passed"), [(50, 0, True), (52, 3, True), (70, 0, False), (50, 9, False), (30, -9, True)]
 )
-def test_what_counts_as_flat(chunk_ms: float, growth: float, passed: bool) -> None:
+def test_criteria_of_flatness(chunk_ms: float, growth: float, passed: bool) -> None:
     found = flatness.judge(rows(chunk_ms, growth))
     assert found["passed"] == passed
     assert found["slowdown"] == pytest.approx(chunk_ms / 50, rel=0.1)
@@ -146,7 +146,7 @@ def test_what_counts_as_flat(chunk_ms: float, growth: float, passed: bool) -> No
     assert [row["seconds"] for row in found["table"]] == [10, 30, 60, 120, 300, 600]
 
 
-def test_passes_on_a_cpu(tmp_path: Path) -> None:
+def test_dit_latency_on_a_cpu(tmp_path: Path) -> None:
     found = run(dit_latency, tmp_path, "--size", "tiny", "--device", "cpu", "--dtype", "float32", "--repeats", "2")
     assert {*found["structures"]} == {"ring", "upstream"}
     for structure in found["structures"].values():
@@ -195,7 +195,7 @@ def test_a_simulated_stream_loses_no_sample(tmp_path: Path) -> None:
     ("change", "passed"),
     [({}, True), ({"frames": 99}, False), ({"out_of_order": 1}, False), ({"samples_given": 90}, False)],
 )
-def test_what_counts_as_no_drift(change: dict[str, Any], passed: bool) -> None:
+def test_criteria_of_drift(change: dict[str, Any], passed: bool) -> None:
     hours = [{"hours": h, "drift_samples": 0, "chunk_ms": 1.0, "rss_mib": 100.0} for h in (1, 2)]
     found = {"frames": 100, "frames_wanted": 100, "samples_pushed": 100, "samples_given": 100, "out_of_order": 0}
     assert drift.judge(found | {"hours": hours} | change)["passed"] == passed
@@ -230,7 +230,7 @@ def test_the_pages_agree_with_the_results() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
-def test_passes_without_a_gpu() -> None:
+def test_dit_latency_without_a_gpu_is_an_error() -> None:
     with pytest.raises(ConfigError):
         dit_latency.run(dit_latency.build_parser().parse_args([]))
 
@@ -273,7 +273,7 @@ def test_faces(tmp_path: Path) -> None:
 
 
 def test_lookahead(tmp_path: Path) -> None:
-    """A window that reaches over all of a short clip gives its features; shorter ones are off."""
+    """A window that covers a whole short clip gives its features; shorter ones differ."""
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     encoder = Wav2Vec2Config(**sizes, conv_dim=[16] * 7)
     Wav2Vec2Model(encoder).save_pretrained(tmp_path / "wav2vec")
@@ -317,7 +317,7 @@ def test_every_part_of_the_gpu_script_is_a_command_that_exists() -> None:
     assert {"benchmarks.stream", "benchmarks.dit_latency", "benchmarks.random_release"} <= seen
 
 
-def test_the_gpu_script_goes_on_after_a_part_that_fails_and_says_so(tmp_path: Path) -> None:
+def test_the_gpu_script_continues_after_a_failed_part_and_reports_it(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
 
     def script(*parts: str, **more: str) -> subprocess.CompletedProcess[str]:

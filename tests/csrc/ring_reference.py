@@ -1,4 +1,4 @@
-"""The K/V cache as the released model has it, in float64: the definition that the ring is measured against.
+"""The K/V cache of the released model in float64: the reference for the ring.
 
 K is cached before RoPE; at every call the window is gathered, sink first, and its frames are numbered 0, 1, 2, ...
 """
@@ -13,7 +13,7 @@ THETA = 10000.0
 
 
 def pair_counts(head_dim: int) -> tuple[int, int, int]:
-    """Pairs of a head that turn with time, height and width."""
+    """Pairs of a head that rotate with time, height and width."""
     space = head_dim // 6
     return head_dim // 2 - 2 * space, space, space
 
@@ -32,7 +32,7 @@ def rope_angles(frame: NDArray[np.int64], grid: tuple[int, int], head_dim: int) 
 
 
 def rope(x: Array, frame: NDArray[np.int64], grid: tuple[int, int]) -> Array:
-    """`x` [F, T, H, D] with its pairs, read as complex numbers, turned by their angles."""
+    """`x` [F, T, H, D] with its pairs, as complex numbers, rotated by their angles."""
     pairs = np.ascontiguousarray(x, np.float64).view(np.complex128)
     turned: Array = (pairs * np.exp(1j * rope_angles(frame, grid, x.shape[-1]))[:, :, None, :]).view(np.float64)
     return turned
@@ -60,7 +60,7 @@ class OriginalCache:
         return attention(rope(q, number[-len(q) :], self.grid), rope(keys, number, self.grid), values)
 
     def store(self, k: Array, v: Array) -> None:
-        """Cache a chunk, dropping the oldest frames that are not of the sink."""
+        """Cache a chunk, dropping the oldest frames outside the sink."""
         for cached, live in ((self.k, k), (self.v, v)):
             excess = len(cached) + len(live) - self.window
             if excess > 0:

@@ -1,4 +1,4 @@
-"""The loop over pixels of compositing: against the same in plain NumPy, under sanitizers, and what it refuses."""
+"""The pixel loop of compositing: against NumPy, under sanitizers, and with invalid arguments."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def cubic(samples: Array, x: float, y: float) -> Array:
 
 
 def given(rng: np.random.Generator, gate: bool) -> dict[str, Any]:
-    """Arguments for a small turned picture that lies partly outside its frame."""
+    """Arguments for a small rotated picture that is partly outside its frame."""
 
     def turned(zoom: float) -> Array:
         angle = rng.uniform(0, 6.3)
@@ -73,7 +73,7 @@ def given(rng: np.random.Generator, gate: bool) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("gate", [False, True])
-def test_a_pixel_is_what_numpy_makes_of_it(gate: bool) -> None:
+def test_compositing_equals_numpy(gate: bool) -> None:
     changed = kept = 0
     for seed in range(12):
         a = given(np.random.default_rng(seed), gate)

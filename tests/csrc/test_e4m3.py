@@ -33,13 +33,13 @@ def test_codes_are_those_of_ml_dtypes() -> None:
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=50))
-def test_any_number(values: list[float]) -> None:
+def test_any_float_is_rounded_as_by_ml_dtypes(values: list[float]) -> None:
     x = np.array(values, np.float32)
     np.testing.assert_array_equal(_native.e4m3(x), expected(x))
 
 
 def write(k: Array, v: Array, *, slots: int = 7, slot: int = 2) -> tuple[Array, Array]:
-    """K (not turned) and V through an FP8 ring and back."""
+    """K (not rotated) and V, written to an FP8 ring and read back."""
     frames, tokens, heads, dim = k.shape
     codes = [np.zeros((slots, tokens, heads, dim), np.uint8) for _ in "kv"]
     scales = [np.zeros((slots, tokens, heads), np.float32) for _ in "kv"]
@@ -53,8 +53,8 @@ def write(k: Array, v: Array, *, slots: int = 7, slot: int = 2) -> tuple[Array, 
     return back[0][slot : slot + frames], back[1][slot : slot + frames]
 
 
-def test_what_is_written_is_rounded_head_by_head() -> None:
-    """As the benchmark of precision does it in PyTorch: the largest of every head and token reaches 448."""
+def test_a_write_rounds_each_head_with_its_own_scale() -> None:
+    """As in the benchmark of precision in PyTorch: the code of the largest value of every head and token is 448."""
     rng = np.random.default_rng(0)
     k, v = (rng.standard_normal((3, 4, 2, 16)).astype(np.float32) * rng.uniform(1e-3, 50, (3, 4, 2, 1)) for _ in "kv")
     for found, x in zip(write(k.astype(np.float32), v.astype(np.float32)), (k, v), strict=True):
@@ -83,7 +83,7 @@ def tensors(ring: str = "bfloat16") -> Tensors:
 
 
 @pytest.mark.parametrize("ring", ["float32", "float16", "bfloat16", "float8 (E4M3)"])
-def test_the_plugin_takes_the_ring(ring: str) -> None:
+def test_the_plugin_accepts_a_ring(ring: str) -> None:
     found = _native.ring_call(tensors(ring))
     assert found["aliases"] == ([0, 1, 9, 10, -1, -1] if "E4M3" in ring else [0, 1])
     del found["aliases"]
@@ -107,14 +107,16 @@ def test_the_plugin_takes_the_ring(ring: str) -> None:
         (8, ("something", [64, 20]), "sin_s is another type, expected float32"),
     ],
 )
-def test_the_plugin_says_what_is_wrong(place: int, given: tuple[str, list[int]], message: str) -> None:
+def test_the_plugin_rejects_invalid_tensors_with_a_reason(
+    place: int, given: tuple[str, list[int]], message: str
+) -> None:
     wrong: Any = tensors()
     wrong[place] = given
     with pytest.raises(ValueError, match=message):
         _native.ring_call(wrong)
 
 
-def test_the_plugin_takes_scales_only_with_fp8() -> None:
+def test_the_plugin_accepts_scales_only_with_fp8() -> None:
     with pytest.raises(ValueError, match="9 inputs, expected 11 with a ring of float8"):
         _native.ring_call(tensors("float8 (E4M3)")[:9])
     with pytest.raises(ValueError, match="11 inputs, expected 9"):

@@ -35,7 +35,7 @@ def test_kernels_give_the_bits_of_the_cpu_ring(tmp_path: Path, options: list[str
     assert "210 streams, 0 differences" in done.stdout
 
 
-def test_a_missing_barrier_shows(tmp_path: Path) -> None:
+def test_a_missing_barrier_is_detected(tmp_path: Path) -> None:
     done = run(tmp_path, "-DLIPSTREAM_WITHOUT_BARRIERS")
     assert done.returncode == 1
     assert "differs" in done.stderr

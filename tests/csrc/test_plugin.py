@@ -1,4 +1,4 @@
-"""The TensorRT plugin compiles against TensorRT's headers and exports what TensorRT looks for.
+"""The TensorRT plugin compiles against TensorRT's headers and exports the symbols that TensorRT loads.
 
 Headers: TENSORRT_ROOT/include (those of the repository NVIDIA/TensorRT do). Nothing is run: that takes a GPU.
 """

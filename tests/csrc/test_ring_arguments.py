@@ -1,4 +1,4 @@
-"""What the CPU functions refuse: with which error, in which words, and without having written anything."""
+"""Invalid arguments of the CPU functions: the type and the message of the error, and nothing is written."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Arguments = dict[str, Any]
 
 
 def arguments(function: str) -> Arguments:
-    """Arguments that `function` takes, by name."""
+    """Valid arguments of `function`, by name."""
     k_ring, v_ring = np.ones((2, F, T, H, D), np.float32)
     sink_base = np.full((SINK, T, H, D), 2, np.float32)
     time, space = np.zeros((C, TIME), np.float32), np.zeros((T, D // 2 - TIME), np.float32)
@@ -34,7 +34,7 @@ def written(given: Arguments) -> list[bytes]:
 
 
 @pytest.mark.parametrize("function", ["ring_write", "ring_keep", "ring_anchor"])
-def test_what_is_right_is_taken(function: str) -> None:
+def test_valid_arguments_are_accepted(function: str) -> None:
     given = arguments(function)
     before = written(given)
     getattr(_native, function)(**given)
@@ -103,7 +103,7 @@ BAD: list[tuple[str, Arguments, type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("function", "wrong", "error", "message"), BAD)
-def test_what_is_wrong_is_refused(function: str, wrong: Arguments, error: type[Exception], message: str) -> None:
+def test_invalid_arguments_are_rejected(function: str, wrong: Arguments, error: type[Exception], message: str) -> None:
     given = {**arguments(function), **wrong}
     before = written(given)
     with pytest.raises(error, match=message):
@@ -111,7 +111,7 @@ def test_what_is_wrong_is_refused(function: str, wrong: Arguments, error: type[E
     assert written(given) == before
 
 
-def test_an_odd_head_is_refused() -> None:
+def test_an_odd_head_size_is_rejected() -> None:
     given = arguments("ring_write")
     for name, frames in (("k_ring", F), ("v_ring", F), ("k", C), ("v", C)):
         given[name] = zeros(frames, T, H, 5)
@@ -119,7 +119,7 @@ def test_an_odd_head_is_refused() -> None:
         _native.ring_write(**given)
 
 
-def test_shared_memory_is_refused() -> None:
+def test_overlapping_arrays_are_rejected() -> None:
     given = arguments("ring_write")
     for wrong in ({"v_ring": given["k_ring"]}, {"k": given["k_ring"][2:5]}, {"v": given["k_ring"][3:6]}):
         with pytest.raises(ValueError, match="shares memory with another"):
@@ -129,8 +129,8 @@ def test_shared_memory_is_refused() -> None:
         _native.ring_keep(**{**given, "sink_base": given["v_ring"][6:]})
 
 
-def test_nothing_to_keep_is_taken() -> None:
-    """As `ring_position` says it: no slot, no frames; and a ring without a sink has an empty `sink_base`."""
+def test_keeping_no_frames_is_accepted() -> None:
+    """The values of `ring_position` for no frames; a ring without a sink has an empty `sink_base`."""
     given = arguments("ring_keep")
     before = written(given)
     _native.ring_keep(**{**given, "slot": -1, "count": 0})

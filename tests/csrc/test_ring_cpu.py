@@ -35,7 +35,7 @@ def cos_sin(angles: Array) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
 
 
 class Ring:
-    """What a session does with the native functions, for one layer."""
+    """The calls of a session to the native functions, for one layer."""
 
     def __init__(self, window: int, sink: int, c: int, bfloat16: bool = False) -> None:
         self.window, self.sink, self.c = window, sink, c
@@ -100,7 +100,7 @@ def test_attends_like_the_original_for_any_geometry(c: int, blocks: int, sink: i
 
 
 @pytest.mark.parametrize(("window", "sink"), [(7, 1), (14, 8)])
-def test_after_days(window: int, sink: int) -> None:
+def test_attends_like_the_original_after_days(window: int, sink: int) -> None:
     blocks = (window - sink) // 3
     start = list(range(8))
     later = 30_000_000 - 30_000_000 % blocks + 8 % blocks  # the same block comes next, 160 days on
@@ -109,7 +109,7 @@ def test_after_days(window: int, sink: int) -> None:
     assert worst_difference(window, sink, 3, chunks, settle=8 + blocks) < 3e-6
 
 
-def test_a_wrong_shift_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_shift_changes_the_attention(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _native.ring_anchor
     monkeypatch.setattr(
         _native, "ring_anchor", lambda k, base, rolling, count, cos, sin: whole(k, base, rolling, count, sin, cos)
@@ -138,7 +138,7 @@ def test_bfloat16_rounds_to_nearest_even() -> None:
 
 
 def test_bfloat16_rounding_of_edge_values() -> None:
-    """Values that a rotation by (1, 1) takes to ties, to overflow and to NaN, rounded as PyTorch rounds them."""
+    """Values that a rotation by (1, 1) maps to ties, to overflow and to NaN, rounded as in PyTorch."""
     values = np.array([1.0, 2**-8, 3 * 2**-8, 3.3895e38, -3.3895e38, np.inf, np.nan, 1e-40, -0.0, 255.0], np.float32)
     a, b = (to_bfloat16(x.reshape(-1)) for x in np.meshgrid(values, values))
     k = np.stack([a, b], -1).reshape(1, len(a), 1, 2)
@@ -155,7 +155,7 @@ def test_bfloat16_rounding_of_edge_values() -> None:
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("threads", [2, 3, 7, 500])
-def test_threads_change_no_bit(bfloat16: bool, threads: int) -> None:
+def test_the_number_of_threads_changes_no_bit(bfloat16: bool, threads: int) -> None:
     rng = np.random.default_rng(3)
     shape = (3, 40, HEADS, HEAD_DIM)
     k, v = (to_bfloat16(x) if bfloat16 else x.astype(np.float32) for x in rng.standard_normal((2, *shape)))

@@ -1,4 +1,4 @@
-"""The CUDA module: that it loads and checks its arguments anywhere, and on a GPU the bits of the CPU kernels."""
+"""The CUDA module loads and checks its arguments on any machine, and gives the bits of the CPU kernels on a GPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
         ("advance", ADVANCE, {"count": 2**31}, "count is 2147483648"),
     ],
 )
-def test_what_is_wrong_is_refused(function: str, given: Arguments, wrong: Arguments, message: str) -> None:
+def test_invalid_arguments_are_rejected(function: str, given: Arguments, wrong: Arguments, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         getattr(cuda, function)(**{**given, **wrong})
 
@@ -82,12 +82,12 @@ def test_what_is_wrong_is_refused(function: str, given: Arguments, wrong: Argume
         ("advance", ADVANCE),
     ],
 )
-def test_without_a_gpu_the_error_is_cudas(function: str, given: Arguments) -> None:
+def test_without_a_gpu_the_cuda_error_is_raised(function: str, given: Arguments) -> None:
     with pytest.raises(RuntimeError, match=r"^cudaError\w+: "):
         getattr(cuda, function)(**given)
 
 
-def test_nothing_to_do_is_taken() -> None:
+def test_keeping_and_anchoring_no_frames_is_accepted() -> None:
     cuda.ring_keep(**{**KEEP, "slot": -1, "count": 0, "sink_base": 0})
     cuda.ring_anchor(**{**ANCHOR, "count": 0, "sink_base": 0})
 

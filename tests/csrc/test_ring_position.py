@@ -1,4 +1,4 @@
-"""`ring_position` against a list of frames that is kept by hand."""
+"""`ring_position` against a simulated list of frames."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ INT64_MAX = 2**63 - 1
 
 
 def attended(chunk: int, window: int, sink: int, c: int) -> set[int]:
-    """Stream indices of the frames that `chunk` sees: everything while it fits, else the sink and the last frames."""
+    """Stream indices of the frames that `chunk` attends to: all while they fit, else the sink and the last frames."""
     end = c * (chunk + 1)
     return set(range(end)) if end <= window else {*range(sink), *range(end - (window - sink), end)}
 
 
 def follow(slots: list[int | None], p: RingPosition, rolling: int, c: int) -> None:
-    """Do to a list of frame indices what the position says should be done to the ring."""
+    """Apply a ring position to a list of frame indices."""
     for i in range(p.keep_count):
         slots[rolling + p.keep_first + i] = slots[p.keep_slot + i]
     for i in range(c):
@@ -79,7 +79,7 @@ def test_any_chunk_of_a_long_stream(chunk: int) -> None:
         ((0, 7, 1, 0), "chunk_frames is 0, expected 1 or more"),
     ],
 )
-def test_what_cannot_be(arguments: tuple[int, ...], message: str) -> None:
+def test_invalid_geometries_and_chunks_are_rejected(arguments: tuple[int, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ring_position(*arguments)
 

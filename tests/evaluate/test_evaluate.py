@@ -1,4 +1,4 @@
-"""`lipstream evaluate`: metrics against their libraries and against what was done to the videos on purpose."""
+"""`lipstream evaluate`: metrics against their libraries and against known changes of the videos."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_psnr_is_that_of_the_library() -> None:
 
 
 @pytest.mark.parametrize("shift", [-4, 7])
-def test_a_result_that_is_late_or_early_is_compared_in_step(
+def test_a_late_or_early_result_is_shifted_for_the_comparison(
     person: tuple[Frames, NDArray[np.float32]], reference: Path, tmp_path: Path, shift: int
 ) -> None:
     frames, sound = person
@@ -106,7 +106,7 @@ def test_a_result_that_is_late_or_early_is_compared_in_step(
     assert verdict.values["sync_offset"] == shift  # the sound stayed
 
 
-def test_another_rate_and_size_are_brought_together(
+def test_another_frame_rate_and_size_are_converted(
     person: tuple[Frames, NDArray[np.float32]], reference: Path, tmp_path: Path
 ) -> None:
     frames, sound = person
@@ -119,7 +119,7 @@ def test_another_rate_and_size_are_brought_together(
     assert "brought from 216 x 180" in " ".join(verdict.notes)
 
 
-def test_another_shape_is_not_compared_but_its_lips_are(
+def test_with_another_aspect_ratio_only_the_lips_are_compared(
     person: tuple[Frames, NDArray[np.float32]], reference: Path, tmp_path: Path
 ) -> None:
     frames, sound = person
@@ -164,7 +164,7 @@ def test_means_have_their_interval() -> None:
     assert summary([math.nan])["mean"] is None
 
 
-def test_correlation_knows_lags_and_gaps() -> None:
+def test_correlation_handles_lags_and_gaps() -> None:
     x = np.sin(np.arange(100) / 3)
     assert correlation(np.roll(x, 2), x, 2) == pytest.approx(1)
     with_gap = np.where(np.arange(100) % 5 == 0, np.nan, x)
@@ -181,7 +181,7 @@ def test_face_crops_have_the_published_margins(person: tuple[Frames, NDArray[np.
     np.testing.assert_array_equal(crop, padded[top : top + 140, left : left + 140])
 
 
-def test_boxes_are_filled_where_no_face_was_seen() -> None:
+def test_boxes_are_filled_in_frames_without_a_face() -> None:
     boxes = np.array([[0.0, 0, 10, 10]] * 20)
     boxes[5:8] = np.nan
     np.testing.assert_allclose(squares(boxes), np.array([[5.0, 5, 5]] * 20))
@@ -211,7 +211,7 @@ def test_identity_of_the_same_face_is_one(reference: Path, tmp_path: Path) -> No
 
 
 def test_faces_are_aligned_for_the_recogniser(tmp_path: Path) -> None:
-    """A picture whose five points lie on the template, moved and turned, gives what it gives at home."""
+    """A face that is moved and rotated gives the embedding of the face whose points are those of the template."""
     net = ArcFace(face_recogniser(tmp_path / "face.onnx"))
     y, x = np.mgrid[:112, :112]
     home = np.stack([x * 2, y * 2, 255 - x - y], axis=2).astype(np.uint8)
@@ -222,7 +222,7 @@ def test_faces_are_aligned_for_the_recogniser(tmp_path: Path) -> None:
     assert net(home, ArcFace._TEMPLATE) @ net(away, five) > 0.999
 
 
-def test_wrong_weights_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_wrong_weights(tmp_path: Path) -> None:
     path = tmp_path / "wrong.onnx"
     path.write_bytes(b"nothing of use")
     with pytest.raises(CheckpointError, match=r"wrong\.onnx"):

@@ -89,7 +89,7 @@ def test_silence_has_finite_cepstra() -> None:
 
 
 @torch.no_grad()
-def test_a_whole_clip_at_once_gives_what_windows_give() -> None:
+def test_a_whole_clip_gives_the_embeddings_of_its_windows() -> None:
     net = SyncNet(replace(SMALL, size=80)).eval()
     frames = 255 * torch.rand(1, 3, 9, 80, 80)
     windows = torch.cat([net.lips(frames[:, :, i : i + 5]) for i in range(5)], dim=1)
@@ -146,7 +146,7 @@ def test_silence_and_too_short_clips_have_no_score(clips: list[Clip]) -> None:
     assert sync_score(net, clips[0].target[:5], sound(clips[0])) is None
 
 
-def test_a_long_clip_in_pieces_gives_what_it_gives_at_once(clips: list[Clip]) -> None:
+def test_a_long_clip_in_pieces_gives_the_same_embeddings(clips: list[Clip]) -> None:
     net = load_syncnet(DRAWN)
     crops = np.concatenate([clip.target for clip in clips])
     read, _ = embed(net, crops, np.ones(640 * len(crops), np.float32))
@@ -166,7 +166,7 @@ def test_the_published_form_of_file_loads(tmp_path: Path) -> None:
     assert not loaded.training
 
 
-def test_wrong_files_are_named(tmp_path: Path) -> None:
+def test_errors_name_the_wrong_files(tmp_path: Path) -> None:
     def refused(path: Path) -> str:
         with pytest.raises(CheckpointError) as caught:
             load_syncnet(path)
@@ -199,7 +199,7 @@ def test_training_starts_and_its_file_loads(tmp_path: Path) -> None:
             torch.testing.assert_close(loaded.state_dict()[name], x, rtol=1e-2, atol=1e-3)
 
 
-def test_the_loss_is_least_where_each_sound_lies_on_its_lips() -> None:
+def test_the_loss_is_least_for_matching_embeddings() -> None:
     class Same(nn.Module):
         def lips(self, x: torch.Tensor) -> torch.Tensor:
             return x

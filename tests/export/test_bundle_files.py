@@ -47,7 +47,7 @@ def test_the_other_graphs_are_standard_onnx(complete: Exported, name: str) -> No
     assert {node.domain for node in model.graph.node} == {""}
 
 
-def test_only_the_attended_frames_vary(complete: Exported) -> None:
+def test_attended_frames_are_the_only_dynamic_size(complete: Exported) -> None:
     for name in ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"):
         model = graph(complete, name)
         for value in [*model.graph.input, *model.graph.output]:
@@ -87,7 +87,7 @@ def test_names_and_shapes_of_a_pass(complete: Exported) -> None:
     assert not [name for name in held if "head.head" in name or "blocks.3.ffn" in name or "blocks.3.cross_attn" in name]
 
 
-def test_files_say_nothing_of_the_machine(complete: Exported) -> None:
+def test_files_contain_no_data_of_the_machine(complete: Exported) -> None:
     paths = [Path.home(), Path(torch.__file__).parents[1], Path(__file__).parents[2], complete.bundle.path]
     words = [rb"\.py\b", b"Traceback", b"site-packages", *(re.escape(str(path).encode()) for path in paths)]
     for file in complete.bundle.path.iterdir():
@@ -102,7 +102,7 @@ def test_all_files_have_the_same_read_permissions(complete: Exported) -> None:
 
 
 def places(exported: Exported) -> dict[tuple[int, int], set[str]]:
-    """(offset, length) in the weight file -> names of the tensors that lie there, over all graphs."""
+    """(offset, length) in the weight file -> names of the tensors there, over all graphs."""
     found: dict[tuple[int, int], set[str]] = {}
     for name in ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"):
         for tensor in graph(exported, name).graph.initializer:
@@ -138,7 +138,7 @@ def test_weights_are_stored_once(complete: Exported) -> None:
 
 
 def test_graphs_and_weight_list_share_the_large_weights(complete: Exported) -> None:
-    """A weight that stands outside the graphs, too, is a small one, which they hold in themselves."""
+    """Weights that only the weight list stores in the file are small; the graphs have their own copies of those."""
     in_graphs = places(complete)
     alone = [place for place in weight_places(complete).values() if place not in in_graphs]
     assert alone
@@ -148,8 +148,8 @@ def test_graphs_and_weight_list_share_the_large_weights(complete: Exported) -> N
     assert any(names & shared for names in in_graphs.values())
 
 
-def test_bfloat16_holds_only_what_it_holds_exactly(complete: Exported) -> None:
-    """The student's weights were rounded, the autoencoder's were not; read back, all are what they were, to the bit."""
+def test_only_weights_exact_in_bfloat16_are_stored_in_it(complete: Exported) -> None:
+    """The student's weights were rounded, the autoencoder's were not; all are read back with the same bits."""
     assert complete.parts.student is not None
     assert complete.parts.taehv is not None
     wanted = {f"student.{n}": x for n, x in complete.parts.student.state_dict().items()}
@@ -210,7 +210,7 @@ def test_contradictory_sizes_are_refused(changes: dict[str, Any], message: str, 
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_bundle_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "holiday.jpg").write_bytes(b"x")
     with pytest.raises(OutputError, match="not a bundle"):
         export_bundle(StudentParts(CONFIG, toy_student(), toy_text()), tmp_path)

@@ -1,4 +1,4 @@
-"""`lipstream export`: the same bytes each time, nothing left behind by a failure, typed errors for every bad input."""
+"""`lipstream export`: the same bytes each time, no files left by a failure, typed errors for every invalid input."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def truncate(folder: Path) -> None:
         (truncate, "SafetensorError"),
     ],
 )
-def test_a_spoilt_checkpoint_is_named(
+def test_a_corrupt_checkpoint_is_rejected_with_a_reason(
     checkpoint: Path, tmp_path: Path, spoil: Callable[[Path], object], message: str
 ) -> None:
     spoil(checkpoint)
@@ -130,7 +130,7 @@ def test_a_spoilt_checkpoint_is_named(
     assert [file.name for file in tmp_path.iterdir()] == ["checkpoint"]
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="nowhere is not a checkpoint"):
         export(tmp_path / "nowhere", tmp_path / "bundle")
 
@@ -151,15 +151,13 @@ def test_parts_that_were_not_trained_together_are_refused(tmp_path: Path, change
         StudentParts.from_checkpoint(tmp_path)
 
 
-def test_a_window_of_no_whole_chunks_is_refused(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_window_that_is_not_whole_chunks_is_rejected(checkpoint: Path, tmp_path: Path) -> None:
     description('"window": 7', '"window": 8')(checkpoint)
     with pytest.raises(ConfigError, match=r"window 8 with sink 1.*not a whole number of chunks of 3"):
         export(checkpoint, tmp_path / "bundle")
 
 
-def test_a_place_that_cannot_be_written_is_named(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unwritable_output_is_an_error(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     for out in (tmp_path / "file", tmp_path / "file" / "bundle"):
         with pytest.raises(OutputError):
@@ -190,7 +188,7 @@ def test_options_that_would_be_ignored_are_refused(
     assert not [*tmp_path.iterdir()]
 
 
-def test_new_errors_have_codes_of_their_own() -> None:
+def test_all_errors_have_distinct_codes() -> None:
     def leaves(root: type[LipStreamError]) -> list[type[LipStreamError]]:
         return [root, *(leaf for child in root.__subclasses__() for leaf in leaves(child))]
 

@@ -1,4 +1,4 @@
-"""wav2vec 2.0 in a stream, against the clip in one piece."""
+"""wav2vec 2.0 in a stream, compared with the whole clip."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_a_window_longer_than_the_clip_gives_the_clips_features(model: Any, samp
     assert distance(found[:whole], expected[:whole]) < 1e-5
 
 
-def test_a_stream_that_begins_hears_no_silence_before_it(model: Any) -> None:
-    """The first chunk of a long clip is that of the clip that ends with its look-ahead."""
+def test_silence_before_the_start_of_a_stream_has_no_effect(model: Any) -> None:
+    """The first chunk of a long clip equals that of the clip that ends with its look-ahead."""
     waveform = speech(200 * FRAME)
     encoder = LiveWav2Vec(model, lookback=3.2, lookahead=0.32)
     audio = waveform[: (CHUNK - MISSING) * FRAME + encoder.lookahead]
@@ -78,6 +78,6 @@ def test_loudness_and_silence(model: Any) -> None:
 
 
 @pytest.mark.parametrize("seconds", [{"lookback": -0.1}, {"lookahead": 31.0}, {"lookahead": float("nan")}])
-def test_windows_without_a_meaning_are_refused(model: Any, seconds: dict[str, float]) -> None:
+def test_invalid_windows_are_rejected(model: Any, seconds: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="each from 0 to 30 s"):
         LiveWav2Vec(model, **{"lookback": 3.2, "lookahead": 0.08, **seconds})

@@ -40,7 +40,7 @@ def test_every_window_agrees(student_only: Exported) -> None:
     assert report["worst"] < 5e-6
 
 
-def test_the_report_passes_every_phase(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_covers_every_phase_of_the_window(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     begin = TorchSteps.begin_chunk
 
@@ -80,7 +80,7 @@ def changed(parts: StudentParts, part: str, weight: str) -> StudentParts:
         ("taehv", "decoder.22.bias", {"video_decoder"}),
     ],
 )
-def test_one_other_weight_shows(complete: Exported, part: str, weight: str, graphs: set[str]) -> None:
+def test_one_changed_weight_is_detected(complete: Exported, part: str, weight: str, graphs: set[str]) -> None:
     report = parity_report(changed(complete.parts, part, weight), complete.bundle)
     assert not report["passed"]
     assert {name for name, error in report["graphs"].items() if error > 1e-5} == graphs
@@ -89,7 +89,7 @@ def test_one_other_weight_shows(complete: Exported, part: str, weight: str, grap
     assert any(name in str(error.value) for name in graphs)
 
 
-def test_a_context_pass_that_leaves_nothing_shows(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_context_pass_without_effect_is_detected(student_only: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(OnnxRuntimeSteps, "context", lambda *arguments: None)
     report = parity_report(student_only.parts, student_only.bundle)
     assert report["graphs"]["context"] > 1e-4
@@ -112,7 +112,7 @@ def test_relative_error(found: list[float], expected: list[float], error: float)
     assert relative_error(np.array(found, np.float32), np.array(expected, np.float32)) == pytest.approx(error)
 
 
-def test_a_bundle_read_back_into_pytorch_is_the_bundle(complete: Exported) -> None:
+def test_pytorch_reads_back_the_exported_weights(complete: Exported) -> None:
     """The torch backend takes its weights from the graphs; they are those that were exported."""
     backend = TorchBackend(StudentParts.from_bundle(complete.bundle))
     for ours, theirs in ((backend.parts.student, complete.parts.student), (backend.parts.taehv, complete.parts.taehv)):

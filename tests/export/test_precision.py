@@ -90,7 +90,7 @@ def test_an_fp8_layer_computes_what_onnx_runtime_does_with_its_pairs() -> None:
     np.testing.assert_allclose(found, widen_module(layer)(x).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_fp8_costs_a_few_percent_of_one_product() -> None:
+def test_an_fp8_product_has_an_error_of_a_few_percent() -> None:
     torch.manual_seed(0)
     linear, x = Linear(256, 64), torch.randn(100, 256)
     found, expected = FP8Linear(linear, float(x.abs().max()))(x).float(), linear(x)
@@ -162,7 +162,7 @@ def rounded(
     return Exported(parts, bundle)
 
 
-def test_the_graphs_hold_what_pytorch_computes(rounded: Exported, tmp_path: Path) -> None:
+def test_the_graphs_compute_what_pytorch_computes(rounded: Exported, tmp_path: Path) -> None:
     wide = widen_bundle(rounded.bundle, tmp_path / "wide")
     parts = replace(
         rounded.parts,
@@ -173,7 +173,7 @@ def test_the_graphs_hold_what_pytorch_computes(rounded: Exported, tmp_path: Path
     require_parity(report)
 
 
-def test_onnx_runtime_refuses_the_bundle_and_names_what_to_do(rounded: Exported) -> None:
+def test_onnx_runtime_rejects_the_bundle_with_a_fix(rounded: Exported) -> None:
     with pytest.raises(BackendError, match="computes in fp32") as error:
         OnnxRuntimeBackend(rounded.bundle)
     assert "lipstream build" in error.value.fix
@@ -230,7 +230,7 @@ def test_a_float32_bundle_exports_to_itself(complete: Exported, tmp_path: Path) 
         (["--precision", "fp8", "--calibrate", "nothing.mp4", "nothing.wav"], "nothing.mp4"),
     ],
 )
-def test_what_cannot_be_calibrated_says_why(
+def test_calibration_errors_have_a_reason(
     arguments: list[str], found: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", "tiny", "-o", str(tmp_path / "out"), *arguments]) not in (0, 70)

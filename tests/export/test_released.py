@@ -88,8 +88,8 @@ def test_every_wrapping_of_a_merged_student(tmp_path: Path) -> None:
         assert student.blocks[0].modulation.dtype == torch.float32
 
 
-def test_products_stay_where_the_file_is_mapped(tmp_path: Path) -> None:
-    """The student's weights are the mapped file's own memory, not a copy of it."""
+def test_product_weights_are_memory_mapped(tmp_path: Path) -> None:
+    """The student's weights are in the mapped file's memory, not a copy of it."""
     path = save(tmp_path / "flat.pth", student_weights())
     student = load_student([path], "toy")
     address = student.blocks[1].ffn[0].weight.data_ptr()
@@ -227,7 +227,7 @@ def umt5(folder: Path) -> Any:
 
 
 def test_a_prompt_is_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As transformers' encoder gives it for these tokens; the prompt is cleaned; rows behind it are zero."""
+    """The embedding is that of transformers' encoder; the prompt is cleaned; rows after its tokens are zero."""
     model = umt5(tmp_path / "umt5")
     out = tmp_path / "prompt.safetensors"
     command = [
@@ -249,7 +249,7 @@ def test_a_prompt_is_embedded_once(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["text-embed", str(tmp_path), "-o", str(out)]) == CheckpointError.exit_code
 
 
-def test_a_text_encoder_in_bfloat16_stays_by_float32(tmp_path: Path) -> None:
+def test_a_text_encoder_in_bfloat16_is_close_to_float32(tmp_path: Path) -> None:
     """As upstream's file; the reference is transformers' in float32 with the rounded weights."""
     model = umt5(tmp_path / "umt5").bfloat16()
     path = save(tmp_path / "umt5.pth", original_names(model))
@@ -274,7 +274,7 @@ def original_names(model: Any) -> Weights:
     return {ours: weights[theirs].clone() for ours, theirs in names.items()}
 
 
-def test_the_originals_file_of_umt5(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_umt5_from_upstreams_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same embedding as from the Hugging Face folder; without a tokenizer the error says how to give it."""
     folder, path = tmp_path / "umt5", save(tmp_path / "umt5.pth", original_names(umt5(tmp_path / "umt5")))
     assert describe(path)["kind"] == "text encoder (UMT5)"
@@ -321,7 +321,7 @@ class Bomb:
         self.path = path
 
 
-def test_wrong_files_say_what_they_look_like_and_run_nothing(tmp_path: Path) -> None:
+def test_errors_identify_wrong_files_and_execute_nothing(tmp_path: Path) -> None:
     weights = student_weights()
     good = save(tmp_path / "good.pth", weights)
     vae = save(tmp_path / "vae.pth", WanVAE(WanVAEConfig(dim=4)).state_dict())
@@ -410,7 +410,7 @@ def test_a_set_that_is_not_complete_lists_all(release: Release, tmp_path: Path) 
         assert part in str(error.value)
 
 
-def test_inspect_says_what_a_file_is(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_identifies_a_file(release: Release, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(release.vae)]) == 0
     assert "Wan VAE (4 channels)" in capsys.readouterr().out
     assert main(["inspect", str(release.student[0]), "--json"]) == 0
@@ -447,7 +447,7 @@ def sparse_safetensors(path: Path, state: Weights) -> None:
 
 
 def test_a_check_of_14b_reads_headers_alone(release: Release, tmp_path: Path) -> None:
-    """28 GB that are not there; in a separate process, whose memory is measured."""
+    """Sparse files of 28 GB, in a separate process whose memory is measured."""
     with torch.device("meta"):
         sparse_safetensors(tmp_path / "student.safetensors", CausalDiT(STUDENTS["14b"]).state_dict())
     assert describe(tmp_path / "student.safetensors")["size"] == "14b, 65 channels"

@@ -57,8 +57,8 @@ def test_stream_equals_clip(window: int, sink: int, chunk: int) -> None:
 
 
 @torch.no_grad()
-def test_the_past_matters() -> None:
-    """Guards the test above: old and recent frames both change the result, so a stream without memory would fail."""
+def test_past_frames_affect_the_result() -> None:
+    """Old and recent frames both change the result, so a stream without memory would fail the test above."""
     backend = TorchBackend(StudentParts(CONFIG, toy_student(), toy_text()))
     rng = np.random.default_rng(0)
     latents, conditions = (rng.standard_normal((5, n, 3, *CONFIG.latent_size), np.float32) for n in (4, 13))

@@ -65,13 +65,13 @@ def test_each_half_has_its_codec() -> None:
     assert isinstance(replace(parts, encoder="taehv").codec("encoder"), TAEHV)
 
 
-def test_in_bfloat16_the_memories_are(exported: Exported, tmp_path: Path) -> None:
+def test_export_in_bfloat16(exported: Exported, tmp_path: Path) -> None:
     rounded = to_bfloat16(exported.parts)
     bundle = export_bundle(rounded, tmp_path / "bf16", precision="bf16")
     assert Bundle.load(bundle.path).manifest.precision == "bf16"
 
 
-def test_streams_do_not_share_their_beginning(exported: Exported) -> None:
+def test_streams_do_not_share_memories(exported: Exported) -> None:
     backend = OnnxRuntimeBackend(exported.bundle)
     frames = np.random.default_rng(0).random((12, 3, *SIZES.crop_size), np.float32)
     first, second = backend.open_steps(), backend.open_steps()

@@ -42,7 +42,7 @@ def rename(name: str) -> str:
 
 @torch.no_grad()
 def base_model(dim: int) -> tuple[CausalDiT, torch.nn.Module]:
-    """A student that neither its condition nor audio moves, and the same weights as diffusers' model."""
+    """A student whose condition and audio have no effect, and diffusers' model with the same weights."""
     config = replace(CONFIG, dim=dim)
     student = toy_student(config)
     channels = config.latent_channels

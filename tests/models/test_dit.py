@@ -156,7 +156,7 @@ def velocity(student: CausalDiT, x: tuple[Tensor, Tensor, Tensor], *, causal: bo
     return student.forward(*x, torch.full((1, frames), 0.5), text_kv, attend)
 
 
-def test_the_student_does_not_see_the_future() -> None:
+def test_the_student_is_causal() -> None:
     student = toy_student()
     before = velocity(student, clip(CONFIG, 12), causal=True)
     for part in range(3):
@@ -169,7 +169,7 @@ def test_the_student_does_not_see_the_future() -> None:
         assert not torch.allclose(after[:, :, 9:], before[:, :, 9:], atol=1e-6)
 
 
-def test_the_teacher_sees_everything() -> None:
+def test_the_teacher_attends_to_all_frames() -> None:
     student = toy_student()
     before = velocity(student, clip(CONFIG, 6), causal=False)
     for frame in range(6):

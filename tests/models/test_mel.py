@@ -60,13 +60,13 @@ def test_a_stream_has_the_features_of_the_whole_file() -> None:
     torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=1e-5)
 
 
-def test_several_streams_at_once_are_as_one_after_the_other() -> None:
+def test_a_batch_equals_single_streams() -> None:
     x = torch.stack([samples(4), samples(4).flip(0)])
     torch.testing.assert_close(LogMel()(x), torch.stack([LogMel()(one) for one in x]), rtol=0, atol=1e-5)
 
 
-def test_level_is_what_was_loudest_lately() -> None:
-    """A gain changes the level and leaves the loudness against it as it is."""
+def test_level_is_the_running_maximum_of_the_loudness() -> None:
+    """A gain changes the level but not the loudness relative to it."""
     x, mel = samples(4), LogMel()
     quiet, loud = (mel(gain * x)[:, : NEAR * 4 * (MELS + 2)].reshape(4, -1, MELS + 2) for gain in (0.1, 1.0))
     torch.testing.assert_close(quiet[..., MELS], loud[..., MELS], rtol=0, atol=1e-3)
@@ -90,8 +90,8 @@ def test_filters_average() -> None:
 
 
 @pytest.mark.skipif(not synthesiser_available(), reason='NO VOICES TESTED: pip install "lipstream[training]"')
-class TestHearing:
-    def test_a_voice_and_its_mouth_are_in_step(self) -> None:
+class TestSpeechEncoder:
+    def test_a_voice_and_its_mouth_are_synchronous(self) -> None:
         recorded, mouth = speak(3, 4.0)
         assert len(recorded) == LOOKBACK + len(mouth) * SAMPLES_PER_FRAME + LOOKAHEAD
         # Where the microphone took nothing away, the rule gives the same mouth for the recording.
@@ -100,7 +100,7 @@ class TestHearing:
         again = mouth_track(aligned, past + len(mouth)).stacked()[past:]
         assert np.corrcoef(again[:, 0], mouth[:, 0])[0, 1] > 0.6
 
-    def test_it_learns(self) -> None:
+    def test_the_loss_falls_in_training(self) -> None:
         voices = [speak(i, 3.0) for i in range(6)]
         audio, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*voices, strict=True))
         losses: list[float] = []

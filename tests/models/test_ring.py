@@ -61,7 +61,7 @@ def test_ring_attends_what_the_released_cache_attends(sizes: tuple[int, int, int
 
 
 @pytest.mark.parametrize(("window", "sink", "chunk"), [(8, 1, 3), (3, 1, 3), (1, 1, 3), (9, 1, 3), (3, 3, 3)])
-def test_a_window_of_no_whole_chunks_is_refused(window: int, sink: int, chunk: int) -> None:
+def test_a_window_that_is_not_whole_chunks_is_rejected(window: int, sink: int, chunk: int) -> None:
     with pytest.raises(ValueError, match=rf"window {window} with sink {sink}.*chunks of {chunk}"):
         RingGeometry(window, sink, chunk)
 
@@ -73,8 +73,8 @@ def test_a_negative_sink_or_an_empty_chunk_is_refused(sink: int, chunk: int) -> 
 
 
 @pytest.mark.parametrize(("window", "sink"), [(7, 1), (6, 0), (9, 3), (8, 2), (10, 4)])
-def test_ring_hands_out_the_frames_it_was_given(window: int, sink: int) -> None:
-    """Every frame's V is its number and its K is turned to its index: what comes back says where it came from."""
+def test_ring_returns_the_stored_frames(window: int, sink: int) -> None:
+    """Every frame's V is its number and its K is rotated by its index, which identify the returned frames."""
     config = replace(CONFIG, window=window, sink=sink)
     ring, cache = KVRing(config, dtype=torch.float64), ReleasedCache(window, sink, 3)
     rate = torch.tensor(1.0, dtype=torch.float64)  # of the first temporal pair, radians a frame

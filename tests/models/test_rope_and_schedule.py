@@ -31,14 +31,14 @@ def test_pairs_fill_the_head(head_dim: int) -> None:
 
 
 @given(indices, indices, st.integers(0, 500))
-def test_only_the_distance_acts(m: int, n: int, shift: int) -> None:
+def test_attention_depends_only_on_the_distance(m: int, n: int, shift: int) -> None:
     generator = torch.Generator().manual_seed(m)
     q, k = torch.randn(2, 44, dtype=torch.float64, generator=generator)
     torch.testing.assert_close(turn(q, m) @ turn(k, n), turn(q, m + shift) @ turn(k, n + shift), rtol=1e-9, atol=1e-9)
 
 
 @given(indices)
-def test_turns_keep_lengths(frame: int) -> None:
+def test_rotation_keeps_the_norm(frame: int) -> None:
     x = torch.randn(44, dtype=torch.float64, generator=torch.Generator().manual_seed(frame))
     torch.testing.assert_close(turn(x, frame).norm(), x.norm())
 
@@ -59,14 +59,14 @@ def test_equals_the_complex_product() -> None:
     np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-10)
 
 
-def test_rotate_gives_back_the_type_it_got() -> None:
+def test_rotate_keeps_the_dtype() -> None:
     angles = torch.zeros(4)
     x = torch.randn(8).bfloat16()
     assert torch.equal(rotate(x, angles.cos(), angles.sin()), x)
 
 
 @given(times)
-def test_velocity_leads_back(t: float) -> None:
+def test_predict_x0_inverts_add_noise(t: float) -> None:
     x0, noise = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(predict_x0(add_noise(x0, noise, t), noise - x0, t), x0, rtol=0, atol=1e-12)
 
@@ -77,7 +77,7 @@ def test_noising_is_the_weighted_mean(t: float) -> None:
     assert add_noise(x0, noise, t).item() == pytest.approx(2 - 5 * t, abs=1e-12)
 
 
-def test_ends_of_time() -> None:
+def test_noise_at_times_0_and_1() -> None:
     x0, noise = torch.randn(2, 3, 4)
     assert torch.equal(add_noise(x0, noise, 0), x0)
     assert torch.equal(add_noise(x0, noise, 1), noise)

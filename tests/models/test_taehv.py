@@ -71,8 +71,8 @@ def test_an_encoder_cut_anywhere_gives_the_same_latents(parts: list[int], seed: 
     torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-5, atol=1e-5)
 
 
-def test_memory_matters() -> None:
-    """Guards the two tests above, which a model without memory would pass."""
+def test_memory_affects_the_result() -> None:
+    """A model without memory would pass the two tests above; this one excludes it."""
     model = toy_taehv()
     latent = torch.randn(1, 2, 4, 2, 3)
     whole, _ = model.decode(latent, model.decoder_memory(1, 16, 24), clamp=False)
@@ -105,7 +105,7 @@ def test_clamping_is_into_zero_to_one() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_pool_and_grow_keep_frames_in_order(stride: int) -> None:
-    """With identity weights growing undoes pooling of frames that lie side by side in the channels."""
+    """With identity weights `TGrow` inverts `TPool`, whose frames are adjacent in the channels."""
     grow = TGrow(3, stride)
     grow.conv.weight.data.zero_()
     for i in range(stride):

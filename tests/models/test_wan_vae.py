@@ -66,7 +66,7 @@ def test_encoding_and_decoding_are_those_of_diffusers() -> None:
     assert relative(2 * found[:, 3:].transpose(1, 2) - 1, expected.clamp(-1, 1)) < 1e-4
 
 
-def test_in_bfloat16_it_stays_by_diffusers_in_float32() -> None:
+def test_bfloat16_is_close_to_diffusers_in_float32() -> None:
     ours = random_vae()
     theirs, low = diffusers_vae(ours), to_bfloat16(StudentParts(STUDENT, wan=ours)).wan
     assert low
@@ -86,7 +86,7 @@ def relative(found: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("cuts", [[3, 3], [1, 5], [2, 1, 3], [1, 1, 1, 1, 1, 1]])
-def test_a_stream_cut_anywhere_is_the_clip(cuts: list[int]) -> None:
+def test_a_stream_cut_anywhere_equals_the_clip(cuts: list[int]) -> None:
     model = random_vae()
     video, latent = torch.rand(2, 24, 3, 16, 16), torch.randn(1, 6, 16, 2, 2)
     whole, _ = model.encode(video, model.encoder_memory(2, 16, 16))
@@ -103,7 +103,7 @@ def test_a_stream_cut_anywhere_is_the_clip(cuts: list[int]) -> None:
     assert relative(torch.cat(pictures, 1)[:, 3:], picture[:, 3:]) < 1e-5
 
 
-def test_frames_before_the_first_are_not_seen() -> None:
+def test_frames_before_the_first_have_no_effect() -> None:
     model = random_vae()
     video = torch.rand(1, 12, 3, 16, 16)
     other = video.clone()
@@ -114,7 +114,7 @@ def test_frames_before_the_first_are_not_seen() -> None:
     assert not torch.equal(model.encode(video, later)[0], model.encode(other, later)[0])
 
 
-def test_the_two_of_a_batch_do_not_meet() -> None:
+def test_samples_of_a_batch_are_independent() -> None:
     model = random_vae()
     video = torch.rand(2, 12, 3, 16, 16)
     both, _ = model.encode(video, model.encoder_memory(2, 16, 16))

@@ -210,7 +210,7 @@ os._exit(wrong)
     assert done.returncode == 0, done.stderr
 
 
-def test_one_thread_is_one_thread(tmp_path: Path) -> None:
+def test_one_thread_uses_one_core(tmp_path: Path) -> None:
     """No more CPU time than wall time, from opening the files to the finished one."""
     code = """
 import sys, time, resource

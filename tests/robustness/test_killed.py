@@ -48,7 +48,7 @@ def wait_for_partial(folder: Path, process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_leaves_what_was_there(tmp_path: Path, old: bytes, number: signal.Signals) -> None:
+def test_a_signal_keeps_the_old_file(tmp_path: Path, old: bytes, number: signal.Signals) -> None:
     out = tmp_path / "out.mp4"
     out.write_bytes(old)
     start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "

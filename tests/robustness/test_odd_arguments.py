@@ -67,7 +67,7 @@ def test_links_in_a_circle_and_names_too_long(tmp_path: Path) -> None:
         ensure_distinct("a\0b", samples.FACE)
 
 
-def test_sixteen_channels_are_to_be_mixed_down(tmp_path: Path) -> None:
+def test_sixteen_channels_are_rejected_with_a_fix(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "many.wav"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=16_000, layout="hexadecagonal")
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 16 * 1600), np.int16), "s16", "hexadecagonal")

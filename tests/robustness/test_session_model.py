@@ -1,4 +1,4 @@
-"""Calls in random order against a model of the session: what docs/session.md says, and nothing else."""
+"""Calls in random order against a model of the session as documented in docs/session.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hours of a stream: flat memory, exact counts, no drift. The model is a few lines of numpy, the session the real one.
+"""Hours of a stream: flat memory, exact counts, no drift. A numpy model in a real session.
 
 python -m pytest tests/robustness -m slow
 """

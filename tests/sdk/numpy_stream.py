@@ -118,7 +118,7 @@ class NumberedReference:
         return [SourceFrame(image, image, matrix) for image, matrix in zip(images, matrices, strict=True)]
 
     def latents(self, first: int) -> None:
-        """None: not known."""
+        """None: unknown."""
 
     def close(self) -> None:
         self.closed = True

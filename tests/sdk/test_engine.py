@@ -100,7 +100,7 @@ def test_seed_and_voice_change_the_picture(engine: LipSyncEngine, prepared: Prep
     assert (images(1, np.zeros(14_400, np.float32)) != one).any()
 
 
-def test_only_the_mouth_region_changes_and_it_does(
+def test_the_mouth_region_changes_and_nothing_else(
     engine: LipSyncEngine, prepared: PreparedReference, speaker: Video
 ) -> None:
     with engine.session(prepared) as session:

@@ -119,7 +119,7 @@ def test_picture_loss_is_zero_for_the_same_picture_only() -> None:
     assert picture_loss(red, picture).item() == pytest.approx(0.1 + 0.1 + 2 * (0.2 + 0.1 + 0.1) / 3, abs=1e-5)
 
 
-def test_detail_asks_for_edges_wherever_they_lie() -> None:
+def test_edge_strength_ignores_the_position_of_edges() -> None:
     stripes = torch.zeros(1, 1, 3, 16, 16)
     stripes[..., ::2] = 1
     moved = stripes.roll(1, -1)

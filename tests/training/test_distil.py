@@ -1,4 +1,4 @@
-"""Distillation: where gradients flow, what the losses are, and that runs do not depend on how they are run."""
+"""Distillation: the flow of gradients, the losses, and that results do not depend on interruption or ranks."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_rollout_is_what_the_stream_generates() -> None:
             torch.testing.assert_close(made[row, :, now], x0, rtol=1e-4, atol=1e-5)
 
 
-def test_none_flows_through_kept_keys_and_values() -> None:
+def test_no_gradient_flows_through_stored_keys_and_values() -> None:
     """The gradient of chunk 1 is that of chunk 1 alone, with chunk 0's K and V as constants."""
     model, batch = toy(), Clips().batch((0,))
     made = roll_out(model, batch, text_kv(model, 1), draws(0), gradient=True)
@@ -107,7 +107,7 @@ def test_none_flows_through_kept_keys_and_values() -> None:
 
 
 @pytest.mark.parametrize("exit_step", [0, 1])
-def test_the_exit_step_alone_carries_the_gradient(exit_step: int) -> None:
+def test_only_the_exit_step_has_a_gradient(exit_step: int) -> None:
     """One backward pass through each block for each chunk: earlier steps and context passes have no graph."""
     model, batch = toy(), Clips().batch((0,))
     with_graph = 0
@@ -140,7 +140,7 @@ def test_checkpointing_changes_no_gradient() -> None:
             torch.testing.assert_close(a, b)
 
 
-def test_guidance_acts_inside_its_window_alone() -> None:
+def test_guidance_acts_only_inside_its_window() -> None:
     sure, free = torch.randn(2, 5, 2, 3, 4, 4)
     t = torch.tensor([0.3, 0.556, 0.7, 0.882, 0.95])
     found = guided(sure, free, t, Recipe())
@@ -167,7 +167,7 @@ def test_the_gradient_is_the_formula_where_the_score_is_known() -> None:
     torch.testing.assert_close(g.grad, weight * (f - teacher) / g[0].numel())
 
 
-def test_rewards_weigh_as_their_names_say() -> None:
+def test_reward_weights_follow_their_definitions() -> None:
     losses, r = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0.0, 1.0, 2.0])
     w = (2 * r).exp()
     assert rewarded(losses, None, Recipe()) == losses.mean()
@@ -189,7 +189,7 @@ def test_score_times_are_the_released_ones() -> None:
     assert float(t[2]) == pytest.approx(0.882, abs=2e-3)
 
 
-def test_a_dropped_clip_hears_and_reads_nothing() -> None:
+def test_a_dropped_clip_has_neither_audio_nor_prompt() -> None:
     """With drop 1 the loss does not depend on the audio, nor on the prompt."""
     nets = networks(replace(RECIPE, stage="teacher"))
     batch = Clips().batch((0, 1))
@@ -254,7 +254,7 @@ def test_a_stage_changes_what_it_trains_and_nothing_else(recipe: Recipe, tmp_pat
         assert all(torch.equal(x, teacher[name]) for name, x in nets.teacher.state_dict().items())
 
 
-def test_adapters_merged_are_adapters_applied() -> None:
+def test_merged_adapters_equal_applied_adapters() -> None:
     model, plain = toy(), toy()
     parallel.adapt(model, 4, 2)
     for name, parameter in model.named_parameters():
@@ -287,7 +287,7 @@ def _rank(rank: int, port: int, recipe: Recipe, out: Path, results: Any) -> None
     [pytest.param(STAGES[0], marks=pytest.mark.slow), STAGES[1], pytest.param(STAGES[2], marks=pytest.mark.slow)],
     ids=lambda recipe: recipe.stage,
 )
-def test_two_ranks_are_one_with_accumulation(recipe: Recipe, tmp_path: Path) -> None:
+def test_two_ranks_equal_one_with_accumulation(recipe: Recipe, tmp_path: Path) -> None:
     # The critic's gradient undivided, as upstream, would depend on `accumulate`.
     one, two = (replace(recipe, batch=1, accumulate=n, exact_critic=True) for n in (4, 2))
     whole, curve = trained(one, tmp_path / "one")
@@ -308,7 +308,7 @@ def test_two_ranks_are_one_with_accumulation(recipe: Recipe, tmp_path: Path) -> 
         torch.testing.assert_close(torch.tensor(weights[name]), x, rtol=1e-3, atol=1e-4)
 
 
-def test_checkpoints_are_whole_few_and_of_their_recipe(tmp_path: Path) -> None:
+def test_old_checkpoints_are_removed_and_other_recipes_rejected(tmp_path: Path) -> None:
     recipe = replace(RECIPE, stage="forcing", save_every=1)
     trained(recipe, tmp_path)
     assert [path.name for path in checkpoints(tmp_path)] == ["step-0000005", "step-0000006"]
@@ -321,15 +321,15 @@ def test_checkpoints_are_whole_few_and_of_their_recipe(tmp_path: Path) -> None:
     assert any((tmp_path / "log").iterdir())
 
 
-def test_every_clip_is_seen_once_a_lap(tmp_path: Path) -> None:
+def test_every_clip_is_used_once_per_epoch(tmp_path: Path) -> None:
     trainer = Trainer(replace(RECIPE, stage="forcing"), networks(replace(RECIPE, stage="forcing")), Clips(), tmp_path)
     laps = [[trainer.clips(7 * lap + i) for i in range(7)] for lap in range(3)]
     assert all(sorted(lap) == list(range(7)) for lap in laps)
     assert laps[0] != laps[1]
 
 
-def test_the_student_comes_nearer_to_its_teacher(tmp_path: Path) -> None:
-    """Distribution matching at work: after it the critic and the teacher disagree less about what the student makes."""
+def test_the_student_approaches_its_teacher(tmp_path: Path) -> None:
+    """After distribution matching the critic's and the teacher's x0 of the student's output differ less."""
     recipe = replace(RECIPE, iterations=60, rate=3e-3, critic_rate=3e-3, update_ratio=3, reward="none", beta1=0.9)
     trained(recipe, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
@@ -351,8 +351,8 @@ def test_recipes_come_from_files_and_options(tmp_path: Path) -> None:
         load_recipe(tmp_path / "gone.toml")
 
 
-def test_the_sink_can_stay_where_it_is(tmp_path: Path) -> None:
-    """Upstream's first stage and the ring number the sink differently; the recipe says which."""
+def test_the_sink_can_keep_its_index(tmp_path: Path) -> None:
+    """Upstream's first stage and the ring index the sink differently; the recipe selects one."""
     batch = Clips().batch((0, 1))
     found = []
     for moves in (False, True):

@@ -129,7 +129,7 @@ def test_wrong_use_is_an_error_with_a_fix(
 
 
 def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
-    """The beginning of a clip is a clip: latents, conditions, sound, and the reward of it."""
+    """The beginning of a clip is used as a clip: latents, conditions, sound and reward."""
     config, mask = STUDENTS["tiny"], load_constants(stages / "shards")["mask"]
     whole = ShardClips(stages / "shards", config, mask).batch((1, 0))
     cut = ShardClips(stages / "shards", config, mask, 6).batch((1, 0))
@@ -198,8 +198,8 @@ def test_the_micro_codec_reconstructs_its_frames(small_world: None, tmp_path: Pa
     assert micro.judge(latents, rows).mean() > micro.judge(latents, tuple(reversed(rows))).mean()
 
 
-def test_the_sampler_walks_to_the_data_where_the_velocity_is_known() -> None:
-    """Sampling from a teacher that knows the target reaches it for any number of steps."""
+def test_the_sampler_reaches_the_target_of_a_known_velocity() -> None:
+    """Sampling with the exact velocity towards a target reaches it for any number of steps."""
     batch = Clips().batch((0, 1))
     noise = torch.randn(batch.target.shape, generator=torch.Generator().manual_seed(0))
     model = toy()
@@ -218,7 +218,7 @@ def test_the_sampler_walks_to_the_data_where_the_velocity_is_known() -> None:
     assert [inside(0.5, 0.9, 4.5)(t) for t in (0.4, 0.7, 0.95)] == [1, 4.5, 1]
 
 
-def test_landing_and_window_are_read_off_the_curves() -> None:
+def test_landing_and_window_of_known_curves() -> None:
     free = [{"t": t, "fidelity": f, "sync": 1.0} for t, f in ((1.0, 10.0), (0.9, 18.0), (0.7, 19.7), (0.3, 20.0))]
     guided = [{**p, "sync": s} for p, s in zip(free, (1.1, 2.0, 1.9, 1.2), strict=True)]
     assert pick_landing(free) == 0.7
@@ -241,8 +241,8 @@ def test_the_factorial_has_a_row_for_each_choice() -> None:
 
 
 @pytest.mark.parametrize("gpus", [8, 64])
-def test_a_14b_step_under_fsdp_takes_the_memory_that_the_page_says(gpus: int) -> None:
-    """The networks of a stage-2 step, sharded on the meta device over ranks that do not exist: what rank 0 holds."""
+def test_the_plan_has_the_memory_of_a_14b_step_under_fsdp(gpus: int) -> None:
+    """The memory of rank 0 for a stage-2 step, with networks sharded on the meta device over simulated ranks."""
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
     try:
         over = init_device_mesh("cpu", (gpus,))
@@ -271,7 +271,7 @@ def test_the_arithmetic_is_that_of_the_released_system() -> None:
     assert plan.memory(faster, 8).activations > plan.memory(Recipe(), 8).activations
 
 
-def test_the_page_has_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_documentation_contains_the_plan(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "distillation.md").read_text()
     for student in ("14b", "1.3b"):
         assert main(["plan", "--student", student]) == 0

@@ -82,7 +82,7 @@ def test_the_report_shows_what_was_kept_and_dropped(prepared: Path) -> None:
 
 
 def test_clips_are_what_the_videos_show(prepared: Path, odd: Path) -> None:
-    """The crop of a clip, found again: its sound fits its lips, and its reference is another part of the video."""
+    """Each clip is found in its video: its sound is in sync, and its reference is another part of the video."""
     shards = Shards(prepared)
     net = load_syncnet(DRAWN)
     seen = 0
@@ -119,7 +119,7 @@ def test_the_shards_can_be_read_by_webdataset(prepared: Path) -> None:
 
 
 @pytest.mark.slow
-def test_one_process_or_two_the_shards_are_the_same(odd: Path, tmp_path: Path) -> None:
+def test_shards_do_not_depend_on_the_number_of_processes(odd: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
         videos = [odd / name for name in ("five_seconds.mp4", "portrait.mp4", "silent.mp4")]
         prepare(tmp_path / str(workers), videos, replace(TINY, student="1.3b"), workers=workers, quiet=True)
@@ -198,7 +198,7 @@ def test_sources_come_from_folders_lists_and_names(odd: Path, tmp_path: Path) ->
         ({"confidence": 50.0}, "no sync"),
     ],
 )
-def test_every_filter_drops(odd: Path, tmp_path: Path, filters: dict[str, Any], reason: str) -> None:
+def test_every_filter_drops_clips(odd: Path, tmp_path: Path, filters: dict[str, Any], reason: str) -> None:
     settings = Settings(student="tiny", syncnet=DRAWN, filters=Filters(**filters))
     found = prepare(tmp_path / "out", [odd / "five_seconds.mp4"], settings, quiet=True)
     assert found["clips"] == 0
@@ -218,7 +218,7 @@ def _names(shard: Path) -> list[str]:
     return [f"{key}.{extension}" for key, files in read_tar(shard) for extension in files]
 
 
-def test_crops_come_back() -> None:
+def test_stored_crops_can_be_read_back() -> None:
     smooth = np.linspace(0, 255, 160)[None, :, None].repeat(160, 0).repeat(3, 2).astype(np.uint8)
     frames = np.stack([np.roll(smooth, i, axis=0) for i in range(5)])
     np.testing.assert_array_equal(video_frames(video_bytes(frames, "npy"), "npy"), frames)
@@ -256,7 +256,7 @@ def test_features_computed_ahead_are_those_computed_when_read(checkpoint: Path, 
 
 @pytest.mark.slow
 def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: Path) -> None:
-    """Latents of the whole clip in pieces are those of the clip at once; wav2vec gets the clip alone."""
+    """Latents encoded in pieces equal those of the whole clip; the input of wav2vec is only the clip."""
     torch.manual_seed(0)
     vae, encoder = WanVAE(WanVAEConfig(dim=4)), transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**WAV2VEC_SIZES))
     torch.save(vae.state_dict(), tmp_path / "vae.pth")
@@ -287,7 +287,7 @@ def test_released_files_encode_as_the_released_system_does(odd: Path, tmp_path: 
     np.testing.assert_allclose(text, torch.load(tmp_path / "text.pt", weights_only=True).numpy())
 
 
-def test_a_reference_to_train_on_never_shows_the_clip_itself(prepared: Path) -> None:
+def test_the_reference_never_shows_the_clip_itself(prepared: Path) -> None:
     for i, sample in ((i, Shards(prepared)[i]) for i in range(3)):
         assert np.abs(sample.target.astype(int) - sample.reference).max(axis=(1, 2, 3)).min() > 0, i
 

@@ -31,7 +31,7 @@ from toys import CONFIG, toy_parts, toy_student, toy_text
 
 
 def latents(config: StudentConfig = CONFIG) -> Latents:
-    """Two clips of two chunks, the target plain to see in the condition."""
+    """Two clips of two chunks, whose condition contains the target."""
     generator = torch.Generator().manual_seed(0)
     target = torch.randn((2, config.latent_channels, 6, *config.latent_size), generator=generator)
     mask = torch.ones(config.latent_size)
@@ -124,7 +124,7 @@ def test_an_untrained_student_predicts_the_first_frame() -> None:
     assert (found - first).square().mean() < 0.2 * (target - first).square().mean()
 
 
-def test_the_probe_reads_the_mouth_from_the_block_it_was_given() -> None:
+def test_the_probe_predicts_the_mouth_from_its_block() -> None:
     model = toy_student().requires_grad_(True)
     probe = MouthProbe(model, block=2)
     with pytest.raises(AssertionError, match="not run"):
@@ -144,13 +144,13 @@ def test_the_probe_reads_the_mouth_from_the_block_it_was_given() -> None:
     assert model.blocks[3].ffn[0].weight.grad is None  # nothing after the block learns from it
 
 
-def test_lips_are_in_the_middle() -> None:
+def test_the_lip_region_is_in_the_middle() -> None:
     region = lip_region((16, 16))
     assert region.sum() == 8 * 10
     assert torch.equal(region, region.flip(1))
 
 
-def test_a_generate_clips_is_what_a_stream_generates() -> None:
+def test_generate_clips_equals_a_stream() -> None:
     """Chunk by chunk, through the ring, by the torch backend, which has a separate loop."""
     from lipstream.backends.sampler import generate_chunk
     from lipstream_export.torch_backend import TorchBackend

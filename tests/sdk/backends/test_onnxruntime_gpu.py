@@ -75,7 +75,7 @@ def test_a_stream_with_states_on_the_device_gives_the_same_bits() -> None:
         same("decode", latent)
 
 
-def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_name_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendError, match="no provider is named 'rocm'"):
         LipSyncEngine.load("tiny", provider="rocm")
     with pytest.raises(BackendError, match="has no option provider"):

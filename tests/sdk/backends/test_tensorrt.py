@@ -421,7 +421,7 @@ def test_a_failing_device_is_named_and_ends_the_session(plans: dict[str, Bundle]
         assert not backend._free  # memory in which work may still be running is not reused
 
 
-def test_the_engine_speaks_through_the_backend(tmp_path: Path) -> None:
+def test_the_engine_runs_on_the_backend(tmp_path: Path) -> None:
     """The shipped bundle, a video and a voice: `LipSyncEngine.load(..., backend="tensorrt")` as applications do."""
     video = Path(inspect.getfile(LipSyncEngine)).parent / "sample"
     source = next(path for path in sorted(video.iterdir()) if path.suffix in (".mp4", ".mkv", ".webm"))

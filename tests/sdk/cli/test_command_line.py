@@ -1,4 +1,4 @@
-"""The command `lipstream`: what it prints, its exit status, and that it leaves nothing behind when it fails."""
+"""The command `lipstream`: its output, its exit status, and that a failure leaves no files."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_the_masked_region_shows_the_generated_picture(scale: float, degrees: fl
 
 
 def test_a_generated_source_changes_almost_nothing() -> None:
-    """Where the crop is as fine as the source, putting it back is the identity but for resampling."""
+    """With the resolution of crop and source equal, compositing is the identity except for resampling."""
     frame = smooth_picture(480, 640)
     for size, scale, degrees in ((96, 1.5, 0), (256, 1.5, 20), (256, 2.6, 0), (512, 3.0, -30)):
         matrix = face_at(scale, degrees, 330, 250)
@@ -141,7 +141,7 @@ def test_misplaced_edges_around_the_mask_do_not_tint_the_mouth() -> None:
 @pytest.mark.parametrize("cut_off", [False, True])
 @pytest.mark.parametrize("scale", [0.7, 4.0])
 def test_the_edge_is_soft_even_of_a_hard_mask_or_one_cut_off_by_the_crop(cut_off: bool, scale: float) -> None:
-    """White into black without any kept pixel to learn the colour from: the steepest step is the mask's edge alone."""
+    """White into black without kept pixels to estimate the colour from: the mask's edge is the steepest step."""
     size = 96
     mask = np.zeros((size, size), np.float32) if cut_off else mouth_mask(size)
     frame = np.zeros((800, 800, 3), np.uint8)

@@ -55,7 +55,7 @@ def test_points_that_fit_the_template_reach_it_exactly() -> None:
     y=st.floats(-3000, 3000),
 )
 def test_the_canvas_does_not_depend_on_where_the_face_is(scale: float, degrees: float, x: float, y: float) -> None:
-    """Moving, turning or scaling the picture leaves the aligned face where it was, but for the small nose bias."""
+    """Moving, rotating or scaling the picture does not move the aligned face, except for the small nose bias."""
     angle = np.deg2rad(degrees)
     turn = scale * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     still, moved = Aligner(), Aligner()
@@ -91,8 +91,8 @@ def test_degenerate_points_are_rejected(points: NDArray[np.float64]) -> None:
         Aligner().solve(points)
 
 
-def test_the_crop_squeezes_the_canvas_edge_to_edge() -> None:
-    """As resizing an image of the canvas does: an independent path through two resamplings."""
+def test_the_crop_is_the_whole_canvas_resized() -> None:
+    """Compared with resizing an image of the canvas, an independent path with two resamplings."""
     rng = np.random.default_rng(0)
     noise = cv2.GaussianBlur(rng.normal(0, 1, (500, 600, 3)), (0, 0), 9)
     frame = np.clip(128 + 1300 * noise, 0, 255).astype(np.uint8)

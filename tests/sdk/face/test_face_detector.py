@@ -45,7 +45,7 @@ def test_finds_faces_of_every_size(detector: FaceDetector, width: int, height: i
 
 
 def test_searches_the_given_squares(detector: FaceDetector) -> None:
-    """A small face beside a large one is found only when pointed at."""
+    """A small face beside a large one is found only in a square around it."""
     frame = placed(similarity(6.0, 0, 1000, 1000), 3840, 2160)
     small = placed(similarity(0.4, 0, 3300, 300), 3840, 2160)
     frame[:700, 2900:] = small[:700, 2900:]

@@ -84,8 +84,8 @@ def test_the_points_are_the_released_ones(library: Library, tmp_path: Path) -> N
     assert seen.landmarks.shape == (106, 2)
 
 
-def test_which_face(library: Library, tmp_path: Path) -> None:
-    """The largest that is plausible; or the one nearest to a point, and then to its last place."""
+def test_selection_of_the_face(library: Library, tmp_path: Path) -> None:
+    """The largest plausible face; or the one nearest to a point, then to its last position."""
     small, large = face(60, (60, 85)), face(0, (90, 130))
     odd = [face(30, (40, 200)), face(30, (200, 100)), face(30, (300, 300), score=0.4)]
     library.frames = [[small, *odd, large]]

@@ -106,7 +106,7 @@ def test_a_bundle_that_crops_the_canvas_is_rejected(tmp_path: Path, capsys: pyte
     assert not out.exists()
 
 
-def test_a_tiny_face_leaves_the_frame_alone() -> None:
+def test_a_tiny_face_leaves_the_frame_unchanged() -> None:
     picture, far = frame(), np.array([[30.0, 0, -9000], [0, 30.0, -6000]])
     view = crop(picture, far, SIZE)
     found = UpstreamCompositor(np.zeros((SIZE, SIZE), np.float32)).composite(picture, view / np.float32(255), view, far)

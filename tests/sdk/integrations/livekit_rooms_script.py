@@ -73,7 +73,7 @@ class Participant:
 
 
 class Room(rtc.EventEmitter[str]):
-    """As one of two participants has it."""
+    """The room from the view of one of two participants."""
 
     other: Room
 
@@ -91,7 +91,7 @@ class Room(rtc.EventEmitter[str]):
 
 
 def pair(number: int) -> tuple[Room, Room]:
-    """The room, as the agent and as the face have it."""
+    """The room from the views of the agent and of the face."""
     agent, face = Room(f"agent-{number}"), Room(f"face-{number}")
     agent.other, face.other = face, agent
     agent.remote_participants[face.local_participant.identity] = face.local_participant

@@ -60,7 +60,7 @@ def test_pipecat_two_segments_the_first_interrupted(beside: Beside) -> None:
 
 
 @pytest.mark.slow
-def test_a_replica_that_is_killed_takes_its_own_session_alone(beside: Beside) -> None:
+def test_a_killed_replica_ends_only_its_own_session(beside: Beside) -> None:
     found = report(beside("ray[serve]==2.60.0", HERE / "ray_script.py"))
     assert found["replicas"] == 2
     assert all(one["code"] is None and one["pictures"] > 40 for one in found["before"])

@@ -72,7 +72,7 @@ MESSAGES = st.one_of(
 
 @settings(max_examples=10_000, deadline=None)
 @given(MESSAGES)
-def test_ten_thousand_messages_are_understood_or_refused(text: str) -> None:
+def test_ten_thousand_messages_are_parsed_or_rejected(text: str) -> None:
     try:
         assert isinstance(parse(text), Start | Flush | Interrupt | Close)
     except ProtocolError as error:
@@ -80,13 +80,13 @@ def test_ten_thousand_messages_are_understood_or_refused(text: str) -> None:
 
 
 @given(st.integers(1, 3), st.integers(0, 15), st.integers(0, 10**6), st.integers(0, 2**32 - 1), st.integers(0, 2**63))
-def test_what_is_packed_is_unpacked(kind: int, flags: int, segment: int, index: int, at: int) -> None:
+def test_unpack_inverts_pack(kind: int, flags: int, segment: int, index: int, at: int) -> None:
     assert unpack(pack(kind, flags, segment, index, at, b"xyz")) == (kind, flags, segment % 65536, index, at, b"xyz")
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "h264"])
 @pytest.mark.parametrize("size", [(64, 96), (65, 97)])
-def test_pictures_come_back(kind: str, size: tuple[int, int]) -> None:
+def test_encoded_pictures_can_be_decoded(kind: str, size: tuple[int, int]) -> None:
     """Decoded by an independent decoder."""
     height, width = size
     y, x = np.mgrid[:height, :width]

@@ -151,7 +151,7 @@ def test_a_face_answers_over_webrtc(served: Served) -> None:
     served.wait_for("lipstream_sessions_active", 0)
 
 
-def test_a_face_is_filmed_and_answers(served: Served, tmp_path: Path) -> None:
+def test_a_face_recorded_by_camera(served: Served, tmp_path: Path) -> None:
     film = tmp_path / "face.mjpeg"
     with av.open(str(SPEECH.with_name("face.mp4"))) as face, av.open(str(film), "w", format="mjpeg") as camera:
         stream = camera.add_stream("mjpeg", rate=25)

@@ -185,7 +185,7 @@ def test_slow_and_vanished_clients_do_not_affect_others(served: Served) -> None:
     served.wait_for(ACTIVE, 0)
 
 
-def test_a_face_is_uploaded_and_spoken_through(served: Served, tmp_path: Path) -> None:
+def test_a_session_with_an_uploaded_face(served: Served, tmp_path: Path) -> None:
     def post(body: bytes) -> tuple[int, dict[str, Any]]:
         request = urllib.request.Request(f"http://127.0.0.1:{served.port}/v1/references", body, method="POST")
         try:

@@ -1,4 +1,4 @@
-"""WebRTC against a real server, by aiortc as the client: pictures, sound and messages, and nothing left behind."""
+"""WebRTC against a real server, by aiortc as the client: pictures, sound and messages, and no session left open."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ def test_an_invalid_offer_is_refused_with_a_reason(served: Served, sdp: str) -> 
     assert served.metric("lipstream_sessions_active") == 0
 
 
-def test_one_peer_more_than_fit_is_refused(start_server: Callable[..., Any]) -> None:
-    """Those that only begin to connect count, too."""
+def test_a_peer_above_the_limit_is_rejected(start_server: Callable[..., Any]) -> None:
+    """Peers that are still connecting count, too."""
 
     async def crowd(server: Served) -> tuple[int, str | None]:
         peers = [Peer() for _ in range(4)]

@@ -156,7 +156,7 @@ def test_equal_seeds_give_equal_frames_and_others_do_not() -> None:
     assert any((a.image != b.image).any() for a, b in zip(first, other, strict=True))
 
 
-def test_sound_far_before_still_matters_and_sound_after_the_lookahead_does_not() -> None:
+def test_a_frame_depends_on_all_past_sound_and_none_after_the_lookahead() -> None:
     pcm = noise(45 * 640)
     whole = speak(open_session(), pcm)
     early, late = pcm.copy(), pcm.copy()
@@ -204,7 +204,7 @@ class TestSegments:
         expected = np.concatenate([silence, second, silence])[start : start + length]
         np.testing.assert_array_equal(opened.stream.windows[2], expected)
 
-    def test_pushed_before_the_first_was_taken(self) -> None:
+    def test_a_segment_may_be_pushed_before_the_first_is_taken(self) -> None:
         a, b = noise(15 * 640), noise(30 * 640, seed=1)
         in_turn = open_session()
         expected = speak(in_turn, a) + speak(in_turn, b)
@@ -290,7 +290,7 @@ class TestSegments:
 
 
 class TestInterrupt:
-    def test_what_is_pushed_next_is_spoken_next(self) -> None:
+    def test_the_next_frames_are_those_of_the_next_audio(self) -> None:
         session = open_session()
         session.push_audio(noise(50 * 640), 16_000)
         iterator = iter(session)
@@ -314,7 +314,7 @@ class TestInterrupt:
         assert [*opened.reference.asked] == [(10, 12)]
         assert (frame.index, frame.segment, frame.end_of_segment) == (10, 1, True)
 
-    def test_from_idle_nothing_happens(self) -> None:
+    def test_interrupt_while_idle_has_no_effect(self) -> None:
         session = open_session()
         assert session.interrupt() == 0
         speak(session, noise(640 * 3))
@@ -329,7 +329,7 @@ class TestInterrupt:
             session.interrupt(unshown)
         assert [frame.index for frame in speak(session, noise(640))] == [3]
 
-    def test_the_rate_may_change_after_it(self) -> None:
+    def test_the_rate_may_change_after_an_interrupt(self) -> None:
         session = open_session()
         session.push_audio(noise(7000), 16_000)
         session.interrupt()

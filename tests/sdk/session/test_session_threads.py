@@ -367,7 +367,7 @@ class TestAsync:
 
         assert_same_frames(run(main()), speak(open_session(), pcm))
 
-    def test_close_ends_it(self) -> None:
+    def test_close_ends_the_iteration(self) -> None:
         async def main() -> list[Frame]:
             session = open_session()
             task = asyncio.create_task(collect(session))

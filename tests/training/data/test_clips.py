@@ -1,4 +1,4 @@
-"""Training clips and videos: repeatable, aligned, alike but for the mouth."""
+"""Training clips and videos: repeatable, aligned, with a reference that differs only in the mouth."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_training_and_evaluation_never_share_a_clip() -> None:
 
 @needs_voice
 def test_reference_is_the_target_but_for_the_mouth() -> None:
-    """Outside the mask the two differ by noise and by the codec, so their difference has next to no bias there."""
+    """Outside the mask the two differ only by noise and codec, so the mean difference there is nearly zero."""
     keep = mouth_mask(64) == 1
     inside = []
     for index in range(6):
@@ -53,7 +53,7 @@ def test_reference_is_the_target_but_for_the_mouth() -> None:
 
 @needs_voice
 def test_a_box_of_the_canvas_is_cut_out_of_the_whole() -> None:
-    """The same clip seen through the whole canvas and through a box: the box's middle is where it says."""
+    """The same clip cut from the whole canvas and from a box: the box is at its position on the canvas."""
     points = np.array([[1.2, 0.1, 3.0], [-0.1, 1.2, 5.0]])
     box = (58.0, 248.0, 362.0, 552.0)
     matrix = crop_matrix(points, 64, box)

@@ -41,7 +41,7 @@ def vowel(first: float, second: float, frames: int = 15) -> np.ndarray:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), frame=st.integers(0, FRAMES - 2))
-def test_the_future_does_not_matter(seed: int, frame: int) -> None:
+def test_sound_after_the_lookahead_has_no_effect(seed: int, frame: int) -> None:
     audio, changed = babble(seed), babble(seed)
     end = (frame + 1) * SAMPLES_PER_FRAME + LOOKAHEAD
     changed[end:] = babble(seed + 1)[end:]
@@ -51,7 +51,7 @@ def test_the_future_does_not_matter(seed: int, frame: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 1000), frame=st.integers(9, FRAMES - 1))
-def test_the_distant_past_does_not_matter(seed: int, frame: int) -> None:
+def test_sound_before_the_lookback_has_no_effect(seed: int, frame: int) -> None:
     audio, changed = babble(seed), babble(seed)
     start = frame * SAMPLES_PER_FRAME - LOOKBACK
     changed[:start] = babble(seed + 1)[:start]
@@ -59,14 +59,14 @@ def test_the_distant_past_does_not_matter(seed: int, frame: int) -> None:
     assert np.array_equal(before[frame:], after[frame:])
 
 
-def test_audio_up_to_40_ms_ahead_does_matter() -> None:
+def test_audio_up_to_40_ms_ahead_has_an_effect() -> None:
     audio = babble(3)
     changed = audio.copy()
     changed[11 * SAMPLES_PER_FRAME : 11 * SAMPLES_PER_FRAME + LOOKAHEAD] = 0
     assert not np.array_equal(as_array(mouth_track(audio, FRAMES))[10], as_array(mouth_track(changed, FRAMES))[10])
 
 
-def test_silence_closes() -> None:
+def test_silence_closes_the_mouth() -> None:
     assert mouth_track(np.zeros(16_000, np.float32), 25).opening.max() == 0
     hush = (1e-4 * np.random.default_rng(0).standard_normal(16_000)).astype(np.float32)  # -80 dBFS
     assert mouth_track(hush, 25).opening.max() < 0.02
@@ -76,7 +76,7 @@ def test_silence_closes() -> None:
 
 
 @pytest.mark.parametrize("gain", [0.2, 4.0])
-def test_gain_hardly_matters(gain: float) -> None:
+def test_gain_has_little_effect(gain: float) -> None:
     audio = babble(2)
     assert np.abs(as_array(mouth_track(audio, FRAMES)) - as_array(mouth_track(gain * audio, FRAMES))).max() < 0.02
 

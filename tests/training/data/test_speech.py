@@ -54,8 +54,8 @@ def test_resample_keeps_a_tone() -> None:
     assert np.abs(resample(tone, 22_050) - expected).max() < 1e-6
 
 
-def test_what_is_heard_is_not_shifted() -> None:
-    """A burst amid silence is found where it was, through any room and microphone."""
+def test_recording_does_not_shift_the_sound() -> None:
+    """A burst within silence keeps its position through any room and microphone."""
     rng = np.random.default_rng(0)
     clean = np.zeros(SAMPLE_RATE, np.float32)
     clean[8000:8400] = 0.2 * rng.standard_normal(400)

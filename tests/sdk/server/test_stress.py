@@ -84,7 +84,7 @@ def held(process: int) -> tuple[float, int, int]:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="asks /proc what the server holds")
-def test_ten_thousand_messages_of_any_kind_break_nothing(served: Served) -> None:
+def test_the_server_survives_ten_thousand_random_messages(served: Served) -> None:
     async def pester(seed: int, messages: int) -> None:
         said, rng = 0, random.Random(seed)
         while said < messages:
@@ -117,8 +117,8 @@ def test_ten_thousand_messages_of_any_kind_break_nothing(served: Served) -> None
 
 
 @pytest.mark.slow
-def test_sound_and_pictures_are_in_step_for_two_minutes(start_server: Callable[..., Any]) -> None:
-    """By the stamps, and by when they arrive; in the first half minute and in the last."""
+def test_sound_and_pictures_stay_synchronous_for_two_minutes(start_server: Callable[..., Any]) -> None:
+    """By time stamps and by arrival times, in the first and in the last half minute."""
     seconds = 120
     pictures: list[tuple[float, float, float]] = []  # arrival, stamp, chin
     sounds: list[tuple[float, float, float]] = []
