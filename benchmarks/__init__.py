@@ -1,1 +1,1 @@
-"""Measurements of LipStream, one script each; README.md lists the commands."""
+"""Benchmarks of LipStream, one script each; README.md lists the commands."""

@@ -25,7 +25,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Attributes: minutes: on two CPU cores. options: with which it is run among all. gpu: whether it needs one."""
+    """Attributes: minutes: on two CPU cores. options: for the command `all`. gpu: whether it needs one."""
 
     question: str
     minutes: float
@@ -60,7 +60,7 @@ def listing() -> str:
 
 
 def recorded(name: str) -> str:
-    """Where the result in results/ is from."""
+    """Commit and machine of the result in results/."""
     try:
         found: dict[str, Any] = json.loads((RESULTS / f"{name}.json").read_text())
     except OSError:
@@ -74,7 +74,7 @@ def run_one(name: str, options: list[str]) -> int:
 
 
 def run_all(args: argparse.Namespace) -> bool:
-    """Every benchmark that this machine can run; a table of how each went."""
+    """Run every benchmark that this machine can run, and print a table of their results."""
     import torch
 
     rows = []

@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, the machine's description, fresh processes, summaries, result files."""
+"""Shared code of the benchmarks: options, the machine's description, fresh processes, summaries, result files."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def cores() -> int:
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers of a result file depend on, apart from the code."""
+    """The hardware and software that the numbers of a result file depend on."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -118,10 +118,10 @@ def machine() -> dict[str, Any]:
 
 
 def write(path: Path | None, benchmark: str, args: argparse.Namespace, results: dict[str, Any]) -> None:
-    """Write a result file, if a path was asked for: the numbers, the options that led to them, commit and machine.
+    """Write a result file, if `path` is given: the numbers, the options, commit and machine.
 
-    Paths among the options are reduced to their names; the bundle is named by the SHA-256 of its manifest, too, which
-    holds that of every other file.
+    Paths among the options are reduced to their names; the bundle is also identified by the SHA-256 of its manifest,
+    which contains that of every other file.
     """
     if path is None:
         return
@@ -166,7 +166,7 @@ def _version(package: str) -> str | None:
 
 
 def _rounded(x: Any) -> Any:
-    """Floats to six significant digits, all the way down: more would only be noise. JSON has no NaN: null."""
+    """`x` with all floats rounded to six significant digits, and NaN, which JSON lacks, replaced by None."""
     if isinstance(x, dict):
         return {key: _rounded(value) for key, value in x.items()}
     if isinstance(x, Sequence) and not isinstance(x, str):

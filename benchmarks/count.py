@@ -25,13 +25,13 @@ Ring = Literal["native", "function"]
 PRODUCTS = {"MatMul", "Gemm", "Conv", "ConvTranspose", "Attention"}
 _RING = "KVRingWrite"
 _VIEWS = {"Reshape", "Unsqueeze", "Squeeze", "Identity", "Flatten", "Transpose", "Expand", "DequantizeLinear"}
-_PARTS = {"Slice", "Gather", "Split"}  # read no more than they give
+_PARTS = {"Slice", "Gather", "Split"}  # read only as many bytes as their outputs have
 _TYPES = {"FLOAT8E4M3FN": "fp8", "BFLOAT16": "bf16", "FLOAT": "fp32"}
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One launch. operations: multiplications and additions of products, 0 for the rest. number: their type."""
+    """One launch. operations: multiplications and additions of products, else 0. number: type of the operands."""
 
     name: str
     operations: int
@@ -41,9 +41,11 @@ class Kernel:
 
 @dataclass(frozen=True)
 class Cost:
-    """Attributes:
-    kernels: in an order in which they can run. weights: bytes of the weights. state: bytes of the tensors that come
-        back in the next call (K, V, memories). workspace: bytes of what is alive at once between kernels.
+    """The cost of a graph.
+
+    Attributes:
+        kernels: in an order in which they can run. weights: bytes of the weights. state: bytes of the tensors that are
+            inputs of the next call (K, V, memories). workspace: peak bytes of intermediate tensors.
     """
 
     kernels: tuple[Kernel, ...]
@@ -52,7 +54,7 @@ class Cost:
     workspace: int
 
     def grown(self, larger: Cost, steps: int) -> Cost:
-        """Of a graph that is `steps` times as far from this one as `larger` is; they differ by whole kernels."""
+        """This cost plus `steps` times the difference to `larger`, which differs by whole kernels."""
         added = Counter(larger.kernels)
         added.subtract(Counter(self.kernels))
         assert min(added.values()) >= 0, "the larger graph lacks kernels of this one"
@@ -74,7 +76,7 @@ class Cost:
 
 
 def count(model: onnx_ir.Model, frames: int, ring: Ring = "native") -> Cost:
-    """Count a graph, `frames` latent frames attended, for every size that was left open in it."""
+    """Count a graph whose dynamic sizes are those for `frames` attended latent frames."""
     return _Counter(model.graph, frames, ring).cost()
 
 
@@ -132,7 +134,7 @@ class _Counter:
         if node.op_type in ("Constant", "Shape") or all(value in self._constant for value in inputs):
             self._constant.update(node.outputs)
             if node.op_type == "DequantizeLinear":
-                self._root[node.outputs[0]] = self.root(inputs[0])  # the product reads the small numbers
+                self._root[node.outputs[0]] = self.root(inputs[0])  # the product reads the quantised numbers
             return True
         if node.op_type in _VIEWS:
             self._root[node.outputs[0]] = self.root(inputs[0])
@@ -231,6 +233,6 @@ class _Counter:
 
 @cache
 def _evaluated(size: str, frames: int) -> int:
-    """An open size, such as "64*attended_frames", for so many frames."""
+    """The value of a dynamic size, such as "64*attended_frames", for `frames`."""
     expression = sympy.sympify(size)
     return int(expression.subs(dict.fromkeys(expression.free_symbols, frames)))

@@ -22,7 +22,7 @@ class Ceiling:
 
 
 def measured(device: torch.device, threads: int) -> tuple[Ceiling, dict[str, float]]:
-    """Return the ceilings of this machine, and the figures behind them.
+    """Return the ceilings of this machine, and the measurements they are computed from.
 
     On a CPU the bandwidth is that of a copy inside the cache, which holds the tensors of a small model; FP8 has
     bfloat16's rate, since PyTorch has no plain FP8 product.
@@ -43,7 +43,7 @@ def measured(device: torch.device, threads: int) -> tuple[Ceiling, dict[str, flo
 
 
 def seconds(function: Callable[[], object], device: torch.device) -> float:
-    """Of one call; on a GPU between two events of the device."""
+    """Seconds of one call; on a GPU between two events of the device."""
     if device.type != "cuda":
         start = time.perf_counter()
         function()

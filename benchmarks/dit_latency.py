@@ -1,13 +1,13 @@
 """Milliseconds of each pass of the DiT at the released sizes, on a GPU or a CPU, by eager PyTorch in two structures.
 
-ring      plainly written: the K/V ring, SDPA, one type for all
+ring      without optimisation: the K/V ring, SDPA, one type for all
 upstream  as in the released code: the window's K and V concatenated and rotated in float64 in every layer of every pass
           (benchmarks/upstream.py)
 
-The weights are random: a pass costs the same with any. The window is full. Nothing but the DiT is measured: no
-autoencoder, no audio encoder, no transfers. `video_fps` is what the passes alone would allow, 12 frames to a chunk. On
-a GPU times are those between events of the device. The machine's ceilings are measured in the same run, and where
-results/roofline.json has the student's counts, each pass is given as a share of what they allow.
+The weights are random: the time of a pass does not depend on them. The window is full. Only the DiT is measured: no
+autoencoder, no audio encoder, no transfers. `video_fps` is the frame rate that the passes alone allow, 12 frames per
+chunk. On a GPU times are those between events of the device. The machine's ceilings are measured in the same run, and
+if results/roofline.json has the student's counts, each pass's bound is given as a share of its time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class Passes:
-    """A random student on a device, its window full, standing at a chunk whose passes can be repeated."""
+    """A random student on a device with a full window, at a chunk whose passes can be repeated."""
 
     def __init__(self, config: StudentConfig, device: torch.device, dtype: torch.dtype, structure: str) -> None:
         self._config, self._device = config, device
@@ -117,7 +117,7 @@ def measure(
 
 
 def shares(found: dict[str, Any], size: str, precision: str, ceiling: Ceiling, window: int) -> dict[str, float]:
-    """Of each pass, what its bound is of its time; empty where its graph was not counted."""
+    """Each pass's bound as a share of its time; empty if its graph was not counted."""
     least = {name: recorded_bound(size, precision, name, window, ceiling) for name in ("denoiser", "context")}
     graph_of = {"denoise_0_ms": "denoiser", "denoise_1_ms": "denoiser", "context_ms": "context"}
     return {

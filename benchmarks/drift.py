@@ -91,7 +91,7 @@ class Still:
 
 
 class Untouched:
-    """See `lipstream.face.FacePipeline`: the picture as it was."""
+    """See `lipstream.face.FacePipeline`: returns the frame unchanged."""
 
     retimed = True
 

@@ -57,7 +57,7 @@ def scene(video: Path, frames: int, fill: float = 1.0) -> Iterator[Picture]:
 
 
 def keep_mask() -> NDArray[np.float32]:
-    """Like the released mask: kept down to the eyes and beyond the cheeks and the chin."""
+    """Similar to the released mask: everything above the eyes and outside cheeks and chin is kept."""
     mask = np.ones((CROP, CROP), np.float32)
     cv2.ellipse(mask, (CROP // 2, 7 * CROP // 12), (CROP * 46 // 100, CROP * 36 // 100), 0, 0, 180, 0, -1)
     cv2.rectangle(mask, (CROP // 24, 3 * CROP // 8), (CROP * 23 // 24, 7 * CROP // 12), 0, -1)

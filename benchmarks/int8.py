@@ -33,7 +33,7 @@ from .common import main, parser, spread, write
 GRAPHS = ("denoiser", "context", "video_decoder")
 PRODUCTS = ["MatMul", "Gemm", "Conv"]
 CALIBRATION = 8
-"""Calls that the ranges are taken from, with the window full."""
+"""Calls for calibration, with the window full."""
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8")
 Feed = dict[str, NDArray[Any]]
 
@@ -49,7 +49,7 @@ class Calls(CalibrationDataReader):  # type: ignore[misc]
 
 
 class Recorder:
-    """A graph that keeps the inputs it is bound to."""
+    """A graph that records the inputs of its calls."""
 
     def __init__(self, graph: ort.InferenceSession) -> None:
         self._graph = graph
@@ -77,7 +77,7 @@ class Recorder:
 
 
 def recorded(bundle: str) -> dict[str, list[Feed]]:
-    """Inputs of every call of a dub of the sample, by graph; of the passes those with a full window."""
+    """Inputs of every call of a dub of the sample, by graph; for the passes only those with a full window."""
     engine = LipSyncEngine.load(bundle, backend="onnxruntime", threads=1)
     graphs = engine.backend.graphs  # type: ignore[attr-defined]
     recorders = {name: Recorder(graphs[name]) for name in GRAPHS}
@@ -131,7 +131,7 @@ def compare(path: Path, feeds: list[Feed], repeats: int) -> dict[str, Any]:
 
 
 def instructions() -> list[str]:
-    """Those of `INSTRUCTIONS` that the CPU has. Linux."""
+    """The `INSTRUCTIONS` that the CPU supports. Linux."""
     flags = Path("/proc/cpuinfo").read_text().split()
     return [name for name in INSTRUCTIONS if name in flags]
 

@@ -1,8 +1,8 @@
 """Where in the graphs the time goes, and how fast our own kernels are, on this CPU.
 
-Graphs: every operator of every graph, as ONNX Runtime's profiler times them on one thread, summed by kind. The
-profiler itself costs some microseconds a node. Kernels: those of csrc that a session calls, each as bytes a second and
-as a share of what a plain copy of that size reaches in the same run.
+Graphs: every operator of every graph, timed by ONNX Runtime's profiler on one thread, summed by kind. The profiler
+itself takes some microseconds per node. Kernels: those of csrc that a session calls, each in bytes a second and as a
+share of the rate of a plain copy of that size in the same run.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def profile(bundle: Bundle, graph: str, repeats: int) -> dict[str, Any]:
 
 
 def inputs(session: ort.InferenceSession, frames: int) -> dict[str, Any]:
-    """Random numbers of the shapes that a graph takes; open sizes are attended frames."""
+    """Random inputs of a graph; dynamic sizes are attended frames."""
     rng = np.random.default_rng(0)
     feed: dict[str, Any] = {}
     for value in session.get_inputs():
@@ -82,7 +82,7 @@ def ours(bundle: Bundle, repeats: int) -> dict[str, Any]:
     picture, crop = rng.random((*g.crop_size, 3), np.float32), rng.integers(0, 256, (*g.crop_size, 3), np.uint8)
     width, height = WHOLE_CANVAS[2:]
     matrix = np.array([[width / 900, 0, -200.0], [0, height / 1200, 0.0]])
-    region = 900 * 1000 * 3  # pixels of the face's box, about
+    region = 900 * 1000 * 3  # about the pixels of the face's box
     cases: dict[str, tuple[int, Callable[[], object]]] = {
         "ring, a chunk begins (all layers)": (
             2 * g.num_layers * g.sink * frame,

@@ -1,13 +1,13 @@
-"""Do the lips of the result say the new speech, and nothing else?
+"""Do the lips of the result follow the new speech, and nothing else?
 
 On drawn people: each of them, unseen in training, is drawn speaking A and dubbed with speech B: new sentences by a
 random voice. The mouth opening in the result, frame by frame, is correlated (Pearson, at lag 0) with the drawing
 rule's opening for B, and as a control with that for an unrelated speech C. The opening is measured in ways independent
 of the model:
 
-  lip_gap    the gap between the lips that FaceMesh sees, on the whole frame
-  rest_diff  how much the mouth differs from the same moment drawn with the mouth closed
-  lip_width  the distance of the corners that FaceMesh sees, against the rule's width
+  lip_gap    the gap between the lips by FaceMesh, on the whole frame
+  rest_diff  the difference of the mouth from the same moment drawn with the mouth closed
+  lip_width  the distance of the mouth's corners by FaceMesh, against the rule's width
 
 The value on the same person drawn speaking B is the ceiling of a measure; the value on the source, which speaks A, is
 its baseline. The benchmark passes if the mean of lip_gap over people is at least 0.85 for B and at most 0.15 for C and
@@ -48,7 +48,7 @@ from .mouth_metrics import Frames, Track, distance_from_rest, look, summary
 
 MATCHED, OTHER, WIDTH = 0.85, 0.15, 0.3
 MEASURES = ("lip_gap", "rest_diff", "lip_width")
-_FIRST_PERSON = 1000  # the first evaluation identities are used up by samples and previews
+_FIRST_PERSON = 1000  # samples and previews use the first evaluation identities
 _SPEECH = 3  # seeds [3, ...]: training draws from [0, ...], evaluation identities from [1, ...]
 
 Audio = NDArray[np.float32]
@@ -244,7 +244,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=duration, default=6.0, help="of speech for each of them (default 6)")
     options.add_argument("--sheet", type=Path, metavar="PNG", help="contact sheet: source, result, drawn target")
     options.add_argument("--video", type=Path, help="a real video in place of drawn people; needs --audio")
-    options.add_argument("--audio", type=Path, help="what the face in it is to say")
+    options.add_argument("--audio", type=Path, help="the speech for --video")
     options.add_argument("--other-audio", type=Path, help="the control for --audio (default: synthesised sentences)")
     return options
 

@@ -1,4 +1,4 @@
-"""Measure how a mouth looks and how far it is open, independently of the model."""
+"""Measure the appearance and the opening of a mouth, independently of the model."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class MouthLook:
     """The mouth of a result compared with that of its source, per frame, float64 [n]; NaN without a face.
 
     Attributes:
-        gap: between the lips of the result, and source_gap: of the source, as FaceMesh sees them.
+        gap: between the lips of the result, and source_gap: of the source, by FaceMesh.
         sharp, source_sharp: gradient energy, the mean square of the luma's differences, around the lips.
         flicker, source_flicker: mean absolute difference to the frame before, there.
     """
@@ -81,9 +81,9 @@ def _gradient_energy(picture: NDArray[np.uint8]) -> float:
 
 
 def distance_from_rest(frames: Frames, resting: Frames, lips: NDArray[np.float64]) -> Track:
-    """How much the mouth of each frame differs from the same moment drawn with the mouth at rest, float64 [n].
+    """Difference of the mouth of each frame from the same moment drawn with the mouth at rest, float64 [n].
 
-    The mean absolute difference (0..255) in a window that lies still on the face.
+    The mean absolute difference (0..255) in a window that moves with the face.
 
     Args:
         frames: uint8 [n, H, W, 3].

@@ -1,4 +1,4 @@
-"""What BF16 and FP8 cost: the student in lower precision against itself in float32, on a real job.
+"""Errors of BF16 and FP8: the student in lower precision against itself in float32, on a real job.
 
 A session dubs the sample (or --video with --audio) with every variant, from the same noise. Columns: the relative error
 of the velocities of each pass and of the K and V that a chunk stores, all on the float32 model's inputs, pass by pass;

@@ -5,8 +5,8 @@ ones clean at t = 0, the chunk at its t, no frame attending to a later chunk. Wi
 and one additional pass at t = 0 stores its K and V. Both run here with the same weights on PyTorch (eager), in one
 process, in alternation.
 
-exact   The last chunk of which the window still holds everything before it, (window - sink) latent frames: here both
-        compute the same, and their velocities must agree to 1e-4 before any time counts.
+exact   The last chunk for which the window still contains everything before it, (window - sink) latent frames: here
+        both compute the same, and their velocities must agree to 1e-4 before any time counts.
 steady  A chunk far into a stream, `window` latent frames. The cost is that of every later chunk; the results differ,
         because the ring's past K/V were computed when frames that have left the window were still there.
 
@@ -107,7 +107,7 @@ class Stream:
 
     @torch.inference_mode()
     def recompute(self, step: int) -> Array:
-        """Velocity of the chunk, computed from the latents of the window only."""
+        """Velocity of the chunk, computed only from the latents of the window."""
         config = self.student.config
         c, past = config.chunk_frames, config.chunk_frames * self.chunk
         position = RingGeometry(config.window, config.sink, c).at(self.chunk)

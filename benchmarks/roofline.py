@@ -42,7 +42,7 @@ DEADLINE = 0.48
 """Seconds that a chunk's 12 frames are shown."""
 FRAMES = 12
 LAUNCH = 2e-6
-"""Seconds that a kernel of a captured graph takes at least: an assumption."""
+"""Least seconds of a kernel of a captured graph: an assumption."""
 RESULTS = ROOT / "benchmarks" / "results" / "roofline.json"
 SPARE = 0.9  # of a GPU's memory
 GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
@@ -57,10 +57,10 @@ DEVICES = {
 
 
 def bound(cost: Cost, ceiling: Ceiling, reach: float = 1.0, launch: float = 0.0) -> float:
-    """Seconds that a graph takes at least.
+    """Lower bound of a graph's time in seconds.
 
     Args:
-        reach: share of their ceiling that products come to. launch: seconds that a kernel takes at least.
+        reach: share of their ceiling that products reach. launch: least seconds of a kernel.
     """
     return sum(_longest(kernel, ceiling, reach, launch) for kernel in cost.kernels)
 
@@ -73,7 +73,7 @@ def _longest(kernel: Kernel, ceiling: Ceiling, reach: float, launch: float) -> f
 def recorded_bound(
     size: str, precision: str, graph: str, attended: int, ceiling: Ceiling, codec: str = ""
 ) -> float | None:
-    """Seconds that a graph takes at least, by the counts in results/roofline.json; None where there are none."""
+    """Lower bound of a graph's time in seconds, by the counts in results/roofline.json; None if there are none."""
     try:
         found = json.loads(RESULTS.read_text())["results"]["graphs"][f"{size} {precision}"]
     except (OSError, KeyError):
@@ -130,12 +130,12 @@ Costs = dict[tuple[str, str, int], Cost]
 
 
 def phases(config: StudentConfig | Geometry) -> list[int]:
-    """How many latent frames a pass attends: while the window fills, and from then on."""
+    """Numbers of latent frames that a pass attends to, while the window fills and after it."""
     return [*range(config.chunk_frames, config.window - config.sink + 1, config.chunk_frames), config.window]
 
 
 FEW, MORE = 4, 6
-"""Layers of a deep student that are exported, twice: each two layers more are alike, audio included."""
+"""Layers of the two shallow students that are exported: every two further layers are alike, audio included."""
 
 
 def student(size: str, precision: str, layers: int = 0) -> Costs:

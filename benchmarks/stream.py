@@ -1,4 +1,4 @@
-"""Chunks through a backend, without video files, faces or compositing: how long one takes, and how many streams fit.
+"""Time of a chunk on a backend, without video files, faces or compositing, and the number of streams that fit.
 
 Every stream runs chunk after chunk in its thread, on random crops and audio of the bundle's sizes: once as fast as
 possible, to measure the total frame rate; once in real time, a chunk every 480 ms, to measure a chunk's time from its
@@ -38,7 +38,7 @@ DRAWN = 3
 
 
 def inputs(manifest: Manifest, seed: int, count: int, prepared: bool = False) -> Iterator[ChunkInput]:
-    """Chunks as a session would ask for them, of smooth random pictures and noise for sound."""
+    """Inputs of chunks as in a session: smooth random pictures, and noise for sound."""
     g, a = manifest.geometry, manifest.audio
     latent = (g.latent_channels, g.chunk_frames, *g.latent_size)
     rng = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def drive(
 
 
 def measure(engine: LipSyncEngine, streams: int, count: int, prepared: bool = False) -> dict[str, Any]:
-    """`count` chunks on each of `streams` streams at once, after warming up: as fast as it goes, then by the clock."""
+    """`count` chunks on each of `streams` streams at once, after a warm-up: as fast as possible, then in real time."""
     frames = engine.manifest.geometry.video_frames
 
     def run(paced: bool) -> tuple[float, list[float]]:
@@ -124,7 +124,7 @@ def difference(engine: LipSyncEngine, other: LipSyncEngine, count: int) -> float
 
 
 def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:
-    """What the lanes of the device do over a few chunks in the middle of a stream; also written to `trace`."""
+    """Activity of the device's lanes over a few chunks in the middle of a stream; also written to `trace`."""
     if not hasattr(engine.backend, "trace"):
         raise ConfigError("this backend records no timeline", expected="engines, on backend tensorrt")
     driven = drive(engine, 0, WARM_UP + 2 * DRAWN)
@@ -175,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--streams", type=positive, nargs="+", default=[1], help="at once (default 1)")
     options.add_argument("--chunks", type=positive, default=40, help="counted, for each stream (default 40)")
     options.add_argument("--prepared", action="store_true", help="latents of the video in place of its crops")
-    options.add_argument("--against", metavar="BUNDLE", help="whose pictures it must give")
+    options.add_argument("--against", metavar="BUNDLE", help="bundle whose pictures must be equal")
     options.add_argument("--tolerance", type=float, default=0.05, help="relative error of them (default 0.05)")
     options.add_argument("--trace", type=Path, help="Chrome trace (JSON) of a few chunks; backend tensorrt")
     options.add_argument("--timeline", type=Path, help="the same, drawn (SVG)")

@@ -70,14 +70,14 @@ def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) 
         for name, module in graph_modules(parts).items():
             video = name.startswith("video")
             if (not video and codec == "wan") or (passes and name not in ("denoiser", "context")):
-                continue  # counted with the other codec, or not asked for
+                continue  # counted with the other codec, or not requested
             dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
             with torch.no_grad():
                 yield Graph(name, codec if video else "", trace(module, dynamic=dynamic))
 
 
 def hollow(module: nn.Module) -> None:
-    """Give every weight of `module` the memory of one number, in place; it may be on the device "meta"."""
+    """Replace every weight of `module` by one repeated number, in place; it may be on the device "meta"."""
     for part in module.modules():
         for name, x in part.named_parameters(recurse=False):
             setattr(part, name, nn.Parameter(_repeated(x), requires_grad=False))

@@ -1,4 +1,4 @@
-"""How fast the whole job is: video and speech in, a dubbed file out.
+"""Speed of the whole job, from video and speech to a dubbed file.
 
 Each run is `LipSyncEngine.dub` in a fresh process, our backend and PyTorch's in turns: frames per second, seconds to
 the first frame, seconds per stage, the DiT's share of the time, and the process's peak memory. Then the passes alone,

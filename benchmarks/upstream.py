@@ -1,4 +1,4 @@
-"""A baseline with the structure of the released code: what a stream costs without our ring.
+"""A baseline with the structure of the released code: the time of a stream without our ring.
 
 K is stored before RoPE. Every layer of every pass concatenates K and V of sink, window and chunk into new tensors,
 renumbers the frames of the window, and rotates all keys in float64; frames leave the window by a copy. Weights,
@@ -29,11 +29,11 @@ class WindowCache:
         c = self._config
         keys, values = self._window(layer, k, v)
         frames = keys.shape[1] // c.tokens
-        keys = self._turned(keys, range(frames))
-        return attention(self._turned(q, range(frames - c.chunk_frames, frames)), keys.to(v.dtype), values)
+        keys = self._rotated(keys, range(frames))
+        return attention(self._rotated(q, range(frames - c.chunk_frames, frames)), keys.to(v.dtype), values)
 
     def leave(self, layer: int, k: Tensor, v: Tensor) -> None:
-        """The context pass keeps K and V: the frames that the next chunk's window can still hold."""
+        """Store K and V in the context pass, for the frames that the next chunk's window can contain."""
         c = self._config
         keys, values = self._all(layer, k, v)
         if (over := keys.shape[1] // c.tokens - c.window) > 0:
@@ -42,7 +42,7 @@ class WindowCache:
         self._kept[layer] = keys.clone(), values.clone()
 
     def context(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of the context pass, which then keeps K and V."""
+        """Attention of the context pass, which then stores K and V."""
         out = self(layer, q, k, v)
         self.leave(layer, k, v)
         return out
@@ -64,7 +64,7 @@ class WindowCache:
         ]
         return parts[0], parts[1]
 
-    def _turned(self, x: Tensor, frames: range) -> Tensor:
+    def _rotated(self, x: Tensor, frames: range) -> Tensor:
         angles = token_angles(temporal_angles(torch.tensor([*frames]), self._config.head_dim), self._spatial)
         turn = torch.polar(torch.ones_like(angles), angles).flatten(0, 1)[None, :, None].to(self._device)
         pairs = torch.view_as_complex(torch.unflatten(x.double(), -1, (-1, 2)))

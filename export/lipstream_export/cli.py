@@ -128,7 +128,7 @@ def _add_embed_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         help="google/umt5-xxl: a Hugging Face folder, or the released system's single file",
     )
-    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="the tokenizer's folder (default: SOURCE)")
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="the tokenizer's folder (default: UMT5)")
     parser.add_argument("-o", "--output", required=True, type=Path, metavar="FILE", help=".safetensors to write")
     parser.add_argument("--prompt", help="default: the prompt of the released scripts")
 

@@ -24,7 +24,7 @@ MOMENTS = 8
 """Pictures of each clip on the page."""
 LAGS = 5
 """Frames by which the mouth may be late or early when its opening is compared with the sound."""
-_EVERY = 5  # LPIPS and CSIM are computed for every so many frames
+_EVERY = 5  # frames between two computations of LPIPS and CSIM
 _FACE = 224  # pixels of the face for LPIPS, FID and FVD
 _FLAT = 99.0  # dB, the PSNR of equal pictures
 

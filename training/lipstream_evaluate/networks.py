@@ -1,7 +1,7 @@
 """Metrics that need trained networks: LPIPS, CSIM, and the features of FID and FVD.
 
-The networks are those of well-known packages; their weights are read from files of the caller, since their licences do
-not allow shipping them. Nothing is downloaded.
+The networks are those of well-known packages; their weights are read from files of the caller, since none of them may
+be shipped. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ def frechet(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
     |mu_a - mu_b|^2 + tr(A + B - 2 (AB)^1/2) (Heusel et al. 2017). NaN with fewer than two samples in either.
 
-    With fewer samples than dimensions the root of AB is ill-conditioned, so the trace is computed as the nuclear norm
-    of the product of the centred samples, which is equal.
+    With fewer samples than dimensions the root of AB cannot be computed accurately, so the trace is computed as the
+    nuclear norm of the product of the centred samples, which is equal.
     """
     if len(a) < 2 or len(b) < 2:
         return float("nan")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def add_noise(x0: Tensor, noise: Tensor, t: Tensor | float) -> Tensor:
-    """`x0` with noise added to time `t` in [0, 1] (a number, or a tensor that broadcasts against `x0`)."""
+    """`x0` with the noise of time `t` in [0, 1] (a number, or a tensor that broadcasts against `x0`)."""
     time = torch.as_tensor(t, dtype=torch.float64, device=x0.device)
     return ((1 - time) * x0.double() + time * noise.double()).to(x0.dtype)
 

@@ -77,7 +77,7 @@ def open_folder(folder: Path, *, shapes_only: bool = False) -> dict[str, Tensor]
         tensors = {k: torch.empty(x.size, dtype=x.properties.dtype, device=device) for k, x in entries.items()}
         if not shapes_only:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the missing process group
+                warnings.simplefilter("ignore")  # the warning about the missing process group
                 load(tensors, storage_reader=_Reader(folder, index), no_dist=True)
         return tensors
     except FileNotFoundError as error:

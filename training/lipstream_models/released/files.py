@@ -89,7 +89,7 @@ def _open_safetensors(path: Path, shapes_only: bool) -> Weights:
                 weights[name] = torch.empty(shape, dtype=dtype, device="meta" if shapes_only else "cpu")
                 continue
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # about the read-only buffer
+                warnings.simplefilter("ignore")  # the warning about the read-only buffer
                 flat = torch.frombuffer(data, dtype=dtype, count=math.prod(shape), offset=8 + length + start)
             weights[name] = flat.reshape(shape)
         return weights

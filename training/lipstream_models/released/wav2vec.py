@@ -62,7 +62,7 @@ def hidden_states(model: Wav2Vec2Model, waveform: Tensor, frames: int) -> Tensor
 
 
 def hidden_states_of_part(model: Wav2Vec2Model, waveform: Tensor, samples_in: Tensor, frames_in: Tensor) -> Tensor:
-    """The features of a part of `waveform`, as if that part were the whole; those of other frames have no meaning.
+    """The features of a part of `waveform`, as if that part were the whole; others are finite, without meaning.
 
     Args:
         waveform: [640 F]. samples_in: [640 F], 1 at each sample of the part, else 0. frames_in: [F], 1 at each of its
