@@ -21,7 +21,7 @@ class Filters:
     face: float = _limit(80.0, "least height of the face, pixels of the source")
     jump: float = _limit(0.25, "most that a face may move from frame to frame, in its own heights")
     sharpness: float = _limit(12.0, "least variance of the Laplacian of the face at 128 pixels, 0 to 255")
-    others: float = _limit(0.35, "area of another face, relative to the speaker's, from which on it counts")
+    others: float = _limit(0.35, "least area of another face, relative to the speaker's, that counts as a second one")
     loudness: float = _limit(0.01, "least peak of the loudness, 0 to 1")
     speech: float = _limit(0.2, "least share of frames with sound")
     mouth: float = _limit(0.004, "least standard deviation of the lip gap, in eye distances")
