@@ -175,7 +175,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--streams", type=positive, nargs="+", default=[1], help="at once (default 1)")
     options.add_argument("--chunks", type=positive, default=40, help="counted, for each stream (default 40)")
     options.add_argument("--prepared", action="store_true", help="latents of the video in place of its crops")
-    options.add_argument("--against", metavar="BUNDLE", help="bundle whose pictures must be equal")
+    options.add_argument("--against", metavar="BUNDLE", help="bundle with the expected pictures")
     options.add_argument("--tolerance", type=float, default=0.05, help="relative error of them (default 0.05)")
     options.add_argument("--trace", type=Path, help="Chrome trace (JSON) of a few chunks; backend tensorrt")
     options.add_argument("--timeline", type=Path, help="the same, drawn (SVG)")
