@@ -66,7 +66,7 @@ class Encoder:
     def of_released(cls, files: Released, config: StudentConfig) -> Encoder:
         """The encoders of published files. As upstream, the features of a clip are computed from its audio alone.
 
-        They run on a GPU if there is one.
+        The codec runs on a GPU if there is one.
 
         Raises:
             CheckpointError: a file is missing or of another kind.
