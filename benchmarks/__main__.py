@@ -3,7 +3,7 @@
 python -m benchmarks                        list: the question and the origin of the last result of each
 python -m benchmarks throughput --help      one benchmark, with its options
 python -m benchmarks all --out DIR          every benchmark that runs on this machine, results into DIR
-python -m benchmarks docs                   docs/performance.md and its pictures, from benchmarks/results
+python -m benchmarks docs                   README.md, docs/performance.md and its pictures, from benchmarks/results
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Benchmark:
 
 
 BENCHMARKS = {
-    "throughput": Benchmark("How fast is the whole job, against eager PyTorch and the released structure?", 3),
+    "throughput": Benchmark("How fast is the whole job up to 1080p, against a plain transcode and eager PyTorch?", 15),
     "stream": Benchmark("How long does a chunk take, and how many streams fit?", 3, ("--streams", "1", "2", "4", "8")),
     "kernels": Benchmark("Where in the graphs does the time go, and how fast are our own kernels?", 1),
     "roofline": Benchmark("How fast could it be at most, here and on GPUs?", 12),
@@ -102,7 +102,7 @@ def start(arguments: list[str]) -> int:
     every.add_argument("--out", type=Path, default=ROOT / "out" / "benchmarks", help="folder (default out/benchmarks)")
     every.add_argument("--only", nargs="+", choices=BENCHMARKS, help="these alone")
     every.add_argument("--quick", action="store_true", help="the smallest run that exercises everything")
-    pages = commands.add_parser("docs", help="docs/performance.md from benchmarks/results")
+    pages = commands.add_parser("docs", help="README.md and docs from benchmarks/results")
     pages.add_argument("--results", type=Path, default=RESULTS)
     pages.add_argument("--docs", type=Path, default=ROOT / "docs")
     args = parser.parse_args(arguments)

@@ -24,7 +24,7 @@ _EVERY = 2
 def animate(source: Path, result: Path, out: Path, *, seconds: float, side: int, quality: int) -> None:
     """Write `out`: squares of `side` pixels around the face, source on the left, result on the right."""
     results = list(itertools.islice(VideoReader(result), int(seconds * FPS)))
-    sources = [frame for _, frame in FrameLoop(VideoReader(source), len(results))]
+    sources = [picture.rgb for _, picture in FrameLoop(VideoReader(source), len(results))]
     seen = FaceTracker("bypass").track(sources[0])
     x, y = sources[0].shape[1] / 2, sources[0].shape[0] / 2
     size = float(min(sources[0].shape[:2]))

@@ -77,10 +77,21 @@ def main(run: Callable[[argparse.Namespace], bool], args: argparse.Namespace) ->
         return error.exit_code
 
 
-def in_fresh_process(function: Callable[..., _T], *arguments: Any) -> _T:
-    """Run ``function(*arguments)`` in a new interpreter, unaffected by what was loaded or measured before."""
+def in_fresh_process(function: Callable[..., _T], *arguments: Any, on_cores: int | None = None) -> _T:
+    """Run ``function(*arguments)`` in a new interpreter, unaffected by what was loaded or measured before.
+
+    Args:
+        on_cores: how many of this process's cores it may use; None for all. It has them from its start, so that
+            libraries that count cores when they are loaded see these. Linux.
+    """
+    allowed = os.sched_getaffinity(0)
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+        if on_cores is not None:
+            os.sched_setaffinity(0, sorted(allowed)[:on_cores])
+        try:
+            return pool.submit(function, *arguments).result()
+        finally:
+            os.sched_setaffinity(0, allowed)
 
 
 def memory_mib(field: str = "VmRSS") -> float:

@@ -20,7 +20,7 @@ from lipstream.backends.base import Array
 from lipstream.backends.ring import Ring
 from lipstream.backends.stepped import SteppedStream
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
-from lipstream.media import FPS
+from lipstream.media import FPS, Picture
 from lipstream.session import LipSyncSession
 from lipstream.session.reference import SourceFrame
 from numpy.typing import NDArray
@@ -80,7 +80,7 @@ class Still:
 
     def __init__(self) -> None:
         image = np.zeros((16, 16, 3), np.uint8)
-        self._frame = SourceFrame(image, image, np.eye(2, 3))
+        self._frame = SourceFrame(Picture.of(image), image, np.eye(2, 3))
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
         return [self._frame] * count
@@ -93,14 +93,17 @@ class Still:
 class Untouched:
     """See `lipstream.face.FacePipeline`: returns the frame unchanged."""
 
-    retimed = True
-
-    def crop(self, frame: NDArray[np.uint8], matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
-        return frame
+    def crop(self, frame: Picture, matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
+        return frame.rgb
 
     def composite(
-        self, frame: NDArray[np.uint8], picture: Array, crop: NDArray[np.uint8], matrix: NDArray[np.float64]
-    ) -> NDArray[np.uint8]:
+        self,
+        frame: Picture,
+        generated: Array,
+        source_crop: NDArray[np.uint8],
+        matrix: NDArray[np.float64],
+        share: float = 1.0,
+    ) -> Picture:
         return frame
 
 

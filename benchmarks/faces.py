@@ -25,7 +25,7 @@ from lipstream import samples
 from lipstream.face import FaceTracker, alignment_points, crop
 from lipstream.face.compositing import Compositor
 from lipstream.face.insightface import InsightFaceTracker, released_points
-from lipstream.media import VideoReader
+from lipstream.media import Picture, VideoReader
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -37,7 +37,7 @@ WANTED = 60.0
 FILLS = (0.7, 1.0)
 """Height of the enlarged video over the frame's."""
 
-Picture = NDArray[np.uint8]
+Image = NDArray[np.uint8]
 
 
 def scene(video: Path, frames: int, fill: float = 1.0) -> Iterator[Picture]:
@@ -69,7 +69,9 @@ def measure(video: Path, frames: int, fill: float) -> dict[str, list[float]]:
     cv2.setNumThreads(1)
     tracker, compositor = FaceTracker(), Compositor(keep_mask())
     steps: dict[str, list[float]] = {"track": [], "crop": [], "composite": [], "all": []}
-    for frame in tqdm(scene(video, frames, fill), total=frames, desc="frames", unit="frame", disable=None):
+    for frame in tqdm(
+        map(Picture.of, scene(video, frames, fill)), total=frames, desc="frames", unit="frame", disable=None
+    ):
         start = time.perf_counter()
         face = tracker.track(frame)
         tracked = time.perf_counter()

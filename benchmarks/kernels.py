@@ -23,6 +23,7 @@ from lipstream.backends.ring import Ring
 from lipstream.bundle import Bundle
 from lipstream.face.alignment import WHOLE_CANVAS
 from lipstream.face.compositing import Compositor
+from lipstream.media import Picture, PictureFormat
 from tqdm import tqdm
 
 from .common import main, parser, positive, spread, write
@@ -78,11 +79,12 @@ def ours(bundle: Bundle, repeats: int) -> dict[str, Any]:
     mask = bundle.constants["mask.composite"]
     compositor = Compositor(mask, box=g.crop_box)
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (1080, 1920, 3), np.uint8)
+    frame_1080p = Picture.of(rng.integers(0, 256, (1080, 1920, 3), np.uint8))
+    frame_1080p = frame_1080p.converted(PictureFormat("yuv420p", 1920, 1080))
     picture, crop = rng.random((*g.crop_size, 3), np.float32), rng.integers(0, 256, (*g.crop_size, 3), np.uint8)
     width, height = WHOLE_CANVAS[2:]
     matrix = np.array([[width / 900, 0, -200.0], [0, height / 1200, 0.0]])
-    region = 900 * 1000 * 3  # about the pixels of the face's box
+    region = 900 * 1000 * 3 // 2  # about the pixels of the face's box
     cases: dict[str, tuple[int, Callable[[], object]]] = {
         "ring, a chunk begins (all layers)": (
             2 * g.num_layers * g.sink * frame,
@@ -90,7 +92,7 @@ def ours(bundle: Bundle, repeats: int) -> dict[str, Any]:
         ),
         "composite, a face of 900 pixels in 1080p": (
             2 * region,
-            lambda: compositor.composite(image, picture, crop, matrix),
+            lambda: compositor.composite(frame_1080p, picture, crop, matrix),
         ),
     }
     found = {}

@@ -196,7 +196,7 @@ def run_files(args: argparse.Namespace) -> bool:
     else:
         other = new_speech(frames / 25, np.random.default_rng([_SPEECH, 0, 2]))
     dubbed = tqdm(dub(engine, args.video, audio, rate), total=frames, desc="dub", unit="frame", disable=None)
-    found = look(dubbed, (frame for _, frame in FrameLoop(VideoReader(args.video), frames)))
+    found = look(dubbed, (picture.rgb for _, picture in FrameLoop(VideoReader(args.video), frames)))
     tracks = {"rule": rule_opening, "loudness": loudness}
     mouths = {
         "result": (found.gap, voice),

@@ -1,16 +1,19 @@
-"""Generate the blocks of docs/performance.md and docs/scaling.md between `<!-- results NAME -->` and `<!-- end -->`."""
+"""Generate the blocks between `<!-- results NAME -->` and `<!-- end -->` in README.md and the pages of docs."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lipstream.media import FPS
+
 from . import roofline
 
-PAGES = ("performance.md", "scaling.md")
+PAGES = ("performance.md", "scaling.md", "../README.md")
+"""Relative to docs."""
 Results = dict[str, Any]
 
 
@@ -50,19 +53,76 @@ def origin(found: Results) -> str:
     return f"{m['cpu']}, {m['cores']} cores, onnxruntime {m['versions']['onnxruntime']}, commit {found['commit']}"
 
 
+def share(x: dict[str, float]) -> str:
+    return f"{x['median']:.0%} ({x['min']:.0%} to {x['max']:.0%})"
+
+
+def jobs(found: Results) -> Iterator[tuple[str, int, Results]]:
+    """(size as text, cores, numbers) of each case of the whole job, in the order of the file."""
+    for size, by_cores in found["results"]["whole_job"].items():
+        for count, row in by_cores.items():
+            yield size.replace("x", " x "), int(count), row
+
+
+def headline(results: Path) -> str:
+    """README's numbers of the whole job; the first is that of the largest video on the most cores."""
+    found = load(results, "throughput")
+    *_, (size, count, largest) = jobs(found)
+    fps, passes = largest["fps"]["median"], found["results"]["passes"]
+    rows = [
+        (
+            name,
+            cores,
+            median(row["fps"]),
+            f"{row['share_of_transcode']['median']:.0%}",
+            median(row["first_frame_seconds"], 2),
+            f"{row['peak_memory_mib']['median']:.0f}",
+            f"{row['times_faster_than_eager']['median']:.2f}" if "eager" in row else "",
+        )
+        for name, cores, row in jobs(found)
+    ]
+    head = ["video", "cores", "fps", "share of a transcode", "first frame, s", "peak MiB", "times eager PyTorch"]
+    return "\n".join(
+        [
+            f"{size} on {plural(count)}: **{fps:.0f} fps**, real-time factor {FPS / fps:.2f}, "
+            f"{largest['share_of_transcode']['median']:.0%} of the speed of a plain transcode.",
+            "",
+            table(head, rows),
+            "",
+            f"The passes alone are {median(passes['ours_times_faster'], 2)} times as fast as in eager PyTorch, their "
+            f"velocities agree within {passes['relative_difference']:.1e}. {origin(found)}.",
+        ]
+    )
+
+
+def plural(count: int) -> str:
+    return f"{count} core" if count == 1 else f"{count} cores"
+
+
 def throughput(results: Path) -> str:
     found = load(results, "throughput")
     r = found["results"]
-    rows = [
-        (
-            {"onnxruntime": "LipStream, ONNX Runtime", "torch": "PyTorch, eager"}[name],
-            median(run["fps"]),
-            median(run["first_frame_seconds"], 2),
-            f"{run['peak_memory_mib']['median']:.0f}",
-            ", ".join(f"{stage} {s['median']:.2f}" for stage, s in run["stages_seconds"].items()),
+    rows, stages = [], []
+    for size, cores, row in jobs(found):
+        other = row["transcode"]
+        eager = (median(row["eager"]["fps"]), median(row["times_faster_than_eager"], 2)) if "eager" in row else ("", "")
+        rows.append(
+            (
+                size,
+                cores,
+                median(row["fps"]),
+                median(other["fps"]),
+                share(row["share_of_transcode"]),
+                *eager,
+                median(row["first_frame_seconds"], 2),
+                f"{row['peak_memory_mib']['median']:.0f}",
+                f"{other['peak_memory_mib']['median']:.0f}",
+            )
         )
-        for name, run in r["dub"].items()
-    ]
+        spent = ", ".join(f"{stage} {s['median']:.2f}" for stage, s in row["stages_seconds"].items())
+        stages.append((size, cores, row["frames"], f"{row['seconds']['median']:.2f}", spent))
+    head = ["video", "cores", "fps", "transcode", "share of it", "eager PyTorch", "times as fast"]
+    head += ["first frame, s", "peak MiB", "transcode's"]
     passes = r["passes"]
     kinds = [*passes["onnxruntime_ms"]]
     released = median(passes["ours_times_faster_than_upstream"], 2)
@@ -74,18 +134,20 @@ def throughput(results: Path) -> str:
             ("upstream", "PyTorch, in the upstream structure"),
         )
     ]
-    share = ["of what the machine allows", *(f"{passes['of_bound'][kind]:.0%}" for kind in kinds[:-1]), ""]
+    allowed = ["of what the machine allows", *(f"{passes['of_bound'][kind]:.0%}" for kind in kinds[:-1]), ""]
+    encoder = r["encoder"]
     return "\n".join(
         [
-            f"{origin(found)}.",
+            f"{origin(found)}. {encoder['codec']}, preset `{encoder['preset']}`, crf {encoder['crf']}.",
             "",
-            table(["whole job", "fps", "first frame, s", "peak MiB", "seconds by stage"], rows),
+            table(head, rows),
             "",
-            f"The whole job is {median(r['dub_times_faster'], 2)} times as fast as with eager PyTorch, the passes "
-            f"{median(passes['ours_times_faster'], 2)} times, and {released} times as fast as in the released "
-            "structure.",
+            table(["video", "cores", "frames", "seconds", "seconds by stage"], stages),
             "",
-            table(["milliseconds of", *kinds], [*second, share]),
+            f"The passes are {median(passes['ours_times_faster'], 2)} times as fast as in eager PyTorch, and "
+            f"{released} times as fast as in the released structure.",
+            "",
+            table(["milliseconds of", *kinds], [*second, allowed]),
         ]
     )
 
@@ -196,6 +258,7 @@ def check(results: Path) -> str:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "headline": headline,
     "throughput": throughput,
     "stream": stream,
     "ring": ring,
@@ -207,6 +270,28 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
 }
 
 
+def draw_whole_job(axes: Any, found: Results) -> None:
+    """Bars of the frames per second at each size, on the most cores: the only case with eager PyTorch."""
+    most = {size: (count, row) for size, count, row in jobs(found)}
+    for i, (label, job, colour) in enumerate(
+        (
+            ("LipStream", "", "#f58518"),
+            ("plain transcode", "transcode", "#4c78a8"),
+            ("PyTorch, eager", "eager", "#bab0ac"),
+        )
+    ):
+        for place, (_, row) in enumerate(most.values()):
+            if job and job not in row:
+                continue
+            fps = (row[job] if job else row)["fps"]
+            error = [[fps["median"] - fps["min"]], [fps["max"] - fps["median"]]]
+            axes.bar(place + 0.27 * (i - 1), fps["median"], 0.27, yerr=error, capsize=3, color=colour)
+        axes.bar(0, 0, color=colour, label=label)
+    ticks = [f"{size}\n{plural(count)}" for size, (count, _) in most.items()]
+    axes.set(xticks=range(len(most)), xticklabels=ticks, ylabel="fps, whole job", yscale="log")
+    axes.legend(fontsize=8)
+
+
 def draw(results: Path, docs: Path) -> None:
     """docs/performance.svg: this machine. docs/roofline.svg: bounds of GPUs."""
     import matplotlib.figure
@@ -214,13 +299,7 @@ def draw(results: Path, docs: Path) -> None:
     roofline.plot(load(results, "roofline")["results"], docs / "roofline.svg")
     figure = matplotlib.figure.Figure(figsize=(12, 3.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
-    dub = load(results, "throughput")["results"]["dub"]
-    names = {"onnxruntime": "LipStream", "torch": "PyTorch, eager"}
-    for i, run_ in enumerate(dub.values()):
-        fps = run_["fps"]
-        error = [[fps["median"] - fps["min"]], [fps["max"] - fps["median"]]]
-        left.bar(i, fps["median"], yerr=error, capsize=4, color=("#f58518", "#bab0ac")[i])
-    left.set(xticks=range(len(dub)), xticklabels=[names[name] for name in dub], ylabel="fps, whole job")
+    draw_whole_job(left, load(results, "throughput"))
     for name, label in (("stream", "live"), ("stream_prepared", "prepared")):
         rows = load(results, name)["results"]["rows"]
         middle.plot([r["streams"] for r in rows], [r["chunk_ms"]["p99"] for r in rows], "o-", label=f"{label}, p99")

@@ -1,21 +1,27 @@
 """Speed of the whole job, from video and speech to a dubbed file.
 
-Each run is `LipSyncEngine.dub` in a fresh process, our backend and PyTorch's in turns: frames per second, seconds to
-the first frame, seconds per stage, the DiT's share of the time, and the process's peak memory. Then the passes alone,
-in one process and on the same inputs: one chunk by our backend, the same chunk by PyTorch (eager, same bundle, same
-number of threads), and so on; their velocities must agree before any time counts. Without --video and --audio the
-sample that ships with LipStream is dubbed.
+Each run is `LipSyncEngine.dub` in a fresh process (benchmarks/whole_job.py), at three sizes of video and on one and two
+cores: frames per second, seconds to the first frame, seconds per stage, the DiT's share of the time, and the process's
+peak memory. Two more jobs run in turns with it, so that a machine that becomes slower or faster affects all of them:
 
-The passes also run in PyTorch with the structure of the released code (benchmarks/upstream.py). The machine's ceilings
-are measured in the same process, and each graph's time is given as a share of the bound that follows from them and
-from its counted operations (benchmarks/roofline.py).
+- a plain transcode (benchmarks/transcode.py): the same file decoded and the same number of frames encoded with the
+  same settings, on the same cores. The share of its speed that the dub reaches shows the cost of everything else;
+- the same dub with PyTorch (eager, same bundle, same number of threads), at the smallest and the largest size and on
+  the most cores only.
+
+Ratios are formed within each round. The sizes are that of the sample that ships with LipStream and two clips made from
+it (benchmarks/clips.py), as long as the speech; with --video that file alone is measured.
+
+Then the passes alone, in one process and on the same inputs: one chunk by our backend, the same chunk by PyTorch, and
+so on; their velocities must agree before any time counts. The passes also run in PyTorch with the structure of the
+released code (benchmarks/upstream.py). The machine's ceilings are measured in the same process, and each graph's time
+is given as a share of the bound that follows from them and from its counted operations (benchmarks/roofline.py).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,33 +32,14 @@ from lipstream.backends.base import Array
 from lipstream.bundle import Bundle
 from lipstream.errors import ParityError
 from numpy.typing import NDArray
-from tqdm import tqdm
+from tqdm import trange
 
-from .common import in_fresh_process, main, memory_mib, parser, positive, spread, write
+from . import whole_job
+from .common import in_fresh_process, main, parser, positive, spread, write
+from .whole_job import CRF, EAGER, OURS, PRESET, SIZES
 
-OURS, EAGER, UPSTREAM = "onnxruntime", "torch", "upstream"
+UPSTREAM = "upstream"
 TOLERANCE = 1e-4
-_DIT = ("denoise", "context")
-
-
-def dub(bundle: str, backend: str, threads: int, video: Path, audio: Path) -> dict[str, Any]:
-    """One whole job in this process; seconds are wall time, memory is in MiB."""
-    start = time.perf_counter()
-    engine = LipSyncEngine.load(bundle, backend=backend, threads=threads)
-    loaded = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        result = engine.dub(video, audio, Path(folder) / "out.mp4", preset="veryfast")
-    return {
-        "fps": result.fps,
-        "seconds": result.seconds,
-        "frames": result.frames,
-        "size": [result.width, result.height],
-        "load_seconds": loaded - start,
-        "first_frame_seconds": result.first_frame,
-        "stages_seconds": result.stages,
-        "dit_share": sum(result.stages[name] for name in _DIT) / result.seconds,
-        "peak_memory_mib": memory_mib("VmHWM"),
-    }
 
 
 def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
@@ -88,7 +75,7 @@ def passes(bundle: str, threads: int, chunks: int) -> dict[str, Any]:
     filling = -(-g.window // g.chunk_frames)
     worst = 0.0
     times: dict[str, list[list[float]]] = {name: [] for name in streams}
-    for chunk in range(filling + chunks):
+    for chunk in trange(filling + chunks, desc="passes", unit="chunk", disable=None):
         latents = [normal(g.latent_channels, g.chunk_frames, *g.latent_size) for _ in range(steps + 1)]
         condition = normal(3 * g.latent_channels + 1, g.chunk_frames, *g.latent_size)
         audio = normal(g.video_frames, manifest.audio.features)
@@ -147,60 +134,35 @@ def one_chunk(
     return seconds, velocities
 
 
-def summarise(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Spread of every number over the runs; values that are equal in all runs appear once."""
-    first = runs[0]
-    result: dict[str, Any] = {"frames": first["frames"], "size": first["size"]}
-    for key in ("fps", "seconds", "load_seconds", "first_frame_seconds", "dit_share", "peak_memory_mib"):
-        result[key] = spread([run[key] for run in runs])
-    stages = {name: spread([run["stages_seconds"][name] for run in runs]) for name in first["stages_seconds"]}
-    return result | {"stages_seconds": stages}
-
-
 def run(args: argparse.Namespace) -> bool:
-    runs: dict[str, list[dict[str, Any]]] = {OURS: [], EAGER: []}
-    with tqdm(total=2 * args.runs + 1, desc="runs", unit="run", disable=None) as bar:
-        for _ in range(args.runs):
-            for backend, found in runs.items():
-                bar.set_postfix_str(backend)
-                found.append(in_fresh_process(dub, args.bundle, backend, args.threads, args.video, args.audio))
-                bar.update()
-        bar.set_postfix_str("passes")
-        alone = in_fresh_process(passes, args.bundle, args.threads, args.chunks)
-        bar.update()
-    whole = {backend: summarise(found) for backend, found in runs.items()}
-    ratio = spread([a["fps"] / b["fps"] for a, b in zip(runs[OURS], runs[EAGER], strict=True)])
-    for backend, summary in whole.items():
-        print(describe(backend, summary))
+    rows = whole_job.measure(args)
+    alone = in_fresh_process(passes, args.bundle, args.threads, args.chunks)
+    whole: dict[str, dict[str, Any]] = {}
+    for case, row in rows.items():
+        whole.setdefault(case.size, {})[str(case.cores)] = row
+        print(whole_job.describe(case, row))
     ours, eager = alone[f"{OURS}_ms"]["chunk"]["median"], alone[f"{EAGER}_ms"]["chunk"]["median"]
     faster = alone["ours_times_faster"]
     print(
-        f"whole job: {ratio['median']:.2f} times the speed of eager PyTorch "
-        f"({ratio['min']:.2f} to {ratio['max']:.2f})\n"
         f"passes of a chunk: {ours:.1f} ms against {eager:.1f} ms, {faster['median']:.2f} times the speed "
         f"({faster['min']:.2f} to {faster['max']:.2f}), velocities differ by {alone['relative_difference']:.1e}\n"
         f"against the structure of the released code: {alone['ours_times_faster_than_upstream']['median']:.2f} times\n"
         f"of what the machine allows: {', '.join(f'{kind} {x:.0%}' for kind, x in alone['of_bound'].items())}"
     )
-    write(args.json, "throughput", args, {"dub": whole, "dub_times_faster": ratio, "passes": alone})
+    encoder = {"codec": "libx264", "preset": args.preset, "crf": CRF}
+    write(args.json, "throughput", args, {"encoder": encoder, "whole_job": whole, "passes": alone})
     return True
 
 
-def describe(backend: str, found: dict[str, Any]) -> str:
-    fps, (width, height) = found["fps"], found["size"]
-    stages = ", ".join(f"{name} {seconds['median']:.2f}" for name, seconds in found["stages_seconds"].items())
-    return (
-        f"{backend}: {fps['median']:.1f} fps ({fps['min']:.1f} to {fps['max']:.1f}) on {width}x{height}, "
-        f"first frame after {found['first_frame_seconds']['median']:.2f} s, DiT {found['dit_share']['median']:.0%}, "
-        f"peak memory {found['peak_memory_mib']['median']:.0f} MiB\n  seconds: {stages}"
-    )
-
-
 def build_parser() -> argparse.ArgumentParser:
-    options = parser("throughput", __doc__, least={"runs": 1, "chunks": 2})
-    options.add_argument("--video", type=Path, default=samples.FACE, help="default: the shipped sample")
+    options = parser("throughput", __doc__, least={"runs": 1, "chunks": 2, "sizes": [*SIZES][:2]})
+    source = options.add_mutually_exclusive_group()
+    source.add_argument("--sizes", nargs="+", choices=SIZES, default=[*SIZES], help="of the video (default: all)")
+    source.add_argument("--video", type=Path, help="measure this file alone")
     options.add_argument("--audio", type=Path, default=samples.SPEECH, help="default: the shipped sample")
-    options.add_argument("--runs", type=positive, default=5, help="of the whole job on each backend (default 5)")
+    options.add_argument("--preset", default=PRESET, help=f"of x264, for dub and transcode (default {PRESET})")
+    options.add_argument("--cores", nargs="+", type=positive, default=[1, 2], help="for the whole job (default 1 2)")
+    options.add_argument("--runs", type=positive, default=5, help="of the whole job, in each case (default 5)")
     options.add_argument("--chunks", type=positive, default=40, help="counted chunks for the passes alone (default 40)")
     return options
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from lipstream.errors import ConfigError
 
-from benchmarks.common import in_fresh_process, main, memory_mib, parser, spread, write
+from benchmarks.common import cores, in_fresh_process, main, memory_mib, parser, spread, write
 
 
 def test_a_result_file_records_what_ran_without_paths(bundle: Path, tmp_path: Path) -> None:
@@ -53,6 +53,13 @@ def test_peak_memory_of_a_fresh_process_excludes_other_processes() -> None:
     assert high > low + 350
     assert low < 290
     assert held[0] == 1
+
+
+def test_a_fresh_process_is_confined_to_the_cores_that_it_is_given() -> None:
+    before = os.sched_getaffinity(0)
+    assert in_fresh_process(cores, on_cores=1) == 1
+    assert in_fresh_process(cores) == len(before)
+    assert os.sched_getaffinity(0) == before
 
 
 def test_exit_status_follows_the_criteria_or_the_error(capsys: pytest.CaptureFixture[str]) -> None:
