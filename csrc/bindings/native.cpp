@@ -296,31 +296,55 @@ Affine affine(const char* name, const py::object& object) {
   return map;
 }
 
-void composite_(const py::object& frame_, const std::array<int64_t, 4>& region_, const py::object& picture_,
-                const py::object& to_picture_, const py::object& offset_, const py::object& to_offset_,
-                const py::object& alpha_, const py::object& to_alpha_, const py::object& gate_,
-                const py::object& to_gate_) {
-  const py::array frame = writable("frame", frame_, {kAny, kAny, 3});
-  if (!py::isinstance<py::array_t<uint8_t>>(frame)) {
-    throw py::type_error("frame is " + str(frame.dtype()) + ", expected uint8");
-  }
-  const auto [x0, y0, x1, y1] = region_;
-  if (x0 < 0 || y0 < 0 || x0 > x1 || y0 > y1 || x1 > frame.shape(1) || y1 > frame.shape(0)) {
-    throw py::value_error("region is not a part of the frame");
-  }
+void render_(const py::object& block_, const std::array<int64_t, 2>& corner, float strength, const py::object& picture_,
+             const py::object& to_picture_, const py::object& alpha_, const py::object& to_alpha_,
+             const py::object& gate_, const py::object& to_gate_) {
+  const py::array block = writable("block", block_, {kAny, kAny, 4});
+  floats("block", block_, {kAny, kAny, 4});
+  const auto [x, y] = corner;
   const py::array picture = floats("picture", picture_, {kAny, kAny, 3});
-  const py::array offset = floats("offset", offset_, {kAny, kAny, 3});
   const py::array alpha = floats("alpha", alpha_, {kAny, kAny});
   const py::array gate = gate_.is_none() ? alpha : floats("gate", gate_, {kAny, kAny});
-  check_disjoint({frame}, {picture, offset, alpha, gate});
-  const Affine to_picture = affine("to_picture", to_picture_), to_offset = affine("to_offset", to_offset_);
-  const Affine to_alpha = affine("to_alpha", to_alpha_);
+  check_disjoint({block}, {picture, alpha, gate});
+  const Affine to_picture = affine("to_picture", to_picture_), to_alpha = affine("to_alpha", to_alpha_);
   const Affine to_gate = gate_.is_none() ? to_alpha : affine("to_gate", to_gate_);
-  const Samples found[] = {samples(picture, "picture"), samples(offset, "offset"), samples(alpha, "alpha"),
-                           samples(gate, "gate")};
+  const Samples found[] = {samples(picture, "picture"), samples(alpha, "alpha"), samples(gate, "gate")};
+  const Region region{x, y, x + block.shape(1), y + block.shape(0)};
   const py::gil_scoped_release released;
-  composite(data<uint8_t>(frame), frame.shape(1), {x0, y0, x1, y1}, found[0], to_picture, found[1], to_offset, found[2],
-            to_alpha, gate_.is_none() ? nullptr : &found[3], to_gate);
+  render(data<float>(block), region, strength, found[0], to_picture, found[1], to_alpha,
+         gate_.is_none() ? nullptr : &found[2], to_gate);
+}
+
+void blend_(const py::object& plane_, const std::array<int64_t, 4>& region_, const py::object& block_,
+            const std::array<int64_t, 2>& first, const std::array<int64_t, 2>& step, const py::object& weights_x,
+            const py::object& weights_y, const std::array<float, 4>& row, float most) {
+  if (!py::isinstance<py::array>(plane_)) throw py::type_error("plane is not a numpy array");
+  const auto plane = py::reinterpret_borrow<py::array>(plane_);
+  const bool wide = py::isinstance<py::array_t<uint16_t>>(plane);
+  if (!wide && !py::isinstance<py::array_t<uint8_t>>(plane)) {
+    throw py::type_error("plane is " + str(plane.dtype()) + ", expected uint8 or uint16");
+  }
+  // Rows may be padded: the planes of a decoded frame are.
+  if (plane.ndim() != 2 || plane.strides(1) != plane.itemsize() || plane.strides(0) % plane.itemsize() != 0) {
+    throw py::value_error("plane is of shape " + str(shape_of(plane)) + ", expected rows of adjacent samples");
+  }
+  if (!plane.writeable()) throw py::value_error("plane is read-only");
+  const auto [x0, y0, x1, y1] = region_;
+  if (x0 < 0 || y0 < 0 || x0 > x1 || y0 > y1 || x1 > plane.shape(1) || y1 > plane.shape(0)) {
+    throw py::value_error("region is not a part of the plane");
+  }
+  const py::array block = floats("block", block_, {kAny, kAny, 4});
+  if (block.size() == 0) throw py::value_error("block is of shape " + str(shape_of(block)) + ", expected pixels");
+  const py::array x = floats("weights_x", weights_x, {kAny}), y = floats("weights_y", weights_y, {kAny});
+  const Taps taps_x{first[0], step[0], data<float>(x), x.size()}, taps_y{first[1], step[1], data<float>(y), y.size()};
+  const Region region{x0, y0, x1, y1};
+  const int64_t pitch = plane.strides(0) / plane.itemsize(), height = block.shape(0), width = block.shape(1);
+  const py::gil_scoped_release released;
+  if (wide) {
+    blend(data<uint16_t>(plane), pitch, region, data<float>(block), height, width, taps_x, taps_y, row.data(), most);
+  } else {
+    blend(data<uint8_t>(plane), pitch, region, data<float>(block), height, width, taps_x, taps_y, row.data(), most);
+  }
 }
 
 std::string repr(const RingPosition& p) {
@@ -333,7 +357,7 @@ std::string repr(const RingPosition& p) {
 
 PYBIND11_MODULE(_native, module) {
   using py::arg;
-  module.doc() = "The K/V ring: index arithmetic and CPU kernels; and the pixels of compositing.";
+  module.doc() = "The K/V ring: index arithmetic and CPU kernels; and the generated pixels of compositing.";
 
   py::class_<RingPosition>(module, "RingPosition", "The effect of one chunk on the ring.", py::is_final())
       .def_readonly("chunk", &RingPosition::chunk)
@@ -357,8 +381,10 @@ PYBIND11_MODULE(_native, module) {
              arg("k"), arg("v"), arg("slot"), arg("cos_t"), arg("sin_t"), arg("cos_s"), arg("sin_s"));
   module.def("ring_read_e4m3", &ring_read_e4m3, arg("to"), arg("codes"), arg("scales"));
   module.def("ring_call", &ring_call, arg("tensors"));
-  module.def("composite", &composite_, arg("frame"), arg("region"), arg("picture"), arg("to_picture"), arg("offset"),
-             arg("to_offset"), arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());
+  module.def("render", &render_, arg("block"), arg("corner"), arg("strength"), arg("picture"), arg("to_picture"),
+             arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());
+  module.def("blend", &blend_, arg("plane"), arg("region"), arg("block"), arg("first"), arg("step"), arg("weights_x"),
+             arg("weights_y"), arg("row"), arg("most"));
   module.def("e4m3", py::vectorize([](float x) { return to_e4m3(x); }), arg("x"));
 }
 

@@ -120,51 +120,51 @@ inline Lanes sample_picture(const Samples& picture, Place place) {
   return sum_taps(rows, wx, wy);
 }
 
-// The offset's grid, a pixel to a vector.
-class Grid {
- public:
-  explicit Grid(const Samples& offset) : width_(offset.width), height_(offset.height) {
-    pixels_.resize(static_cast<size_t>(width_ * height_));
-    for (size_t i = 0; i < pixels_.size(); ++i) std::memcpy(&pixels_[i], offset.data + i * kChannels, kChannels * sizeof(float));
-  }
-
-  // Linear, the border repeated.
-  Lanes sample(Place place) const {
-    const double right = static_cast<double>(width_ - 1), bottom = static_cast<double>(height_ - 1);
-    float fx, fy;
-    const int64_t x = split(std::clamp(place.x, 0.0, right), fx), y = split(std::clamp(place.y, 0.0, bottom), fy);
-    const int64_t step_x = x + 1 < width_ ? 1 : 0, step_y = y + 1 < height_ ? width_ : 0;
-    const Lanes* upper = pixels_.data() + y * width_ + x;
-    const Lanes* lower = upper + step_y;
-    return (1 - fy) * ((1 - fx) * upper[0] + fx * upper[step_x]) + fy * ((1 - fx) * lower[0] + fx * lower[step_x]);
-  }
-
- private:
-  int64_t width_, height_;
-  std::vector<Lanes> pixels_;
-};
-
 }  // namespace
 
-void composite(uint8_t* frame, int64_t width, const Region& region, const Samples& picture, const Affine& to_picture,
-               const Samples& offset, const Affine& to_offset, const Samples& alpha, const Affine& to_alpha,
-               const Samples* gate, const Affine& to_gate) {
-  const Grid grid(offset);
+void render(float* block, const Region& region, float strength, const Samples& picture, const Affine& to_picture,
+            const Samples& alpha, const Affine& to_alpha, const Samples* gate, const Affine& to_gate) {
   for (int64_t y = region.y0; y < region.y1; ++y) {
-    for (int64_t x = region.x0; x < region.x1; ++x) {
-      const float opacity = sample_alpha(alpha, apply(to_alpha, x, y));
+    for (int64_t x = region.x0; x < region.x1; ++x, block += kLanes) {
+      std::fill_n(block, kLanes, 0.0F);
+      const float opacity = strength * sample_alpha(alpha, apply(to_alpha, x, y));
       if (!(opacity > 0)) continue;
       if (gate != nullptr && !(sample_alpha(*gate, apply(to_gate, x, y)) > 0)) continue;
-      Lanes colour = sample_picture(picture, apply(to_picture, x, y));
-      colour += grid.sample(apply(to_offset, x, y));
-      uint8_t* pixel = frame + (y * width + x) * kChannels;
-      for (int64_t c = 0; c < kChannels; ++c) {
-        const auto source = static_cast<float>(pixel[c]);
-        const float wanted = std::clamp(255 * colour[c], 0.0F, 255.0F);
-        pixel[c] = static_cast<uint8_t>(source + opacity * (wanted - source) + 0.5F);
-      }
+      const Lanes colour = sample_picture(picture, apply(to_picture, x, y));
+      for (int64_t c = 0; c < kChannels; ++c) block[c] = opacity * std::clamp(colour[c], 0.0F, 1.0F);
+      block[kChannels] = opacity;
     }
   }
 }
+
+template <typename T>
+void blend(T* plane, int64_t pitch, const Region& region, const float* block, int64_t height, int64_t width, const Taps& tx,
+           const Taps& ty, const float* row, float most) {
+  for (int64_t y = region.y0; y < region.y1; ++y) {
+    const int64_t top = ty.first + (y - region.y0) * ty.step;
+    for (int64_t x = region.x0; x < region.x1; ++x) {
+      const int64_t left = tx.first + (x - region.x0) * tx.step;
+      Lanes sums{};
+      for (int64_t j = 0; j < ty.count; ++j) {
+        const float* line = block + std::clamp<int64_t>(top + j, 0, height - 1) * width * kLanes;
+        for (int64_t i = 0; i < tx.count; ++i) {
+          const float weight = ty.weights[j] * tx.weights[i];
+          sums += weight * load(line + std::clamp<int64_t>(left + i, 0, width - 1) * kLanes);
+        }
+      }
+      const float opacity = sums[kChannels];
+      if (!(opacity > 0)) continue;
+      T& sample = plane[y * pitch + x];
+      const auto source = static_cast<float>(sample);
+      const float value = row[0] * sums[0] + row[1] * sums[1] + row[2] * sums[2] + row[3] * opacity;
+      sample = static_cast<T>(std::clamp(source + (value - opacity * source) + 0.5F, 0.0F, most));
+    }
+  }
+}
+
+template void blend(uint8_t*, int64_t, const Region&, const float*, int64_t, int64_t, const Taps&, const Taps&, const float*,
+                    float);
+template void blend(uint16_t*, int64_t, const Region&, const float*, int64_t, int64_t, const Taps&, const Taps&, const float*,
+                    float);
 
 }  // namespace lipstream

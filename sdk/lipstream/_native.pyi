@@ -1,6 +1,6 @@
 """The K/V ring of one layer: its index arithmetic, and its kernels on NumPy arrays (CPU, in place, without the GIL).
 
-Also `composite`, the loop over pixels of compositing.
+Also `render` and `blend`, the loops over pixels of compositing.
 
 `k_ring` and `v_ring` are [F, T, H, D], F = R + S frame slots of T tokens, H heads and D (even) elements per head. Slots
 [0, R) are the blocks that chunks use in turn, slots [R, R + S) the sink. All arrays of a call have the same dtype:
@@ -120,24 +120,40 @@ def ring_call(tensors: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Any]:
     Raises ValueError, which says what was found and expected.
     """
 
-def composite(
-    frame: NDArray[np.uint8],
-    region: tuple[int, int, int, int],
+def render(
+    block: NDArray[np.float32],
+    corner: tuple[int, int],
+    strength: float,
     picture: NDArray[np.float32],
     to_picture: NDArray[np.float64],
-    offset: NDArray[np.float32],
-    to_offset: NDArray[np.float64],
     alpha: NDArray[np.float32],
     to_alpha: NDArray[np.float64],
     gate: NDArray[np.float32] | None = None,
     to_gate: NDArray[np.float64] | None = None,
 ) -> None:
-    """Blend `picture` [h, w, 3] in [0, 1] into `frame` [H, W, 3] within `region` (x0, y0, x1, y1), in place.
+    """Fill `block` [h, w, 4], whose first pixel is the frame's at `corner` (x, y), with what is blended into the frame.
 
-    A pixel becomes ``frame + a (255 (picture + offset) - frame)``, rounded to nearest and saturated; it is unchanged
-    where a, or the gate, is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The
-    picture is sampled cubically and `offset` [gh, gw, 3] linearly, their borders repeated; `alpha` [h, w] and `gate`
-    linearly, 0 around them.
+    A pixel becomes the picture, limited to 0..1 and times the opacity a, and a = ``strength * alpha``; all 0 where a,
+    or the gate, is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The picture
+    [h, w, 3] is sampled cubically, its border repeated; `alpha` [h, w] and `gate` linearly, 0 around them.
+    """
+
+def blend(
+    plane: NDArray[np.uint8] | NDArray[np.uint16],
+    region: tuple[int, int, int, int],
+    block: NDArray[np.float32],
+    first: tuple[int, int],
+    step: tuple[int, int],
+    weights_x: NDArray[np.float32],
+    weights_y: NDArray[np.float32],
+    row: Sequence[float],
+    most: float,
+) -> None:
+    """Blend `block` [h, w, 4], as `render` fills it, into the samples `region` (x0, y0, x1, y1) of `plane`, in place.
+
+    Sample i of the region, along each axis, takes the mean over the pixels from ``first + i * step`` of the block on,
+    by their weights, [n] each; beyond the block its border is repeated. A sample becomes ``sample + (row[:3] @ rgb +
+    row[3] a - a sample)``, rounded to nearest and at most `most`; it is unchanged where the mean opacity a is 0.
     """
 
 def e4m3(x: NDArray[np.float32]) -> NDArray[np.uint8]:

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from .ahead import Ahead
 from .errors import AudioTooShortError, ConfigError, QualityError
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
+from .media.threads import may_overlap
+from .media.video_codec import VideoCodec
 from .session import Frame, LipSyncSession
 from .session.pipeline import StageTimes
 
@@ -59,16 +62,18 @@ class DubResult:
 
 
 def dub(
-    open_session: Callable[[int], LipSyncSession],
+    open_session: Callable[[VideoReader, int], LipSyncSession],
     video: Path_,
     audio: Path_ | None,
     output: Path_,
     *,
+    codec: VideoCodec | None,
     crf: int,
     preset: str,
     lossless: bool,
     strict: bool,
     progress: Callable[[int, int], None] | None,
+    retimed: bool,
 ) -> DubResult:
     """Make the face in `video` speak `audio`; the result has as many frames as the audio has whole 1/25 seconds.
 
@@ -76,11 +81,12 @@ def dub(
     file is left at `output`.
 
     Args:
-        open_session: opens a session on `video` from which the given number of frames will be taken.
+        open_session: opens a session on a reader, from which the given number of frames will be taken.
         audio: any file with sound; None for the sound of the video, starting at the same time as in the video.
-        output: .mp4, .mov, .m4v or .mkv. crf, preset, lossless: see `lipstream.media.VideoWriter`.
+        output: .mp4, .mov, .m4v or .mkv. codec, crf, preset, lossless: see `lipstream.media.VideoWriter`.
         strict: raise QualityError in place of warnings, and write no file.
         progress: called with (frames done, total frames).
+        retimed: whether the frames of `video` are resampled to 25 per second.
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
@@ -93,7 +99,7 @@ def dub(
             raise ConfigError(f"a path of type {type(path).__name__}", expected="str or os.PathLike")
     sound = AudioReader(video if audio is None else audio)
     ensure_distinct(output, video, sound.path)
-    source = VideoReader(video)
+    source = VideoReader(video, retimed=retimed)
     rate = sound.info.rate
     late = round((sound.info.start_time - source.info.start_time) * rate) if audio is None else 0
     # Read it once to count and check the samples: lengths in headers are often wrong.
@@ -113,27 +119,34 @@ def dub(
         source.info.height,
         audio_rate=rate,
         audio_channels=sound.info.channels,
+        codec=codec,
         crf=crf,
         preset=preset,
         lossless=lossless,
-        colour=source.info.colour,
+        format=source.info.format,
+        hdr=source.info.hdr,
         sample_aspect_ratio=source.info.sample_aspect_ratio,
     ) as writer:
-        with open_session(total) as session:
-            for frame in _frames(session, _shifted(sound, late, total * rate // FPS), rate):
+        with (
+            open_session(source, total) as session,
+            Ahead(
+                _frames(session, _shifted(sound, late, total * rate // FPS), rate), _AHEAD if may_overlap() else 0
+            ) as frames,
+        ):
+            for frame in frames:
                 tally.first_frame = tally.first_frame or time.perf_counter() - start
                 with times("encode"):
-                    writer.write(frame.image)
+                    writer.write(frame.picture)
                     writer.write_audio(frame.audio)
                 tally.count(frame)
                 if progress:
                     progress(tally.frames, total)
-        warnings = tally.warnings()
+        warnings = tally.warnings() + list(writer.losses)
         if strict and warnings:
             raise QualityError(
                 f"{video}: {'; '.join(warnings)}",
-                expected="a face in nearly every frame of an undamaged file",
-                fix="use a better source, or leave out --strict",
+                expected="a face in nearly every frame of an undamaged file, and an output that can hold its pictures",
+                fix="use a better source or another codec, or leave out --strict",
             )
         with times("encode"):
             writer.close()
@@ -153,6 +166,8 @@ def dub(
     )
 
 
+_AHEAD = 3
+"""Frames that are generated while earlier ones are encoded."""
 _LEAD = 4.0
 """Seconds of audio kept pending in the session, so that it can generate ahead."""
 

@@ -18,8 +18,9 @@ from .backends.base import GRAPHS, cores
 from .bundle import REBUILD, Bundle, Manifest, reading
 from .dub import DubResult, dub
 from .errors import BundleCorruptError, ConfigError, ForkError
-from .face import FaceOptions, FacePipeline, LipStreamFacePipeline, UpstreamFacePipeline
-from .media import FPS, limit_threads
+from .face import FaceOptions, FacePipeline, FaceTracker, LipStreamFacePipeline, UpstreamFacePipeline
+from .media import FPS, VideoReader, limit_threads
+from .media.video_codec import VideoCodec
 from .metrics import Metrics, NoMetrics
 from .session import Frame, Idle, LipSyncSession, PreparedReference
 from .session.reference import LOOP_BYTES, LiveReference, Reference, Source
@@ -175,6 +176,7 @@ class LipSyncEngine:
             Seconds per chunk when warm: the median of the second half. A chunk of 12 frames plays for 0.48 s.
         """
         self._check_process()
+        FaceTracker().warmup()
         m, g = self.manifest, self.manifest.geometry
         stream = self.backend.open_stream()
         samples = np.zeros(m.audio.window(g.video_frames), np.float32)
@@ -185,7 +187,7 @@ class LipSyncEngine:
             for number in range(max(2, chunks)):
                 begun = time.perf_counter()
                 chunk = ChunkInput(number, crops, None, samples, [noise] * (len(m.t_list) - 1), 0)
-                stream.start(chunk, lambda stage: nullcontext()).pictures()
+                stream.start(chunk, lambda stage: nullcontext()).crops()
                 seconds.append(time.perf_counter() - begun)
         finally:
             stream.close()
@@ -250,6 +252,7 @@ class LipSyncEngine:
         *,
         face: FaceOptions | None = None,
         seed: int = 42,
+        codec: VideoCodec | None = None,
         crf: int = 18,
         preset: str = "veryfast",
         lossless: bool = False,
@@ -259,26 +262,29 @@ class LipSyncEngine:
         """Make the face in `video` speak `audio`, and write it to `output`.
 
         Args:
-            audio, output, crf, preset, lossless, strict, progress: see `lipstream.dub.dub`. face, seed: see `session`.
+            audio, output, codec, crf, preset, lossless, strict, progress: see `lipstream.dub.dub`.
+            face, seed: see `session`.
 
         Raises:
             What `session` and `lipstream.dub.dub` raise.
         """
 
-        def open_session(frames: int) -> LipSyncSession:
+        def open_session(source: VideoReader, frames: int) -> LipSyncSession:
             length = frames + self.manifest.geometry.video_frames  # one chunk may be started beyond the end
-            return self.session(video, face=face, seed=seed, length=length)
+            return self.session(source, face=face, seed=seed, length=length)
 
         return dub(
             open_session,
             video,
             audio,
             output,
+            codec=codec,
             crf=crf,
             preset=preset,
             lossless=lossless,
             strict=strict,
             progress=progress,
+            retimed=(face or FaceOptions()).retimed,
         )
 
     def _pipeline(self, face: FaceOptions) -> FacePipeline:

@@ -119,3 +119,20 @@ def test_a_full_disk(tmp_path: Path, kibibytes: int) -> None:
         assert (disk / "out.mkv").read_bytes() == b"old"
     finally:
         subprocess.run(["umount", str(disk)], check=False)
+
+
+def test_the_end_of_the_process_during_a_dub_keeps_the_old_file(tmp_path: Path, old: bytes) -> None:
+    """The main thread ends while a daemon thread dubs: what is done so far does not pass for the whole."""
+    out = tmp_path / "out.mp4"
+    out.write_bytes(old)
+    code = (
+        "import sys, threading\n"
+        "from lipstream import LipSyncEngine, samples\n"
+        "engine, started = LipSyncEngine.load('tiny', threads=2), threading.Event()\n"
+        "def dub():\n"
+        "    engine.dub(samples.FACE, samples.SPEECH, sys.argv[1], progress=lambda done, total: started.set())\n"
+        "threading.Thread(target=dub, daemon=True).start()\n"
+        "started.wait()\n"
+    )
+    subprocess.run([sys.executable, "-c", code, str(out)], capture_output=True, timeout=120, check=False)
+    assert out.read_bytes() == old

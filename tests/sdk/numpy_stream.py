@@ -13,6 +13,7 @@ import numpy as np
 from lipstream.backends.stepped import SteppedStream
 from lipstream.bundle import AudioGeometry, Geometry, Manifest
 from lipstream.face import LipStreamFacePipeline
+from lipstream.media import Picture
 from lipstream.session import Frame, LipSyncSession
 from lipstream.session.reference import SourceFrame
 from numpy.typing import NDArray
@@ -115,7 +116,7 @@ class NumberedReference:
         numbers = range(first, first + count)
         images = [np.full((SIDE, SIDE, 3), i % 251, np.uint8) for i in numbers]
         matrices = [None if i < self.faceless else TO_CANVAS for i in numbers]
-        return [SourceFrame(image, image, matrix) for image, matrix in zip(images, matrices, strict=True)]
+        return [SourceFrame(Picture.of(image), image, matrix) for image, matrix in zip(images, matrices, strict=True)]
 
     def latents(self, first: int) -> None:
         """None: unknown."""

@@ -149,7 +149,7 @@ class TestPrepared:
         black = np.zeros((7, *speaker.shape[1:]), np.uint8)
         prepared = engine.prepare(np.concatenate([black, speaker]))
         assert prepared.skipped == 7
-        np.testing.assert_array_equal(prepared.at(0).image, speaker[0])
+        np.testing.assert_array_equal(prepared.at(0).picture.rgb, speaker[0])
 
     def test_keeps_the_limit_of_disk_space(self, engine: LipSyncEngine, speaker: Video) -> None:
         assert engine.prepare(speaker, loop_bytes=14 * speaker[0].nbytes).frames == 13
@@ -162,7 +162,7 @@ class TestPrepared:
             engine.session(prepared, face=FaceOptions(at=(10.0, 10.0)))
 
     def test_frames_are_played_forwards_and_backwards(self, prepared: PreparedReference, speaker: Video) -> None:
-        shown = [frame.image for frame in prepared.play().frames(0, 69)]
+        shown = [frame.picture.rgb for frame in prepared.play().frames(0, 69)]
         for i, image in enumerate(shown):
             np.testing.assert_array_equal(image, speaker[30 - abs(i % 60 - 30)])
 

@@ -14,6 +14,7 @@ from lipstream.backends.base import ChunkInput, ChunkStream, PendingChunk, Timed
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
 from lipstream.face import LipStreamFacePipeline
+from lipstream.media import Picture
 from lipstream.session import Frame, LipSyncSession
 from lipstream.session.reference import SourceFrame
 from lipstream_export.bundle import export_bundle
@@ -49,8 +50,8 @@ class _Recording:
     stream: Recorded
     inner: PendingChunk
 
-    def pictures(self) -> np.ndarray[Any, Any]:
-        self.stream.taken.append(self.inner.pictures().copy())
+    def crops(self) -> np.ndarray[Any, Any]:
+        self.stream.taken.append(self.inner.crops().copy())
         return self.stream.taken[-1]
 
     def drop(self) -> None:
@@ -83,7 +84,7 @@ class Pictures:
             np.random.default_rng([self.seed, i]).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
             for i in range(first, first + count)
         ]
-        return [SourceFrame(image, image, matrix) for image in images]
+        return [SourceFrame(Picture.of(image), image, matrix) for image in images]
 
     def latents(self, first: int) -> None: ...
 

@@ -21,6 +21,12 @@ GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decode
 Timed = Callable[[str], AbstractContextManager[None]]
 """``with timed("decode"): ...`` adds the time spent inside to that stage's."""
 
+SMALL = 20e6
+"""Parameters below which a model is small."""
+MOST_FOR_SMALL = 2
+EXTRAS = {"torch": "export", "tensorrt": "tensorrt"}
+"""The extra of the package that installs what each backend needs."""
+
 
 @dataclass(frozen=True)
 class ChunkInput:
@@ -49,7 +55,7 @@ class ChunkInput:
 class PendingChunk(Protocol):
     """A chunk that was started."""
 
-    def pictures(self) -> Array:
+    def crops(self) -> Array:
         """Wait for crops float32 [n - missing, H, W, 3] in [0, 1]; valid until two more chunks are started."""
 
     def drop(self) -> None:
@@ -93,7 +99,7 @@ class Backend(Protocol):
 
 
 def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str) -> Backend:
-    """Load `bundle` on the backend `name`; `threads` is the number of CPU threads, 0 for all cores.
+    """Load `bundle` on the backend `name`; `threads` is the number of CPU threads, 0 for `default_threads`.
 
     `options` are the backend's own ("provider" of onnxruntime).
 
@@ -126,12 +132,6 @@ def cores() -> int:
 def default_threads(bundle: Bundle) -> int:
     """Number of CPU threads for one stream of `bundle`, at most the cores of this process.
 
-    For a small model at most two: its graphs have little parallel work, and more threads were not measured.
+    For a small model at most two: its graphs have little parallel work; more than two were not tried.
     """
     return min(cores(), MOST_FOR_SMALL) if bundle.manifest.model.get("parameters", 0) < SMALL else cores()
-
-
-SMALL = 20e6
-"""Parameters of a small model."""
-MOST_FOR_SMALL = 2
-EXTRAS = {"torch": "export", "tensorrt": "tensorrt"}

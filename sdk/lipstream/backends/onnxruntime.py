@@ -23,7 +23,7 @@ class OnnxRuntimeBackend:
 
     Args:
         bundle: one whose graphs are `.onnx` files; graphs that are never called may be missing.
-        threads: CPU threads a graph may use, 0 for all cores.
+        threads: CPU threads a graph may use, 0 for `default_threads`.
         provider: "cpu", or with onnxruntime-gpu "cuda" or "tensorrt", where the states stay on the device.
 
     Raises:

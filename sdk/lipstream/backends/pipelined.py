@@ -70,10 +70,10 @@ class _Pending:
     decoding: Future[Future[Array]]
     context: Future[None]
 
-    def pictures(self) -> Array:
+    def crops(self) -> Array:
         return self.decoding.result().result()
 
     def drop(self) -> None:
-        self.pictures()
+        self.crops()
         self.context.result()
         self.steps.retract(encoded=self.chunk.crops is not None)

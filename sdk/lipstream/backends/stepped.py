@@ -16,11 +16,11 @@ class _Finished:
 
     found: Array
 
-    def pictures(self) -> Array:
+    def crops(self) -> Array:
         return self.found
 
     def drop(self) -> None:
-        """Do nothing: the chunk is complete."""
+        """Never called: only chunks that were started ahead are dropped, and this stream starts none."""
 
 
 class SteppedStream:
@@ -78,7 +78,7 @@ class SteppedStream:
         return latent
 
     def decode(self, latent: Array, chunk: ChunkInput, timed: Timed) -> Array:
-        """The array that `PendingChunk.pictures` returns."""
+        """The array that `PendingChunk.crops` returns."""
         with timed("decode"):
             pictures: Array = self._steps.decode(latent)[chunk.missing :].transpose(0, 2, 3, 1)
         return pictures

@@ -21,9 +21,14 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("video", metavar="VIDEO", help="video or picture with a face, in any format that FFmpeg reads")
     add("audio", metavar="AUDIO", nargs="?", help="file with the voice (default: the sound of VIDEO)")
     add("-o", "--output", required=True, metavar="OUT", help=".mp4, .mov, .m4v or .mkv")
-    add("--crf", type=int, default=18, help="quality of the H.264 file, 0 (best) to 51 (default 18)")
-    add("--preset", default="veryfast", help="x264 preset, ultrafast to veryslow (default veryfast)")
-    add("--lossless", action="store_true", help="FFV1 in .mkv: pixels outside the mouth stay bit-identical")
+    add(
+        "--codec",
+        choices=("h264", "hevc", "av1", "prores"),
+        help="video codec (default: h264; hevc for a video of more than 8 bits; prores for one with alpha, into .mov)",
+    )
+    add("--crf", type=int, default=18, help="quality, 0 (best) to 51 (default 18); not of prores")
+    add("--preset", default="veryfast", help="speed, ultrafast to veryslow (default veryfast); not of prores")
+    add("--lossless", action="store_true", help="FFV1 in .mkv: samples outside the mouth stay bit-identical")
     add("--strict", action="store_true", help="fail in place of warnings about the result")
     add("--sheet", metavar="PNG", help="also write a contact sheet of the result")
     add(
@@ -84,6 +89,7 @@ def _run(args: argparse.Namespace) -> Result:
             args.output,
             face=FaceOptions(args.face_policy, _point(args.face_at), args.insightface, args.upstream),
             seed=args.seed,
+            codec=args.codec,
             crf=args.crf,
             preset=args.preset,
             lossless=args.lossless,

@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import CANVAS_HEIGHT, CANVAS_WIDTH
 from ..errors import ConfigError
-from .warp import warp
+from ..media.picture import Image, Picture, as_picture
 
-#: Positions (x, y) of the left brow, the right brow and the nose on the canvas.
 Matrix = NDArray[np.float64]
 """float64 [2, 3], frame pixels -> canvas pixels."""
+Crop = NDArray[np.float32]
+"""float32 [S, S, 3], RGB in [0, 1]: a crop as generated."""
+
+#: Positions (x, y) of the left brow, the right brow and the nose on the canvas.
 TEMPLATE: NDArray[np.float64] = np.array([(17, 20), (58, 20), (37.5, 40)], np.float64) * 5.6
 
 _BIAS_OLD, _BIAS_NEW = np.float32(0.2), np.float32(0.8)
@@ -101,15 +104,13 @@ def crop_matrix(matrix: NDArray[np.float64], size: int, box: Box = WHOLE_CANVAS)
     return result
 
 
-def crop(
-    frame: NDArray[np.uint8], matrix: NDArray[np.float64], size: int, box: Box = WHOLE_CANVAS
-) -> NDArray[np.uint8]:
-    """The aligned face, uint8 [size, size, 3], in a single resampling of `frame` uint8 [H, W, 3].
+def crop(frame: Picture | Image, matrix: Matrix, size: int, box: Box = WHOLE_CANVAS) -> Image:
+    """The aligned face, uint8 [size, size, 3], in a single resampling of `frame`, a picture or uint8 [H, W, 3] RGB.
 
     Bilinear where the crop magnifies, averaged over whole pixels where it shrinks. Beyond the frame its border is
     repeated.
     """
-    return warp(frame, crop_matrix(matrix, size, box), size, size)
+    return as_picture(frame).view(crop_matrix(matrix, size, box), size, size)
 
 
 def _normalised(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]:

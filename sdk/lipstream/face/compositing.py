@@ -1,4 +1,4 @@
-"""Composites a generated crop into its frame: generated pixels inside the mask, source pixels everywhere else."""
+"""Composites a generated crop into its frame: generated pixels inside the mask, the source everywhere else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .._native import composite
+from .._native import render
 from ..errors import ConfigError, LipStreamInternalError
-from ..media.image import Image, check_picture
-from .alignment import WHOLE_CANVAS, Box, Matrix, crop_matrix
+from ..media.picture import Image, Picture
+from .alignment import WHOLE_CANVAS, Box, Crop, Matrix, crop_matrix
 
 _MARGIN = 16  # crop pixels around the mask that resampling may read
 _FINER = 1.1  # up to a tenth more pixels than the source cause no aliasing
@@ -57,37 +57,34 @@ class Compositor:
         # Cached by size: a tracked face changes its size little from frame to frame.
         self._resized_alpha = lru_cache(16)(self._resize_alpha)
 
-    def composite(self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: Matrix) -> Image:
+    def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
         """`frame` with the generated picture in the masked region.
 
         Args:
-            frame: uint8 [H, W, 3], the source.
             generated: float32 [S, S, 3] in [0, 1], the crop as generated.
-            source_crop: uint8 [S, S, 3], the crop of `frame` (`lipstream.face.crop`).
+            source: uint8 [S, S, 3], the crop of `frame` (`lipstream.face.crop`).
             matrix: float64 [2, 3], source pixels -> canvas pixels, as the crop was made with.
+            share: of the generated picture in the masked region, 0 to 1.
 
         Returns:
-            A new uint8 [H, W, 3]. Pixels that the warped mask keeps are those of `frame`, bit for bit; all of them
-            if the region lies outside the frame or the matrix is singular.
+            A new picture. Samples that the warped mask keeps are those of `frame`, bit for bit; all of them if the
+            region lies outside the frame or the matrix is singular.
 
         Raises:
-            ConfigError: `frame` is not uint8 [H, W, 3].
             LipStreamInternalError: crops of another size than the mask's, or generated values that are not finite.
         """
-        check_picture(frame)
         expected = (self.size, self.size, 3)
         generated = np.ascontiguousarray(generated, np.float32)
-        if generated.shape != expected or source_crop.shape != expected:
-            raise LipStreamInternalError(f"crops of shape {generated.shape} and {source_crop.shape}, not {expected}")
+        if generated.shape != expected or source.shape != expected:
+            raise LipStreamInternalError(f"crops of shape {generated.shape} and {source.shape}, not {expected}")
         if not math.isfinite(sum(cv2.sumElems(generated))):
             raise LipStreamInternalError("the generated picture is not finite")
-        result = frame.copy()
         to_crop = crop_matrix(matrix, self.size, self._box)
-        region = self._region(to_crop, frame.shape[1], frame.shape[0])
+        region = self._region(to_crop, frame.width, frame.height)
         if region is None:
-            return result
-        offset = self._colour_offset(generated, source_crop)
-        to_offset = _scaled(to_crop, np.array(offset.shape[1::-1]) / self.size)
+            return frame
+        offset = self._colour_offset(generated, source)
+        generated = generated + cv2.resize(offset, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         left, top, right, bottom = self._shown
         shown, to_shown = generated[top:bottom, left:right], to_crop.copy()
         to_shown[:, 2] -= left, top
@@ -97,8 +94,10 @@ class Compositor:
         alpha, to_alpha = self._resized_alpha(size), _scaled(to_crop, np.array(size) / self.size)
         # The mean over a coarse source pixel covers several mask pixels; pixels whose centres are kept must not change.
         gate = (None, None) if alpha is self._alpha else (self._alpha, to_crop)
-        composite(result, region, picture, to_picture, offset, to_offset, alpha, to_alpha, *gate)
-        return result
+        left, top, right, bottom = region
+        block = np.empty((bottom - top, right - left, 4), np.float32)
+        render(block, (left, top), share, picture, to_picture, alpha, to_alpha, *gate)
+        return frame.blended(left, top, block)
 
     def _resize_alpha(self, size: tuple[int, int]) -> NDArray[np.float32]:
         """The opacity resized to `size` (width, height)."""
@@ -124,12 +123,12 @@ class Compositor:
             return None
         return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
-    def _colour_offset(self, generated: NDArray[np.float32], source_crop: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def _colour_offset(self, generated: NDArray[np.float32], source: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Offset that gives `generated` the colour of the source around the mask, as a coarse grid over the crop."""
         cells = self._ring.shape
         if not self._beside.any():
             return np.zeros((*cells, 3), np.float32)
-        wanted = cv2.resize(source_crop, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        wanted = cv2.resize(source, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         offset = wanted - cv2.resize(generated, cells, interpolation=cv2.INTER_AREA)
         deviation = offset - np.median(offset[self._beside], axis=0)
         trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure

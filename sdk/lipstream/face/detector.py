@@ -15,9 +15,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..media.image import check_picture
-from .models import load_net
-from .warp import warp
+from ..media.picture import Image, Picture, as_picture
+from .models import net_for
 
 #: Order of `Face.keypoints`; left and right are those of the picture.
 KEYPOINTS = ("left eye", "right eye", "nose tip", "mouth", "left ear", "right ear")
@@ -66,15 +65,13 @@ class _BlazeFace:
 
     def __init__(self, name: str, outputs: tuple[str, str], size: int, anchors: NDArray[np.float32]) -> None:
         self._outputs, self._size, self._anchors = outputs, size, anchors
-        self._net = load_net(name, outputs)
+        self._net = net_for(self, name, outputs)
 
-    def __call__(
-        self, frame: NDArray[np.uint8], view: _View, min_score: float
-    ) -> list[tuple[NDArray[np.float32], float]]:
+    def __call__(self, frame: Picture, view: _View, min_score: float) -> list[tuple[NDArray[np.float32], float]]:
         """Points [8, 2] in frame pixels (box corners, keypoints) and score of each anchor that detects a face."""
         zoom = self._size / view.side
         matrix = np.array([[zoom, 0, (0.5 - view.x) * zoom - 0.5], [0, zoom, (0.5 - view.y) * zoom - 0.5]])
-        image = warp(frame, matrix, self._size, self._size, border=cv2.BORDER_CONSTANT)
+        image = frame.view(matrix, self._size, self._size, border=False)
         self._net.setInput(cv2.dnn.blobFromImage(image, 1 / 127.5, mean=(127.5, 127.5, 127.5)))
         logits, regressed = self._net.forward(self._outputs)
         scores = 1 / (1 + np.exp(-np.clip(logits.reshape(-1), -80, 80)))
@@ -108,15 +105,15 @@ class FaceDetector:
             _anchors(192, ((4, 1),)),
         )
 
-    def detect(self, frame: NDArray[np.uint8], closely: Sequence[tuple[float, float, float]] = ()) -> list[Face]:
-        """Faces of `frame`, uint8 [H, W, 3] RGB: sure ones before doubtful ones, larger before smaller; may be empty.
+    def detect(self, frame: Picture | Image, closely: Sequence[tuple[float, float, float]] = ()) -> list[Face]:
+        """Faces of `frame`: sure ones before doubtful ones, larger before smaller; may be empty.
 
         Args:
-            frame: the picture, any size.
+            frame: a picture, or uint8 [H, W, 3] RGB, of any size.
             closely: squares (centre x, centre y, side in pixels) to search, too, for small faces beside larger ones.
 
         Raises:
-            ConfigError: `frame` is not uint8 [H, W, 3].
+            ConfigError: `frame` is neither.
         """
         found: list[Face] = []
         for faces in self.search(frame, closely):
@@ -126,14 +123,14 @@ class FaceDetector:
         return found
 
     def search(
-        self, frame: NDArray[np.uint8], closely: Sequence[tuple[float, float, float]] = ()
+        self, frame: Picture | Image, closely: Sequence[tuple[float, float, float]] = ()
     ) -> Iterator[list[Face]]:
         """Yield the faces found in each search (see `detect`): of the whole frame, then of smaller and smaller tiles.
 
         In 4K the first search takes about 20 ms, each further one 50 to 150 ms; iterate no further than needed.
         """
-        check_picture(frame)
-        height, width = frame.shape[:2]
+        frame = as_picture(frame)
+        height, width = frame.height, frame.width
         side = float(max(height, width))
         whole = _View((width - side) / 2, (height - side) / 2, side)
         block = max(1, max(height, width) // _OVERVIEW)
@@ -151,20 +148,19 @@ class FaceDetector:
                 found += self._full(frame, view, self.min_score)
             yield _distinct(found)
 
-    def confirm(self, frame: NDArray[np.uint8], box: NDArray[np.float32]) -> bool:
+    def confirm(self, frame: Picture, box: NDArray[np.float32]) -> bool:
         """Whether a face is still visible at `box` (x0, y0, x1, y1): one cheap detection around it."""
         side = 2 * float((box[2:] - box[:2]).max())
         x, y = (box[:2] + box[2:]) / 2 - side / 2
         return any(overlap(face.box, box) > 0.2 for face in _distinct(self._short(frame, _View(x, y, side), 0.3)))
 
 
-def _overview(frame: NDArray[np.uint8], block: int) -> NDArray[np.uint8]:
+def _overview(frame: Picture, block: int) -> Picture:
     """`frame` averaged over block x block pixels; a remainder at the right and bottom is dropped."""
     if block == 1:
         return frame
-    height, width = (max(1, length // block) for length in frame.shape[:2])
-    part = frame[: height * block, : width * block]
-    return np.asarray(cv2.resize(part, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    zoom = np.array([[1 / block, 0, (1 / block - 1) / 2], [0, 1 / block, (1 / block - 1) / 2]])
+    return Picture.of(frame.view(zoom, max(1, frame.width // block), max(1, frame.height // block)))
 
 
 def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, MissingExtraError
+from ..media.picture import Picture
 from .tracking import Policy, Seen, Tracker
 
 # Of the 106 points: the upper edge of each brow; and bridge, both wings and tip of the nose.
@@ -51,8 +52,8 @@ class InsightFaceTracker(Tracker):
         self._analysis = _open(Path(models))
         self._place: tuple[float, float] | None = None
 
-    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
-        faces = [face for face in self._analysis.get(frame) if _plausible(face)]
+    def _see(self, frame: Picture) -> Seen | None:
+        faces = [face for face in self._analysis.get(frame.rgb) if _plausible(face)]
         if not faces:
             return None
         if self._last is None:

@@ -9,10 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..media.image import check_picture
+from ..media.picture import Image, Picture, as_picture
 from .detector import Face
-from .models import load_net
-from .warp import warp
+from .models import net_for
 
 _SIZE = 192
 _MARGIN = 1.5  # side of the square over that of the face's box, as in the network's training
@@ -59,13 +58,13 @@ class FaceMesh:
     """Landmarks of one face. Not thread-safe: use one per thread. About 2.5 ms a call on one core."""
 
     def __init__(self) -> None:
-        self._net = load_net("face_landmark", ("conv2d_20", "conv2d_30"))
+        self._net = net_for(self, "face_landmark", ("conv2d_20", "conv2d_30"))
 
-    def landmarks(self, frame: NDArray[np.uint8], where: Face | Roi) -> tuple[NDArray[np.float32], float]:
+    def landmarks(self, frame: Picture | Image, where: Face | Roi) -> tuple[NDArray[np.float32], float]:
         """Landmarks and presence of the face at `where`.
 
         Args:
-            frame: uint8 [H, W, 3], RGB.
+            frame: a picture, or uint8 [H, W, 3] RGB.
             where: a detected face, or the square that earlier landmarks give (`Roi.of_landmarks`).
 
         Returns:
@@ -73,12 +72,11 @@ class FaceMesh:
             the same unit; and the probability in [0, 1] that there is a face.
 
         Raises:
-            ConfigError: `frame` is not uint8 [H, W, 3].
+            ConfigError: `frame` is neither.
         """
-        check_picture(frame)
         roi = where if isinstance(where, Roi) else Roi.of_face(where)
         matrix = roi.matrix()
-        image = warp(frame, matrix, _SIZE, _SIZE)
+        image = as_picture(frame).view(matrix, _SIZE, _SIZE)
         self._net.setInput(cv2.dnn.blobFromImage(image, 1 / 255))
         points, presence = self._net.forward(("conv2d_20", "conv2d_30"))
         points = points.reshape(-1, 3).astype(np.float64)

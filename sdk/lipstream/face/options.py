@@ -15,7 +15,7 @@ class FaceOptions:
 
     Attributes:
         policy: for frames without the face. "hold": use its last position; "bypass": keep the frame unchanged; "raise":
-            FaceNotFoundError. Frames before the first face are always bypassed.
+            FaceNotFoundError. Frames before the first face are bypassed, but for "raise".
         at: (x, y) in pixels near the wanted face in the first frame; None for the largest face.
         insightface: folder of InsightFace's models, to find faces exactly as the upstream system does. They are for
             non-commercial research only; None for the networks that LipStream ships.
@@ -31,6 +31,11 @@ class FaceOptions:
     def __post_init__(self) -> None:
         if self.insightface is not None:
             object.__setattr__(self, "insightface", Path(self.insightface))  # so that equal folders compare equal
+
+    @property
+    def retimed(self) -> bool:
+        """Whether a video's frames are resampled to 25 per second; the upstream system takes them as stored."""
+        return not self.upstream
 
     def tracker(self) -> Tracker:
         """A tracker for one video.

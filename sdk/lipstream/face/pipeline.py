@@ -8,25 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Geometry
-from ..media.image import Image
+from ..media.picture import Image, Picture
 from . import upstream
-from .alignment import Matrix, crop
+from .alignment import Crop, Matrix, crop
 from .compositing import Compositor
 
 
 class FacePipeline(Protocol):
-    """Crops and composites the faces of one bundle. Stateless; shared by all sessions.
+    """Crops and composites the faces of one bundle. Stateless; shared by all sessions."""
 
-    Attributes:
-        retimed: whether a video's frames are resampled to 25 per second; False uses them as stored.
-    """
+    def crop(self, frame: Picture, matrix: Matrix) -> Image:
+        """The aligned face, uint8 [S, S, 3], of `frame`; `matrix` [2, 3]: frame -> canvas pixels."""
 
-    retimed: bool
-
-    def crop(self, frame: Image, matrix: Matrix) -> Image:
-        """The aligned face, uint8 [S, S, 3], of `frame` uint8 [H, W, 3]; `matrix` [2, 3]: frame -> canvas pixels."""
-
-    def composite(self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: Matrix) -> Image:
+    def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
         """`frame` with `generated`, float32 [S, S, 3] in [0, 1], in the masked region: see `Compositor.composite`."""
 
 
@@ -37,13 +31,11 @@ class LipStreamFacePipeline:
         keep_mask: float32 [S, S] in [0, 1]: 1 keeps the source.
     """
 
-    retimed = True
-
     def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
         self._size, self._box = geometry.crop_size[0], geometry.crop_box
         self.composite = Compositor(keep_mask, box=geometry.crop_box).composite
 
-    def crop(self, frame: Image, matrix: Matrix) -> Image:
+    def crop(self, frame: Picture, matrix: Matrix) -> Image:
         """See `FacePipeline`."""
         return crop(frame, matrix, self._size, self._box)
 
@@ -55,13 +47,11 @@ class UpstreamFacePipeline:
         ConfigError: the bundle's crop is not the upstream system's, the whole canvas.
     """
 
-    retimed = False
-
     def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
         upstream.check_geometry(geometry.crop_box, geometry.crop_size)
         self._size = geometry.crop_size[0]
         self.composite = upstream.UpstreamCompositor(keep_mask).composite
 
-    def crop(self, frame: Image, matrix: Matrix) -> Image:
+    def crop(self, frame: Picture, matrix: Matrix) -> Image:
         """See `FacePipeline`."""
-        return upstream.crop(frame, matrix, self._size)
+        return upstream.crop(frame.rgb, matrix, self._size)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ConfigError, FaceNotFoundError
-from ..media.image import check_picture
+from ..media.picture import Image, Picture, as_picture
 from .alignment import Aligner, alignment_points
 from .detector import Face, FaceDetector, overlap
 from .landmarks import FaceMesh, Roi, bounding_box
@@ -26,8 +26,7 @@ _CHECK_EVERY = 25  # frames between two detections while a face is tracked
 _SEARCH_EVERY = 12  # frames between two searches in tiles while there is no face
 _MIN_OVERLAP = 0.3  # intersection over union of the face's boxes in successive frames
 _REACH_FRAMES = 25  # frames in which a lost face may move by one face size
-_CUT = 30.0  # mean absolute difference of two thumbnails (0..255) from which there is a scene cut
-_THUMBNAIL = 32
+_CUT = 30.0  # mean absolute difference in brightness (0..255) from which there is a scene cut
 _SMALLEST_VIEW = 128
 
 
@@ -96,16 +95,19 @@ class Tracker(ABC):
         self._index = -1
         self._last: FaceObservation | None = None  # the face's last position; None at the start and after a cut
         self._misses = 0
-        self._thumbnail: NDArray[np.int16] | None = None
+        self._thumbnail: NDArray[np.float32] | None = None
 
-    def track(self, frame: NDArray[np.uint8]) -> FaceObservation | None:
-        """The face in the next frame of the video, uint8 [H, W, 3] RGB; None if there is none (see `policy`).
+    def track(self, frame: Picture | Image) -> FaceObservation | None:
+        """The face in the next frame of the video; None if there is none (see `policy`).
+
+        Args:
+            frame: a picture, or uint8 [H, W, 3] RGB.
 
         Raises:
-            ConfigError: the frame is not uint8 [H, W, 3].
+            ConfigError: the frame is neither.
             FaceNotFoundError: policy "raise", and no face in this frame.
         """
-        check_picture(frame)
+        frame = as_picture(frame)
         self._index += 1
         if self._is_cut(frame):
             self._forget()
@@ -125,7 +127,7 @@ class Tracker(ABC):
         self.found, self._index, self._thumbnail = False, -1, None
 
     @abstractmethod
-    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
+    def _see(self, frame: Picture) -> Seen | None:
         """The wanted face in the next frame, None if it is not visible."""
 
     def _missed(self) -> FaceObservation | None:
@@ -143,9 +145,8 @@ class Tracker(ABC):
             return replace(self._last, index=self._index, held=True)
         return None
 
-    def _is_cut(self, frame: NDArray[np.uint8]) -> bool:
-        rows, columns = (max(1, length // _THUMBNAIL) for length in frame.shape[:2])
-        thumbnail = frame[::rows, ::columns].astype(np.int16)
+    def _is_cut(self, frame: Picture) -> bool:
+        thumbnail = frame.thumbnail()
         before, self._thumbnail = self._thumbnail, thumbnail
         if before is None or before.shape != thumbnail.shape:
             return before is not None
@@ -172,6 +173,12 @@ class FaceTracker(Tracker):
     Arguments and errors are those of `Tracker`.
     """
 
+    def warmup(self) -> None:
+        """Load the networks and run each once, so that the first frame takes no longer than the others."""
+        grey = Picture.of(np.full((64, 64, 3), 127, np.uint8))
+        self._detector.detect(grey)
+        self._mesh.landmarks(grey, Roi(32.0, 32.0, 64.0, 0.0))
+
     @cached_property
     def _detector(self) -> FaceDetector:
         return FaceDetector()
@@ -180,14 +187,14 @@ class FaceTracker(Tracker):
     def _mesh(self) -> FaceMesh:
         return FaceMesh()
 
-    def _see(self, frame: NDArray[np.uint8]) -> Seen | None:
+    def _see(self, frame: Picture) -> Seen | None:
         found = self._follow(frame) or self._search(frame)
         if found is None:
             return None
         landmarks, score = found
         return landmarks, score, alignment_points(landmarks)
 
-    def _follow(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
+    def _follow(self, frame: Picture) -> tuple[NDArray[np.float32], float] | None:
         """The face at its position in the previous frame; None if it was not visible there or is not any more."""
         if self._last is None or self._misses:
             return None
@@ -200,7 +207,7 @@ class FaceTracker(Tracker):
             return None
         return landmarks, score
 
-    def _search(self, frame: NDArray[np.uint8]) -> tuple[NDArray[np.float32], float] | None:
+    def _search(self, frame: Picture) -> tuple[NDArray[np.float32], float] | None:
         """The wanted face, from the detector."""
         thorough = self._last is None and self._misses % _SEARCH_EVERY == 0
         for faces in self._detector.search(frame, self._views(frame)):
@@ -214,14 +221,14 @@ class FaceTracker(Tracker):
                 break
         return None
 
-    def _views(self, frame: NDArray[np.uint8]) -> list[tuple[float, float, float]]:
+    def _views(self, frame: Picture) -> list[tuple[float, float, float]]:
         """Squares (centre x, centre y, side) to search closely: around the last position, or the caller's point."""
         if self._last is not None:
             x, y, size = _place(bounding_box(self._last.landmarks))
             return [(x, y, 3 * size)]
         if self._point is not None:
             x, y = self._point
-            longest = max(frame.shape)
+            longest = max(frame.width, frame.height)
             return [(x, y, longest / 2**level) for level in range(1, 6) if longest / 2**level > _SMALLEST_VIEW]
         return []
 
@@ -248,10 +255,10 @@ def _distance(face: Face, x: float, y: float) -> float:
     return math.hypot(float(face.centre[0]) - x, float(face.centre[1]) - y)
 
 
-def _inside(box: NDArray[np.float32], frame: NDArray[np.uint8]) -> bool:
+def _inside(box: NDArray[np.float32], frame: Picture) -> bool:
     """Whether the middle of `box` lies in the frame."""
     x, y, _ = _place(box)
-    return bool(0 <= x < frame.shape[1] and 0 <= y < frame.shape[0])
+    return bool(0 <= x < frame.width and 0 <= y < frame.height)
 
 
 def _is_point(value: object) -> bool:

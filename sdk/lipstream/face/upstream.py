@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from ..bundle.manifest import CANVAS_HEIGHT, CANVAS_WIDTH
 from ..errors import ConfigError
-from ..media.image import Image
-from .alignment import Matrix
+from ..media.picture import Image, Picture
+from .alignment import Crop, Matrix
 
 _FILL = 127.0
 
@@ -41,10 +41,10 @@ class UpstreamCompositor:
         side = self._keep.shape[0]
         self._rows, self._columns = _cubic_weights(side, CANVAS_HEIGHT), _cubic_weights(side, CANVAS_WIDTH)
 
-    def composite(self, frame: Image, generated: NDArray[np.float32], source_crop: Image, matrix: Matrix) -> Image:
-        """`frame` with the face in it. Arguments as of `Compositor.composite`."""
-        height, width = frame.shape[:2]
-        face = generated * (1 - self._keep) + source_crop / np.float32(255) * self._keep
+    def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
+        """`frame` with the face in it. Arguments as of `Compositor.composite`; the result is R'G'B'."""
+        height, width = frame.height, frame.width
+        face = generated * (1 - self._keep) + source / np.float32(255) * self._keep
         canvas = np.einsum("yi,xj,ijc->yxc", self._rows, self._columns, face, optimize=True) * 2 - 1
         back = np.asarray(cv2.invertAffineTransform(_halved(matrix)), np.float64)
         pasted = np.clip(_warp(canvas, back, width, height, _FILL) / 2 + 0.5, 0, 1) * 255
@@ -52,11 +52,11 @@ class UpstreamCompositor:
         inside = np.asarray(cv2.erode(inside, np.ones((2, 2), np.uint8)), np.float32)
         edge = int(inside.sum() ** 0.5) // 20
         if edge == 0:  # a face of less than 20 pixels, for which the original raises an error
-            return frame.copy()
+            return frame
         soft = cv2.erode(inside, np.ones((2 * edge, 2 * edge), np.uint8))
-        soft = cv2.GaussianBlur(soft, (2 * edge + 1, 2 * edge + 1), 0)[..., None]
-        blended = soft * (inside[..., None] * pasted) + (1 - soft) * frame
-        return np.asarray(np.clip(blended, 0, 255), np.uint8)
+        soft = share * cv2.GaussianBlur(soft, (2 * edge + 1, 2 * edge + 1), 0)[..., None]
+        blended = soft * (inside[..., None] * pasted) + (1 - soft) * frame.rgb
+        return Picture.of(np.asarray(np.clip(blended, 0, 255), np.uint8))
 
 
 def check_geometry(box: tuple[float, float, float, float], size: tuple[int, int]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .audio import AudioInfo, AudioReader, read_audio, to_float, to_int16
 from .colour import Colour
 from .loop import FrameLoop, ping_pong
+from .picture import Picture
+from .pixel_format import PictureFormat
 from .reader import FPS, VideoInfo, VideoReader
 from .resample import StreamResampler
 from .spool import FrameSpool
@@ -18,6 +20,8 @@ __all__ = [
     "Colour",
     "FrameLoop",
     "FrameSpool",
+    "Picture",
+    "PictureFormat",
     "StreamResampler",
     "VideoInfo",
     "VideoReader",

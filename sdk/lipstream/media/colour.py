@@ -1,4 +1,4 @@
-"""Colour of a video: which matrix and range turn its Y'CbCr into R'G'B', and back.
+"""Colour of a video: which matrix and range convert its Y'CbCr to R'G'B', and back.
 
 Numbers are the code points of ITU-T H.273, the ones FFmpeg, MP4 and H.264 use. Primaries and transfer are copied,
 never converted: LipStream works in the R'G'B' of the source (an HDR source is not tone-mapped).
@@ -9,14 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import av
-import numpy as np
-from av.video.reformatter import ColorRange, VideoReformatter
-from numpy.typing import NDArray
+from av.video.reformatter import ColorRange
 
 _BT709, _FCC, _BT470BG, _SMPTE170M, _SMPTE240M, _BT2020_NCL, _BT2020_CL = 1, 4, 5, 6, 7, 9, 10
 _UNSPECIFIED = 2
-# SWS_BILINEAR | SWS_FULL_CHR_H_INT | SWS_ACCURATE_RND: without the last two swscale is off by up to three levels.
-_FLAGS = 0x2 | 0x2000 | 0x40000
+_LUMA_WEIGHTS = {
+    _BT709: (0.2126, 0.0722),
+    _FCC: (0.30, 0.11),
+    _BT470BG: (0.299, 0.114),
+    _SMPTE170M: (0.299, 0.114),
+    _SMPTE240M: (0.212, 0.087),
+    _BT2020_NCL: (0.2627, 0.0593),
+}
 
 
 @dataclass(frozen=True)
@@ -54,33 +58,9 @@ class Colour:
         return Colour(matrix, int(frame.color_primaries), int(frame.color_trc), full)
 
 
-def to_rgb(
-    frame: av.VideoFrame, reformatter: VideoReformatter, size: tuple[int, int] | None = None
-) -> NDArray[np.uint8]:
-    """R'G'B' of a decoded frame, uint8 [H, W, 3], full range; scaled to `size` (width, height) if it differs."""
-    colour = Colour.of(frame)
-    if not frame.format.is_rgb:
-        frame.colorspace = colour.matrix
-        frame.color_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
-    width, height = size or (frame.width, frame.height)
-    rgb = reformatter.reformat(
-        frame, width=width, height=height, format="rgb24", dst_color_range=ColorRange.JPEG, interpolation=_FLAGS
-    )
-    image = np.asarray(rgb.to_ndarray(), np.uint8)
-    return image.copy() if rgb is frame else image  # for R'G'B' the array is the decoder's memory
+BT709 = Colour()
 
 
-def from_rgb(
-    image: NDArray[np.uint8], reformatter: VideoReformatter, colour: Colour, pixel_format: str
-) -> av.VideoFrame:
-    """Frame in `pixel_format` with the matrix and range of `colour`, from R'G'B' uint8 [H, W, 3]."""
-    frame = av.VideoFrame.from_ndarray(image, format="rgb24")
-    frame.colorspace = colour.matrix
-    frame.color_range = ColorRange.JPEG
-    full = colour.full_range or pixel_format == "bgr0"
-    return reformatter.reformat(
-        frame,
-        format=pixel_format,
-        dst_color_range=ColorRange.JPEG if full else ColorRange.MPEG,
-        interpolation=_FLAGS,
-    )
+def luma_weights(matrix: int) -> tuple[float, float]:
+    """(Kr, Kb) of a matrix of `Colour` (H.273, table 4)."""
+    return _LUMA_WEIGHTS[matrix]

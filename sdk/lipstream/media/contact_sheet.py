@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..atomic import write_file
 from ..errors import OutputError
-from . import FPS, AudioReader, FrameLoop, VideoReader
+from . import FPS, AudioReader, FrameLoop, Picture, VideoReader
 
 _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
 
@@ -29,9 +29,9 @@ def contact_sheet(
     Raises:
         OutputError: the picture cannot be written.
     """
-    total = sum(1 for _ in VideoReader(result)) if frames is None else frames
+    total = sum(1 for _ in VideoReader(result).pictures()) if frames is None else frames
     moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
-    results = _pick(VideoReader(result), moments, width)
+    results = _pick(VideoReader(result).pictures(), moments, width)
     sources = _pick((frame for _, frame in FrameLoop(VideoReader(source), total)), moments, width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
     _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
@@ -41,8 +41,8 @@ def contact_sheet(
         raise OutputError(f"{sheet} cannot be written: {error.strerror}") from error
 
 
-def _pick(video: Iterable[NDArray[np.uint8]], wanted: list[int], width: int) -> list[NDArray[np.uint8]]:
-    found = {i: _fit(frame, width) for i, frame in enumerate(video) if i in wanted}
+def _pick(video: Iterable[Picture], wanted: list[int], width: int) -> list[NDArray[np.uint8]]:
+    found = {i: _fit(picture.rgb, width) for i, picture in enumerate(video) if i in wanted}
     return [found[i] for i in wanted]
 
 

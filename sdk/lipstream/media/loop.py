@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import ConfigError, NoVideoError
 from .container import PathLike
-from .image import check_picture
+from .picture import Image, Picture, as_picture
 from .reader import VideoReader
 from .spool import FrameSpool
 
@@ -34,29 +33,30 @@ def first_reused(n: int, length: int | None) -> int:
 
 
 class FrameLoop:
-    """Iterator over (source_index, frame) that reverses at both ends of the source.
+    """Iterator over (source_index, picture) that reverses at both ends of the source.
 
-    `frame` is uint8 [H, W, 3], a new array; `source_index` is its index in the source, so that results for a frame can
-    be cached. Memory use does not depend on the length: frames that will be repeated are written to a temporary file
-    when they are first decoded. It is deleted on close, on garbage collection and at the end of the process. With
-    `length`, a video that is long enough writes none, a shorter one only the frames that it repeats.
+    `source_index` is the index in the source, so that results for a picture can be cached. Memory use does not depend
+    on the length: pictures that will be repeated are written to a temporary file when they are first decoded. It is
+    deleted on close, on garbage collection and at the end of the process. With `length`, a video that is long enough
+    writes none, a shorter one only the frames that it repeats.
 
     Args:
-        source: a `VideoReader`, another iterable of frames, or frames in memory (a sequence, or an array [n, H, W, 3]).
+        source: a `VideoReader`, another iterable of pictures or RGB arrays uint8 [H, W, 3], or such in memory (a
+            sequence, or an array [n, H, W, 3]), which must not change.
         length: number of frames to yield; None for no end.
         max_bytes: without `length`, playback reverses where the frames on disk reach this size.
         spool_dir: folder of the temporary file; the system's by default.
 
     Raises:
         NoVideoError: the source has no frame.
-        ConfigError: a frame that is not uint8 [H, W, 3], or not of the size of the first.
+        ConfigError: a frame that is neither, or not of the first one's format.
         OutputError: the temporary file cannot be written.
         MediaTruncatedError: from a `VideoReader`.
     """
 
     def __init__(
         self,
-        source: Iterable[NDArray[np.uint8]] | NDArray[np.uint8],
+        source: VideoReader | Iterable[Picture | Image] | Image,
         length: int | None = None,
         *,
         max_bytes: int | None = None,
@@ -69,11 +69,11 @@ class FrameLoop:
         self._source = source
         self._in_memory = isinstance(source, Sequence | np.ndarray)
         self._count: int | None = _at_least_one(len(source)) if isinstance(source, Sequence | np.ndarray) else None
-        self._first_pass = iter(source)
+        self._first_pass = self._pictures()
         self._spool_dir = None if spool_dir is None else Path(spool_dir)
         self._spool: FrameSpool | None = None
         self._position = 0
-        self._shape: tuple[int, ...] = ()
+        self._first: Picture | None = None
         self._closed = False
         expected = source.info.frames if isinstance(source, VideoReader) else None
         self._first_kept = 0  # frames below this index are not written
@@ -88,7 +88,7 @@ class FrameLoop:
     def __iter__(self) -> FrameLoop:
         return self
 
-    def __next__(self) -> tuple[int, NDArray[np.uint8]]:
+    def __next__(self) -> tuple[int, Picture]:
         if self._closed or self._position == self.length:
             self.close()
             raise StopIteration
@@ -99,11 +99,10 @@ class FrameLoop:
                 self._count = _at_least_one(self._position)
                 self._recover(self._count)
             elif index >= self._first_kept:
-                self._keep(self._checked(frame))
+                self._keep(frame)
         if frame is None:
             index = ping_pong(self._position, self._count or 1)
             frame = self._recall(index)
-        frame = self._checked(frame)
         self._position += 1
         return index, frame
 
@@ -115,7 +114,8 @@ class FrameLoop:
         """Whether the frames on disk have reached `max_bytes`; the first frame is always kept."""
         if self._max_bytes is None or self._spool is None or not self._position:
             return False
-        if (self._position + 1) * int(np.prod(self._shape)) <= self._max_bytes:
+        assert self._first is not None
+        if (self._position + 1) * self._first.nbytes <= self._max_bytes:
             return False
         self._first_pass = iter(())
         return True
@@ -135,14 +135,20 @@ class FrameLoop:
     ) -> None:
         self.close()
 
-    def _keep(self, frame: NDArray[np.uint8]) -> None:
+    def _pictures(self) -> Iterator[Picture]:
+        """One pass over the source."""
+        source = self._source.pictures() if isinstance(self._source, VideoReader) else self._source
+        for index, frame in enumerate(source):
+            yield self._checked(frame, index)
+
+    def _keep(self, frame: Picture) -> None:
         if self._spool is None:
             self._spool = FrameSpool(self._spool_dir)
         self._spool.append(frame)
 
-    def _recall(self, index: int) -> NDArray[np.uint8]:
+    def _recall(self, index: int) -> Picture:
         if self._in_memory:
-            return np.array(self._source[index])  # type: ignore[index]
+            return self._checked(self._source[index], index)  # type: ignore[index]
         assert self._spool is not None
         return self._spool.read(index - self._first_kept)
 
@@ -155,14 +161,17 @@ class FrameLoop:
             self._spool.close()
             self._spool = None
         self._first_kept = needed
-        for index, frame in enumerate(self._source):
+        for index, frame in enumerate(self._pictures()):
             if index >= needed:
                 self._keep(frame)
 
-    def _checked(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        check_picture(frame, self._shape or None, f"frame {self._position}")
-        self._shape = frame.shape
-        return frame
+    def _checked(self, frame: Picture | Image, index: int) -> Picture:
+        picture = as_picture(frame, f"frame {index}")
+        if self._first is None:
+            self._first = picture
+        if picture.format != self._first.format:
+            raise ConfigError(f"frame {index} is {picture.format}", expected=f"{self._first.format}, like the others")
+        return picture
 
 
 def _at_least_one(count: int) -> int:

@@ -1,12 +1,13 @@
-"""Video files as R'G'B' frames at 25 per second."""
+"""Video files as pictures at 25 per second."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,13 +15,15 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
-from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from numpy.typing import NDArray
 
 from ..errors import MediaOpenError, NoVideoError
-from .colour import Colour, to_rgb
+from .av_frame import convert, siting_of
+from .colour import Colour
 from .container import PathLike, decode, frame_duration, open_input, stream_duration
+from .hdr import Hdr
+from .picture import Image, Picture
+from .pixel_format import PictureFormat, planar
 from .threads import codec_threads
 
 FPS = 25
@@ -30,9 +33,11 @@ MAX_PIXELS = 8192 * 8192
 """Pixels of the largest picture that is decoded; it takes 192 MiB."""
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
+_STATE_SITING = ("h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video")  # of others "left" is assumed, as in players
 _TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT: the format allows its clock to be reset
 _MAX_GAP = 10  # seconds; a larger step in a format with clock resets is a reset, as in FFmpeg's dts_delta_threshold
 _T = TypeVar("_T")
+_Opened = tuple[InputContainer, VideoStream, Iterator[av.VideoFrame]]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class VideoInfo:
         duration: seconds according to the header; None if not stated.
         start_time: time stamp of the first frame, in seconds (`VideoReader` shows it at 0).
         sample_aspect_ratio: width of a pixel over its height, after rotation.
-        colour: matrix, primaries, transfer and range of the source.
+        format: size, pixel format and colour of the pictures.
+        hdr: metadata of the mastering display and the light levels; None if there are none.
     """
 
     width: int
@@ -54,7 +60,13 @@ class VideoInfo:
     duration: float | None
     start_time: float
     sample_aspect_ratio: Fraction
-    colour: Colour
+    format: PictureFormat
+    hdr: Hdr | None
+
+    @property
+    def colour(self) -> Colour:
+        """Matrix, primaries, transfer and range of the source."""
+        return self.format.colour
 
     @property
     def frames(self) -> int | None:
@@ -63,10 +75,11 @@ class VideoInfo:
 
 
 class VideoReader:
-    """Frames of a video or image file as uint8 [H, W, 3] R'G'B', 0..255, at exactly 25 per second.
+    """Frames of a video or image file at exactly 25 per second: by iteration as RGB arrays, or as `pictures`.
 
-    Each iteration opens the file again, so a reader can be iterated any number of times. It holds no open file between
-    iterations, and about one decoded frame in memory. Every frame is a new array that the caller may write to.
+    The first iteration continues what opening began, and further ones open the file again, so a reader can be iterated
+    any number of times. It holds the file open up to the end of the first iteration, and about one decoded frame.
+    Iterating yields new arrays, uint8 [H, W, 3] R'G'B', 0..255, that the caller may write to.
 
     Output frame i shows the source frame current at i/25 s after the first one, by presentation time: sources of
     any rate, constant or variable, keep their speed. There are round(25 * duration) of them, at least one. Rotation
@@ -86,35 +99,64 @@ class VideoReader:
         self.path = Path(path)
         self._retimed = retimed
         self._damaged: set[int] = set()
-        with open_input(self.path) as container:
-            stream = _pick(container, self.path)
-            first = next(decode(container, stream, self.path), None)
-            if first is None:
-                raise NoVideoError(f"{self.path}: its video stream has no frames")
-            duration = stream_duration(container, stream)
-            self._matrix = _display_matrix(first)
-            turned = abs(self._matrix[1]) > abs(self._matrix[0])
-            ratio = stream.sample_aspect_ratio or Fraction(1)
-            self._size = first.width, first.height
-            self.info = VideoInfo(
-                width=first.height if turned else first.width,
-                height=first.width if turned else first.height,
-                fps=stream.average_rate or stream.guessed_rate,
-                duration=None if duration is None else float(duration),
-                start_time=float(first.time or 0.0),
-                sample_aspect_ratio=1 / ratio if turned else ratio,
-                colour=Colour.of(first),
-            )
+        container, stream, frames = self._open()
+        first = next(frames, None)
+        if first is None:
+            container.close()
+            raise NoVideoError(f"{self.path}: its video stream has no frames")
+        # The first iteration continues here: opening a file again takes as long as decoding ten frames.
+        self._begun: list[_Opened] = [(container, stream, chain([first], frames))]
+        duration = stream_duration(container, stream)
+        # Before `siting_of`, which replaces the memory that PyAV's side data point to.
+        self._turn, hdr = _turn(_display_matrix(first)), Hdr.of(first)
+        ratio = stream.sample_aspect_ratio or Fraction(1)
+        self._stored = PictureFormat(planar(first.format.name), first.width, first.height, Colour.of(first))
+        if stream.codec_context.name in _STATE_SITING:
+            self._stored = replace(self._stored, siting=siting_of(first, self._stored))
+        shown = self._stored.turned(*self._turn)
+        self.info = VideoInfo(
+            width=shown.width,
+            height=shown.height,
+            fps=stream.average_rate or stream.guessed_rate,
+            duration=None if duration is None else float(duration),
+            start_time=float(first.time or 0.0),
+            sample_aspect_ratio=1 / ratio if self._turn[0] else ratio,
+            format=shown,
+            hdr=hdr,
+        )
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
-        reformatter = VideoReformatter()
-        with open_input(self.path) as container:
-            stream = _pick(container, self.path)
-            timed = _timed(container, stream, self.path)
+    def __iter__(self) -> Iterator[Image]:
+        for picture in self.pictures():
+            yield picture.rgb
+
+    def pictures(self) -> Iterator[Picture]:
+        """The frames in the source's pixel format, as far as it is planar: all with `info.format`."""
+        try:
+            container, stream, frames = self._begun.pop()  # by one thread only
+        except IndexError:
+            container, stream, frames = self._open()
+        with container:
+            timed = _timed(container, stream, frames)
+            last: av.VideoFrame | None = None
             for index, frame in enumerate(retime(timed) if self._retimed else (frame for _, _, frame in timed)):
                 if frame.is_corrupt:
                     self._damaged.add(index)
-                yield _upright(to_rgb(frame, reformatter, self._size), self._matrix)
+                if frame is not last:
+                    last, picture = frame, self._picture(frame)
+                yield picture
+
+    def _open(self) -> _Opened:
+        container = open_input(self.path)
+        stream = _pick(container, self.path)
+        return container, stream, decode(container, stream, self.path)
+
+    def _picture(self, frame: av.VideoFrame) -> Picture:
+        found = replace(
+            self._stored, name=frame.format.name, width=frame.width, height=frame.height, colour=Colour.of(frame)
+        )
+        if found != self._stored:
+            frame = convert(frame, found, self._stored)
+        return Picture(frame, self._stored).turned(*self._turn)
 
     def damaged(self, index: int) -> bool:
         """Whether the file is damaged at frame `index`, which must have been iterated."""
@@ -174,7 +216,7 @@ def _pick(container: InputContainer, path: Path) -> VideoStream:
 
 
 def _timed(
-    container: InputContainer, stream: VideoStream, path: Path
+    container: InputContainer, stream: VideoStream, frames: Iterator[av.VideoFrame]
 ) -> Iterator[tuple[Fraction, Fraction, av.VideoFrame]]:
     """Decoded frames with start, from 0 and never decreasing, and duration in seconds.
 
@@ -184,10 +226,11 @@ def _timed(
     resets = bool(container.format.flags & _TS_DISCONT)
     offset: Fraction | None = None
     last = following = Fraction(0)
-    for frame in decode(container, stream, path):
+    for frame in frames:
         if frame.pts is None:
             start = following
         else:
+            assert frame.time_base is not None
             clock = Fraction(frame.pts * frame.time_base)
             if offset is None:
                 offset = -clock
@@ -211,12 +254,10 @@ def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
     return a, b, c, d
 
 
-def _upright(image: NDArray[np.uint8], matrix: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+def _turn(matrix: tuple[int, int, int, int]) -> tuple[bool, bool, bool]:
+    """What makes a picture upright: whether to transpose it, then to mirror it, and to flip it upside down."""
     a, b, c, d = matrix
-    if abs(b) > abs(a):
-        image, a, d = image.transpose(1, 0, 2), c, b
-    if a < 0:
-        image = image[:, ::-1]
-    if d < 0:
-        image = image[::-1]
-    return np.ascontiguousarray(image)
+    transposed = abs(b) > abs(a)
+    if transposed:
+        a, d = c, b
+    return transposed, a < 0, d < 0

@@ -1,4 +1,4 @@
-"""Frames kept on disk: raw, of one size, read back in any order."""
+"""Pictures kept on disk: raw, of one format, read back in any order."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..errors import OutputError
+from .av_frame import Plane, allocate
+from .picture import Picture
+from .pixel_format import PictureFormat
 
 _KEEP_FREE = 256 << 20  # bytes; a full disk breaks other programs, too
 _CHECK_EVERY = 64  # frames
 
 
 class FrameSpool:
-    """A temporary file of uint8 frames of one shape. Plain reads and writes keep one frame in memory at a time.
+    """A temporary file of pictures of one format. Plain reads and writes keep one frame in memory at a time.
 
     The file has no name (on Windows: is deleted on close), so it disappears with the object or the process. Reading is
     thread-safe.
@@ -31,7 +33,8 @@ class FrameSpool:
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder or Path(tempfile.gettempdir())
-        self._shape: tuple[int, ...] = ()
+        self._format: PictureFormat | None = None
+        self._size = 0  # bytes of a picture
         self._frames = 0
         self._one = threading.Lock()
         try:
@@ -45,36 +48,44 @@ class FrameSpool:
     def __len__(self) -> int:
         return self._frames
 
-    def append(self, frame: NDArray[np.uint8]) -> None:
-        """Append one frame, uint8, of the same shape as the first."""
-        self._shape = self._shape or frame.shape
-        if frame.shape != self._shape:
-            raise ValueError(f"frame of shape {frame.shape} in a spool of {self._shape}")
+    def append(self, picture: Picture) -> None:
+        """Append a picture of the same format as the first."""
+        self._format, self._size = self._format or picture.format, picture.nbytes
+        if picture.format != self._format:
+            raise ValueError(f"a picture of {picture.format} in a spool of {self._format}")
         if self._frames % _CHECK_EVERY == 0 and shutil.disk_usage(self.folder).free < _KEEP_FREE:
             raise self._full("less than 256 MiB left")
-        view = np.ascontiguousarray(frame).data.cast("B")
         try:
-            self._file.seek(self._frames * frame.nbytes)
-            while view:
-                view = view[self._file.write(view) :]
+            self._file.seek(self._frames * self._size)
+            for plane in picture.planes:
+                view = memoryview(plane.tobytes())
+                while view:
+                    view = view[self._file.write(view) :]
         except OSError as error:
             raise self._full(str(error.strerror)) from error
         self._frames += 1
 
-    def read(self, index: int) -> NDArray[np.uint8]:
-        """Read frame `index`, 0 <= index < len, into a new array."""
+    def read(self, index: int) -> Picture:
+        """Read picture `index`, 0 <= index < len."""
         if not 0 <= index < self._frames:
             raise IndexError(f"frame {index} of {self._frames}")
-        frame = np.empty(self._shape, np.uint8)
-        view = frame.data.cast("B")
+        assert self._format is not None
+        frame, planes = allocate(self._format)
         with self._one:
-            self._file.seek(index * frame.nbytes)
-            while view:
-                count = self._file.readinto(view)
-                if not count:
-                    raise self._full("the temporary file was cut short")
-                view = view[count:]
-        return frame
+            self._file.seek(index * self._size)
+            for plane in planes:
+                plane[...] = self._read(plane)
+        return Picture(frame, self._format)
+
+    def _read(self, like: Plane) -> Plane:
+        samples: Plane = np.empty(like.shape, like.dtype)
+        view = samples.data.cast("B")
+        while view:
+            count = self._file.readinto(view)
+            if not count:
+                raise self._full("the temporary file was cut short")
+            view = view[count:]
+        return samples
 
     def close(self) -> None:
         """Delete the file. May be called again."""
@@ -87,6 +98,6 @@ class FrameSpool:
     def _full(self, why: str) -> OutputError:
         return OutputError(
             f"frames cannot be kept in {self.folder}: {why}",
-            expected="space for the decoded frames of a looped source (6 MB each at 1080p)",
+            expected="space for the decoded frames of a looped source (3 MB each at 1080p)",
             fix="loop a shorter video, or choose another folder (spool_dir, or the environment variable TMPDIR)",
         )

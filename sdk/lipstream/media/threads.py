@@ -21,3 +21,8 @@ def limit_threads(threads: int) -> None:
 def codec_threads() -> int:
     """Value for a codec's `thread_count`; 0 lets FFmpeg choose."""
     return _limit
+
+
+def may_overlap() -> bool:
+    """Whether stages of a job may run at the same time: a limit of one thread is for all of them together."""
+    return _limit != 1

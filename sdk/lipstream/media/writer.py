@@ -1,4 +1,4 @@
-"""Writes video files, H.264 and AAC or lossless, completely or not at all."""
+"""Writes video files, completely or not at all."""
 
 from __future__ import annotations
 
@@ -11,31 +11,37 @@ from pathlib import Path
 from types import TracebackType
 
 import av
-import numpy as np
-from av.video.reformatter import ColorRange, VideoReformatter
+from av.video.reformatter import ColorRange
 from av.video.stream import VideoStream
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from ..atomic import Partial
 from ..errors import AudioFormatError, ConfigError, OutputError
 from .audio import MAX_CHANNELS, check_rate
 from .audio_track import AudioTrack
-from .colour import Colour, from_rgb
 from .container import PathLike
-from .image import check_picture
+from .hdr import Hdr
+from .picture import Image, Picture, as_picture
+from .pixel_format import PictureFormat
 from .reader import FPS
 from .threads import codec_threads
+from .video_codec import VideoCodec, encoding
+from .video_codec import lossless as lossless_encoding
 
 FORMATS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska"}
 """FFmpeg's format for each suffix that can be written."""
 
 
 MAX_SIDE = 16384
-"""Pixels of the longest side that x264 takes."""
+"""Pixels of the longest side of a file that is not lossless, the limit of x264."""
 
 
 class VideoWriter:
-    """Writes frames and audio to one file: .mp4 .m4v .mov .mkv with H.264 (yuv420p) and AAC, index at the front.
+    """Writes frames and audio to one file, .mp4 .m4v .mov .mkv, with AAC and the index at the front.
+
+    Without `codec`, pictures of 8 bits are H.264, of more bits HEVC with 10, and those with alpha in .mov ProRes 4444;
+    H.264, HEVC and AV1 are 4:2:0. Pictures that have the file's pixel format are encoded without a conversion. What the
+    file does not keep of the pictures is in `losses`; transparent parts become black where the codec has no alpha.
 
     Time stamps come from counting frames and samples. The audio track gets the length of the video: silence is added
     at its end, or the excess is cut (logged as a warning from one frame's length on). Matroska cannot mark the last
@@ -45,7 +51,7 @@ class VideoWriter:
     The file is written under a hidden name in the same folder and renamed when `close` succeeds. After an error,
     `abort`, or an exception in a ``with`` block, no partial file is left, and an older file of that name is unchanged.
 
-    yuv420p needs even sizes: an odd width or height is padded by repeating the last column or row; `stored_size` is
+    4:2:0 needs even sizes: an odd width or height is padded by repeating the last column or row; `stored_size` is
     the result. Audio at a rate that AAC lacks is resampled to the next higher one it has.
 
     Args:
@@ -54,11 +60,14 @@ class VideoWriter:
         rate: frames per second.
         audio_rate: Hz of the audio; None for a file without audio.
         audio_channels: 1..8.
-        crf: quality of x264, 0 (best) .. 51.
-        preset: speed of x264, "ultrafast" .. "veryslow".
-        colour: tags to write, and the matrix and range to encode with; give `VideoReader.info.colour`.
+        codec: "h264", "hevc", "av1", "prores" (.mov and .mkv only), or None.
+        crf: quality, 0 (best) .. 51; ProRes has only one.
+        preset: speed, x264's "ultrafast" .. "veryslow"; not of ProRes.
+        format: of the pictures, `VideoReader.info.format`: its colour is that of the file. Default: 8 bit, BT.709.
+        hdr: metadata to write, `VideoReader.info.hdr`; only HEVC and AV1 hold them.
         sample_aspect_ratio: width of a pixel over its height.
-        lossless: FFV1 in R'G'B' and float PCM, .mkv only: what is read back equals what was written bit for bit.
+        lossless: FFV1 in the pixel format of `format` (R'G'B' by default) and float PCM, .mkv only: what is read back
+            equals what was written bit for bit. `codec`, `crf`, `preset` and `hdr` do not apply.
 
     Raises:
         OutputError: unknown suffix, no such folder, folder not writable, disk full, or no frame before `close`.
@@ -75,9 +84,11 @@ class VideoWriter:
         rate: int | Fraction = FPS,
         audio_rate: int | None = None,
         audio_channels: int = 1,
+        codec: VideoCodec | None = None,
         crf: int = 18,
         preset: str = "medium",
-        colour: Colour | None = None,
+        format: PictureFormat | None = None,
+        hdr: Hdr | None = None,
         sample_aspect_ratio: Fraction = Fraction(1),
         lossless: bool = False,
     ) -> None:
@@ -85,11 +96,14 @@ class VideoWriter:
         self.width, self.height, self.rate = width, height, Fraction(rate)
         self._frames = 0
         self._audio: AudioTrack | None = None
-        self._reformatter = VideoReformatter()
-        self._pixel_format = "bgr0" if lossless else "yuv420p"
-        self._colour = colour or Colour()
-        self._padding = (0, 0) if lossless else (height % 2, width % 2)
         self._check(crf, lossless)
+        if lossless and codec is not None:
+            raise ConfigError(f"lossless=True with codec {codec!r}", expected="one of the two", fix="leave out one")
+        format = (format or PictureFormat("gbrp", width, height)).resized(width, height)
+        suffix = self.path.suffix.lower()
+        chosen = lossless_encoding(format) if lossless else encoding(codec, suffix, format, hdr, crf=crf, preset=preset)
+        self._lossless = lossless
+        self._encoded, self._losses, self._transparent = chosen.format, chosen.losses, False
         if audio_rate is not None:
             check_rate(audio_rate)
             if not 1 <= audio_channels <= MAX_CHANNELS:
@@ -97,33 +111,52 @@ class VideoWriter:
 
         self._partial = _reserve(self.path)
         self._remove = weakref.finalize(self, self._partial.remove)
-        kind = FORMATS[self.path.suffix.lower()]
+        kind = FORMATS[suffix]
         faststart = {} if kind == "matroska" else {"movflags": "+faststart"}
         self._container = av.open(f"file:{self._partial.path}", "w", format=kind, options=faststart)
         with self._guarded(f"cannot start encoding {width}x{height} with preset {preset!r}", ConfigError):
-            options = {} if lossless else {"crf": str(crf), "preset": preset}
-            self._video = self._container.add_stream("ffv1" if lossless else "libx264", self.rate, options)
+            self._video: VideoStream = self._container.add_stream(  # type: ignore[assignment]
+                chosen.encoder, self.rate, chosen.options
+            )
+            if chosen.tag:
+                self._video.codec_context.codec_tag = chosen.tag
             self._describe(self._video, sample_aspect_ratio)
             if audio_rate is not None:
                 self._audio = AudioTrack(self._container, audio_rate, audio_channels, lossless)
             self._container.start_encoding()
 
     @property
+    def losses(self) -> tuple[str, ...]:
+        """What the file does not keep of the pictures written so far, as text."""
+        alpha = "the alpha channel is not kept, transparent parts become black: write .mov, as ProRes"
+        return self._losses + ((alpha,) if self._transparent else ())
+
+    @property
     def stored_size(self) -> tuple[int, int]:
         """(width, height) in the file."""
-        return self.width + self._padding[1], self.height + self._padding[0]
+        if self._lossless or "420" not in self._encoded.name:
+            return self.width, self.height
+        return self.width + self.width % 2, self.height + self.height % 2
 
-    def write(self, frame: NDArray[np.uint8]) -> None:
-        """Append one frame, uint8 [height, width, 3] R'G'B'."""
+    def write(self, frame: Picture | Image) -> None:
+        """Append one frame, a picture or uint8 [height, width, 3] RGB. In the format to be encoded it is not converted.
+
+        Raises:
+            ConfigError: the frame is neither, or of another size.
+        """
         self._check_open()
-        check_picture(frame, (self.height, self.width, 3))
+        picture = as_picture(frame)
+        if (picture.width, picture.height) != (self.width, self.height):
+            raise ConfigError(f"a frame of {picture.width}x{picture.height}", expected=f"{self.width}x{self.height}")
         with self._guarded("cannot write"):
-            if any(self._padding):
-                frame = np.pad(frame, (*((0, n) for n in self._padding), (0, 0)), mode="edge")
-            picture = from_rgb(np.ascontiguousarray(frame), self._reformatter, self._colour, self._pixel_format)
-            picture.pts, picture.time_base = self._frames, 1 / self.rate
+            if picture.format.has_alpha and not self._encoded.has_alpha:
+                self._transparent = self._transparent or picture.is_transparent
+                picture = picture.over_black()
+            stored = picture.converted(self._encoded).padded(*self.stored_size)
+            with stored.timed(self._frames, 1 / self.rate) as encoded:
+                packets = self._video.encode(encoded)
             self._frames += 1
-            self._container.mux(self._video.encode(picture))
+            self._container.mux(packets)
             if self._audio:
                 self._audio.encode_until(self._frames / self.rate)
 
@@ -147,7 +180,11 @@ class VideoWriter:
         with self._guarded("cannot finish"):
             if self._audio:
                 self._audio.finish(self._frames / self.rate)
-            self._container.mux(self._video.encode(None))
+            packets = self._video.encode(None)
+            if self._frames <= 2:  # x265 leaves the decoding time of so few frames undefined
+                for packet in packets:
+                    packet.dts = packet.pts
+            self._container.mux(packets)
             self._container.close()
             self._partial.path.replace(self.path)
             self._remove.detach()
@@ -192,16 +229,17 @@ class VideoWriter:
 
     def _describe(self, stream: VideoStream, sample_aspect_ratio: Fraction) -> None:
         stream.width, stream.height = self.stored_size
-        stream.pix_fmt = self._pixel_format
+        stream.pix_fmt = self._encoded.name
         context = stream.codec_context
-        context.thread_count = codec_threads()
+        context.thread_count, context.thread_type = codec_threads(), "AUTO"
         context.time_base = 1 / self.rate
         context.sample_aspect_ratio = sample_aspect_ratio
-        if self._pixel_format == "yuv420p":
-            context.colorspace = self._colour.matrix
-            context.color_range = ColorRange.JPEG if self._colour.full_range else ColorRange.MPEG
-        context.color_primaries = self._colour.primaries
-        context.color_trc = self._colour.transfer
+        colour = self._encoded.colour
+        if not self._encoded.is_rgb:
+            context.colorspace = colour.matrix
+            context.color_range = ColorRange.JPEG if colour.full_range else ColorRange.MPEG
+        context.color_primaries = colour.primaries
+        context.color_trc = colour.transfer
 
     def _check_open(self) -> None:
         if not self._remove.alive:

@@ -161,7 +161,7 @@ async def _warm_up(state: State) -> None:
             engine.warmup()
             return engine, settings.max_sessions
         encoder = JpegEncoder()  # encoding takes its share of every session
-        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.encode(frame.image))
+        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.encode(frame.picture))
 
     try:
         state.engine, most = await asyncio.to_thread(load)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Protocol
 
 import av
 import cv2
-import numpy as np
-from numpy.typing import NDArray
 
 from ..media import FPS
-from ..media.colour import Colour, from_rgb
+from ..media.colour import Colour
+from ..media.picture import Picture
+from ..media.pixel_format import PictureFormat
 from .protocol import H264, JPEG
 
 _QUALITY = 85
@@ -23,8 +24,8 @@ class FrameEncoder(Protocol):
 
     kind: int
 
-    def encode(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
-        """uint8 [H, W, 3] RGB -> bytes, and whether it is a key frame."""
+    def encode(self, picture: Picture) -> tuple[bytes, bool]:
+        """The picture's bytes, and whether it is a key frame."""
 
 
 class JpegEncoder:
@@ -32,36 +33,44 @@ class JpegEncoder:
 
     kind = JPEG
 
-    def encode(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
-        _, data = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
+    def encode(self, picture: Picture) -> tuple[bytes, bool]:
+        """See `FrameEncoder`."""
+        _, data = cv2.imencode(".jpg", picture.to_ndarray("bgr24"), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
         return data.tobytes(), True
 
 
 class H264Encoder:
     """libx264 without delay: one access unit per picture, with parameter sets at every key frame.
 
-    Pictures with an odd side lose a line or column: 4:2:0 chroma covers two by two pixels.
+    The last line or column of an odd side is repeated: 4:2:0 chroma covers two by two pixels.
     """
 
     kind = H264
 
     def __init__(self, width: int, height: int) -> None:
-        self._width, self._height = width - width % 2, height - height % 2
+        self._width, self._height = width + width % 2, height + height % 2
         self._context = context = av.CodecContext.create("libx264", "w")
         assert isinstance(context, av.VideoCodecContext)
         context.width, context.height = self._width, self._height
         context.pix_fmt, context.time_base, context.framerate = "yuv420p", Fraction(1, FPS), Fraction(FPS)
         context.gop_size, context.max_b_frames, context.thread_count = _KEY_EVERY, 0, 1
         context.options = {"preset": "superfast", "tune": "zerolatency", "crf": "23", "annexb": "1"}
-        self._reformatter = av.video.reformatter.VideoReformatter()
         self._count = 0
 
-    def encode(self, image: NDArray[np.uint8]) -> tuple[bytes, bool]:
-        whole = np.ascontiguousarray(image[: self._height, : self._width])
-        frame = from_rgb(whole, self._reformatter, Colour(), "yuv420p")
-        frame.pts, self._count = self._count, self._count + 1
-        packets = self._context.encode(frame)
+    def encode(self, picture: Picture) -> tuple[bytes, bool]:
+        """See `FrameEncoder`."""
+        stored = picture.converted(live_format(picture.format)).padded(self._width, self._height)
+        with stored.timed(self._count, Fraction(1, FPS)) as frame:
+            packets = self._context.encode(frame)
+        self._count += 1
         return b"".join(bytes(packet) for packet in packets), any(packet.is_keyframe for packet in packets)
+
+
+def live_format(format: PictureFormat) -> PictureFormat:
+    """The format that live clients are sent: 8 bit 4:2:0, BT.709 and limited range, which they assume without tags."""
+    colour = replace(format.colour, matrix=Colour().matrix, full_range=False)
+    siting = format.siting if "420" in format.name else (0.0, 0.5)
+    return PictureFormat("yuv420p", format.width, format.height, colour, siting)
 
 
 def frame_encoder(kind: str, width: int, height: int) -> FrameEncoder:

@@ -6,16 +6,19 @@ import itertools
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
-from numpy.typing import NDArray
 
-from ..backends.base import Array, ChunkInput, ChunkStream, PendingChunk
+from ..backends.base import Array, ChunkInput, ChunkStream, PendingChunk, cores
 from ..bundle import Manifest
 from ..face import FacePipeline
+from ..media.picture import Picture
+from ..media.threads import may_overlap
 from .reference import Reference, SourceFrame, stack_crops
 from .timeline import Place
 
@@ -42,10 +45,16 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Composited:
-    """Frames of a chunk. Attributes: images: uint8 [H, W, 3] each. used_chunk: False if no chunk was generated."""
+    """Frames of a chunk.
+
+    Attributes:
+        sources: of the reference. pictures: as they are shown. shares: of the generated mouth in each, 0 to 1.
+        used_chunk: False if no chunk was generated.
+    """
 
     sources: list[SourceFrame]
-    images: list[NDArray[np.uint8]]
+    pictures: list[Picture]
+    shares: list[float]
     used_chunk: bool
 
 
@@ -64,18 +73,25 @@ class _Failed:
 
     error: Exception
 
-    def pictures(self) -> Array:
+    def crops(self) -> Array:
         raise self.error
 
     def drop(self) -> None:
         """Nothing is running."""
 
 
+@cache
+def _workers() -> ThreadPoolExecutor:
+    """Threads that composite the frames of a chunk side by side, shared by all sessions."""
+    return ThreadPoolExecutor(cores(), thread_name_prefix="lipstream-composite")
+
+
 class ChunkPipeline:
     """Generates chunks, the next one ahead where the stream allows it. Not thread-safe.
 
     Args:
-        sound: gives the audio encoder's window [window(n)] of n frames that start at a frame of a place's segment.
+        sound: called with a place, a frame of its segment and a number of frames n; the samples that the audio encoder
+            takes for n frames from that one on, float32 [`AudioGeometry.window(n)`].
         seed: of the noise, 0 to 2^64 - 1.
     """
 
@@ -93,11 +109,12 @@ class ChunkPipeline:
         self._sound, self._seed, self._timed = sound, seed, timed
         self._ahead: _Started | None = None
 
-    def generate(self, place: Place, following: Callable[[], Place | None]) -> Composited:
-        """The frames of the chunk at `place`.
+    def generate(self, place: Place, following: Callable[[], Place | None], shares: Sequence[float]) -> Composited:
+        """The frames of the chunk at `place`; before the first face only the unchanged frames before it, and no chunk.
 
         Args:
             following: gives the place of the chunk after it, to be started ahead, or None.
+            shares: of the generated mouth in each frame, 0 to 1; a frame without a face stays as it is.
 
         Raises:
             FaceNotFoundError, MediaTruncatedError, OutputError: of the reference. After any error the stream's state
@@ -107,26 +124,27 @@ class ChunkPipeline:
         if started is not None and started.place != place:  # audio or pictures changed since
             started.pending.drop()
             started = None
-        sources = started.sources if started else self._look(place)
+        sources = started.sources if started else self._source_frames(place)
         if place.number == 0 and sources[0].matrix is None:
-            # The stream's first frame fixes its identity: wait for one with a face.
+            # Every chunk is conditioned on the stream's first latent frame: it must show the face.
             sources = list(itertools.takewhile(lambda source: source.matrix is None, sources))
-            return Composited(sources, [source.image.copy() for source in sources], used_chunk=False)
+            return _unchanged(sources)
         started = started or self._start(place, sources)
         # The first chunk's frames must not be delayed, and idle ones may be replaced by speech.
         if self._stream.ahead and place.number and place.segment is not None:
             self._start_ahead(following())
         with self._timed("wait"):
-            pictures = started.pending.pictures()
+            crops = started.pending.crops()
+        applied = [0.0 if source.matrix is None else share for source, share in zip(sources, shares, strict=True)]
         with self._timed("composite"):
-            images = [self._composite(*pair) for pair in zip(sources, pictures, strict=True)]
-        return Composited(sources, images, used_chunk=True)
+            composited = list((_workers().map if may_overlap() else map)(self._composite, sources, crops, applied))
+        return Composited(sources, composited, applied, used_chunk=True)
 
     def untouched(self, picture: int) -> Composited:
         """One frame of the reference as it is."""
         with self._timed("reference"):
             sources = self._reference.frames(picture, 1)
-        return Composited(sources, [sources[0].image.copy()], used_chunk=False)
+        return _unchanged(sources)
 
     def close(self) -> None:
         """Release reference and stream."""
@@ -134,14 +152,14 @@ class ChunkPipeline:
         self._reference.close()
         self._stream.close()
 
-    def _look(self, place: Place) -> list[SourceFrame]:
+    def _source_frames(self, place: Place) -> list[SourceFrame]:
         with self._timed("reference"):
-            return self._reference.frames(place.picture, place.count)
+            return self._reference.frames(place.reference_frame, place.count)
 
     def _start(self, place: Place, sources: list[SourceFrame]) -> _Started:
         g = self._manifest.geometry
         with self._timed("reference"):
-            latents = self._reference.latents(place.picture)
+            latents = self._reference.latents(place.reference_frame)
             crops = None if latents is not None else stack_crops(g, [source.crop for source in sources])
         missing = g.video_frames - place.count
         if place.segment is None:
@@ -156,14 +174,14 @@ class ChunkPipeline:
         if place is None:
             return
         try:
-            self._ahead = self._start(place, self._look(place))
+            self._ahead = self._start(place, self._source_frames(place))
         except Exception as error:
             self._ahead = _Started(place, [], _Failed(error))
 
-    def _composite(self, source: SourceFrame, picture: Array) -> NDArray[np.uint8]:
-        if source.matrix is None:
-            return source.image.copy()
-        return self._face.composite(source.image, picture, source.crop, source.matrix)
+    def _composite(self, source: SourceFrame, crop: Array, share: float) -> Picture:
+        if source.matrix is None or not share:
+            return source.picture
+        return self._face.composite(source.picture, crop, source.crop, source.matrix, share)
 
     def _noise(self, chunk: int) -> list[Array]:
         """Unit noise [C, c, h, w] for each pass of a chunk: a function of the seed and the chunk alone."""
@@ -171,3 +189,7 @@ class ChunkPipeline:
         rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, chunk]))
         shape = (g.latent_channels, g.chunk_frames, *g.latent_size)
         return [rng.standard_normal(shape, np.float32) for _ in self._manifest.t_list[:-1]]
+
+
+def _unchanged(sources: list[SourceFrame]) -> Composited:
+    return Composited(sources, [source.picture for source in sources], [0.0] * len(sources), used_chunk=False)

@@ -15,8 +15,8 @@ from ..bundle import Manifest
 from ..errors import ConfigError
 from ..face import FaceOptions, FacePipeline
 from ..media import FPS, FrameSpool, ping_pong
-from ..media.image import check_picture
-from .reference import LOOP_BYTES, Source, SourceFrame, no_face, open_source, require_face, stack_crops
+from ..media.pixel_format import PictureFormat
+from .reference import LOOP_BYTES, Source, SourceFrame, no_face, open_source, pictures, require_face, stack_crops
 
 _FORGOTTEN = 3  # chunks after which latents do not depend on the stream's start: the encoder looks back 30 frames
 
@@ -51,22 +51,24 @@ class PreparedReference:
             raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
         self.manifest, self.face, self._pipeline = manifest, face, pipeline
         self._geometry = geometry = manifest.geometry
-        opened = open_source(source, retimed=pipeline.retimed)
-        tracker = require_face(opened, face)
+        opened = open_source(source, retimed=face.retimed)
+        tracker = require_face(pictures(opened), face)
         self._spool = FrameSpool()
         self._matrices: list[NDArray[np.float64] | None] = []
-        self._size: tuple[int, ...] | None = None
+        self._format: PictureFormat | None = None
         self.skipped = 0
-        for image in itertools.islice(opened, max(1, int(seconds * FPS))):
-            check_picture(image, self._size, f"frame {len(self._matrices) + self.skipped}")
-            self._size = image.shape
-            seen = tracker.track(image)
+        for picture in itertools.islice(pictures(opened), max(1, int(seconds * FPS))):
+            self._format = self._format or picture.format
+            if picture.format != self._format:
+                number = len(self._matrices) + self.skipped
+                raise ConfigError(f"frame {number} is {picture.format}", expected=f"{self._format}, like the others")
+            seen = tracker.track(picture)
             if seen is None and not self._matrices:
                 self.skipped += 1
                 continue
-            if self._matrices and (len(self._matrices) + 1) * image.nbytes > max_bytes:
+            if self._matrices and (len(self._matrices) + 1) * picture.nbytes > max_bytes:
                 break
-            self._spool.append(image)
+            self._spool.append(picture)
             self._matrices.append(None if seen is None else seen.matrix)
         if not self._matrices:
             raise no_face(self.skipped)
@@ -87,19 +89,18 @@ class PreparedReference:
     @property
     def size(self) -> tuple[int, int]:
         """(width, height) of its frames."""
-        assert self._size is not None
-        height, width = self._size[:2]
-        return width, height
+        assert self._format is not None
+        return self._format.width, self._format.height
 
     def at(self, place: int) -> SourceFrame:
         """Frame `place` = 0, 1, 2, ... of the endless loop."""
         index = ping_pong(place, self.frames)
-        image = self._spool.read(index)
+        picture = self._spool.read(index)
         seen = self._crop_of[index]
-        shown = image if seen == index else self._spool.read(seen)
+        shown = picture if seen == index else self._spool.read(seen)
         matrix = self._matrices[seen]
         assert matrix is not None
-        return SourceFrame(image, self._pipeline.crop(shown, matrix), self._matrices[index])
+        return SourceFrame(picture, self._pipeline.crop(shown, matrix), self._matrices[index])
 
     def play(self) -> PreparedPlayback:
         """A playback for one session, from the start."""

@@ -6,9 +6,10 @@ advance.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -16,18 +17,20 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from ..ahead import Ahead
 from ..backends.base import Array
 from ..bundle import Geometry
 from ..errors import ConfigError, FaceNotFoundError
 from ..face import FaceOptions, FacePipeline, Tracker
 from ..media import FrameLoop, VideoReader
-from ..media.image import Image
+from ..media.picture import Image, Picture, as_picture
+from ..media.threads import may_overlap
 
-Source = str | os.PathLike[str] | Sequence[Image] | Image
+Source = str | os.PathLike[str] | VideoReader | Sequence[Image] | Image
 """A video file, or frames: a sequence of uint8 [H, W, 3] RGB, or one array [n, H, W, 3], at 25 a second."""
 
 LOOP_BYTES = 2 << 30
-"""Default limit in bytes of temporary disk for the frames of a looped reference: 14 s of 1080p, 31 s of 720p."""
+"""Default limit in bytes of temporary disk for a looped reference: 28 s of 1080p, 62 s of 720p, 8 bit 4:2:0."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,13 @@ class SourceFrame:
     """One frame to be lip-synced.
 
     Attributes:
-        image: uint8 [H, W, 3] RGB.
+        picture: as the source has it.
         crop: uint8 [S, S, 3], the aligned face; if the frame has none, the last one before it.
         matrix: float64 [2, 3], frame pixels -> alignment canvas; None if the frame is to be shown unchanged.
         damaged: the file is damaged here, and the decoder has concealed the error.
     """
 
-    image: Image
+    picture: Picture
     crop: Image
     matrix: NDArray[np.float64] | None
     damaged: bool = False
@@ -51,7 +54,7 @@ class Reference(Protocol):
     """Frames of one session by index, 0, 1, 2, ... without end, and their latents."""
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
-        """Frames ``[first, first + count)``; `first` is at most four chunks before the last frame returned."""
+        """Frames ``[first, first + count)``; `first` is at most three chunks before the last frame returned."""
 
     def latents(self, first: int) -> Array | None:
         """Latents [2, C, c, h, w] of a chunk whose frames start at `first`, as they are and with the mouth masked.
@@ -62,16 +65,18 @@ class Reference(Protocol):
     def close(self) -> None: ...
 
 
+_AHEAD = 4  # frames tracked before they are requested
 _KEPT = 3  # chunks that may be requested again: one started, one queued, one not shown
 
 
 class LiveReference:
-    """Decodes, tracks and encodes during the session. Memory use does not depend on the length.
+    """Decodes and tracks during the session. Memory use does not depend on the length.
 
     Args:
         source: see `Source`.
-        length: number of frames that will be requested, None if unknown. Frames that are shown only once are not
-            stored. Without `length`, playback reverses where the frames on disk reach `loop_bytes`.
+        length: number of frames that will be requested, None if unknown. With it frames are tracked ahead, those that
+            are shown only once are not stored, and beyond it the last one is repeated. Without it, playback reverses
+            where the frames on disk reach `loop_bytes`.
 
     Raises:
         FaceNotFoundError: no face in the first 30 seconds.
@@ -88,21 +93,24 @@ class LiveReference:
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> None:
-        self._frames = open_source(source, retimed=pipeline.retimed)
-        self._tracker = require_face(self._frames, face)
-        self._loop = FrameLoop(self._frames, length, max_bytes=loop_bytes)
-        self._geometry = geometry
-        self._pipeline = pipeline
-        self._matrices: dict[int, NDArray[np.float64] | None] = {}
-        self._crop = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        kept = _KEPT if length else _KEPT + 1  # in a live session another chunk may be prefetched
+        opened = open_source(source, retimed=face.retimed)
+        self._loop = FrameLoop(opened, length, max_bytes=loop_bytes)
+        grey = np.full((*geometry.crop_size, 3), 127, np.uint8)
+        tracked = _tracked(opened, self._loop, face.tracker(), pipeline, grey)
+        first = next(tracked)
+        if first.matrix is None:
+            require_face(pictures(opened), face)
+        # Only where every frame will be requested: a session in real time would hold more pictures for nothing.
+        ahead = _AHEAD if length and may_overlap() else 0
+        self._frames = Ahead(itertools.chain([first], tracked), ahead)
+        kept = _KEPT if length else _KEPT + 1  # without an end, another chunk may be prefetched
         self._recent: deque[SourceFrame] = deque(maxlen=kept * geometry.video_frames)
         self._given = 0
 
     def frames(self, first: int, count: int) -> list[SourceFrame]:
         """See `Reference`; beyond `length` the last frame is repeated."""
         while self._given < first + count:
-            self._recent.append(self._next())
+            self._recent.append(next(self._frames, None) or self._recent[-1])
             self._given += 1
         oldest = self._given - len(self._recent)
         return [self._recent[i - oldest] for i in range(first, first + count)]
@@ -111,24 +119,32 @@ class LiveReference:
         """None: latents are not known in advance."""
 
     def close(self) -> None:
+        self._frames.close()
         self._loop.close()
+        self._recent.clear()  # a closed session may be collected much later
 
-    def _next(self) -> SourceFrame:
-        step = next(self._loop, None)
-        if step is None:
-            return self._recent[-1]
-        index, image = step
-        if index in self._matrices:
-            matrix = self._matrices[index]
+
+def _tracked(
+    source: VideoReader | Sequence[Image] | Image,
+    loop: FrameLoop,
+    tracker: Tracker,
+    pipeline: FacePipeline,
+    crop: Image,
+) -> Iterator[SourceFrame]:
+    """The frames of `loop`, over `source`, with their faces; `crop` is that of a frame before the first face."""
+    matrices: dict[int, NDArray[np.float64] | None] = {}
+    for index, picture in loop:
+        if index in matrices:
+            matrix = matrices[index]
         else:
-            seen = self._tracker.track(image)
+            seen = tracker.track(picture)
             matrix = None if seen is None else seen.matrix
-            if self._loop.comes_back(index):
-                self._matrices[index] = matrix
+            if loop.comes_back(index):
+                matrices[index] = matrix
         if matrix is not None:
-            self._crop = self._pipeline.crop(image, matrix)
-        damaged = isinstance(self._frames, VideoReader) and self._frames.damaged(index)
-        return SourceFrame(image, self._crop, matrix, damaged)
+            crop = pipeline.crop(picture, matrix)
+        damaged = isinstance(source, VideoReader) and source.damaged(index)
+        yield SourceFrame(picture, crop, matrix, damaged)
 
 
 def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
@@ -143,6 +159,8 @@ def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
 
 def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequence[Image] | Image:
     """Return frames that can be iterated any number of times. Raises ConfigError for neither a path nor frames."""
+    if isinstance(source, VideoReader):
+        return source
     if isinstance(source, str | os.PathLike):
         return VideoReader(Path(source), retimed=retimed)
     if isinstance(source, np.ndarray):
@@ -155,7 +173,14 @@ def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequen
     return source
 
 
-def require_face(frames: Iterable[Image], face: FaceOptions, *, every: int = 10, limit: int = 750) -> Tracker:
+def pictures(source: VideoReader | Sequence[Image] | Image) -> Iterator[Picture]:
+    """One pass over the frames of an opened source. Raises ConfigError for a frame that is not uint8 [H, W, 3]."""
+    if isinstance(source, VideoReader):
+        return source.pictures()
+    return (as_picture(frame, f"frame {index}") for index, frame in enumerate(source))
+
+
+def require_face(frames: Iterable[Picture], face: FaceOptions, *, every: int = 10, limit: int = 750) -> Tracker:
     """Search every tenth of the first `limit` frames until one shows a face.
 
     Returns:

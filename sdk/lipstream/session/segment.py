@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..bundle import AudioGeometry
 from ..errors import AudioFormatError
-from ..media import FPS, StreamResampler, to_float
+from ..media import FPS, StreamResampler
 from ..media.audio import check_rate
 
 Samples = NDArray[np.float32]
@@ -36,19 +36,17 @@ class SegmentAudio:
         self._pushed = _SampleQueue()
         self._resampled = _SampleQueue()
 
-    def push(self, pcm: ArrayLike, rate: int) -> int:
-        """Append samples; returns how many. Raises AudioFormatError, also for another rate than at first."""
-        if check_rate(rate) != self.rate:
+    def push(self, samples: Samples, rate: int) -> None:
+        """Append samples, float32 [n, channels]; AudioFormatError for another rate or channel count than before."""
+        if rate != self.rate:
             raise AudioFormatError(
                 f"audio at {rate} Hz",
                 expected=f"{self.rate} Hz, as pushed before",
                 fix="flush() before changing the rate",
             )
-        samples = to_float(pcm)
         resampled = self._resampler.push(samples)
         self._pushed.append(samples)
         self._resampled.append(resampled)
-        return len(samples)
 
     def end(self) -> None:
         if not self.ended:

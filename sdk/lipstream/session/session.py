@@ -65,8 +65,8 @@ class LipSyncSession:
         metrics: Metrics | None = None,
     ) -> None:
         self._idle = IdlePolicy(idle)
-        self._chunk_frames = manifest.geometry.video_frames
-        least = 2 * self._chunk_frames / FPS  # a chunk and its look-ahead must fit
+        self._video_frames = manifest.geometry.video_frames
+        least = 2 * self._video_frames / FPS  # a chunk and its look-ahead must fit
         if not isinstance(max_pending, int | float) or not max_pending >= least:
             raise ConfigError(f"max_pending={max_pending!r}", expected=f"at least {least:g} seconds, two chunks")
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
@@ -74,8 +74,14 @@ class LipSyncSession:
         self._lookahead = manifest.audio.lookahead / manifest.audio.sample_rate
         self._pool, self._max_pending, self._metrics = pool, max_pending, metrics or NoMetrics()
         self._times = StageTimes()
-        self._pipeline = ChunkPipeline(manifest, stream, reference, face, self._sound, int(seed), self._times)
-        self._state = SessionState(Timeline(manifest), self._idle, self._metrics)
+        self._state = state = SessionState(Timeline(manifest), self._idle, self._metrics)
+
+        def sound(place: Place, first: int, frames: int) -> Array:
+            assert place.segment is not None
+            with state.changed:
+                return place.segment.window(first, frames)
+
+        self._pipeline = ChunkPipeline(manifest, stream, reference, face, sound, int(seed), self._times)
         self._generating = threading.RLock()  # reentrant: a signal handler may close in the middle of a chunk
         self._released = False
         self._process = os.getpid()
@@ -98,7 +104,7 @@ class LipSyncSession:
 
         Args:
             pcm: int16, or float32 in [-1, 1]; [n] or [n, channels], 1 to 8 channels, n >= 0.
-            sample_rate: Hz, 4000 to 384000; may change only after `flush`.
+            sample_rate: Hz, 4000 to 384000. Rate and channels may change only after `flush`.
 
         Returns:
             Number of samples taken (all of them).
@@ -137,7 +143,7 @@ class LipSyncSession:
         if not isinstance(unshown, int | np.integer) or unshown < 0:
             raise ConfigError(f"unshown={unshown!r}", expected="a number of frames, 0 or more")
         with self._locked() as state:
-            state.interrupt(min(int(unshown), self._chunk_frames, state.taken))
+            state.interrupt(min(int(unshown), self._video_frames, state.taken))
             self._metrics.count("interrupts")
             return state.taken / FPS
 
@@ -256,24 +262,17 @@ class LipSyncSession:
                 return state.timeline.following(place) if epoch == state.epoch else None
 
         if place.segment is None and self._idle.is_reference(share):
-            made, shares = self._pipeline.untouched(place.picture), [0.0]
+            made = self._pipeline.untouched(place.reference_frame)
         else:
-            made = self._pipeline.generate(place, following)
-            shares = [0.0] * len(made.images)
+            shares = self._idle.shares(place.segment is not None, share, place.count)
+            made = self._pipeline.generate(place, following, shares)
             if made.used_chunk:
-                with self._times("composite"):
-                    shares = self._idle.fade(place.segment is not None, share, made.sources, made.images)
                 self._metrics.count("chunks")
                 self._metrics.observe("chunk", time.perf_counter() - begun)
         with state.changed:
             state.timeline.chunk += made.used_chunk
             if epoch == state.epoch:
-                state.put(place, made, shares)
-
-    def _sound(self, place: Place, first: int, frames: int) -> Array:
-        assert place.segment is not None
-        with self._state.changed:
-            return place.segment.window(first, frames)
+                state.put(place, made)
 
     def _release(self) -> None:
         """Close the reference and the stream, once; under `_generating`."""

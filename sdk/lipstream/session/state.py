@@ -24,9 +24,12 @@ class SessionState:
     """Not thread-safe but for `woken`: call everything else while holding `changed`.
 
     Attributes:
-        changed: the lock, notified of every change. queue: frames that were generated, and not taken.
-        taken: number of frames taken. epoch: counts interrupts; what was begun before one is discarded.
-        closed: no more frames. ended_by: the error that closed the session, if one did.
+        changed: the lock, notified of every change.
+        queue: frames that were generated, and not taken.
+        taken: number of frames taken, less those that `interrupt` gave back.
+        epoch: counts interrupts; what was begun before one is discarded.
+        closed: no more frames.
+        ended_by: the error that closed the session, if one did.
     """
 
     def __init__(self, timeline: Timeline, idle: IdlePolicy, metrics: Metrics) -> None:
@@ -88,7 +91,7 @@ class SessionState:
         self._interrupted_at, self._first_sound_at = time.perf_counter(), None
         self._idle.reset()
         self.timeline.clear()
-        self.timeline.picture -= len(self.queue) + unshown
+        self.timeline.reference_frame -= len(self.queue) + unshown
         self.queue.clear()
         self.taken -= unshown
         self.notify()
@@ -115,8 +118,11 @@ class SessionState:
         return frame
 
     def ready(self) -> bool:
-        """Whether another chunk can be generated: there is audio for one, or the session is idle."""
-        self.timeline.drop_spoken()
+        """Whether another chunk can be generated: there is audio for one, or the session is idle.
+
+        Forgets segments that are generated to their end; to be called before `next_place`.
+        """
+        self.timeline.drop_generated()
         return not self.closed and (self._idle.mode is not None or self.timeline.next() is not None)
 
     def next_place(self) -> Place:
@@ -130,10 +136,10 @@ class SessionState:
         self._metrics.observe("queue", self.timeline.pending)
         return place
 
-    def put(self, place: Place, made: Composited, shares: list[float]) -> None:
+    def put(self, place: Place, made: Composited) -> None:
         """Queue the frames for which the segment has sound; or idle ones, unless there is speech by now."""
         segment, timeline = place.segment, self.timeline
-        wanted = len(made.images) if segment is None else min(len(made.images), segment.frames - place.first)
+        wanted = len(made.pictures) if segment is None else min(len(made.pictures), segment.frames - place.first)
         if segment is None:
             if timeline.next() is not None:
                 return
@@ -143,7 +149,7 @@ class SessionState:
             audio = timeline.silence(index) if segment is None else segment.of_frame(place.first + i)
             self.queue.append(
                 Frame(
-                    image=made.images[i],
+                    picture=made.pictures[i],
                     audio=audio,
                     pts=index / FPS,
                     index=index,
@@ -153,7 +159,7 @@ class SessionState:
                     end_of_segment=segment is not None and segment.ended and place.first + i + 1 == segment.frames,
                     speaking=self._idle.speaking(audio),
                     idle=segment is None,
-                    generated=shares[i],
+                    generated=made.shares[i],
                 )
             )
         timeline.advance(place, wanted)
@@ -165,4 +171,4 @@ class SessionState:
         if self.queue and self.queue[-1].idle and self.timeline.next() is not None:
             while self.queue and self.queue[-1].idle:
                 self.queue.pop()
-                self.timeline.picture -= 1
+                self.timeline.reference_frame -= 1

@@ -20,13 +20,13 @@ class Place:
 
     Attributes:
         number: of the chunk in its stream. segment: whose audio it speaks; None for an idle chunk.
-        first: its first frame in the segment. picture: its first frame of the reference. count: its frames.
+        first: its first frame in the segment. reference_frame: its first frame of the reference. count: its frames.
     """
 
     number: int
     segment: SegmentAudio | None
     first: int
-    picture: int
+    reference_frame: int
     count: int
 
 
@@ -34,24 +34,25 @@ class Timeline:
     """Segments of audio in a row, and how far they are spoken. Not thread-safe: the session's lock protects it.
 
     Attributes:
-        chunk: number of the stream's next chunk. picture: the reference's next frame. segment: number of the segment
-            that is spoken, or will be next.
+        chunk: number of the stream's next chunk.
+        reference_frame: the reference's next frame.
+        segment: number of the segment that is spoken, or will be next.
     """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._segments: deque[SegmentAudio] = deque()
-        self._spoken = 0  # frames of the first segment that were generated
+        self._generated = 0  # frames of the first segment that were generated
         self._silence = (manifest.audio.sample_rate, 1)  # rate and channels of what was pushed last
-        self.chunk = self.picture = self.segment = 0
+        self.chunk = self.reference_frame = self.segment = 0
 
     @property
     def pending(self) -> float:
         """Seconds of audio that are not generated yet."""
-        return (sum(segment.frames for segment in self._segments) - self._spoken) / FPS
+        return (sum(segment.frames for segment in self._segments) - self._generated) / FPS
 
     def push(self, samples: NDArray[np.float32], rate: int, most: float) -> bool:
-        """Append samples to the last segment, or begin one; returns whether it did.
+        """Append samples, float32 [n, channels], to the last segment, or begin one; returns whether it began one.
 
         Raises:
             BackpressureError: more than `most` seconds would wait. AudioFormatError: another rate than before.
@@ -68,7 +69,7 @@ class Timeline:
         segment.push(samples, rate)
         if fresh:
             self._segments.append(segment)
-            self._silence = segment.rate, samples.shape[1] if samples.ndim > 1 else 1
+            self._silence = segment.rate, samples.shape[1]
         return fresh
 
     def end_segment(self) -> None:
@@ -80,48 +81,48 @@ class Timeline:
         """Forget all audio."""
         self.segment += len(self._segments)
         self._segments.clear()
-        self._spoken = 0
+        self._generated = 0
 
-    def drop_spoken(self) -> None:
-        """Forget segments that are spoken to their end."""
-        while self._segments and self._segments[0].ended and self._spoken >= self._segments[0].frames:
+    def drop_generated(self) -> None:
+        """Forget segments that are generated to their end."""
+        while self._segments and self._segments[0].ended and self._generated >= self._segments[0].frames:
             self._segments.popleft()
             self.segment += 1
-            self._spoken = 0
+            self._generated = 0
 
     def next(self) -> Place | None:
         """The next chunk's place, if its audio and the look-ahead have been pushed."""
-        return self._place(self.chunk, self._spoken, self.picture)
+        return self._place(self.chunk, self._generated, self.reference_frame)
 
     def following(self, place: Place) -> Place | None:
         """The place of the chunk after a spoken one, if its audio has been pushed."""
         assert place.segment is not None
         wanted = min(place.count, place.segment.frames - place.first)
-        return self._place(place.number + 1, place.first + wanted, place.picture + wanted)
+        return self._place(place.number + 1, place.first + wanted, place.reference_frame + wanted)
 
     def idle(self) -> Place:
         """The place of an idle chunk."""
-        return Place(self.chunk, None, 0, self.picture, self._frames_of(self.chunk))
+        return Place(self.chunk, None, 0, self.reference_frame, self._frames_of(self.chunk))
 
     def advance(self, place: Place, frames: int) -> None:
-        """`frames` frames of the chunk at `place` are shown."""
-        self.picture += frames
+        """`frames` frames of the chunk at `place` were queued."""
+        self.reference_frame += frames
         if place.segment is not None:
-            self._spoken = place.first + frames
-            place.segment.forget(self._spoken)
+            self._generated = place.first + frames
+            place.segment.forget(self._generated)
 
     def silence(self, index: int) -> NDArray[np.float32]:
         """Sound of the idle frame `index` of the session, float32 [n, channels], as was pushed last."""
         rate, channels = self._silence
         return np.zeros(((index + 1) * rate // FPS - index * rate // FPS, channels), np.float32)
 
-    def _place(self, number: int, frame: int, picture: int) -> Place | None:
+    def _place(self, number: int, frame: int, reference_frame: int) -> Place | None:
         for segment in self._segments:
             if segment.ended and frame >= segment.frames:
                 frame = 0
                 continue
             count = self._frames_of(number)
-            return Place(number, segment, frame, picture, count) if segment.ready(frame + count) else None
+            return Place(number, segment, frame, reference_frame, count) if segment.ready(frame + count) else None
         return None
 
     def _frames_of(self, chunk: int) -> int:

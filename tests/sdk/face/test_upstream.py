@@ -13,7 +13,7 @@ from lipstream import samples
 from lipstream.cli import main
 from lipstream.errors import ConfigError
 from lipstream.face.upstream import UpstreamCompositor, crop
-from lipstream.media import VideoReader
+from lipstream.media import Picture, VideoReader
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -59,7 +59,7 @@ def test_the_face_is_pasted_as_the_original_does() -> None:
     keep = np.ones((SIZE, SIZE), np.float32)
     keep[70:120, 20:108] = 0
     view, generated = crop(picture, MATRIX, SIZE), rng.random((SIZE, SIZE, 3), np.float32)
-    found = UpstreamCompositor(keep).composite(picture, generated, view, MATRIX)
+    found = UpstreamCompositor(keep).composite(Picture.of(picture), generated, view, MATRIX).rgb
 
     mask = torch.from_numpy(keep)
     face = torch.from_numpy(generated).permute(2, 0, 1) * (1 - mask)
@@ -109,5 +109,6 @@ def test_a_bundle_that_crops_the_canvas_is_rejected(tmp_path: Path, capsys: pyte
 def test_a_tiny_face_leaves_the_frame_unchanged() -> None:
     picture, far = frame(), np.array([[30.0, 0, -9000], [0, 30.0, -6000]])
     view = crop(picture, far, SIZE)
-    found = UpstreamCompositor(np.zeros((SIZE, SIZE), np.float32)).composite(picture, view / np.float32(255), view, far)
+    compositor = UpstreamCompositor(np.zeros((SIZE, SIZE), np.float32))
+    found = compositor.composite(Picture.of(picture), view / np.float32(255), view, far).rgb
     np.testing.assert_array_equal(found, picture)

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.atomic import Partial
 from lipstream.errors import AudioFormatError, ConfigError, OutputError
-from lipstream.media import AudioReader, Colour, VideoReader, VideoWriter, ensure_distinct, read_audio
+from lipstream.media import (
+    AudioReader,
+    Colour,
+    Picture,
+    PictureFormat,
+    VideoReader,
+    VideoWriter,
+    ensure_distinct,
+    read_audio,
+)
 from media_clips import centres, number_of, patches, stamped, write_clip
 from test_media_audio import chirp, lag
 
@@ -131,7 +140,9 @@ def test_colour_survives(
     colour = Colour(matrix, primaries, transfer, full_range)
     path = tmp_path / f"out{suffix}"
     image = patches()
-    with VideoWriter(path, image.shape[1], image.shape[0], crf=1, colour=colour) as writer:
+    with VideoWriter(
+        path, image.shape[1], image.shape[0], crf=1, format=PictureFormat("rgb24", 1, 1, colour)
+    ) as writer:
         for _ in range(3):
             writer.write(image)
     reader = VideoReader(path)
@@ -147,7 +158,9 @@ def test_colour_survives(
 
 def test_a_file_read_and_written_again_keeps_its_tags(tmp_path: Path) -> None:
     source = tmp_path / "in.mp4"
-    with VideoWriter(source, 64, 48, colour=Colour(6, 6, 6), sample_aspect_ratio=Fraction(4, 3)) as writer:
+    with VideoWriter(
+        source, 64, 48, format=PictureFormat("rgb24", 64, 48, Colour(6, 6, 6)), sample_aspect_ratio=Fraction(4, 3)
+    ) as writer:
         writer.write(BLACK)
     info = VideoReader(source).info
     assert (info.colour, info.sample_aspect_ratio) == (Colour(6, 6, 6), Fraction(4, 3))
@@ -179,6 +192,17 @@ def test_lossless_is_bit_exact(tmp_path: Path, size: tuple[int, int]) -> None:
             writer.write_audio(sound[k * 1_764 : (k + 1) * 1_764])
     np.testing.assert_array_equal(np.stack(list(VideoReader(path))), frames)
     np.testing.assert_array_equal(read_audio(path)[0], sound)
+
+
+@pytest.mark.parametrize("name", ["yuv420p", "yuv420p10le", "yuv422p", "yuva420p", "gray"])
+def test_lossless_keeps_the_planes_of_odd_sizes(tmp_path: Path, name: str) -> None:
+    picture = Picture.of(patches()[:33, :37]).converted(PictureFormat(name, 37, 33))
+    with VideoWriter(tmp_path / "out.mkv", 37, 33, format=picture.format, lossless=True) as writer:
+        writer.write(picture)
+    (found,) = VideoReader(tmp_path / "out.mkv").pictures()
+    assert (found.width, found.height) == (37, 33)
+    for plane, expected in zip(found.planes, picture.planes, strict=True):
+        np.testing.assert_array_equal(plane, expected)
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.bundle import AudioGeometry
 from lipstream.errors import AudioFormatError
-from lipstream.media import StreamResampler
+from lipstream.media import StreamResampler, to_float
 from lipstream.session.segment import SegmentAudio
 from numpy.typing import NDArray
 from scipy.signal import resample_poly
@@ -39,7 +39,7 @@ def test_windows_and_frames_are_slices_of_the_whole(rate: int, length: int, chan
     audio = SegmentAudio(GEOMETRY, rate)
     cuts = data.draw(st.lists(st.integers(0, length), max_size=6).map(sorted))
     for piece in np.split(pcm, cuts):
-        assert audio.push(piece, rate) == len(piece)
+        audio.push(to_float(piece), rate)
     audio.end()
     whole = resampled(pcm, rate)
     assert audio.frames == -(-length * 25 // rate)
@@ -64,7 +64,7 @@ def test_the_models_audio_equals_that_of_an_independent_resampler(rate: int) -> 
     t = np.arange(rate) / rate
     pcm = (0.3 * np.sin(2 * np.pi * 220 * t) + 0.2 * np.sin(2 * np.pi * 1500 * t + 1)).astype(np.float32)
     audio = SegmentAudio(GEOMETRY, rate)
-    audio.push(pcm, rate)
+    audio.push(to_float(pcm), rate)
     audio.end()
     expected = resample_poly(pcm, 16_000, rate)
     window = audio.window(5, 10)
@@ -80,10 +80,10 @@ def test_the_models_audio_equals_that_of_an_independent_resampler(rate: int) -> 
 def test_ready_means_that_the_window_is_complete(rate: int, pieces: list[int], n: int) -> None:
     pcm = np.random.default_rng(1).random(sum(pieces) + 30_000, np.float32)
     audio, whole = SegmentAudio(GEOMETRY, rate), SegmentAudio(GEOMETRY, rate)
-    whole.push(pcm, rate)
+    whole.push(to_float(pcm), rate)
     pushed = 0
     for piece in pieces:
-        audio.push(pcm[pushed : pushed + piece], rate)
+        audio.push(to_float(pcm[pushed : pushed + piece]), rate)
         pushed += piece
     assert audio.frames == pushed * 25 // rate
     if audio.ready(n):
@@ -98,8 +98,8 @@ def test_ready_means_that_the_window_is_complete(rate: int, pieces: list[int], n
 def test_mono_is_the_mean_of_the_channels() -> None:
     pcm = np.random.default_rng(0).random((6400, 2), np.float32) - np.float32(0.5)
     stereo, mono = SegmentAudio(GEOMETRY, 16_000), SegmentAudio(GEOMETRY, 16_000)
-    stereo.push(pcm, 16_000)
-    mono.push(pcm.mean(axis=1), 16_000)
+    stereo.push(to_float(pcm), 16_000)
+    mono.push(to_float(pcm.mean(axis=1)), 16_000)
     stereo.end()
     mono.end()
     np.testing.assert_allclose(stereo.window(0, 10), mono.window(0, 10), atol=1e-6)
@@ -108,11 +108,11 @@ def test_mono_is_the_mean_of_the_channels() -> None:
 
 def test_another_rate_and_another_number_of_channels_are_rejected() -> None:
     audio = SegmentAudio(GEOMETRY, 16_000)
-    audio.push(np.zeros(100, np.int16), 16_000)
+    audio.push(to_float(np.zeros(100, np.int16)), 16_000)
     with pytest.raises(AudioFormatError, match="8000"):
-        audio.push(np.zeros(100, np.int16), 8000)
+        audio.push(to_float(np.zeros(100, np.int16)), 8000)
     with pytest.raises(AudioFormatError, match="channels"):
-        audio.push(np.zeros((100, 2), np.int16), 16_000)
+        audio.push(to_float(np.zeros((100, 2), np.int16)), 16_000)
     assert audio.frames == 0
     with pytest.raises(AudioFormatError, match="rate"):
         SegmentAudio(GEOMETRY, 10)
@@ -121,7 +121,7 @@ def test_another_rate_and_another_number_of_channels_are_rejected() -> None:
 def test_dropped_samples_are_released() -> None:
     audio = SegmentAudio(GEOMETRY, 16_000)
     for frame in range(500):
-        audio.push(np.zeros(640, np.float32), 16_000)
+        audio.push(to_float(np.zeros(640, np.float32)), 16_000)
         audio.forget(frame)
     assert sum(map(len, audio._pushed._pieces)) <= 2 * 640
     assert sum(map(len, audio._resampled._pieces)) <= 640 + 1000 + 320 + 640

@@ -334,7 +334,7 @@ class _Pending:
     codec_side: dict[str, int]
     done: bool = False
 
-    def pictures(self) -> Array:
+    def crops(self) -> Array:
         work = self.stream._workspace
         work.shown[self.side].wait()
         self.done = True

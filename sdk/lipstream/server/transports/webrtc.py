@@ -38,8 +38,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...errors import BackpressureError, LipStreamError, ProtocolError
 from ...media import FPS, to_int16
+from ...media.picture import Picture
 from ...session import Frame
 from ..client_session import ClientSession, End, ended
+from ..frame_encoder import live_format
 from ..protocol import NORMAL, POLICY, Start, failure, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
@@ -92,19 +94,19 @@ class _TrackQueue(Generic[_T]):
 
 
 class VideoTrack(MediaStreamTrack):
-    """The pictures, at most 25 a second. An odd side loses a line or column."""
+    """The pictures, at most 25 a second. The last line or column of an odd side is repeated."""
 
     kind = "video"
 
     def __init__(self) -> None:
         super().__init__()
-        self.queue: _TrackQueue[tuple[int, NDArray[np.uint8]]] = _TrackQueue(_MOST_PICTURES)
+        self.queue: _TrackQueue[tuple[int, Picture]] = _TrackQueue(_MOST_PICTURES)
 
     async def recv(self) -> VideoFrame:
         """The next picture, once it is due."""
-        count, image = await self.queue.get()
-        height, width = (side - side % 2 for side in image.shape[:2])
-        frame = VideoFrame.from_ndarray(np.ascontiguousarray(image[:height, :width]), format="rgb24")
+        count, picture = await self.queue.get()
+        width, height = picture.width + picture.width % 2, picture.height + picture.height % 2
+        frame = picture.converted(live_format(picture.format)).padded(width, height).to_frame()
         frame.pts, frame.time_base = count * _VIDEO_CLOCK // FPS, Fraction(1, _VIDEO_CLOCK)
         return frame
 
@@ -215,7 +217,7 @@ class WebRtcConnection:
     async def send_frame(self, frame: Frame, at: int, picture: bool) -> None:
         """See `Transport`. Never waits: what the tracks do not send in time is dropped."""
         self._sound.queue.put((self._shown * RATE // FPS, to_int16(frame.audio).reshape(-1)))
-        if picture and self._pictures.queue.put((self._shown, frame.image)):
+        if picture and self._pictures.queue.put((self._shown, frame.picture)):
             self._state.metrics.count("pictures_dropped")
         self._shown += 1
 

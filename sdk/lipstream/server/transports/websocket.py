@@ -45,7 +45,7 @@ class WebSocketConnection:
         await self._socket.send_bytes(pack(PCM, flags, frame.segment, frame.index, at, pcm))
         if picture:
             run = asyncio.get_running_loop().run_in_executor
-            data, key = await run(self._pool, self._encoder.encode, frame.image)
+            data, key = await run(self._pool, self._encoder.encode, frame.picture)
             kind = self._encoder.kind
             await self._socket.send_bytes(pack(kind, flags | KEY * key, frame.segment, frame.index, at, data))
 
