@@ -28,7 +28,7 @@ class FacesComeAndGo(NumberedReference):
     def frames(self, first: int, count: int) -> list:  # type: ignore[type-arg]
         frames = super().frames(first, count)
         return [
-            type(frame)(frame.image, frame.crop, None if (first + i) % 997 < 40 else frame.matrix)
+            type(frame)(frame.picture, frame.crop, None if (first + i) % 997 < 40 else frame.matrix)
             for i, frame in enumerate(frames)
         ]
 
