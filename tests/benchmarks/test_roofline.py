@@ -79,6 +79,7 @@ def test_operations_are_those_that_pytorch_counts() -> None:
         assert found == pytest.approx(counter.get_total_flops(), rel=0.01), name
 
 
+@pytest.mark.slow
 def test_a_student_with_synthetic_weights_has_the_graphs_of_a_real_one() -> None:
     config = STUDENTS["tiny"]
     bundle = onnx_ir.load(roofline.Bundle.load("tiny").file("denoiser.onnx"))

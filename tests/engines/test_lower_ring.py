@@ -31,11 +31,11 @@ def run(model: onnx.ModelProto, bundle: Bundle, inputs: dict[str, Any]) -> dict[
     ("graph", "precision"),
     [
         ("denoiser", "bf16"),
-        ("context", "fp8"),
         *(
             pytest.param(*pair, marks=pytest.mark.slow)
             for pair in (
                 ("denoiser", "fp8"),
+                ("context", "fp8"),
                 ("context", "bf16"),
                 ("denoiser", "fp8-attention"),
                 ("context", "fp8-attention"),

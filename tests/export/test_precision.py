@@ -202,6 +202,7 @@ def test_the_reference_is_what_the_float32_graphs_give(complete: Exported, round
     assert stored.errors["audio_encoder/features"] == 0
 
 
+@pytest.mark.slow
 def test_export_of_a_shipped_bundle_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert main(["export", "tiny", "-o", str(out), "--precision", "fp8", "--chunks", "1", "--json"]) == 0
