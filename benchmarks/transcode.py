@@ -13,14 +13,13 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from queue import Queue
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import av
 from av.codec.context import ThreadType
 from av.container import OutputContainer
 from av.video.frame import PictureType
+from lipstream.ahead import Ahead
 
 from .common import memory_mib
 
@@ -28,7 +27,6 @@ _FPS = 25  # of everything that LipStream writes; not imported from there: this 
 _AHEAD = 8  # decoded frames that may wait for the encoder
 _AAC_BITS_PER_CHANNEL = 96_000  # as in a dub
 _LAYOUTS = {1: "mono", 2: "stereo"}  # WAV files leave the layout open, which the encoder refuses
-_T = TypeVar("_T")
 
 
 def measure(video: Path, audio: Path, frames: int, preset: str, crf: int) -> dict[str, Any]:
@@ -60,11 +58,12 @@ def transcode(video: Path, audio: Path, output: Path, frames: int, preset: str, 
             context.color_primaries, context.color_trc = given.color_primaries, given.color_trc
             _choose_threads(context)
         _encode_audio(audio, target)
-        for index, frame in enumerate(ahead(islice(_decoded(video), frames))):
-            # The encoder would repeat the source's choice of I, P and B frames.
-            frame.pict_type = PictureType.NONE
-            frame.pts, frame.time_base = index, Fraction(1, _FPS)
-            target.mux(stream.encode(frame))
+        with Ahead(islice(_decoded(video), frames), _AHEAD) as decoded:
+            for index, frame in enumerate(decoded):
+                # The encoder would repeat the source's choice of I, P and B frames.
+                frame.pict_type = PictureType.NONE
+                frame.pts, frame.time_base = index, Fraction(1, _FPS)
+                target.mux(stream.encode(frame))
         target.mux(stream.encode(None))
 
 
@@ -80,26 +79,6 @@ def _decoded(video: Path) -> Iterator[av.VideoFrame]:
             stream = container.streams.video[0]
             _choose_threads(stream.codec_context)
             yield from container.decode(stream)
-
-
-def ahead(items: Iterator[_T]) -> Iterator[_T]:
-    """The same items, computed in another thread while the earlier ones are used; raises what computing them raises."""
-    waiting: Queue[_T | Exception | None] = Queue(_AHEAD)
-
-    def fill() -> None:
-        try:
-            for item in items:
-                waiting.put(item)
-            waiting.put(None)
-        except Exception as error:
-            waiting.put(error)
-
-    # A daemon: if the encoder fails, nobody empties the queue, and the process shall end all the same.
-    Thread(target=fill, daemon=True).start()
-    while (found := waiting.get()) is not None:
-        if isinstance(found, Exception):
-            raise found
-        yield found
 
 
 def _encode_audio(audio: Path, target: OutputContainer) -> None:

@@ -1,7 +1,7 @@
 """The whole job, from video and speech to a dubbed file: what is run, on which cores, and how it is compared.
 
-The first part of benchmarks/throughput.py, which describes it. In a module of its own: the processes that are measured
-load what they run, and no more.
+The first part of benchmarks/throughput.py, which describes it. It is a separate module so that the measured processes
+load only what they run.
 """
 
 from __future__ import annotations

@@ -57,12 +57,12 @@ def test_a_transcode_has_the_frames_the_size_and_the_pictures_of_the_source(tmp_
         assert float(sound.duration * sound.time_base) == pytest.approx(11.7, abs=0.1)
 
 
-def test_an_error_of_the_decoding_thread_is_raised() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
+def test_an_error_of_the_decoding_thread_is_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(video: Path) -> Iterator[av.VideoFrame]:
+        with av.open(str(video)) as container:
+            yield next(container.decode(video=0))
         raise ValueError("the file ends here")
 
-    items = transcode.ahead(broken())
-    assert next(items) == 1
+    monkeypatch.setattr(transcode, "_decoded", broken)
     with pytest.raises(ValueError, match="ends here"):
-        next(items)
+        transcode.transcode(samples.FACE, samples.SPEECH, tmp_path / "out.mp4", 5, "ultrafast", 10)

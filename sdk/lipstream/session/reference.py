@@ -100,7 +100,7 @@ class LiveReference:
         first = next(tracked)
         if first.matrix is None:
             require_face(pictures(opened), face)
-        # Only where every frame will be requested: a session in real time would hold more pictures for nothing.
+        # Only where every frame will be requested: in real time it would only hold more pictures in memory.
         ahead = _AHEAD if length and may_overlap() else 0
         self._frames = Ahead(itertools.chain([first], tracked), ahead)
         kept = _KEPT if length else _KEPT + 1  # without an end, another chunk may be prefetched
