@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 from .ahead import Ahead
 from .errors import AudioTooShortError, ConfigError, QualityError
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
+from .media.audio import silence
+from .media.picture import Rgb
 from .media.threads import may_overlap
 from .media.video_codec import VideoCodec
 from .session import Frame, LipSyncSession
@@ -30,9 +33,10 @@ class DubResult:
 
     Attributes:
         output: path of the file. frames: number of frames written, floor(audio seconds * 25).
+        notes: what was chosen or done to the source, as text; no defects.
         bypassed: frames left unchanged because they show no face. first_face: the first frame with a face; all frames
             before it are unchanged. damaged: frames at which the source file is damaged.
-        warnings: visible defects, as text.
+        warnings: visible or audible defects, as text.
         width, height: pixels of the source.
         seconds: wall time of the job, from opening the inputs to closing the output.
         first_frame: seconds from the start of the job to the first frame.
@@ -45,6 +49,7 @@ class DubResult:
     first_face: int
     damaged: int
     warnings: tuple[str, ...]
+    notes: tuple[str, ...]
     width: int
     height: int
     seconds: float
@@ -71,6 +76,7 @@ def dub(
     crf: int,
     preset: str,
     lossless: bool,
+    background: Rgb,
     strict: bool,
     progress: Callable[[int, int], None] | None,
     retimed: bool,
@@ -82,8 +88,9 @@ def dub(
 
     Args:
         open_session: opens a session on a reader, from which the given number of frames will be taken.
-        audio: any file with sound; None for the sound of the video, starting at the same time as in the video.
-        output: .mp4, .mov, .m4v or .mkv. codec, crf, preset, lossless: see `lipstream.media.VideoWriter`.
+        audio: any file with sound; None for the sound of the video. Both keep their time stamps: sound that begins
+            before the first picture is heard with that picture, and silence comes before sound that begins later.
+        output: .mp4, .mov, .m4v or .mkv. codec, crf, preset, lossless, background: see `lipstream.media.VideoWriter`.
         strict: raise QualityError in place of warnings, and write no file.
         progress: called with (frames done, total frames).
         retimed: whether the frames of `video` are resampled to 25 per second.
@@ -101,7 +108,11 @@ def dub(
     ensure_distinct(output, video, sound.path)
     source = VideoReader(video, retimed=retimed)
     rate = sound.info.rate
-    late = round((sound.info.start_time - source.info.start_time) * rate) if audio is None else 0
+    # On one clock, that of the files' starts: the picture, or silence, begins earlier.
+    before = source.info.start_time - sound.info.start_time
+    held = math.floor(before * FPS) if 0 < before < _MOST_APART else 0
+    source.hold_first(held)
+    late = round((held / FPS - before) * rate) if abs(before) < _MOST_APART else 0
     # Read it once to count and check the samples: lengths in headers are often wrong.
     samples = late + sum(len(to_float(block)) for block in sound)
     total = samples * FPS // rate
@@ -123,6 +134,7 @@ def dub(
         crf=crf,
         preset=preset,
         lossless=lossless,
+        background=background,
         format=source.info.format,
         hdr=source.info.hdr,
         sample_aspect_ratio=source.info.sample_aspect_ratio,
@@ -141,7 +153,7 @@ def dub(
                 tally.count(frame)
                 if progress:
                     progress(tally.frames, total)
-        warnings = tally.warnings() + list(writer.losses)
+        warnings = [*tally.warnings(), *source.defects, *writer.losses]
         if strict and warnings:
             raise QualityError(
                 f"{video}: {'; '.join(warnings)}",
@@ -158,6 +170,7 @@ def dub(
         first_face=tally.first_face,
         damaged=tally.damaged,
         warnings=tuple(warnings),
+        notes=tuple(_notes(source, sound, held, late)),
         width=source.info.width,
         height=source.info.height,
         seconds=time.perf_counter() - start,
@@ -168,6 +181,8 @@ def dub(
 
 _AHEAD = 3
 """Frames that are generated while earlier ones are encoded."""
+_MOST_APART = 3600
+"""Seconds between the starts of picture and sound above which a time stamp is taken as wrong."""
 _LEAD = 4.0
 """Seconds of audio kept pending in the session, so that it can generate ahead."""
 
@@ -198,10 +213,22 @@ class _Tally:
         return found
 
 
+def _notes(source: VideoReader, sound: AudioReader, held: int, late: int) -> Iterator[str]:
+    info = sound.info
+    if info.tracks > 1:
+        yield f"the sound is audio track {info.track} of {info.tracks}"
+    if held:
+        yield f"the first picture is shown {held / FPS:.2f} s earlier, where the sound begins"
+    if late > info.rate // FPS:
+        yield f"the sound begins {late / info.rate:.2f} s after the picture"
+    if source.interlaced:
+        yield "interlaced pictures were deinterlaced"
+
+
 def _shifted(sound: AudioReader, late: int, samples: int) -> Iterator[NDArray[np.float32]]:
     """Yield the blocks of `sound` delayed by `late` samples (negative: first samples dropped), `samples` in total."""
     if late > 0:
-        yield np.zeros((min(late, samples), sound.info.channels), np.float32)
+        yield from silence(min(late, samples), sound.info.channels, sound.info.rate)
     skip, left = max(-late, 0), samples - max(late, 0)
     for block in sound:
         piece = block[skip : skip + max(left, 0)]

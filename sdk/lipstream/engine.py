@@ -20,6 +20,7 @@ from .dub import DubResult, dub
 from .errors import BundleCorruptError, ConfigError, ForkError
 from .face import FaceOptions, FacePipeline, FaceTracker, LipStreamFacePipeline, UpstreamFacePipeline
 from .media import FPS, VideoReader, limit_threads
+from .media.picture import Rgb
 from .media.video_codec import VideoCodec
 from .metrics import Metrics, NoMetrics
 from .session import Frame, Idle, LipSyncSession, PreparedReference
@@ -256,13 +257,14 @@ class LipSyncEngine:
         crf: int = 18,
         preset: str = "veryfast",
         lossless: bool = False,
+        background: Rgb = (0, 0, 0),
         strict: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> DubResult:
         """Make the face in `video` speak `audio`, and write it to `output`.
 
         Args:
-            audio, output, codec, crf, preset, lossless, strict, progress: see `lipstream.dub.dub`.
+            audio, output, codec, crf, preset, lossless, background, strict, progress: see `lipstream.dub.dub`.
             face, seed: see `session`.
 
         Raises:
@@ -282,6 +284,7 @@ class LipSyncEngine:
             crf=crf,
             preset=preset,
             lossless=lossless,
+            background=background,
             strict=strict,
             progress=progress,
             retimed=(face or FaceOptions()).retimed,

@@ -29,6 +29,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--crf", type=int, default=18, help="quality, 0 (best) to 51 (default 18); not of prores")
     add("--preset", default="veryfast", help="speed, ultrafast to veryslow (default veryfast); not of prores")
     add("--lossless", action="store_true", help="FFV1 in .mkv: samples outside the mouth stay bit-identical")
+    add("--background", metavar="RRGGBB", help="colour behind a video with alpha, as 00ff00 (default black)")
     add("--strict", action="store_true", help="fail in place of warnings about the result")
     add("--sheet", metavar="PNG", help="also write a contact sheet of the result")
     add(
@@ -93,6 +94,7 @@ def _run(args: argparse.Namespace) -> Result:
             crf=args.crf,
             preset=args.preset,
             lossless=args.lossless,
+            background=_colour(args.background),
             strict=args.strict,
             progress=progress,
         )
@@ -131,6 +133,16 @@ def _point(text: str | None) -> tuple[float, float] | None:
     except ValueError as error:
         raise ConfigError(f"--face-at {text!r}", expected="two numbers in pixels, e.g. --face-at 640,200") from error
     return x, y
+
+
+def _colour(text: str | None) -> tuple[int, int, int]:
+    if text is None:
+        return 0, 0, 0
+    try:
+        red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    except ValueError as error:
+        raise ConfigError(f"--background {text!r}", expected="six hexadecimal digits, such as 00ff00") from error
+    return red, green, blue
 
 
 def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,6 +187,7 @@ def summary(result: DubResult) -> dict[str, Any]:
         "first_face": result.first_face,
         "damaged": result.damaged,
         "warnings": list(result.warnings),
+        "notes": list(result.notes),
         "width": result.width,
         "height": result.height,
         "seconds": round(result.seconds, 3),
@@ -209,7 +222,7 @@ def describe(report: dict[str, Any]) -> str:
         text += f"\n  first face at frame {report['first_face']}; the frames before it are unchanged"
     if report["bypassed"] > report["first_face"]:
         text += f"\n  {report['bypassed']} frames show no face and are unchanged"
-    return text
+    return "\n  ".join([text, *report["notes"]])
 
 
 class _Progress:

@@ -11,10 +11,11 @@ import av
 import numpy as np
 from av.audio.stream import AudioStream
 from av.container import InputContainer
+from av.stream import Disposition
 from numpy.typing import ArrayLike, NDArray
 
-from ..errors import AudioFormatError, NoAudioError
-from .container import PathLike, decode, open_input, stream_duration
+from ..errors import AudioFormatError, MediaOpenError, NoAudioError
+from .container import MAX_STEP, PathLike, decode, may_reset, open_input, start_of, stream_duration
 
 MIN_RATE, MAX_RATE = 4_000, 384_000
 MAX_CHANNELS = 8
@@ -23,6 +24,12 @@ LAYOUTS = ("mono", "stereo", "3.0", "4.0", "5.0", "5.1", "6.1", "7.1")
 
 # Resampling and mixing overshoot 1.0 slightly; larger values mean samples that were never scaled to -1..1.
 _MAX_FLOAT = 8.0
+
+# Containers with a time stamp for each packet. Elsewhere FFmpeg counts, or estimates from sizes (AVI).
+_TIMED = ("mov", "matroska", "mpegts", "mpeg", "flv", "asf", "nut", "mxf")
+_JITTER = 0.1  # seconds by which time stamps may be off without a hole, as in FFmpeg's min_hard_comp
+_MOST_OVERLAP = 1.0  # seconds; a larger step back is a reset of the clock
+_MOST_SILENCE = 3600  # seconds; a larger step forward, too
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,16 @@ class AudioInfo:
         rate: samples per second.
         channels: number of channels.
         duration: seconds according to the header; None if not stated.
-        start_time: time stamp of the first sample, in seconds.
+        start_time: of the first sample, in seconds after the file's start, which is that of its earliest stream.
+        track: which of the file's audio tracks is read, from 1. tracks: how many there are.
     """
 
     rate: int
     channels: int
     duration: float | None
     start_time: float
+    track: int
+    tracks: int
 
 
 class AudioReader:
@@ -47,13 +57,17 @@ class AudioReader:
 
     Each iteration opens the file again, so a reader can be iterated any number of times. Memory use does not depend on
     the length. The encoder's delay and the padding at the end are removed if the file states them.
-    Full scale is -1..1; a lossy codec may exceed it.
+    A hole of more than 0.1 s between the time stamps of a container is filled with silence, what overlaps by more than
+    that is left out, so sample n is at n / rate seconds after the first one. Full scale is -1..1; a lossy codec may
+    exceed it.
+
+    Of several tracks the one marked as default is read, else the first, among those that can be decoded.
 
     Args:
         path: a regular file.
 
     Raises:
-        MediaOpenError: missing, a directory, unreadable, or not media.
+        MediaOpenError: missing, a directory, unreadable, not media, or sound that no decoder here can read.
         NoAudioError: no audio stream, or one without samples.
         MediaTruncatedError: the file is damaged, or ends before its header says; also raised during iteration.
         AudioFormatError: rate or channels change within the file; raised during iteration.
@@ -78,7 +92,9 @@ class AudioReader:
                 rate=first.sample_rate,
                 channels=first.layout.nb_channels,
                 duration=None if duration is None else float(duration),
-                start_time=float(first.time or 0.0),
+                start_time=float(first.time or 0.0) - start_of(container),
+                track=container.streams.audio.index(stream) + 1,
+                tracks=len(container.streams.audio),
             )
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
@@ -86,14 +102,53 @@ class AudioReader:
             stream = _pick(container, self.path)
             # To packed float32: exact for 16 and 24 bit, and PyAV does not support eight planes.
             convert = av.AudioResampler(format="flt")
+            clock = _Clock(self.info, container) if container.format.name.startswith(_TIMED) else None
             for frame, stated in _with_stated_length(decode(container, stream, self.path)):
                 if (frame.sample_rate, frame.layout.nb_channels) != (self.info.rate, self.info.channels):
                     raise AudioFormatError(
                         f"{self.path} changes to {frame.sample_rate} Hz, {frame.layout.nb_channels} channels later",
                         expected=f"{self.info.rate} Hz, {self.info.channels} channels throughout",
                     )
+                time = frame.time
                 for packed in convert.resample(frame):
-                    yield np.asarray(packed.to_ndarray(), np.float32).reshape(-1, self.info.channels)[:stated]
+                    block = np.asarray(packed.to_ndarray(), np.float32).reshape(-1, self.info.channels)[:stated]
+                    if clock is None:
+                        yield block
+                    else:
+                        yield from clock.placed(time, block)
+
+
+class _Clock:
+    """Places blocks of samples by their time stamps."""
+
+    def __init__(self, info: AudioInfo, container: InputContainer) -> None:
+        self._rate, self._channels = info.rate, info.channels
+        self._most = MAX_STEP if may_reset(container) else _MOST_SILENCE
+        self._position = 0  # samples yielded
+        self._origin: int | None = None  # time stamp of position 0, in samples
+
+    def placed(self, time: float | None, block: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+        """`block`, float32 [n, channels], at `time` in seconds: after silence, cut at its beginning, or as it is."""
+        if time is not None:
+            at = round(time * self._rate)
+            if self._origin is None:
+                self._origin = at
+            ahead = (at - self._origin - self._position) / self._rate
+            if ahead > self._most or ahead < -_MOST_OVERLAP:
+                self._origin = at - self._position
+            elif ahead > _JITTER:
+                self._position += round(ahead * self._rate)
+                yield from silence(round(ahead * self._rate), self._channels, self._rate)
+            elif ahead < -_JITTER:
+                block = block[round(-ahead * self._rate) :]
+        self._position += len(block)
+        yield block
+
+
+def silence(samples: int, channels: int, rate: int) -> Iterator[NDArray[np.float32]]:
+    """Blocks of zeros, float32 [at most a second, channels], `samples` in total."""
+    for start in range(0, samples, rate):
+        yield np.zeros((min(rate, samples - start), channels), np.float32)
 
 
 def read_audio(path: PathLike) -> tuple[NDArray[np.float32], int]:
@@ -159,10 +214,15 @@ def check_rate(rate: object) -> int:
 
 
 def _pick(container: InputContainer, path: Path) -> AudioStream:
-    stream = container.streams.best("audio")
-    if not isinstance(stream, AudioStream):
+    streams = container.streams.audio
+    if not streams:
         raise NoAudioError(f"{path} holds no audio", fix="give a file with an audio track as the speech")
-    return stream
+    known = [s for s in streams if s.codec_context is not None]
+    if not known:
+        raise MediaOpenError(
+            f"{path}: no decoder for its sound", expected="a codec that this FFmpeg reads", fix="save it as WAV or AAC"
+        )
+    return next((s for s in known if s.disposition & Disposition.default), known[0])
 
 
 def _with_stated_length(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[av.AudioFrame, int]]:

@@ -54,6 +54,9 @@ _OPTIONS = {
 }
 # Containers whose header states the length. Elsewhere (MPEG-TS, MP3, raw streams) FFmpeg estimates it.
 _LENGTH_IN_HEADER = ("mov", "matroska", "flac")
+_TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT: the format allows its clock to be reset
+MAX_STEP = 10
+"""Seconds; a larger step in a format with clock resets is a reset, as in FFmpeg's dts_delta_threshold."""
 # WAV writers that cannot seek back leave a data size in this range: 0x7ffff000 (SoX) .. 0xffffffff (FFmpeg).
 _WAV_SIZE_UNKNOWN = 0x7FFFF000
 
@@ -147,6 +150,16 @@ def stream_duration(container: InputContainer, stream: VideoStream | AudioStream
         hours, minutes, seconds = tag.groups()
         return (int(hours) * 3600 + int(minutes) * 60 + Fraction(seconds)) or None
     return Fraction(container.duration, av.time_base) if container.duration else None
+
+
+def start_of(container: InputContainer) -> float:
+    """Time stamp of the file's start, that of its earliest stream, in seconds."""
+    return (container.start_time or 0) / av.time_base
+
+
+def may_reset(container: InputContainer) -> bool:
+    """Whether the format allows its clock to be reset midway."""
+    return bool(container.format.flags & _TS_DISCONT)
 
 
 def _promised_end(container: InputContainer, stream: VideoStream | AudioStream, path: Path) -> Fraction | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
-
-import av
 
 Point = tuple[Fraction, Fraction]
 """CIE 1931 chromaticity (x, y)."""
@@ -28,23 +26,20 @@ class Hdr:
     light: tuple[int, int] | None = None
 
     @staticmethod
-    def of(frame: av.VideoFrame) -> Hdr | None:
-        """Metadata of a decoded frame, None if it has none.
-
-        Call it for one frame only: PyAV puts a frame whose side data is read into a reference cycle.
-        """
-        display: Any = frame.side_data.get("MASTERING_DISPLAY_METADATA")
-        light: Any = frame.side_data.get("CONTENT_LIGHT_LEVEL")
+    def of(side_data: Mapping[str, bytes]) -> Hdr | None:
+        """Metadata in the side data of a decoded frame, by PyAV's names of their types; None if it has none."""
+        display = side_data.get("MASTERING_DISPLAY_METADATA")
+        light = side_data.get("CONTENT_LIGHT_LEVEL")
         if display is None and light is None:
             return None
         primaries = luminance = None
         if display is not None:  # AVMasteringDisplayMetadata: ten AVRational, two flags
-            *numbers, has_primaries, has_luminance = struct.unpack_from("=22i", bytes(display))
+            *numbers, has_primaries, has_luminance = struct.unpack_from("=22i", display)
             values = [Fraction(a, b or 1) for a, b in zip(numbers[::2], numbers[1::2], strict=True)]
             points = [(values[i], values[i + 1]) for i in (0, 2, 4, 6)]
             primaries = (points[0], points[1], points[2], points[3]) if has_primaries else None
             luminance = (values[8], values[9]) if has_luminance else None
-        levels = struct.unpack_from("=2I", bytes(light)) if light is not None else None
+        levels = struct.unpack_from("=2I", light) if light is not None else None
         return Hdr(primaries, luminance, levels)
 
     def x265(self) -> list[str]:

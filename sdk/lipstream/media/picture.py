@@ -27,6 +27,8 @@ from .warp import warp
 Image = NDArray[np.uint8]
 """uint8 [H, W, 3], RGB 0..255."""
 
+Rgb = tuple[int, int, int]
+"""A colour: R'G'B', 0..255."""
 ArrayFormat = Literal["rgb24", "bgr24", "rgba", "nv12"]
 
 _FULL_RANGE = Colour(full_range=True)
@@ -75,27 +77,35 @@ class Picture:
 
     @property
     def rgb(self) -> Image:
-        """A new array, uint8 [H, W, 3] R'G'B' of full range. An HDR picture is not tone-mapped."""
+        """A new array, uint8 [H, W, 3] R'G'B' of full range, over black. An HDR picture is not tone-mapped."""
         return self.to_ndarray("rgb24")
 
     def to_ndarray(self, format: ArrayFormat) -> NDArray[np.uint8]:
         """A new uint8 array: "rgb24", "bgr24" [H, W, 3], "rgba" [H, W, 4], or "nv12" [H * 3 / 2, W], for even sizes.
 
+        All but "rgba" show a picture with alpha over black; see `over` for another colour.
         "nv12" is Y'CbCr 4:2:0 with matrix and range of `format.colour`, BT.709 of limited range for an R'G'B' picture.
         """
         if format not in get_args(ArrayFormat):
             raise ConfigError(f"array format {format!r}", expected=f"one of {', '.join(get_args(ArrayFormat))}")
         if format == "nv12" and (self.width % 2 or self.height % 2):
             raise ConfigError(f"NV12 of {self.width}x{self.height}", expected="an even width and height")
+        if self.format.has_alpha and format != "rgba":
+            return self.over().to_ndarray(format)
         colour = Colour() if self.format.is_rgb else self.format.colour
         with self._lock:
             converted = convert(self._frame, self.format, PictureFormat(format, self.width, self.height, colour))
         return np.asarray(converted.to_ndarray(), np.uint8)
 
     def converted(self, format: PictureFormat) -> Picture:
-        """The picture in another format, and of another size if that differs; itself if it has that format."""
+        """The picture in another format, and of another size if that differs; itself if it has that format.
+
+        Over black in a format without alpha: what is transparent must not become visible.
+        """
         if format == self.format:
             return self
+        if self.format.has_alpha and not format.has_alpha:
+            return self.over().converted(format)
         with self._lock:
             return Picture(convert(self._frame, self.format, format), format)
 
@@ -157,17 +167,40 @@ class Picture:
         """Whether it has an alpha channel with anything but full opacity."""
         return self.format.has_alpha and int(self.planes[-1].min()) < (1 << self.format.depth) - 1
 
-    def over_black(self) -> Picture:
-        """The picture without its alpha channel: itself over black."""
+    def over(self, background: Rgb = (0, 0, 0)) -> Picture:
+        """The picture without its alpha channel: itself over a colour, R'G'B' 0..255."""
         format = replace(self.format, name=self.format.name.replace("yuva", "yuv").replace("gbra", "gbr"))
         frame, planes = allocate(format)
         opacity = self.planes[-1] / np.float32((1 << format.depth) - 1)
-        for source, target, black in zip(self.planes, planes, format.from_rgb[:, 3].astype(np.float32), strict=False):
+        behind = format.code_values(background)
+        for source, target, value in zip(self.planes, planes, behind, strict=False):
             if not self.is_transparent:
                 target[...] = source
                 continue
             share = cv2.resize(opacity, source.shape[::-1], interpolation=cv2.INTER_AREA)
-            target[...] = (black + share * (source - black) + np.float32(0.5)).astype(target.dtype)
+            target[...] = (value + share * (source - value) + np.float32(0.5)).astype(target.dtype)
+        return Picture(frame, format)
+
+    def letterboxed(self, format: PictureFormat) -> Picture:
+        """The picture in `format`, scaled to fit into it with its proportions kept, in the middle of black."""
+        scale = min(format.width / self.width, format.height / self.height)
+        # Edges at whole chroma samples.
+        step = format.planes[1].step if len(format.planes) > 2 else (1, 1)
+        width, height = (
+            min(whole, max(n, round(length * scale / n) * n))
+            for whole, length, n in zip((format.width, format.height), (self.width, self.height), step, strict=True)
+        )
+        inner = self.converted(format.resized(width, height))
+        left, top = (
+            (whole - n) // (2 * k) * k
+            for whole, n, k in zip((format.width, format.height), (width, height), step, strict=True)
+        )
+        frame, planes = allocate(format)
+        values = [*format.code_values((0, 0, 0)), np.float32((1 << format.depth) - 1)]
+        for source, target, layout, value in zip(inner.planes, planes, format.planes, values, strict=False):
+            target[...] = round(float(value))
+            y, x = top // layout.step[1], left // layout.step[0]
+            target[y : y + source.shape[0], x : x + source.shape[1]] = source
         return Picture(frame, format)
 
     def padded(self, width: int, height: int) -> Picture:
@@ -237,6 +270,13 @@ def _samples_of(layout: PlaneLayout, axis: int, origin: int, size: int, length: 
     start = max(0, (origin - int(spots[-1])) // step)
     stop = min(length, -(-(origin + size - int(spots[0])) // step))
     return _Samples(start, stop, start * step + int(spots[0]) - origin, (weights / step).astype(np.float32))
+
+
+def check_colour(colour: object) -> None:
+    """Raise ConfigError unless `colour` is three whole numbers, 0..255."""
+    parts = colour if isinstance(colour, tuple | list) else ()
+    if len(parts) != 3 or not all(isinstance(x, int | np.integer) and 0 <= x <= 255 for x in parts):
+        raise ConfigError(f"background={colour!r}", expected="red, green, blue, 0..255 each, such as (0, 255, 0)")
 
 
 def as_picture(picture: Picture | Image, what: str = "a frame") -> Picture:

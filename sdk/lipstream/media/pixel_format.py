@@ -129,6 +129,10 @@ class PictureFormat:
         rows = np.column_stack([np.stack([luma, blue, red]) * scale[:, None], start])
         return rows[:1] if len(self.planes) < 3 else rows
 
+    def code_values(self, rgb: tuple[int, int, int]) -> NDArray[np.float32]:
+        """float32 [planes without alpha]: a colour, R'G'B' 0..255, in the planes."""
+        return np.asarray(self.from_rgb @ (*(x / 255 for x in rgb), 1), np.float32)
+
     @cached_property
     def to_rgb(self) -> NDArray[np.float64]:
         """float64 [3, n + 1]: r, g, b in [0, 255] = this @ (code values of the planes without alpha, 1)."""

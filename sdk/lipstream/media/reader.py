@@ -7,12 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TypeVar
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
@@ -20,10 +19,12 @@ from av.video.stream import VideoStream
 from ..errors import MediaOpenError, NoVideoError
 from .av_frame import convert, siting_of
 from .colour import Colour
-from .container import PathLike, decode, frame_duration, open_input, stream_duration
+from .container import MAX_STEP, PathLike, decode, frame_duration, may_reset, open_input, start_of, stream_duration
+from .deinterlace import deinterlaced
 from .hdr import Hdr
 from .picture import Image, Picture
 from .pixel_format import PictureFormat, planar
+from .side_data import side_data_of, turn_of
 from .threads import codec_threads
 
 FPS = 25
@@ -34,8 +35,6 @@ MAX_PIXELS = 8192 * 8192
 
 _PICTURE = Disposition.attached_pic | Disposition.timed_thumbnails
 _STATE_SITING = ("h264", "hevc", "mjpeg", "mpeg1video", "mpeg2video")  # of others "left" is assumed, as in players
-_TS_DISCONT = 0x0200  # AVFMT_TS_DISCONT: the format allows its clock to be reset
-_MAX_GAP = 10  # seconds; a larger step in a format with clock resets is a reset, as in FFmpeg's dts_delta_threshold
 _T = TypeVar("_T")
 _Opened = tuple[InputContainer, VideoStream, Iterator[av.VideoFrame]]
 
@@ -48,7 +47,8 @@ class VideoInfo:
         width, height: pixels, after the rotation that the file asks for.
         fps: frames per second of the source on average; None if unknown.
         duration: seconds according to the header; None if not stated.
-        start_time: time stamp of the first frame, in seconds (`VideoReader` shows it at 0).
+        start_time: of the first frame, in seconds after the file's start, which is that of its earliest stream
+            (`VideoReader` shows it at 0).
         sample_aspect_ratio: width of a pixel over its height, after rotation.
         format: size, pixel format and colour of the pictures.
         hdr: metadata of the mastering display and the light levels; None if there are none.
@@ -83,7 +83,11 @@ class VideoReader:
 
     Output frame i shows the source frame current at i/25 s after the first one, by presentation time: sources of
     any rate, constant or variable, keep their speed. There are round(25 * duration) of them, at least one. Rotation
-    and mirroring stated in the file are applied. A stream that changes size midway is scaled to its first size.
+    and mirroring stated in the file are applied, interlaced pictures are deinterlaced. Where a stream changes its size
+    midway, pictures are fitted into the first size, with black borders.
+
+    Attributes:
+        interlaced: whether pictures read so far were interlaced.
 
     Args:
         path: a regular file.
@@ -99,6 +103,9 @@ class VideoReader:
         self.path = Path(path)
         self._retimed = retimed
         self._damaged: set[int] = set()
+        self._held = 0
+        self._sizes: set[tuple[int, int]] = set()  # of stored pictures, other than the first one's
+        self.interlaced = False
         container, stream, frames = self._open()
         first = next(frames, None)
         if first is None:
@@ -107,8 +114,8 @@ class VideoReader:
         # The first iteration continues here: opening a file again takes as long as decoding ten frames.
         self._begun: list[_Opened] = [(container, stream, chain([first], frames))]
         duration = stream_duration(container, stream)
-        # Before `siting_of`, which replaces the memory that PyAV's side data point to.
-        self._turn, hdr = _turn(_display_matrix(first)), Hdr.of(first)
+        side_data = side_data_of(first)
+        self._turn = turn_of(side_data, container.format.name, self.path)
         ratio = stream.sample_aspect_ratio or Fraction(1)
         self._stored = PictureFormat(planar(first.format.name), first.width, first.height, Colour.of(first))
         if stream.codec_context.name in _STATE_SITING:
@@ -119,10 +126,10 @@ class VideoReader:
             height=shown.height,
             fps=stream.average_rate or stream.guessed_rate,
             duration=None if duration is None else float(duration),
-            start_time=float(first.time or 0.0),
+            start_time=float(first.time or 0.0) - start_of(container),
             sample_aspect_ratio=1 / ratio if self._turn[0] else ratio,
             format=shown,
-            hdr=hdr,
+            hdr=Hdr.of(side_data),
         )
 
     def __iter__(self) -> Iterator[Image]:
@@ -137,23 +144,52 @@ class VideoReader:
             container, stream, frames = self._open()
         with container:
             timed = _timed(container, stream, frames)
+            shown = retime(timed) if self._retimed else (frame for _, _, frame in timed)
             last: av.VideoFrame | None = None
-            for index, frame in enumerate(retime(timed) if self._retimed else (frame for _, _, frame in timed)):
+            for index, frame in enumerate(_first_held(shown, self._held)):
                 if frame.is_corrupt:
                     self._damaged.add(index)
                 if frame is not last:
                     last, picture = frame, self._picture(frame)
                 yield picture
 
+    def hold_first(self, frames: int) -> None:
+        """From the next iteration on, show the first picture for `frames` frames, 0 or more, before its time."""
+        self._held = frames
+        duration = self.info.duration
+        self.info = replace(self.info, duration=None if duration is None else duration + frames / FPS)
+
+    @property
+    def defects(self) -> list[str]:
+        """What cannot be right in the pictures read so far, as text."""
+        if not self._sizes:
+            return []
+        sizes = ", ".join(f"{width}x{height}" for width, height in sorted(self._sizes))
+        return [f"the picture changes its size to {sizes}: fitted into its first, {self._stored}"]
+
     def _open(self) -> _Opened:
         container = open_input(self.path)
         stream = _pick(container, self.path)
-        return container, stream, decode(container, stream, self.path)
+        return container, stream, self._progressive(decode(container, stream, self.path))
+
+    def _progressive(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+        """`frames`, from the first interlaced one on through a deinterlacer, which leaves progressive ones alone."""
+        for frame in frames:
+            if frame.interlaced_frame:
+                self.interlaced = True
+                yield from deinterlaced(chain([frame], frames))
+                return
+            yield frame
 
     def _picture(self, frame: av.VideoFrame) -> Picture:
         found = replace(
             self._stored, name=frame.format.name, width=frame.width, height=frame.height, colour=Colour.of(frame)
         )
+        size = found.width, found.height
+        if size != (self._stored.width, self._stored.height):
+            self._sizes.add(size)
+            kept = self._stored.resized(*size)
+            return Picture(convert(frame, found, kept), kept).letterboxed(self._stored).turned(*self._turn)
         if found != self._stored:
             frame = convert(frame, found, self._stored)
         return Picture(frame, self._stored).turned(*self._turn)
@@ -194,15 +230,30 @@ def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> It
         index += 1
 
 
+def _first_held(items: Iterable[_T], times: int) -> Iterator[_T]:
+    """`items`, the first one repeated `times` times before itself."""
+    for item in items:
+        yield from repeat(item, times)
+        times = 0
+        yield item
+
+
 def _pick(container: InputContainer, path: Path) -> VideoStream:
     """The stream that a player would show: no cover art; the default one, then the largest."""
     candidates = [s for s in container.streams.video if not s.disposition & _PICTURE]
     if not candidates:
         what = "only cover art" if container.streams.video else "no video stream"
         raise NoVideoError(f"{path} holds {what}", fix="give a video or image file as the source of frames")
-    known = [s for s in candidates if s.codec_context is not None]
+    whole = [s for s in candidates if not s.disposition & Disposition.dependent]
+    if len(candidates) > 2 * len(whole):
+        raise MediaOpenError(
+            f"{path} is a picture in {len(candidates) - len(whole)} tiles, which cannot be joined here",
+            expected="one picture in one piece",
+            fix="save it as JPEG or PNG",
+        )
+    known = [s for s in whole if s.codec_context is not None]
     if not known:
-        raise MediaOpenError(f"{path}: the codec of stream {candidates[0].index} is unknown to this FFmpeg")
+        raise MediaOpenError(f"{path}: the codec of stream {whole[0].index} is unknown to this FFmpeg")
     stream = max(known, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
     if stream.width * stream.height > MAX_PIXELS:
         raise MediaOpenError(
@@ -221,9 +272,9 @@ def _timed(
     """Decoded frames with start, from 0 and never decreasing, and duration in seconds.
 
     A frame without time stamp, or after a reset of the clock, follows the previous one. A reset is a step back of more
-    than a frame, or forward by more than `_MAX_GAP` if the format allows resets.
+    than a frame, or forward by more than `MAX_STEP` if the format allows resets.
     """
-    resets = bool(container.format.flags & _TS_DISCONT)
+    resets = may_reset(container)
     offset: Fraction | None = None
     last = following = Fraction(0)
     for frame in frames:
@@ -234,30 +285,9 @@ def _timed(
             clock = Fraction(frame.pts * frame.time_base)
             if offset is None:
                 offset = -clock
-            if clock + offset < 2 * last - following or (resets and clock + offset > following + _MAX_GAP):
+            if clock + offset < 2 * last - following or (resets and clock + offset > following + MAX_STEP):
                 offset = following - clock
             start = max(clock + offset, last)
         duration = frame_duration(frame, stream)
         last, following = start, start + duration
         yield start, duration, frame
-
-
-def _display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
-    """(a, b, c, d) of x' = a x + c y, y' = b x + d y in 16.16 fixed point; the identity if the file has none.
-
-    Call it for one frame only: PyAV puts a frame whose side data is read into a reference cycle, which keeps it alive.
-    """
-    side_data = frame.side_data.get("DISPLAYMATRIX")
-    if side_data is None:
-        return 1 << 16, 0, 0, 1 << 16
-    a, b, _, c, d, *_ = np.frombuffer(bytes(side_data), np.int32).tolist()  # type: ignore[call-overload]
-    return a, b, c, d
-
-
-def _turn(matrix: tuple[int, int, int, int]) -> tuple[bool, bool, bool]:
-    """What makes a picture upright: whether to transpose it, then to mirror it, and to flip it upside down."""
-    a, b, c, d = matrix
-    transposed = abs(b) > abs(a)
-    if transposed:
-        a, d = c, b
-    return transposed, a < 0, d < 0

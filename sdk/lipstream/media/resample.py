@@ -11,6 +11,8 @@ from .audio import LAYOUTS, check_rate, to_float
 
 _BLOCKS_PER_SECOND = 50
 _TAIL_SECONDS = 0.1  # of silence, more than the filter's half length at any rate allowed
+_CANCELLED = 0.1  # energy of the mean over that of a mean of unrelated channels
+_STRONGER = 2.0  # by how much more energy another channel must have had so far to be taken instead
 
 
 class StreamResampler:
@@ -24,7 +26,8 @@ class StreamResampler:
     Args:
         rate: of the input, Hz, 4000..384000.
         target: of the output, Hz, likewise.
-        mono: mix the channels to their mean and return [m]; else keep them and return [m, channels].
+        mono: mix the channels to their mean and return [m]; else keep them and return [m, channels]. Where channels
+            cancel each other in the mean, as in stereo of opposite phase, the strongest one is taken alone.
 
     Raises:
         AudioFormatError: a rate out of range; from `push`, samples that `to_float` rejects or a changed channel count.
@@ -52,16 +55,16 @@ class StreamResampler:
             raise AudioFormatError(f"{samples.shape[1]} audio channels", expected=f"{self._channels}, as pushed before")
         self._channels = samples.shape[1]
         self._received += len(samples)
-        return self._convert(samples.mean(axis=1, keepdims=True) if self.mono else samples)
+        return self._convert(samples)
 
     def flush(self) -> NDArray[np.float32]:
         """Return the rest of the output, as if silence followed, and reset for another stream."""
         total = (2 * self._received * self.target + self.rate) // (2 * self.rate)
         missing = total - self._returned
-        width = 1 if self.mono else self._channels or 1
+        width = self._channels or 1
         # Complete the current block, so that the silence is processed.
         silence = np.zeros((int(self.rate * _TAIL_SECONDS) + self._block, width), np.float32)
-        tail = self._convert(silence)[:missing] if missing else self._shaped([], width)
+        tail = self._convert(silence)[:missing] if missing else self._shaped([], 1 if self.mono else width)
         self._reset()
         return tail
 
@@ -70,6 +73,19 @@ class StreamResampler:
         self._pending = None
         self._channels = None
         self._received = self._returned = 0
+        self._energy, self._strongest = np.zeros(1), 0
+
+    def _mixed(self, block: NDArray[np.float32]) -> NDArray[np.float32]:
+        """float32 [n, channels] -> [n, 1]."""
+        mean = block.mean(axis=1, keepdims=True)
+        energy = np.square(block, dtype=np.float64).sum(axis=0)
+        self._energy = self._energy + energy
+        best = int(self._energy.argmax())
+        if self._energy[best] > _STRONGER * self._energy[self._strongest]:
+            self._strongest = best
+        if np.square(mean, dtype=np.float64).sum() >= _CANCELLED * energy.sum() / len(energy) ** 2:
+            return np.asarray(mean, np.float32)
+        return block[:, self._strongest : self._strongest + 1]
 
     def _convert(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         width = samples.shape[1]
@@ -78,12 +94,15 @@ class StreamResampler:
         whole = len(samples) // self._block * self._block
         pieces = []
         for start in range(0, whole, self._block):
-            packed = np.ascontiguousarray(samples[start : start + self._block]).reshape(1, -1)
-            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=LAYOUTS[width - 1])
+            block = samples[start : start + self._block]
+            block = self._mixed(block) if self.mono and width > 1 else block
+            packed = np.ascontiguousarray(block).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(packed, format="flt", layout=LAYOUTS[block.shape[1] - 1])
             frame.sample_rate = self.rate
-            pieces += [np.asarray(out.to_ndarray(), np.float32).reshape(-1, width) for out in self._swr.resample(frame)]
+            for out in self._swr.resample(frame):
+                pieces.append(np.asarray(out.to_ndarray(), np.float32).reshape(-1, block.shape[1]))
         self._pending = samples[whole:].copy()
-        output = self._shaped(pieces, width)
+        output = self._shaped(pieces, 1 if self.mono else width)
         self._returned += len(output)
         return output
 

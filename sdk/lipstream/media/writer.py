@@ -21,7 +21,7 @@ from .audio import MAX_CHANNELS, check_rate
 from .audio_track import AudioTrack
 from .container import PathLike
 from .hdr import Hdr
-from .picture import Image, Picture, as_picture
+from .picture import Image, Picture, Rgb, as_picture, check_colour
 from .pixel_format import PictureFormat
 from .reader import FPS
 from .threads import codec_threads
@@ -66,6 +66,7 @@ class VideoWriter:
         format: of the pictures, `VideoReader.info.format`: its colour is that of the file. Default: 8 bit, BT.709.
         hdr: metadata to write, `VideoReader.info.hdr`; only HEVC and AV1 hold them.
         sample_aspect_ratio: width of a pixel over its height.
+        background: R'G'B' 0..255, behind pictures with alpha in a file without.
         lossless: FFV1 in the pixel format of `format` (R'G'B' by default) and float PCM, .mkv only: what is read back
             equals what was written bit for bit. `codec`, `crf`, `preset` and `hdr` do not apply.
 
@@ -90,6 +91,7 @@ class VideoWriter:
         format: PictureFormat | None = None,
         hdr: Hdr | None = None,
         sample_aspect_ratio: Fraction = Fraction(1),
+        background: Rgb = (0, 0, 0),
         lossless: bool = False,
     ) -> None:
         self.path = Path(path)
@@ -97,12 +99,14 @@ class VideoWriter:
         self._frames = 0
         self._audio: AudioTrack | None = None
         self._check(crf, lossless)
+        check_colour(background)
         if lossless and codec is not None:
             raise ConfigError(f"lossless=True with codec {codec!r}", expected="one of the two", fix="leave out one")
         format = (format or PictureFormat("gbrp", width, height)).resized(width, height)
         suffix = self.path.suffix.lower()
         chosen = lossless_encoding(format) if lossless else encoding(codec, suffix, format, hdr, crf=crf, preset=preset)
         self._lossless = lossless
+        self._background = background
         self._encoded, self._losses, self._transparent = chosen.format, chosen.losses, False
         if audio_rate is not None:
             check_rate(audio_rate)
@@ -128,7 +132,7 @@ class VideoWriter:
     @property
     def losses(self) -> tuple[str, ...]:
         """What the file does not keep of the pictures written so far, as text."""
-        alpha = "the alpha channel is not kept, transparent parts become black: write .mov, as ProRes"
+        alpha = "the alpha channel is not kept, transparent parts show the background: write .mov, as ProRes"
         return self._losses + ((alpha,) if self._transparent else ())
 
     @property
@@ -151,7 +155,7 @@ class VideoWriter:
         with self._guarded("cannot write"):
             if picture.format.has_alpha and not self._encoded.has_alpha:
                 self._transparent = self._transparent or picture.is_transparent
-                picture = picture.over_black()
+                picture = picture.over(self._background)
             stored = picture.converted(self._encoded).padded(*self.stored_size)
             with stored.timed(self._frames, 1 / self.rate) as encoded:
                 packets = self._video.encode(encoded)

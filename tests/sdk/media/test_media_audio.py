@@ -218,3 +218,16 @@ def test_output_follows_input_closely() -> None:
     for k in range(1, 101):
         received += len(resampler.push(np.zeros(480, np.float32)))
         assert received >= k * 160 - 800  # 20 ms of grouping and the filter's own 30 ms at most
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_channels_that_cancel_each_other_are_not_mixed(rate: int) -> None:
+    """The middle second is in opposite phase, the left channel louder; elsewhere the mean is taken."""
+    tone = np.sin(2 * np.pi * 220 * np.arange(3 * rate) / rate).astype(np.float32) / 2
+    right = tone.copy()
+    right[rate : 2 * rate] *= -0.9
+    got = StreamResampler(rate)
+    out = np.concatenate([got.push(np.stack([tone, right], 1)), got.flush()])
+    alone = StreamResampler(rate)
+    want = np.concatenate([alone.push(tone), alone.flush()])
+    np.testing.assert_allclose(out, want, atol=2e-3)

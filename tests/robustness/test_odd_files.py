@@ -1,0 +1,50 @@
+"""Each odd file of `odd_files` is dubbed through the public API; the result is decoded again with PyAV alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from lipstream import LipSyncEngine
+from lipstream.media import read_audio
+from odd_files import ODD_FILES, RATE, OddFile, portrait, speech
+from PIL import Image
+from voice_and_video import write_wav
+
+
+@pytest.fixture(scope="module")
+def engine() -> LipSyncEngine:
+    return LipSyncEngine.load("tiny", threads=1)
+
+
+@pytest.mark.parametrize("odd", ODD_FILES, ids=lambda odd: odd.name)
+def test_outcome(tmp_path: Path, engine: LipSyncEngine, odd: OddFile) -> None:
+    source, output = tmp_path / odd.name, tmp_path / "out.mp4"
+    odd.write(source)
+    speech_file = None if odd.own_sound else write_wav(tmp_path / "speech.wav", speech(0.6), RATE)
+    if odd.error is not None:
+        with pytest.raises(odd.error):
+            engine.dub(source, speech_file, output)
+        assert not output.exists()
+        return
+    result = engine.dub(source, speech_file, output)
+    assert len(result.warnings) == bool(odd.warning), result.warnings
+    assert odd.warning in "".join(result.warnings)
+    assert len(result.notes) == bool(odd.note), result.notes
+    assert odd.note in "".join(result.notes)
+    assert odd.bypassed[0] <= result.bypassed <= odd.bypassed[1]
+    with av.open(str(output)) as file:
+        frames = list(file.decode(video=0))
+    assert len(frames) == result.frames == odd.frames
+    assert (frames[0].width, frames[0].height) == odd.size
+    sound, rate = read_audio(output)
+    for span, heard in ((odd.loud, True), (odd.quiet, False)):
+        if span is not None:
+            part = sound[round(span[0] * rate) : round(span[1] * rate)]
+            assert (np.sqrt(np.mean(np.square(part))) > 0.02) == heard
+    if odd.name.startswith("exif"):  # upright, whatever way it was stored
+        shown = np.asarray(frames[-1].to_image().resize((64, 72)), int)
+        upright = np.asarray(Image.fromarray(portrait()[:, 20:276]).resize((64, 72)), int)
+        assert np.abs(shown - upright).mean() < 6
