@@ -147,7 +147,7 @@ def measure(args: argparse.Namespace) -> dict[Case, Run]:
     """Make the clips and run every job that the options of benchmarks/throughput.py ask for; the rows."""
     counts = available(args.cores)
     sound, rate = read_audio(args.audio)
-    frames = len(sound) * FPS // rate
+    frames = -(-len(sound) * FPS // rate)
     with tempfile.TemporaryDirectory() as folder:
         videos, made = sources(args.video, args.sizes, Path(folder))
         table = cases(videos, counts)

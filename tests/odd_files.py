@@ -162,7 +162,7 @@ ODD_FILES = [
         "hole.mkv",
         video(lambda: still(70), tracks=[(speech(1.5), [0.0, 0.5, 2.2], True)]),
         own_sound=True,
-        frames=67,
+        frames=68,
         loud=(2.2, 2.35),
         quiet=(1.1, 2.1),
     ),

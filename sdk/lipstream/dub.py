@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ahead import Ahead
-from .errors import AudioTooShortError, ConfigError, QualityError
+from .checks import check_callable, check_path
+from .errors import AudioTooShortError, QualityError
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
 from .media.audio import silence
 from .media.picture import Rgb
@@ -21,6 +22,7 @@ from .media.threads import may_overlap
 from .media.video_codec import VideoCodec
 from .session import Frame, LipSyncSession
 from .session.pipeline import StageTimes
+from .shutdown import check_running
 
 Path_ = str | os.PathLike[str]
 MANY = 0.1
@@ -32,7 +34,7 @@ class DubResult:
     """Result and timings of a dub.
 
     Attributes:
-        output: path of the file. frames: number of frames written, floor(audio seconds * 25).
+        output: path of the file. frames: number of frames written, ceil(audio seconds * 25).
         notes: what was chosen or done to the source, as text; no defects.
         bypassed: frames left unchanged because they show no face. first_face: the first frame with a face; all frames
             before it are unchanged. damaged: frames at which the source file is damaged.
@@ -81,7 +83,7 @@ def dub(
     progress: Callable[[int, int], None] | None,
     retimed: bool,
 ) -> DubResult:
-    """Make the face in `video` speak `audio`; the result has as many frames as the audio has whole 1/25 seconds.
+    """Make the face in `video` speak `audio`, to its last sample: the result has ceil(audio seconds * 25) frames.
 
     A shorter video is played forwards and backwards, a longer one is cut. After an error, Ctrl-C included, no partial
     file is left at `output`.
@@ -101,9 +103,10 @@ def dub(
         NoAudioError, AudioFormatError, OutputError, and what `open_session` raises.
     """
     start = time.perf_counter()
-    for path in (video, output) if audio is None else (video, audio, output):
-        if not isinstance(path, str | os.PathLike):
-            raise ConfigError(f"a path of type {type(path).__name__}", expected="str or os.PathLike")
+    for name, path in (("video", video), ("output", output), *([] if audio is None else [("audio", audio)])):
+        check_path(name, path)
+    if progress is not None:
+        check_callable("progress", progress)
     sound = AudioReader(video if audio is None else audio)
     ensure_distinct(output, video, sound.path)
     source = VideoReader(video, retimed=retimed)
@@ -115,8 +118,8 @@ def dub(
     late = round((held / FPS - before) * rate) if abs(before) < _MOST_APART else 0
     # Read it once to count and check the samples: lengths in headers are often wrong.
     samples = late + sum(len(to_float(block)) for block in sound)
-    total = samples * FPS // rate
-    if total < 1:
+    total = -(-samples * FPS // rate)
+    if samples * FPS < rate:
         raise AudioTooShortError(
             f"{sound.path} has {max(samples, 0) / rate * 1000:.0f} ms of sound",
             expected=f"at least {1000 // FPS} ms, one video frame",
@@ -141,11 +144,10 @@ def dub(
     ) as writer:
         with (
             open_session(source, total) as session,
-            Ahead(
-                _frames(session, _shifted(sound, late, total * rate // FPS), rate), _AHEAD if may_overlap() else 0
-            ) as frames,
+            Ahead(_frames(session, _shifted(sound, late, samples), rate), _AHEAD if may_overlap() else 0) as frames,
         ):
             for frame in frames:
+                check_running()
                 tally.first_frame = tally.first_frame or time.perf_counter() - start
                 with times("encode"):
                     writer.write(frame.picture)

@@ -16,6 +16,7 @@ import numpy as np
 from .backends import Backend, ChunkInput, load_backend
 from .backends.base import GRAPHS, cores
 from .bundle import REBUILD, Bundle, Manifest, reading
+from .checks import check_callable, check_count, check_number, check_type
 from .dub import DubResult, dub
 from .errors import BundleCorruptError, ConfigError, ForkError
 from .face import FaceOptions, FacePipeline, FaceTracker, LipStreamFacePipeline, UpstreamFacePipeline
@@ -25,6 +26,7 @@ from .media.video_codec import VideoCodec
 from .metrics import Metrics, NoMetrics
 from .session import Frame, Idle, LipSyncSession, PreparedReference
 from .session.reference import LOOP_BYTES, LiveReference, Reference, Source
+from .shutdown import check_running, working
 
 LOG = logging.getLogger("lipstream")
 MOST_THREADS = 1024
@@ -56,7 +58,11 @@ class LipSyncEngine:
         # and may outlive the engine; its threads end when it is collected.
         self._pool = ThreadPoolExecutor(cores(), thread_name_prefix="lipstream")
 
+    def __repr__(self) -> str:
+        return f"<LipSyncEngine {self.manifest.model.get('name', '')!r} on {type(self.backend).__name__}>"
+
     @classmethod
+    @working()
     def load(
         cls,
         bundle: str | os.PathLike[str] = "tiny",
@@ -82,10 +88,16 @@ class LipSyncEngine:
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
             BackendError: no such backend, or it cannot run the bundle. PlanError, GpuMemoryError: of TensorRT plans.
-            ConfigError: the number of threads is out of range.
+            ConfigError: an argument has another type, or the number of threads is out of range.
         """
         if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
             raise ConfigError(f"threads={threads!r}", expected=f"0 for the default, or 1 to {MOST_THREADS} threads")
+        for option, value in (("backend", backend), ("provider", provider)):
+            if value is not None:
+                check_type(option, value, str)
+        for method in ("count", "observe"):
+            if metrics is not None:
+                check_callable(f"metrics.{method}", getattr(metrics, method, None))
         path = Bundle.find(bundle)
 
         def load(text: str) -> LipSyncEngine:
@@ -104,6 +116,7 @@ class LipSyncEngine:
             limit_threads(threads)
         return reading(path, load)
 
+    @working()
     def session(
         self,
         video: Source | PreparedReference,
@@ -112,6 +125,7 @@ class LipSyncEngine:
         seed: int = 42,
         max_pending: float = 60.0,
         idle: Idle | None = None,
+        sample_rate: int | None = None,
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> LipSyncSession:
@@ -119,12 +133,15 @@ class LipSyncEngine:
 
         Args:
             video: path of a video or picture, frames (uint8 [H, W, 3] RGB, 25 a second), or a prepared reference.
-                It is played forwards and backwards for as long as there is audio.
+                It is played forwards and backwards for as long as there is audio. Arrays are not copied: each is read
+                when its frame is needed, so do not change them while the session is open.
             face: how the face is found and composited; None for the defaults, or the options of a prepared reference.
             seed: of the noise; equal seeds, audio and video give equal frames.
             max_pending: seconds of pushed audio that may be pending in the session.
             idle: frames where there is no audio: "closed" generates the face with its mouth at rest; "reference" shows
                 the unchanged video and costs almost nothing. None: iterating ends.
+            sample_rate: Hz of the audio that will be pushed, for `push_audio` without a rate, and of the silence of
+                idle frames before the first push. None: that silence has the model's rate.
             length: number of frames that will be taken, if known; a long video is then not stored for looping.
             loop_bytes: limit of temporary disk for the frames of a looped video; playback of a longer video reverses
                 where it is reached.
@@ -132,8 +149,13 @@ class LipSyncEngine:
         Raises:
             FaceNotFoundError: no face in the first 30 seconds of a video.
             MediaOpenError, NoVideoError, MediaTruncatedError, ConfigError: of the video or the options.
+            AudioFormatError: of `sample_rate`.
         """
         self._check_process()
+        _check_face(face)
+        _check_loop_bytes(loop_bytes)
+        if length is not None:
+            check_count("length", length, least=1, expected="a number of frames, at least 1, or None")
         reference: Reference
         if isinstance(video, PreparedReference):
             if video.manifest != self.manifest:
@@ -143,8 +165,6 @@ class LipSyncEngine:
             pipeline = self._pipeline(video.face)
             reference = video.play()
         else:
-            if length is not None and (not isinstance(length, int) or length < 1):
-                raise ConfigError(f"length={length!r}", expected="a number of frames, at least 1, or None")
             face = face or FaceOptions()
             pipeline = self._pipeline(face)
             reference = LiveReference(
@@ -163,6 +183,7 @@ class LipSyncEngine:
                 seed=seed,
                 max_pending=max_pending,
                 idle=idle,
+                sample_rate=sample_rate,
                 metrics=self._metrics,
             )
             undo.pop_all()
@@ -170,13 +191,18 @@ class LipSyncEngine:
         LOG.debug("session opened, idle=%s", idle)
         return session
 
+    @working()
     def warmup(self, chunks: int = 6) -> float:
         """Run `chunks` chunks of zeros, so that the first session starts on a warm engine.
 
         Returns:
             Seconds per chunk when warm: the median of the second half. A chunk of 12 frames plays for 0.48 s.
+
+        Raises:
+            ConfigError: `chunks` is no whole number, or below 1.
         """
         self._check_process()
+        check_count("chunks", chunks, least=1, expected="a number of chunks, 1 or more")
         FaceTracker().warmup()
         m, g = self.manifest, self.manifest.geometry
         stream = self.backend.open_stream()
@@ -186,6 +212,7 @@ class LipSyncEngine:
         seconds = []
         try:
             for number in range(max(2, chunks)):
+                check_running()
                 begun = time.perf_counter()
                 chunk = ChunkInput(number, crops, None, samples, [noise] * (len(m.t_list) - 1), 0)
                 stream.start(chunk, lambda stage: nullcontext()).crops()
@@ -202,12 +229,19 @@ class LipSyncEngine:
         """Measure how many sessions this machine can run in real time, from one session at full speed.
 
         Args:
-            share: share of the machine to use, 0 to 1.
+            share: share of the machine to use, above 0, up to 1.
             use: called with each frame, for work such as encoding that every session does; its time counts.
 
         Returns:
             At least 1.
+
+        Raises:
+            ConfigError: of an argument.
         """
+        check_type("reference", reference, PreparedReference)
+        check_number("share", share, most=1, expected="a share of the machine, above 0, up to 1")
+        if use is not None:
+            check_callable("use", use)
         self.warmup()
         chunk = self.manifest.geometry.video_frames
         with self.session(reference, idle="closed") as session:
@@ -221,6 +255,7 @@ class LipSyncEngine:
             rate = 4 * chunk / (time.perf_counter() - begun)
         return max(1, int(share * rate / FPS))
 
+    @working()
     def prepare(
         self,
         video: Source,
@@ -235,6 +270,8 @@ class LipSyncEngine:
         a video that needs more is cut. Raises what `session` raises.
         """
         self._check_process()
+        _check_face(face)
+        _check_loop_bytes(loop_bytes)
         face = face or FaceOptions()
         pipeline = self._pipeline(face)
         stream = self.backend.open_stream()
@@ -245,6 +282,7 @@ class LipSyncEngine:
         finally:
             stream.close()
 
+    @working()
     def dub(
         self,
         video: str | os.PathLike[str],
@@ -271,6 +309,8 @@ class LipSyncEngine:
             What `session` and `lipstream.dub.dub` raise.
         """
 
+        _check_face(face)
+
         def open_session(source: VideoReader, frames: int) -> LipSyncSession:
             length = frames + self.manifest.geometry.video_frames  # one chunk may be started beyond the end
             return self.session(source, face=face, seed=seed, length=length)
@@ -296,3 +336,12 @@ class LipSyncEngine:
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise ForkError.found_in("the engine")
+
+
+def _check_face(face: object) -> None:
+    if face is not None:
+        check_type("face", face, FaceOptions)
+
+
+def _check_loop_bytes(loop_bytes: object) -> None:
+    check_count("loop_bytes", loop_bytes, least=1, expected="bytes of temporary disk, 1 or more")

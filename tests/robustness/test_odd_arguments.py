@@ -14,7 +14,7 @@ from lipstream import Bundle, FaceOptions, LipSyncEngine, samples
 from lipstream.cli import main
 from lipstream.errors import AudioFormatError, BundleNotFoundError, ConfigError, MediaOpenError, OutputError
 from lipstream.media import AudioReader, FrameLoop, VideoReader, VideoWriter, ensure_distinct
-from lipstream.session import Frame
+from lipstream.session import Frame, PreparedReference, RealtimePlayer
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,84 @@ def test_threads(threads: Any) -> None:
 def test_options_of_a_session(engine: LipSyncEngine, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         engine.session(samples.FACE, **options)
+
+
+@pytest.fixture(scope="module")
+def prepared(engine: LipSyncEngine) -> PreparedReference:
+    return engine.prepare(samples.FACE, seconds=0.5)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("load", {"bundle": None}),
+        ("load", {"bundle": 5}),
+        ("load", {"backend": []}),
+        ("load", {"provider": 1.5}),
+        ("load", {"metrics": "counts"}),
+        ("session", {"face": "hold"}),
+        ("session", {"length": "2"}),
+        ("session", {"loop_bytes": "2"}),
+        ("session", {"max_pending": float("nan")}),
+        ("prepare", {"face": {"policy": "hold"}}),
+        ("prepare", {"seconds": "2"}),
+        ("prepare", {"seconds": float("nan")}),
+        ("prepare", {"loop_bytes": "2"}),
+        ("dub", {"preset": None}),
+        ("dub", {"preset": []}),
+        ("dub", {"face": "hold"}),
+        ("dub", {"progress": 5}),
+        ("dub", {"crf": "18"}),
+        ("dub", {"codec": {}}),
+        ("warmup", {"chunks": 2.5}),
+        ("warmup", {"chunks": 0}),
+        ("capacity", {"share": "x"}),
+        ("capacity", {"share": -1}),
+        ("capacity", {"share": 1.5}),
+        ("capacity", {"use": 5}),
+        ("capacity", {"reference": str(samples.FACE)}),
+        ("player", {"session": None}),
+    ],
+)
+def test_an_argument_of_a_wrong_type_or_value_is_named(
+    engine: LipSyncEngine, prepared: PreparedReference, tmp_path: Path, method: str, options: dict[str, Any]
+) -> None:
+    given: dict[str, dict[str, Any]] = {
+        "session": {"video": prepared},
+        "prepare": {"video": samples.FACE},
+        "capacity": {"reference": prepared},
+        "dub": {"video": samples.FACE, "audio": samples.SPEECH, "output": tmp_path / "out.mp4"},
+    }
+    call: Any = RealtimePlayer if method == "player" else getattr(engine, method)
+    with pytest.raises(ConfigError) as caught:
+        call(**given.get(method, {}) | options)
+    (name,) = options
+    assert name in caught.value.found
+    assert caught.value.expected
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("timeout", ["1", float("nan"), []])
+def test_an_invalid_timeout(engine: LipSyncEngine, prepared: PreparedReference, timeout: Any) -> None:
+    with engine.session(prepared) as session, pytest.raises(ConfigError, match="timeout"):
+        session.wait(timeout)
+
+
+def test_a_folder_of_models_that_is_no_path() -> None:
+    with pytest.raises(ConfigError, match="insightface"):
+        FaceOptions(insightface=5)  # type: ignore[arg-type]
+
+
+def test_public_objects_print_as_one_short_line(engine: LipSyncEngine, prepared: PreparedReference) -> None:
+    with engine.session(prepared, idle="reference") as session, RealtimePlayer(session) as player:
+        assert session.wait(10)
+        frame = next(iter(session))
+        for thing in (engine, prepared, session, player, frame, frame.picture, Bundle.load("tiny"), FaceOptions()):
+            assert len(repr(thing)) < 150
+            assert "\n" not in repr(thing)
+            assert type(thing).__name__ in repr(thing)
+            assert "array" not in repr(thing)
+    assert "closed" in repr(session)
 
 
 def test_frames_compare_by_identity() -> None:

@@ -80,7 +80,7 @@ def test_a_signed_file_says_that_it_is_generated(media: Path, tmp_path: Path, pe
     for role, source in (("video", "talk.mp4"), ("audio", "speech.wav")):
         wanted = hashlib.sha256((media / source).read_bytes()).hexdigest()
         assert dub["sources"][role] == {"name": source, "sha256": wanted}
-    assert sum(1 for _ in VideoReader(out)) == 15  # it still plays
+    assert sum(1 for _ in VideoReader(out)) == 16  # it still plays
 
     changed = bytearray(out.read_bytes())
     changed[changed.index(b"mdat") + 400] ^= 1

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..atomic import Partial, replace_folder
+from ..checks import check_path
 from ..errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, LipStreamInternalError, OutputError
 from .manifest import CONSTANTS, MANIFEST, REBUILD, Manifest
 from .onnx_header import read_header
@@ -59,9 +60,13 @@ class Bundle:
         path = cls.find(source)
         return reading(path, lambda text: cls.parse(path, text, verify=verify))
 
+    def __repr__(self) -> str:
+        return f"<Bundle {self.path}>"
+
     @staticmethod
     def find(source: str | os.PathLike[str]) -> Path:
-        """The folder of a bundle, given by path or by a shipped name. Raises BundleNotFoundError."""
+        """The folder of a bundle, given by path or by a shipped name. Raises BundleNotFoundError, ConfigError."""
+        check_path("bundle", source)
         path = Path(source)
         try:
             if (path / MANIFEST).is_file():

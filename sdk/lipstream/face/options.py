@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..checks import check_path
 from .tracking import FaceTracker, Policy, Tracker
 
 
@@ -30,6 +31,7 @@ class FaceOptions:
 
     def __post_init__(self) -> None:
         if self.insightface is not None:
+            check_path("insightface", self.insightface)
             object.__setattr__(self, "insightface", Path(self.insightface))  # so that equal folders compare equal
 
     @property

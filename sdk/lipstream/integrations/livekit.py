@@ -21,7 +21,7 @@ from livekit.agents.voice.avatar import (
 )
 
 from ..engine import LipSyncEngine
-from ..media import FPS, to_int16
+from ..media import FPS, StreamResampler, to_float, to_int16
 from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
@@ -36,7 +36,8 @@ class LipSyncVideo(VideoGenerator):
     runner's event loop, and call `aclose` at the end.
 
     Args:
-        engine: shared by all rooms of a process. sample_rate: of the agent's speech, Hz.
+        engine: shared by all rooms of a process. sample_rate: of the sound that is published, Hz; speech of another
+            rate is resampled.
     """
 
     def __init__(
@@ -52,21 +53,35 @@ class LipSyncVideo(VideoGenerator):
         self.options = AvatarOptions(
             video_width=width, video_height=height, video_fps=FPS, audio_sample_rate=sample_rate, audio_channels=1
         )
-        self._session = engine.session(reference, idle=idle, seed=seed, max_pending=MAX_PENDING)
+        self._session = engine.session(
+            reference, idle=idle, seed=seed, max_pending=MAX_PENDING, sample_rate=sample_rate
+        )
+        self._resampler: StreamResampler | None = None  # of the segment, if its rate is another one
         self._player = RealtimePlayer(self._session, paced=False)  # the runner paces the frames
 
     async def push_audio(self, frame: rtc.AudioFrame | AudioSegmentEnd) -> None:
-        """Push speech of any length, or end the segment. Does not block."""
+        """Push speech of any length, rate and number of channels, or end the segment. Does not block."""
+        rate = self.options.audio_sample_rate
         if isinstance(frame, AudioSegmentEnd):
+            self._finish_resampling()
             self._session.flush()
             return
-        pcm = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
-        self._session.push_audio(
-            pcm.mean(axis=1).astype(np.int16) if frame.num_channels > 1 else pcm, frame.sample_rate
-        )
+        if self._resampler is not None and self._resampler.rate != frame.sample_rate:
+            self._finish_resampling()
+        pcm = to_float(np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)).mean(axis=1)
+        if self._resampler is None and frame.sample_rate != rate:
+            self._resampler = StreamResampler(frame.sample_rate, rate)
+        self._session.push_audio(self._resampler.push(pcm) if self._resampler else pcm, rate)
+
+    def _finish_resampling(self) -> None:
+        """Push the rest of what is being resampled."""
+        resampler, self._resampler = self._resampler, None
+        if resampler is not None:
+            self._session.push_audio(resampler.flush(), self.options.audio_sample_rate)
 
     def clear_buffer(self) -> None:
         """Interrupt: discard the speech pushed so far. Frames that the runner has already taken are still played."""
+        self._resampler = None
         self._session.interrupt()
 
     async def _stream(self) -> AsyncIterator[rtc.VideoFrame | rtc.AudioFrame | AudioSegmentEnd]:
@@ -76,7 +91,7 @@ class LipSyncVideo(VideoGenerator):
             if frame.idle:
                 continue
             pcm = to_int16(frame.audio[:, 0])
-            yield rtc.AudioFrame(pcm.tobytes(), self.options.audio_sample_rate, 1, len(pcm))
+            yield rtc.AudioFrame(pcm.tobytes(), frame.sample_rate, 1, len(pcm))
             if frame.end_of_segment:
                 yield AudioSegmentEnd()
 
@@ -84,8 +99,8 @@ class LipSyncVideo(VideoGenerator):
         return self._stream()
 
     async def aclose(self) -> None:
-        """End the session."""
-        self._player.close()
+        """End the session, and its thread."""
+        await self._player.aclose()
 
 
 async def speak_in(
@@ -104,7 +119,7 @@ async def speak_in(
 
     Args:
         room: connected, with a token that has the attribute `lk.publish_on_behalf`. agent: its identity; None for the
-            first agent in the room. sample_rate, idle, seed: as of `LipSyncVideo`; the agent's rate must match.
+            first agent in the room. sample_rate, idle, seed: as of `LipSyncVideo`.
     """
     left = asyncio.Event()
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-import numpy as np
 from pipecat.frames.frames import (
     CancelFrame,
     EndFrame,
@@ -24,7 +23,7 @@ from pipecat.services.ai_service import AIService
 from pipecat.services.settings import ServiceSettings
 
 from ..engine import LipSyncEngine
-from ..media import FPS, to_int16
+from ..media import to_int16
 from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
@@ -56,7 +55,7 @@ class LipSyncVideoService(AIService):
         self._engine, self._reference, self._idle, self._seed = engine, reference, idle, seed
         self._player: RealtimePlayer | None = None
         self._showing: Any = None
-        self._rate = 0
+        self._form: tuple[int, int] | None = None  # of the segment: rate, channels
         self._stops: deque[TTSStoppedFrame] = deque()
 
     async def setup(self, setup: FrameProcessorSetup) -> None:
@@ -82,23 +81,23 @@ class LipSyncVideoService(AIService):
         assert self._player is not None
         session = self._player.session
         if isinstance(frame, TTSAudioRawFrame):
-            pcm = np.frombuffer(frame.audio, np.int16).reshape(-1, frame.num_channels)
-            if self._rate not in (0, frame.sample_rate):
-                session.flush()  # a segment has one rate
-            self._rate = frame.sample_rate
-            session.push_audio(pcm, frame.sample_rate)
+            form = frame.sample_rate, frame.num_channels
+            if self._form not in (None, form):
+                session.flush()  # a segment has one rate, and one number of channels
+            self._form = form
+            session.push_audio(frame.audio, frame.sample_rate, channels=frame.num_channels)
         elif isinstance(frame, TTSStoppedFrame):
-            if self._rate:
+            if self._form:
                 self._stops.append(frame)
                 session.flush()
-                self._rate = 0
+                self._form = None
             else:  # no speech since the last one
                 await self.push_frame(frame, direction)
         else:
             if isinstance(frame, InterruptionFrame):
                 session.interrupt()
                 self._stops.clear()
-                self._rate = 0
+                self._form = None
             await self.push_frame(frame, direction)
 
     async def _show(self) -> None:
@@ -109,15 +108,14 @@ class LipSyncVideoService(AIService):
             picture = OutputImageRawFrame(image=frame.image.tobytes(), size=(width, height), format="RGB")
             if not frame.idle:
                 pcm = to_int16(frame.audio)
-                rate = len(pcm) * FPS
-                await self.push_frame(TTSAudioRawFrame(pcm.tobytes(), rate, pcm.shape[1]))
+                await self.push_frame(TTSAudioRawFrame(pcm.tobytes(), frame.sample_rate, pcm.shape[1]))
             await self.push_frame(picture)
             if frame.end_of_segment and self._stops:
                 await self.push_frame(self._stops.popleft())
 
     async def _end(self) -> None:
         if self._player is not None:
-            self._player.close()
+            await self._player.aclose()
         if self._showing is not None:
             await self.cancel_task(self._showing)
             self._showing = None

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TypeGuard
 
 import av
 import numpy as np
@@ -204,6 +205,23 @@ def to_float(pcm: ArrayLike) -> NDArray[np.float32]:
             fix="they look like integers: divide 16-bit samples by 32768",
         )
     return columns.astype(np.float32, copy=False)
+
+
+def is_bytes(pcm: object) -> TypeGuard[bytes | bytearray | memoryview]:
+    """Whether `pcm` is a piece of a byte stream; a memoryview of int16 is an array."""
+    return isinstance(pcm, bytes | bytearray) or (isinstance(pcm, memoryview) and pcm.itemsize == 1)
+
+
+def split_pcm(data: bytes, channels: int) -> tuple[NDArray[np.int16], bytes]:
+    """The whole samples of interleaved int16 little endian, [n, channels], and the bytes of one that is cut.
+
+    Raises:
+        AudioFormatError: not 1 to 8 channels.
+    """
+    if not isinstance(channels, int) or not 1 <= channels <= MAX_CHANNELS:
+        raise AudioFormatError(f"{channels!r} audio channels", expected=f"1..{MAX_CHANNELS}")
+    whole = len(data) - len(data) % (2 * channels)
+    return np.frombuffer(data[:whole], "<i2").astype(np.int16).reshape(-1, channels), data[whole:]
 
 
 def check_rate(rate: object) -> int:

@@ -52,6 +52,9 @@ class Picture:
         for plane in self.planes:
             plane.flags.writeable = False
 
+    def __repr__(self) -> str:
+        return f"<Picture {self.width}x{self.height} {self.format.name}>"
+
     @classmethod
     def of(cls, image: Image, what: str = "a frame") -> Picture:
         """A picture of an RGB array, uint8 [H, W, 3]. Raises ConfigError for anything else, which it calls `what`."""

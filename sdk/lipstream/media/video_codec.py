@@ -72,7 +72,7 @@ def encoding(
         raise ConfigError(
             f"codec {codec!r}", expected=f"one of {', '.join(get_args(VideoCodec))}, or none for a choice"
         )
-    if preset not in _PRESETS:
+    if not isinstance(preset, str) or preset not in _PRESETS:
         raise ConfigError(f"preset {preset!r}", expected=f"one of {', '.join(_PRESETS)}")
     if codec is None:
         codec = "prores" if format.has_alpha and suffix == ".mov" else "hevc" if format.depth > 8 else "h264"

@@ -13,10 +13,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-
 from ..engine import LipSyncEngine
-from ..errors import ProtocolError, SlowClientError
+from ..errors import SlowClientError
 from ..media import FPS
 from ..metrics import Metrics
 from ..session import Frame, PreparedReference, RealtimePlayer
@@ -76,17 +74,13 @@ class RealtimeSession:
         self.last_audio_at = time.monotonic()
 
     def push(self, data: bytes) -> None:
-        """Push sound of the client, int16 little endian.
+        """Push sound of the client, int16 little endian; a sample may be cut between two messages.
 
         Raises:
-            ProtocolError: not a whole number of samples.
             BackpressureError, SessionClosedError: see `LipSyncSession.push_audio`.
         """
-        channels = self._start.channels
-        if len(data) % (2 * channels):
-            raise ProtocolError(f"{len(data)} bytes of sound", expected=f"int16 samples of {channels} channels")
         self.last_audio_at = time.monotonic()
-        self._session.push_audio(np.frombuffer(data, "<i2").reshape(-1, channels), self._start.sample_rate)
+        self._session.push_audio(data, self._start.sample_rate, channels=self._start.channels)
 
     def flush(self) -> None:
         """End the segment."""

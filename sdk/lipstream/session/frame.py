@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from ..media.picture import Image, Picture
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Frame:
     """One frame of the result. Two frames are equal only if they are the same object.
 
     Attributes:
         picture: in the reference's size and pixel format; outside the mouth its samples are the reference's.
         audio: float32 [n, channels], the pushed samples that belong to this frame, at the rate they were pushed with.
+        sample_rate: of `audio`, Hz.
         pts: seconds since the session's first frame, index / 25.
         index: 0, 1, 2, ... over the whole session; after `interrupt` it continues at the first frame not shown.
         bypassed: True if the frame is the reference's, untouched, because it shows no face.
@@ -40,6 +41,11 @@ class Frame:
     speaking: bool = False
     idle: bool = False
     generated: float = 1.0
+    sample_rate: int = 16_000
+
+    def __repr__(self) -> str:
+        kind = "idle" if self.idle else "bypassed" if self.bypassed else "speech"
+        return f"<Frame {self.index} at {self.pts:.2f} s: {kind}, {len(self.audio)} samples at {self.sample_rate} Hz>"
 
     @cached_property
     def image(self) -> Image:

@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from ..backends import ChunkStream
 from ..backends.base import Array
 from ..bundle import Manifest
+from ..checks import check_number
 from ..errors import ConfigError
 from ..face import FaceOptions, FacePipeline
 from ..media import FPS, FrameSpool, ping_pong
 from ..media.pixel_format import PictureFormat
+from ..shutdown import check_running
 from .reference import LOOP_BYTES, Source, SourceFrame, no_face, open_source, pictures, require_face, stack_crops
 
 _FORGOTTEN = 3  # chunks after which latents do not depend on the stream's start: the encoder looks back 30 frames
@@ -47,8 +49,7 @@ class PreparedReference:
         seconds: float = 20.0,
         max_bytes: int = LOOP_BYTES,
     ) -> None:
-        if not 0 < seconds < math.inf:
-            raise ConfigError(f"{seconds} seconds of reference", expected="more than 0")
+        check_number("seconds", seconds, expected="seconds of the video, more than 0")
         self.manifest, self.face, self._pipeline = manifest, face, pipeline
         self._geometry = geometry = manifest.geometry
         opened = open_source(source, retimed=face.retimed)
@@ -62,6 +63,7 @@ class PreparedReference:
             if picture.format != self._format:
                 number = len(self._matrices) + self.skipped
                 raise ConfigError(f"frame {number} is {picture.format}", expected=f"{self._format}, like the others")
+            check_running()
             seen = tracker.track(picture)
             if seen is None and not self._matrices:
                 self.skipped += 1
@@ -83,8 +85,13 @@ class PreparedReference:
         self._steady = max(self._lap + 1, _FORGOTTEN)
         self._latents: list[Array] = []
         for first, length in [(0, lead), *((lead + chunk * i, chunk) for i in range(self._steady + self._lap - 1))]:
+            check_running()
             crops = [self.at(first + i).crop for i in range(length)]
             self._latents.append(stream.encode_video(stack_crops(geometry, crops)))
+
+    def __repr__(self) -> str:
+        width, height = self.size
+        return f"<PreparedReference {width}x{height}, {self.frames} frames>"
 
     @property
     def size(self) -> tuple[int, int]:

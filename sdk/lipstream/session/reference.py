@@ -25,6 +25,7 @@ from ..face import FaceOptions, FacePipeline, Tracker
 from ..media import FrameLoop, VideoReader
 from ..media.picture import Image, Picture, as_picture
 from ..media.threads import may_overlap
+from ..shutdown import check_running
 
 Source = str | os.PathLike[str] | VideoReader | Sequence[Image] | Image
 """A video file, or frames: a sequence of uint8 [H, W, 3] RGB, or one array [n, H, W, 3], at 25 a second."""
@@ -196,6 +197,7 @@ def require_face(frames: Iterable[Picture], face: FaceOptions, *, every: int = 1
         if index >= limit:
             break
         if index % every == 0:
+            check_running()
             tracker.reset()  # each search is as thorough as the first
             if tracker.track(frame):
                 tracker.reset()

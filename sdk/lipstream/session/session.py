@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
 import time
@@ -18,11 +19,13 @@ from numpy.typing import ArrayLike
 from ..backends import ChunkStream
 from ..backends.base import Array
 from ..bundle import Manifest
-from ..errors import ConfigError, ForkError
+from ..checks import check_count, check_number
+from ..errors import AudioFormatError, ConfigError, ForkError
 from ..face import FacePipeline
 from ..media import FPS, to_float
-from ..media.audio import check_rate
+from ..media.audio import check_rate, is_bytes, split_pcm
 from ..metrics import Metrics, NoMetrics
+from ..shutdown import close_at_exit, working
 from .frame import Frame
 from .idle import Idle, IdlePolicy
 from .pipeline import ChunkPipeline, StageTimes
@@ -62,6 +65,7 @@ class LipSyncSession:
         seed: int = 42,
         max_pending: float = 60.0,
         idle: Idle | None = None,
+        sample_rate: int | None = None,
         metrics: Metrics | None = None,
     ) -> None:
         self._idle = IdlePolicy(idle)
@@ -71,10 +75,11 @@ class LipSyncSession:
             raise ConfigError(f"max_pending={max_pending!r}", expected=f"at least {least:g} seconds, two chunks")
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
             raise ConfigError(f"seed={seed!r}", expected="a whole number from 0 to 2^64 - 1")
+        self._rate = None if sample_rate is None else check_rate(sample_rate)
         self._lookahead = manifest.audio.lookahead / manifest.audio.sample_rate
         self._pool, self._max_pending, self._metrics = pool, max_pending, metrics or NoMetrics()
         self._times = StageTimes()
-        self._state = state = SessionState(Timeline(manifest), self._idle, self._metrics)
+        self._state = state = SessionState(Timeline(manifest, self._rate), self._idle, self._metrics)
 
         def sound(place: Place, first: int, frames: int) -> Array:
             assert place.segment is not None
@@ -85,6 +90,12 @@ class LipSyncSession:
         self._generating = threading.RLock()  # reentrant: a signal handler may close in the middle of a chunk
         self._released = False
         self._process = os.getpid()
+        close_at_exit(self)
+
+    def __repr__(self) -> str:
+        state = self._state
+        how = "closed" if state.closed else f"{state.timeline.pending:.2f} s of audio pending"
+        return f"<LipSyncSession: {state.taken} frames taken, {len(state.queue)} ready, {how}>"
 
     @property
     def lookahead(self) -> float:
@@ -99,25 +110,37 @@ class LipSyncSession:
         """
         return self._times.read()
 
-    def push_audio(self, pcm: ArrayLike, sample_rate: int) -> int:
+    def push_audio(self, pcm: ArrayLike, sample_rate: int | None = None, *, channels: int = 1) -> int:
         """Append audio.
 
         Args:
-            pcm: int16, or float32 in [-1, 1]; [n] or [n, channels], 1 to 8 channels, n >= 0.
-            sample_rate: Hz, 4000 to 384000. Rate and channels may change only after `flush`.
+            pcm: int16, or float32 in [-1, 1]; [n] or [n, channels], 1 to 8 channels, n >= 0. Or bytes, a piece of a
+                stream of int16 little endian, interleaved: a sample that is cut continues with the next bytes; its
+                first part is dropped by `flush`, `interrupt`, and an array.
+            sample_rate: Hz, 4000 to 384000; None for the session's. Rate and channels may change only after `flush`.
+            channels: of bytes, 1 to 8.
 
         Returns:
-            Number of samples taken (all of them).
+            Number of samples taken, per channel: all of them, but for one that is cut.
 
         Raises:
-            AudioFormatError: another type, shape, rate, or NaN; nothing was taken.
+            AudioFormatError: another type, shape, rate, or NaN, or no rate is known; nothing was taken.
             BackpressureError: more than `max_pending` seconds would wait; nothing was taken.
             SessionClosedError: after `close`.
         """
-        samples, rate = to_float(pcm), check_rate(sample_rate)
+        if sample_rate is None and self._rate is None:
+            raise AudioFormatError(
+                "audio without a sample rate",
+                expected="its rate in Hz",
+                fix="push_audio(pcm, 24000), or engine.session(..., sample_rate=24000)",
+            )
+        rate = check_rate(self._rate if sample_rate is None else sample_rate)
         with self._locked() as state:
+            array, cut = split_pcm(state.cut + bytes(pcm), channels) if is_bytes(pcm) else (pcm, b"")
+            samples = to_float(array)
             if len(samples):
                 state.push(samples, rate, self._max_pending)
+            state.cut = cut
         return len(samples)
 
     def flush(self) -> None:
@@ -140,8 +163,7 @@ class LipSyncSession:
         Raises:
             ConfigError: `unshown` is no whole number, or negative. SessionClosedError: after `close`.
         """
-        if not isinstance(unshown, int | np.integer) or unshown < 0:
-            raise ConfigError(f"unshown={unshown!r}", expected="a number of frames, 0 or more")
+        check_count("unshown", unshown, least=0, expected="a number of frames, 0 or more")
         with self._locked() as state:
             state.interrupt(min(int(unshown), self._video_frames, state.taken))
             self._metrics.count("interrupts")
@@ -173,8 +195,14 @@ class LipSyncSession:
                 return
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block until iterating yields a frame; False once the session is closed, or after `timeout` seconds."""
+        """Block until iterating yields a frame; False once the session is closed, or after `timeout` seconds.
+
+        Raises:
+            ConfigError: `timeout` is neither None nor seconds.
+        """
         self._check_process()
+        if timeout is not None:
+            check_number("timeout", timeout, above=-math.inf, expected="seconds, or None to wait without end")
         state = self._state
         with state.changed:
             state.changed.wait_for(lambda: state.closed or state.queue or state.ready(), timeout)
@@ -213,6 +241,14 @@ class LipSyncSession:
     ) -> None:
         self.close()
 
+    async def __aenter__(self) -> LipSyncSession:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
     def _check_process(self) -> None:
         if os.getpid() != self._process:
             raise ForkError.found_in("the session")
@@ -234,6 +270,7 @@ class LipSyncSession:
             self._state.check_open()
             yield self._state
 
+    @working()
     def _generate(self, ahead: int = 1) -> bool:
         """Generate the next chunk unless `ahead` frames are queued; False once the session is closed."""
         state = self._state

@@ -24,6 +24,7 @@ class SessionState:
     """Not thread-safe but for `woken`: call everything else while holding `changed`.
 
     Attributes:
+        cut: bytes of a sample whose rest was not pushed yet.
         changed: the lock, notified of every change.
         queue: frames that were generated, and not taken.
         taken: number of frames taken, less those that `interrupt` gave back.
@@ -34,6 +35,7 @@ class SessionState:
 
     def __init__(self, timeline: Timeline, idle: IdlePolicy, metrics: Metrics) -> None:
         self.changed = threading.Condition()
+        self.cut = b""
         self.timeline, self._idle, self._metrics = timeline, idle, metrics
         self.queue: deque[Frame] = deque()
         self.taken = self.epoch = 0
@@ -81,6 +83,7 @@ class SessionState:
 
     def flush(self) -> None:
         """End the segment."""
+        self.cut = b""
         self.timeline.end_segment()
         self._replace_idle()
         self.notify()
@@ -88,6 +91,7 @@ class SessionState:
     def interrupt(self, unshown: int) -> None:
         """Discard all audio, the queue, and the `unshown` frames that were taken last."""
         self.epoch += 1
+        self.cut = b""
         self._interrupted_at, self._first_sound_at = time.perf_counter(), None
         self._idle.reset()
         self.timeline.clear()
@@ -146,11 +150,15 @@ class SessionState:
             self._idle.reset()
         for i in range(wanted):
             index = self.taken + len(self.queue)
-            audio = timeline.silence(index) if segment is None else segment.of_frame(place.first + i)
+            if segment is None:
+                audio, rate = timeline.silence(index), timeline.rate
+            else:
+                audio, rate = segment.of_frame(place.first + i), segment.rate
             self.queue.append(
                 Frame(
                     picture=made.pictures[i],
                     audio=audio,
+                    sample_rate=rate,
                     pts=index / FPS,
                     index=index,
                     bypassed=made.sources[i].matrix is None,

@@ -37,13 +37,17 @@ class Timeline:
         chunk: number of the stream's next chunk.
         reference_frame: the reference's next frame.
         segment: number of the segment that is spoken, or will be next.
+        rate: Hz of what was pushed last.
+
+    Args:
+        rate: before the first push; None for that of the model.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, rate: int | None = None) -> None:
         self._manifest = manifest
         self._segments: deque[SegmentAudio] = deque()
         self._generated = 0  # frames of the first segment that were generated
-        self._silence = (manifest.audio.sample_rate, 1)  # rate and channels of what was pushed last
+        self.rate, self._channels = rate or manifest.audio.sample_rate, 1  # of what was pushed last
         self.chunk = self.reference_frame = self.segment = 0
 
     @property
@@ -69,7 +73,7 @@ class Timeline:
         segment.push(samples, rate)
         if fresh:
             self._segments.append(segment)
-            self._silence = segment.rate, samples.shape[1]
+            self.rate, self._channels = segment.rate, samples.shape[1]
         return fresh
 
     def end_segment(self) -> None:
@@ -113,8 +117,7 @@ class Timeline:
 
     def silence(self, index: int) -> NDArray[np.float32]:
         """Sound of the idle frame `index` of the session, float32 [n, channels], as was pushed last."""
-        rate, channels = self._silence
-        return np.zeros(((index + 1) * rate // FPS - index * rate // FPS, channels), np.float32)
+        return np.zeros(((index + 1) * self.rate // FPS - index * self.rate // FPS, self._channels), np.float32)
 
     def _place(self, number: int, frame: int, reference_frame: int) -> Place | None:
         for segment in self._segments:

@@ -61,9 +61,9 @@ def frames_in(path: Path) -> int:
 def test_run_writes_the_video_and_a_summary(lipstream: Any, media: Path, tmp_path: Path) -> None:
     out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
     status, said, bar = lipstream("run", media / "talk.mp4", media / "speech.wav", "-o", out, "--sheet", sheet)
-    assert (status, frames_in(out)) == (0, 15)
-    assert "15 frames" in said
-    assert "15/15" in bar
+    assert (status, frames_in(out)) == (0, 16)
+    assert "16 frames" in said
+    assert "16/16" in bar
     picture = cv2.imread(str(sheet))
     assert picture is not None
     assert picture.shape[1] == 1600

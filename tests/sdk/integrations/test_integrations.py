@@ -15,7 +15,7 @@ Beside = Callable[[str, Path], str]
 
 def report(printed: str) -> Any:
     """The line of JSON among what a script and its framework print."""
-    (line,) = [line for line in printed.splitlines() if line.startswith("{")]
+    (line,) = [line for line in printed.splitlines() if line.startswith(("{", "["))]
     return json.loads(line)
 
 
@@ -45,6 +45,15 @@ def test_livekit_one_engine_speaks_in_two_rooms(beside: Beside) -> None:
     assert not other["interrupted"]
     assert 2.999 < other["position"] < 3.041
     assert found["threads_left"] == 0
+
+
+@pytest.mark.slow
+def test_livekit_speech_of_any_rate_keeps_its_pitch_and_length(beside: Beside) -> None:
+    for found in report(beside("livekit-agents==1.8.9", HERE / "livekit_rates_script.py")):
+        assert found["rates"] == [24_000]
+        assert found["seconds"] == 1.0
+        assert abs(found["hertz"] - 300) <= 1
+        assert 8500 < found["peak"] < 9500
 
 
 @pytest.mark.slow

@@ -102,7 +102,6 @@ def test_an_interrupt_empties_the_queue(served: Served) -> None:
         ("nonsense", "protocol"),
         ('{"type": "dance"}', "protocol"),
         ('{"type": "start"}', "protocol"),
-        (b"odd", "protocol"),
         (b"\0" * 2 * RATE * 61, "backpressure"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Coroutine
 from typing import Any
@@ -170,6 +171,61 @@ def test_the_with_block_closes_player_and_session() -> None:
         return [frame async for frame in player]
 
     assert run(main()) == []
+
+
+def test_an_async_with_block_closes_session_player_and_thread() -> None:
+    async def main() -> list[Frame]:
+        async with open_session() as session:
+            session.push_audio(noise(30 * FRAME), RATE)
+        with pytest.raises(SessionClosedError):
+            session.flush()
+        async with RealtimePlayer(open_session(idle="closed")) as player:
+            frame = await anext(aiter(player))
+        assert not running()
+        with pytest.raises(SessionClosedError):
+            player.session.flush()
+        return [frame]
+
+    assert len(run(main())) == 1
+
+
+def running() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "lipstream-ahead"]
+
+
+def test_close_waits_for_the_thread_but_not_on_an_event_loop() -> None:
+    started, proceed = threading.Event(), threading.Event()
+
+    class Waiting(NumpyStream):
+        def decode(self, latent: Any) -> Any:
+            started.set()
+            proceed.wait(PATIENCE)
+            return super().decode(latent)
+
+    async def main() -> list[Frame]:
+        player.session.push_audio(noise(30 * FRAME), RATE)
+        assert await asyncio.to_thread(started.wait, PATIENCE)
+        player.close()
+        assert len(running()) == 1
+        proceed.set()
+        return []
+
+    player = RealtimePlayer(OpenSession(stream=Waiting()).session)
+    run(main())
+    player.close()
+    assert not running()
+
+
+def test_the_thread_ends_when_the_player_is_collected() -> None:
+    player = RealtimePlayer(open_session(idle="closed"))
+    (thread,) = running()
+    session = player.session
+    del player
+    gc.collect()
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+    with pytest.raises(SessionClosedError):
+        session.flush()
 
 
 def test_a_player_may_be_made_outside_the_loop_that_plays_it() -> None:

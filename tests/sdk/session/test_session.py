@@ -373,7 +373,7 @@ class TestRefusedInput:
         ["a", "b"],
         [[1.0, 2.0], [3.0]],
         None,
-        b"abcd",
+        "abcd",
     )
 
     @pytest.mark.parametrize("bad", BAD, ids=range(len(BAD)))
