@@ -14,7 +14,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     s = Settings
     add("--host", default=s.host, help="address to listen on (default %(default)s: this machine only)")
     add("--port", type=int, default=s.port, help="port to listen on (default %(default)s)")
-    add("--token", default=os.environ.get("LIPSTREAM_TOKEN", s.token), help="token that clients must send")
+    add(
+        "--token",
+        default=os.environ.get("LIPSTREAM_TOKEN", s.token),
+        help="token that clients must send; better in the environment variable LIPSTREAM_TOKEN, which other users of "
+        "this machine cannot see",
+    )
+    add("--root-path", default=s.root_path, help="path under which a proxy publishes the server, such as /lips")
+    add(
+        "--forwarded-allow-ips",
+        default=s.forwarded_allow_ips,
+        metavar="IPS",
+        help="proxies whose X-Forwarded-* headers are believed, separated by commas (default %(default)s)",
+    )
     add(
         "--origin",
         action="append",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 
@@ -14,6 +14,8 @@ class Settings:
 
     Attributes:
         host, port: address to listen at. token: required of clients; may be empty only on a loopback address.
+        root_path: path under which a proxy publishes the server, such as "/lips".
+        forwarded_allow_ips: proxies whose X-Forwarded-* headers are believed, separated by commas; "*": all.
         origins: of web pages that may connect, besides the server's own.
         max_sessions: open at once; 0 to measure it at the start.
         start_within, idle_limit, total_limit: seconds until the first message, without sound, and in all.
@@ -24,13 +26,15 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str = ""
+    token: str = field(default="", repr=False)
+    root_path: str = ""
+    forwarded_allow_ips: str = "127.0.0.1"
     origins: tuple[str, ...] = ()
     max_sessions: int = 0
     start_within: float = 30.0
     idle_limit: float = 120.0
     total_limit: float = 3600.0
-    drain: float = 30.0
+    drain: float = 20.0
     upload_mb: int = 64
     bitrate: int = 1500
     ice_servers: tuple[str, ...] = ()
@@ -44,6 +48,13 @@ class Settings:
                 f"host {self.host} without a token: any client could use this machine",
                 fix="give --token SECRET (or LIPSTREAM_TOKEN), or leave --host at 127.0.0.1",
             )
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port}", expected="0 to 65535; 0 takes a free one")
+        if self.root_path and not self.root_path.startswith("/"):
+            raise ConfigError(f"root path {self.root_path!r}", expected="a path that begins with /, such as /lips")
+        for name, least in (("max_sessions", 0), ("drain", 0), ("upload_mb", 1)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} {getattr(self, name)}", expected=f"at least {least}")
         for name in ("start_within", "idle_limit", "total_limit"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="seconds, more than 0")
