@@ -175,13 +175,14 @@ async def _warm_up(state: State) -> None:
         engine = LipSyncEngine.load(
             settings.bundle, backend=settings.backend, threads=settings.threads, metrics=state.metrics
         )
-        state.references = References(engine, megabytes=settings.upload_mb)
-        state.references.load_bundled()
+        folder = Path(settings.reference_dir) if settings.reference_dir else None
+        state.references = References(engine, megabytes=settings.upload_mb, folder=folder)
+        state.references.load_permanent(settings.references)
         if settings.max_sessions:
             engine.warmup()
             return engine, settings.max_sessions
         encoder = JpegEncoder()  # encoding takes its share of every session
-        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.encode(frame.picture))
+        return engine, engine.capacity(state.references.bundled, use=lambda frame: encoder.encode(frame.picture))
 
     try:
         state.engine, most = await asyncio.to_thread(load)

@@ -55,13 +55,15 @@ class ClientSession:
             LipStreamError: the session does not open, or fails.
         """
         state = self._state
+        assert state.references is not None
+        reference = await state.references.get(start.reference)
         if refusal := state.refusal():  # other clients were admitted since
             state.log_refusal(refusal)
             raise refusal
         assert state.engine is not None
-        assert state.references is not None
-        reference = state.references.get(start.reference)
-        self._live = live = RealtimeSession(state.engine, reference, start, self._transport, state.metrics)
+        self._live = live = RealtimeSession(
+            state.engine, reference, start, self._transport, state.metrics, max_late=state.settings.max_late
+        )
         state.live[self.id] = live
         state.metrics.active.set(len(state.live))
         try:

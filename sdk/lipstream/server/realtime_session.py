@@ -4,8 +4,8 @@ Every queue is bounded by the duration of its frames: generated frames (about a 
 second; then pictures are dropped, the oldest first, but never sound), and the session's own audio. A client that reads
 too slowly delays no other session, and is disconnected in the end.
 
-Where generating is too slow, sound waits for pictures by `MOST_LATE` seconds in all. Then sound is sent on time without
-pictures, and the session continues some frames later, so that what it generates next can be on time.
+Where generating is too slow, sound waits for pictures by `max_late` seconds in all, until it idles. Then sound is sent
+on time without pictures, and the session continues some frames later, so that what it generates next can be on time.
 """
 
 from __future__ import annotations
@@ -32,10 +32,8 @@ LATE_PICTURES = FPS
 """Queued frames beyond which pictures are dropped."""
 TOO_SLOW = 20 * FPS
 """Queued frames beyond which the client is disconnected."""
-MOST_LATE = 1.0
-"""Seconds that sound waits for late pictures, summed up until the session idles."""
-FIRST_LATE = 3.0
-"""Seconds that a segment's first sound waits for its picture."""
+FIRST_LATE = 3
+"""A segment's first sound waits this many times as long for its picture as the sound that follows."""
 SKIP, MOST_SKIP = FPS, 8 * FPS
 """Frames sent without pictures when that is exceeded; twice as many each time if that was too few for a picture."""
 PAUSE, RESUME = 30.0, 10.0
@@ -73,6 +71,7 @@ class RealtimeSession:
 
     Args:
         start: the client's first message. transport: to the client. max_pending: seconds of sound that may wait.
+        max_late: seconds that sound waits for pictures.
     """
 
     def __init__(
@@ -84,15 +83,16 @@ class RealtimeSession:
         metrics: Metrics,
         *,
         max_pending: float = 60.0,
+        max_late: float = 1.0,
     ) -> None:
         self.size = reference.size
         self._paused = False
         self._start, self._transport, self._metrics = start, transport, metrics
-        self._max_pending = max_pending
+        self._max_pending, self._max_late = max_pending, max_late
         self._session = engine.session(reference, idle=start.idle, seed=start.seed, max_pending=max_pending + MARGIN)
         self._player = RealtimePlayer(self._session, paced=False)
         self._unplayed = UnplayedSound(start.sample_rate, start.channels)
-        self._punctuality = Punctuality()
+        self._punctuality = Punctuality(max_late)
         self._skipping = self._index = 0  # frames still to be sent without a picture; the next frame's index
         self._last: Frame | None = None
         self._skip = SKIP
@@ -196,7 +196,7 @@ class RealtimeSession:
                 if self._skipping and self._queue_sound():
                     due += 1 / FPS
                     continue
-                limit = FIRST_LATE if self._starting else MOST_LATE - waited
+                limit = FIRST_LATE * self._max_late if self._starting else self._max_late - waited
                 patience = max(0.0, due + limit - clock()) if self._can_skip() else 1 / FPS
                 if not await coming.within(patience):
                     if self._can_skip() and clock() >= due + limit:
@@ -245,7 +245,7 @@ class RealtimeSession:
         if not frame.idle:
             self._unplayed.take(len(frame.audio))
             self._skip = SKIP
-        self._judge(0.0 if self._starting and not frame.idle and delay < FIRST_LATE else delay)
+        self._judge(0.0 if self._starting and not frame.idle and delay < FIRST_LATE * self._max_late else delay)
         self._last, self._starting = frame, frame.idle
         self._queue(replace(frame, segment=number), generated=True)
 

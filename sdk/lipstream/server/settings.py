@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import os
+import re
 from dataclasses import dataclass, field
 
 from ..errors import ConfigError
@@ -19,7 +21,9 @@ class Settings:
         origins: of web pages that may connect, besides the server's own.
         max_sessions: open at once; 0 to measure it at the start.
         start_within, idle_limit, total_limit: seconds until the first message, without sound, and in all.
+        max_late: seconds that sound waits for pictures which the machine makes too slowly; then pictures are skipped.
         drain: seconds that open sessions may continue after SIGTERM.
+        references: names and files of further faces. reference_dir: existing folder of uploads that replicas share.
         bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
         bundle, backend, threads: of the engine.
     """
@@ -34,8 +38,11 @@ class Settings:
     start_within: float = 30.0
     idle_limit: float = 120.0
     total_limit: float = 3600.0
+    max_late: float = 1.0
     drain: float = 20.0
     upload_mb: int = 64
+    references: tuple[tuple[str, str], ...] = ()
+    reference_dir: str = ""
     bitrate: int = 1500
     ice_servers: tuple[str, ...] = ()
     bundle: str = "tiny"
@@ -52,10 +59,21 @@ class Settings:
             raise ConfigError(f"port {self.port}", expected="0 to 65535; 0 takes a free one")
         if self.root_path and not self.root_path.startswith("/"):
             raise ConfigError(f"root path {self.root_path!r}", expected="a path that begins with /, such as /lips")
+        names = ["bundled", *(name for name, _ in self.references)]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or names.count(name) > 1:
+                raise ConfigError(
+                    f"reference {name!r}", expected="unique names of letters, digits, - and _, at most 64"
+                )
+        if self.reference_dir and not (os.path.isdir(self.reference_dir) and os.access(self.reference_dir, os.W_OK)):
+            raise ConfigError(
+                f"reference folder {self.reference_dir} does not exist or cannot be written",
+                fix=f"mkdir -p {self.reference_dir}",
+            )
         for name, least in (("max_sessions", 0), ("drain", 0), ("upload_mb", 1)):
             if not getattr(self, name) >= least:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected=f"at least {least}")
-        for name in ("start_within", "idle_limit", "total_limit"):
+        for name in ("start_within", "idle_limit", "total_limit", "max_late"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="seconds, more than 0")
         if not 100 <= self.bitrate <= 20_000:

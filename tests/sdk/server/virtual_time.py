@@ -83,7 +83,7 @@ class SlowSession:
                 if self._ready:
                     yield self._ready.popleft()
                 else:
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0.01)
         finally:
             making.cancel()
 
@@ -94,7 +94,7 @@ class SlowSession:
     async def _make(self) -> None:
         while True:
             if len(self._ready) >= CHUNK:
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0.01)
                 continue
             epoch, spoken = self._epoch, bool(self._segments and self._spoken())
             await asyncio.sleep(self.chunk_seconds)

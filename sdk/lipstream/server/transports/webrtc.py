@@ -301,7 +301,7 @@ def add_route(
             state.log_refusal(refusal)
             raise refusal
         assert state.references is not None
-        state.references.get(offer.start.reference)
+        await state.references.get(offer.start.reference)
         connection = WebRtcConnection(state, offer)
         answer = await connection.answer()
         peers.add(running := asyncio.ensure_future(run_connection(connection)))

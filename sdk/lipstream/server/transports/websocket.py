@@ -69,7 +69,7 @@ class WebSocketConnection:
             return POLICY, f"no start within {self._state.settings.start_within:g} s"
         if start is None:
             return NORMAL, "closed"
-        size = self._state.references.get(start.reference).size
+        size = (await self._state.references.get(start.reference)).size
         self._encoder = frame_encoder(start.video, *size)
         return await self._client.run(start, self._read)
 
