@@ -219,5 +219,27 @@ class UploadTooLargeError(LipStreamError):
     code, exit_code = "upload_too_large", 53
 
 
+class UnavailableError(LipStreamError):
+    """A server admits no session now. `label` is the reason in its metrics."""
+
+    code, exit_code = "unavailable", 54
+
+    def __init__(self, found: str, *, label: str, expected: str = "", fix: str = "") -> None:
+        super().__init__(found, expected=expected, fix=fix)
+        self.label = label
+
+
+class TokenError(LipStreamError):
+    """A server needs a token, and a request has none or a wrong one."""
+
+    code, exit_code = "token", 55
+
+
+class OriginError(LipStreamError):
+    """A server does not admit pages of this origin."""
+
+    code, exit_code = "origin", 56
+
+
 class LipStreamInternalError(Exception):
     """An invariant of LipStream itself is broken: please report it."""

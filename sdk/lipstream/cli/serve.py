@@ -14,7 +14,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     s = Settings
     add("--host", default=s.host, help="address to listen on (default %(default)s: this machine only)")
     add("--port", type=int, default=s.port, help="port to listen on (default %(default)s)")
-    add("--token", default=os.environ.get("LIPSTREAM_TOKEN", s.token), help="token that clients must send")
+    add(
+        "--token",
+        default=os.environ.get("LIPSTREAM_TOKEN", s.token),
+        help="token that clients must send; better in the environment variable LIPSTREAM_TOKEN, which other users of "
+        "this machine cannot see",
+    )
+    add("--root-path", default=s.root_path, help="path under which a proxy publishes the server, such as /lips")
+    add(
+        "--forwarded-allow-ips",
+        default=s.forwarded_allow_ips,
+        metavar="IPS",
+        help="proxies whose X-Forwarded-* headers are believed, separated by commas (default %(default)s)",
+    )
     add(
         "--origin",
         action="append",
@@ -25,8 +37,25 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-sessions", type=int, default=s.max_sessions, help="concurrent sessions (default: measured at the start)")
     add("--idle-limit", type=float, default=s.idle_limit, help="seconds without sound after which a session ends")
     add("--total-limit", type=float, default=s.total_limit, help="maximum seconds of a session")
+    add(
+        "--max-late",
+        type=float,
+        default=s.max_late,
+        help="seconds that sound waits for late pictures on an overloaded machine; then it is sent without them "
+        "(default %(default)g)",
+    )
     add("--drain", type=float, default=s.drain, help="seconds that sessions may continue after SIGTERM")
     add("--upload-mb", type=int, default=s.upload_mb, help="size limit of an uploaded video, MB")
+    add(
+        "--reference",
+        action="append",
+        default=[],
+        dest="references",
+        metavar="NAME=FILE",
+        type=_name_and_file,
+        help="a face that clients can choose by its name: a video or picture; repeatable",
+    )
+    add("--reference-dir", default=s.reference_dir, metavar="DIR", help="folder of uploads that replicas share")
     add("--bitrate", type=int, default=s.bitrate, help="kbit/s of WebRTC video (default %(default)s)")
     add(
         "--ice-server",
@@ -46,7 +75,15 @@ def _run(args: argparse.Namespace) -> None:
         from ..server.command import serve
 
     given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    serve(Settings(**given | {"origins": tuple(args.origins), "ice_servers": tuple(args.ice_servers)}))
+    lists = {name: tuple(given[name]) for name in ("origins", "ice_servers", "references")}
+    serve(Settings(**given | lists))
+
+
+def _name_and_file(text: str) -> tuple[str, str]:
+    name, separator, file = text.partition("=")
+    if not separator or not file:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, file
 
 
 SERVE = Command(

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from ..backends.base import cores
 from ..engine import LipSyncEngine
-from ..errors import LipStreamError, UploadTooLargeError
+from ..errors import LipStreamError, OriginError, TokenError, UnavailableError, UploadTooLargeError
+from .access import TICKET_SECONDS
+from .failures import add_handlers, response
 from .frame_encoder import JpegEncoder
 from .prometheus import PrometheusMetrics
 from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
 from .references import References
-from .settings import Settings, is_loopback
+from .settings import Settings
 from .state import Connection, State
 from .transports.websocket import WebSocketConnection
 
@@ -48,8 +49,16 @@ def create_app(settings: Settings) -> FastAPI:
             live.close()
         pool.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(title="LipStream", version=version("lipstream"), lifespan=lifespan)
+    app = FastAPI(
+        title="LipStream",
+        version=version("lipstream"),
+        lifespan=lifespan,
+        root_path=settings.root_path,
+        docs_url=None,  # its page loads scripts of another site; openapi.json stays
+        redoc_url=None,
+    )
     app.state.lipstream = state
+    add_handlers(app)
     has_webrtc = find_spec("aiortc") is not None
     if settings.origins:
         app.add_middleware(
@@ -68,19 +77,24 @@ def create_app(settings: Settings) -> FastAPI:
             state.connections.discard(connection)
 
     def authorised(request: Request) -> None:
-        """Raise HTTPException unless the request has the token, and comes from an allowed origin."""
-        if not has_token(settings, request.headers.get("authorization", ""), request.query_params.get("token", "")):
-            raise HTTPException(401, "wrong or missing token", {"WWW-Authenticate": "Bearer"})
-        if not is_allowed_origin(settings, request.headers.get("origin"), request.headers.get("host", "")):
-            raise HTTPException(403, "this page's origin is not allowed")
+        """Raise TokenError or OriginError unless the request has the token, and comes from an allowed origin."""
+        state.access.check(request)
 
-    text = PAGE.read_text()
+    base = f'<base href="{escape(settings.root_path.rstrip("/"))}/">' if settings.root_path else ""
+    text = PAGE.read_text().replace("<!-- base -->", base)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         policy = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; "
         policy += "connect-src 'self' ws: wss:; img-src 'self' data: blob:; media-src 'self' blob:; worker-src blob:"
-        return HTMLResponse(text, headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"})
+        return HTMLResponse(
+            text,
+            headers={
+                "Content-Security-Policy": policy,
+                "Cache-Control": "no-store",
+                "Referrer-Policy": "no-referrer",
+            },
+        )
 
     @app.get("/v1/health/live")
     async def live() -> dict[str, str]:
@@ -89,9 +103,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.get("/v1/health/ready")
     async def ready() -> JSONResponse:
-        """200 once the engine is warm; 503 before, while the server drains, and when the engine could not be loaded."""
-        status = {"status": "ready" if state.ready else state.refusal() or "not ready"}
-        return JSONResponse(status, 200 if state.ready else 503)
+        """200 once the engine is warm; 503 before, while the server drains, and while it is overloaded."""
+        refusal = None if state.ready else state.refusal()
+        return JSONResponse({"status": refusal.found if refusal else "ready"}, 503 if refusal else 200)
 
     @app.get("/v1/version")
     async def versions() -> dict[str, Any]:
@@ -102,6 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
             "protocol": VERSION,
             "bundle": manifest.model.get("name") if manifest else None,
             "max_sessions": state.most,
+            "token": bool(settings.token),
             "webrtc": has_webrtc,
             "ice_servers": settings.ice_servers,
         }
@@ -111,17 +126,19 @@ def create_app(settings: Settings) -> FastAPI:
         """Metrics in Prometheus's text format."""
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.post("/v1/tickets", dependencies=[Depends(authorised)])
+    async def ticket() -> dict[str, Any]:
+        """A ticket that opens one WebSocket, as its query `ticket`, within `seconds`: for clients without headers."""
+        return {"ticket": state.access.ticket(), "seconds": TICKET_SECONDS}
+
     @app.post("/v1/references", dependencies=[Depends(authorised)])
     async def upload(request: Request) -> JSONResponse:
         """Upload a video or picture with a face, as the body; use the response's `reference` in the message `start`."""
         if state.references is None:
-            raise HTTPException(503, "the server is warming up")
-        try:
-            if int(request.headers.get("content-length", 0)) > settings.upload_mb << 20:
-                raise UploadTooLargeError(f"more than {settings.upload_mb} MB", fix="cut it to a few seconds")
-            name, prepared = await state.references.upload(request.stream())
-        except LipStreamError as error:
-            return JSONResponse(failure(error, fatal=True), 413 if isinstance(error, UploadTooLargeError) else 422)
+            raise state.refusal() or UnavailableError("the server is warming up", label="warming_up")
+        if int(request.headers.get("content-length", 0)) > settings.upload_mb << 20:
+            raise UploadTooLargeError(f"more than {settings.upload_mb} MB", fix="cut it to a few seconds")
+        name, prepared = await state.references.upload(request.stream())
         width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
 
@@ -133,14 +150,17 @@ def create_app(settings: Settings) -> FastAPI:
     @app.websocket("/v1/session")
     async def session(socket: WebSocket) -> None:
         """A session over WebSocket: docs/protocol.md."""
-        origin, host = socket.headers.get("origin"), socket.headers.get("host", "")
-        await socket.accept()
-        if not has_token(settings, socket.headers.get("authorization", ""), socket.query_params.get("token", "")):
-            await _refuse(state, socket, POLICY, "wrong or missing token", "token")
-        elif not is_allowed_origin(settings, origin, host):
-            await _refuse(state, socket, POLICY, "this page's origin is not allowed", "origin")
-        elif reason := state.refusal():
-            await _refuse(state, socket, TRY_AGAIN, reason, "draining" if state.draining else "capacity")
+        try:
+            state.access.check(socket, ticket=True)
+        except (TokenError, OriginError) as error:
+            state.log_refusal(error)
+            return await _deny(socket, error)
+        await socket.accept()  # some proxies hide the status of an upgrade that is denied
+        if refusal := state.refusal():
+            state.log_refusal(refusal)
+            with contextlib.suppress(RuntimeError, WebSocketDisconnect):
+                await socket.send_json(failure(refusal, fatal=True))
+                await socket.close(TRY_AGAIN, refusal.found)
         else:
             await run_connection(WebSocketConnection(state, socket, pool))
 
@@ -155,47 +175,39 @@ async def _warm_up(state: State) -> None:
         engine = LipSyncEngine.load(
             settings.bundle, backend=settings.backend, threads=settings.threads, metrics=state.metrics
         )
-        state.references = References(engine, megabytes=settings.upload_mb)
-        state.references.load_bundled()
+        folder = Path(settings.reference_dir) if settings.reference_dir else None
+        state.references = References(engine, megabytes=settings.upload_mb, folder=folder)
+        state.references.load_permanent(settings.references)
         if settings.max_sessions:
             engine.warmup()
             return engine, settings.max_sessions
         encoder = JpegEncoder()  # encoding takes its share of every session
-        return engine, engine.capacity(state.references.get("bundled"), use=lambda frame: encoder.encode(frame.picture))
+        return engine, engine.capacity(state.references.bundled, use=lambda frame: encoder.encode(frame.picture))
 
     try:
         state.engine, most = await asyncio.to_thread(load)
-    except LipStreamError as error:
-        state.failed = str(error)
-        LOG.error("the engine does not load: %s", error)
+    except Exception as error:
+        state.failed = error
+        LOG.error("the engine could not be loaded: %s", error)
         return
     state.most = most
     state.metrics.most.set(most)
     LOG.info("ready for %d sessions", most)
 
 
-async def _refuse(state: State, socket: WebSocket, code: int, reason: str, label: str) -> None:
-    state.metrics.rejected.labels(label).inc()
-    with contextlib.suppress(RuntimeError, WebSocketDisconnect):
-        await socket.close(code, reason)
-
-
-def has_token(settings: Settings, header: str, query: str) -> bool:
-    given = header.removeprefix("Bearer ") if header.startswith("Bearer ") else query
-    return not settings.token or hmac.compare_digest(given.encode(), settings.token.encode())
-
-
-def is_allowed_origin(settings: Settings, origin: str | None, host: str) -> bool:
-    """Programs send no origin; a page's must be this server's own, or one of the settings'."""
-    if origin is None or origin in settings.origins:
-        return True
-    return urlsplit(origin).netloc == host and (bool(settings.token) or is_loopback(urlsplit(origin).hostname or ""))
+async def _deny(socket: WebSocket, error: LipStreamError) -> None:
+    """Answer a WebSocket's upgrade with the error's status, or with 403 if the server cannot do that."""
+    if "websocket.http.response" in socket.scope.get("extensions", {}):
+        await socket.send_denial_response(response(error))
+    else:
+        await socket.close(POLICY)
 
 
 async def drain(state: State) -> None:
     """Refuse new sessions, notify the open ones, wait up to `Settings.drain` seconds for them, then close them."""
     state.draining = True
     seconds = state.settings.drain if state.live else 0
+    LOG.info("shutting down: %d sessions may continue for %g s", len(state.live), seconds)
     for live in list(state.live.values()):
         live.send_message({"type": "closing", "reason": "the server is shutting down", "seconds": seconds})
     end = time.monotonic() + seconds
@@ -203,3 +215,4 @@ async def drain(state: State) -> None:
         await asyncio.sleep(0.05)
     for connection in list(state.connections):
         await connection.close(GOING_AWAY, "the server is shutting down")
+    LOG.info("shut down")

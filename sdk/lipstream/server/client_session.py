@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import LipStreamError, ProtocolError, SlowClientError
+from ..errors import LipStreamError, ProtocolError, SlowClientError, UnavailableError
 from ..media import FPS
-from .protocol import NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
+from .failures import unexpected
+from .protocol import INTERNAL, NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
 from .realtime_session import RealtimeSession, Transport
 from .state import State
 
+LOG = logging.getLogger("lipstream")
 MOST_ERRORS = 50
 """Invalid messages after which the connection is closed."""
 End = tuple[int, str]
 """A close code of the protocol, and the reason."""
+
+
+class DisconnectedError(Exception):
+    """The client disconnected."""
 
 
 class ClientSession:
@@ -26,9 +33,13 @@ class ClientSession:
 
     Args:
         transport: to the client.
+
+    Attributes:
+        id: in the log, and in the message `started`.
     """
 
     def __init__(self, state: State, transport: Transport) -> None:
+        self.id = secrets.token_hex(4)
         self._state, self._transport = state, transport
         self._live: RealtimeSession | None = None
         self._errors = 0
@@ -44,19 +55,20 @@ class ClientSession:
             LipStreamError: the session does not open, or fails.
         """
         state = self._state
-        if refusal := state.refusal():  # other clients were admitted since
-            state.metrics.rejected.labels("capacity").inc()
-            return TRY_AGAIN, refusal
-        assert state.engine is not None
         assert state.references is not None
-        name = secrets.token_hex(4)
-        reference = state.references.get(start.reference)
-        self._live = live = RealtimeSession(state.engine, reference, start, self._transport, state.metrics)
-        state.live[name] = live
+        reference = await state.references.get(start.reference)
+        if refusal := state.refusal():  # other clients were admitted since
+            state.log_refusal(refusal)
+            raise refusal
+        assert state.engine is not None
+        self._live = live = RealtimeSession(
+            state.engine, reference, start, self._transport, state.metrics, max_late=state.settings.max_late
+        )
+        state.live[self.id] = live
         state.metrics.active.set(len(state.live))
         try:
             width, height = live.size
-            started = {"type": "started", "session": name, "width": width, "height": height, "fps": FPS}
+            started = {"type": "started", "session": self.id, "width": width, "height": height, "fps": FPS}
             live.send_message(started | {"sample_rate": start.sample_rate, "channels": start.channels})
             return await self._run(live, listen)
         except SlowClientError as error:
@@ -64,7 +76,7 @@ class ClientSession:
         finally:
             live.close()
             self._live = None
-            state.live.pop(name, None)
+            state.live.pop(self.id, None)
             state.metrics.active.set(len(state.live))
 
     async def _run(self, live: RealtimeSession, listen: Callable[[RealtimeSession], Awaitable[End]]) -> End:
@@ -86,6 +98,10 @@ class ClientSession:
             with contextlib.suppress(Exception, asyncio.CancelledError, TimeoutError):
                 await asyncio.wait_for(running, 2)
             await asyncio.gather(*tasks, return_exceptions=True)
+
+    def log_end(self, code: int, reason: str) -> None:
+        """Log how the connection ended, in one line."""
+        LOG.info("session %s: %d %s, after %.1f s", self.id, code, reason, time.monotonic() - self._begun)
 
     async def _limits(self, live: RealtimeSession) -> End:
         """Return once the session has had no sound, or was open, for too long."""
@@ -134,11 +150,19 @@ class ClientSession:
             await self._transport.send_message(message)
 
 
-async def ended(transport: Transport, connection: Awaitable[End]) -> End:
-    """How `connection` ends; an error is sent to the client."""
+async def ended(client: ClientSession, transport: Transport, connection: Awaitable[End]) -> End:
+    """How `connection` ends, which is logged; an error is sent to the client."""
     try:
-        return await connection
-    except LipStreamError as error:
+        code, reason = await connection
+    except DisconnectedError:
+        code, reason = NORMAL, "the client disconnected"
+    except Exception as error:
+        if isinstance(error, LipStreamError):
+            code, message = TRY_AGAIN if isinstance(error, UnavailableError) else POLICY, failure(error, fatal=True)
+        else:
+            code, message = INTERNAL, unexpected(error)
+        reason = message["message"]
         with contextlib.suppress(Exception):
-            await transport.send_message(failure(error, fatal=True))
-        return POLICY, error.found
+            await transport.send_message(message)
+    client.log_end(code, reason)
+    return code, reason

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from types import FrameType
 
 import uvicorn
 
+from ..errors import ConfigError
 from .app import create_app, drain
 from .settings import Settings
 from .state import State
@@ -29,26 +31,56 @@ class Server(uvicorn.Server):
             self.force_exit = True
             super().handle_exit(sig, frame)
 
+    async def on_tick(self, counter: int) -> bool:
+        return await super().on_tick(counter) or self._state.failed is not None
+
     async def _drained(self) -> None:
         await drain(self._state)
         self.should_exit = True
 
 
 def serve(settings: Settings) -> None:
-    """Serve until SIGTERM or Ctrl-C, then drain. The address is printed on standard error."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    app = create_app(settings)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        ws_max_size=1 << 20,
-        ws_max_queue=32,
-        ws_per_message_deflate=False,
-        log_level="warning",
-        timeout_graceful_shutdown=5,
-    )
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    token = f"?token={settings.token}" if settings.token else ""
-    print(f"LipStream: open http://{host}:{settings.port}/{token}", file=sys.stderr, flush=True)
-    Server(config, app.state.lipstream).run()
+    """Serve until SIGTERM or Ctrl-C, then drain. The address is printed on standard error.
+
+    Raises:
+        ConfigError: the address cannot be listened at. What `LipSyncEngine.load` raises.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("lipstream").setLevel(logging.INFO)
+    with listen(settings.host, settings.port) as listener:
+        app = create_app(settings)
+        config = uvicorn.Config(
+            app,
+            ws_max_size=1 << 20,
+            ws_max_queue=32,
+            ws_per_message_deflate=False,
+            log_level="warning",
+            access_log=False,  # it has addresses with tickets
+            forwarded_allow_ips=settings.forwarded_allow_ips,
+            timeout_graceful_shutdown=5,
+        )
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{listener.getsockname()[1]}{settings.root_path.rstrip('/')}/"
+        note = " and enter the token" if settings.token else ""
+        print(f"LipStream: open {address}{note}", file=sys.stderr, flush=True)
+        state = app.state.lipstream
+        Server(config, state).run(sockets=[listener])
+    if state.failed is not None:
+        raise state.failed
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address.
+
+    Raises:
+        ConfigError: the port is taken, or the host is not this machine's.
+    """
+    try:
+        (family, *_, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(address[:2], family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"{host} port {port} cannot be listened at: {error.strerror}",
+            expected="an address of this machine, and a port that no other program uses",
+            fix="choose another one with --port or --host",
+        ) from error

@@ -11,6 +11,7 @@ _COUNTERS = {
     "chunks": "chunks generated",
     "frames": "frames generated",
     "pictures_dropped": "pictures dropped for slow clients",
+    "pictures_skipped": "pictures not generated because they would be late",
 }
 _SECONDS = {
     "first_frame": "from a segment's first sound to its first frame",

@@ -7,6 +7,7 @@ docs/protocol.md documents it.
 
 from __future__ import annotations
 
+import re
 import struct
 from typing import Annotated, Any, Literal
 
@@ -22,7 +23,8 @@ KEY, IDLE, SPEAKING, LAST = 1, 2, 4, 8
 """Flags: key frame; idle; sound above the gate; last of a segment."""
 NOTICE = "The picture is generated: the mouth is synthetic."
 # RFC 6455 and its registry.
-NORMAL, GOING_AWAY, POLICY, TRY_AGAIN = 1000, 1001, 1008, 1013
+NORMAL, GOING_AWAY, POLICY, INTERNAL, TRY_AGAIN = 1000, 1001, 1008, 1011, 1013
+_PATH = re.compile(r"(?<![\w./:])/(?!v1/)[^\s/:'\",]+/[^\s:'\",]*")
 
 
 class _Message(BaseModel):
@@ -88,13 +90,14 @@ def hello(server: str, references: list[str]) -> dict[str, Any]:
 
 
 def failure(error: LipStreamError, *, fatal: bool) -> dict[str, Any]:
-    """The message for an error; after a fatal one the server closes the connection."""
+    """The message for an error; after a fatal one the server closes the connection. Paths of the server are masked."""
+    message, expected, fix = (_PATH.sub("(a file)", text) for text in (error.found, error.expected, error.fix))
     return {
         "type": "error",
         "code": error.code,
-        "message": error.found,
-        "expected": error.expected,
-        "fix": error.fix,
+        "message": message,
+        "expected": expected,
+        "fix": fix,
         "fatal": fatal,
     }
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-from dataclasses import dataclass
+import os
+import re
+from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 
@@ -14,24 +16,33 @@ class Settings:
 
     Attributes:
         host, port: address to listen at. token: required of clients; may be empty only on a loopback address.
+        root_path: path under which a proxy publishes the server, such as "/lips".
+        forwarded_allow_ips: proxies whose X-Forwarded-* headers are believed, separated by commas; "*": all.
         origins: of web pages that may connect, besides the server's own.
         max_sessions: open at once; 0 to measure it at the start.
         start_within, idle_limit, total_limit: seconds until the first message, without sound, and in all.
+        max_late: seconds that sound waits for pictures which the machine makes too slowly; then pictures are skipped.
         drain: seconds that open sessions may continue after SIGTERM.
+        references: names and files of further faces. reference_dir: existing folder of uploads that replicas share.
         bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
         bundle, backend, threads: of the engine.
     """
 
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str = ""
+    token: str = field(default="", repr=False)
+    root_path: str = ""
+    forwarded_allow_ips: str = "127.0.0.1"
     origins: tuple[str, ...] = ()
     max_sessions: int = 0
     start_within: float = 30.0
     idle_limit: float = 120.0
     total_limit: float = 3600.0
-    drain: float = 30.0
+    max_late: float = 1.0
+    drain: float = 20.0
     upload_mb: int = 64
+    references: tuple[tuple[str, str], ...] = ()
+    reference_dir: str = ""
     bitrate: int = 1500
     ice_servers: tuple[str, ...] = ()
     bundle: str = "tiny"
@@ -44,7 +55,25 @@ class Settings:
                 f"host {self.host} without a token: any client could use this machine",
                 fix="give --token SECRET (or LIPSTREAM_TOKEN), or leave --host at 127.0.0.1",
             )
-        for name in ("start_within", "idle_limit", "total_limit"):
+        if not 0 <= self.port <= 65535:
+            raise ConfigError(f"port {self.port}", expected="0 to 65535; 0 takes a free one")
+        if self.root_path and not self.root_path.startswith("/"):
+            raise ConfigError(f"root path {self.root_path!r}", expected="a path that begins with /, such as /lips")
+        names = ["bundled", *(name for name, _ in self.references)]
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) or names.count(name) > 1:
+                raise ConfigError(
+                    f"reference {name!r}", expected="unique names of letters, digits, - and _, at most 64"
+                )
+        if self.reference_dir and not (os.path.isdir(self.reference_dir) and os.access(self.reference_dir, os.W_OK)):
+            raise ConfigError(
+                f"reference folder {self.reference_dir} does not exist or cannot be written",
+                fix=f"mkdir -p {self.reference_dir}",
+            )
+        for name, least in (("max_sessions", 0), ("drain", 0), ("upload_mb", 1)):
+            if not getattr(self, name) >= least:
+                raise ConfigError(f"{name} {getattr(self, name)}", expected=f"at least {least}")
+        for name in ("start_within", "idle_limit", "total_limit", "max_late"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="seconds, more than 0")
         if not 100 <= self.bitrate <= 20_000:

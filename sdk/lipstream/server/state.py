@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..engine import LipSyncEngine
+from ..errors import LipStreamError, UnavailableError
+from .access import Access
 from .prometheus import PrometheusMetrics
 from .realtime_session import RealtimeSession
 from .references import References
 from .settings import Settings
+
+LOG = logging.getLogger("lipstream")
 
 
 class Connection(Protocol):
@@ -29,6 +35,7 @@ class State:
     Attributes:
         live: open sessions, by name. connections: all open connections. most: sessions admitted at once.
         draining: no more sessions are admitted. failed: why the engine could not be loaded.
+        access: who may connect.
     """
 
     settings: Settings
@@ -39,22 +46,40 @@ class State:
     connections: set[Connection] = field(default_factory=set)
     most: int = 0
     draining: bool = False
-    failed: str = ""
+    failed: Exception | None = None
+    access: Access = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.access = Access(self.settings)
+
+    @property
+    def overloaded(self) -> bool:
+        """A session does not keep up with real time; another one would make it worse."""
+        return any(live.degraded for live in self.live.values())
 
     @property
     def ready(self) -> bool:
-        return self.most > 0 and not self.draining
+        return self.most > 0 and not self.draining and not self.overloaded
 
-    def refusal(self, connected: int = 0) -> str:
-        """Why a session is not admitted now; empty if it is.
+    def refusal(self, connected: int = 0) -> UnavailableError | None:
+        """Why a session is not admitted now; None if it is.
 
         Args:
             connected: clients that count towards the limit already, though perhaps without a session yet.
         """
         if self.draining:
-            return "the server is shutting down"
-        if not self.ready:
-            return self.failed or "the server is warming up"
-        if max(len(self.live), connected) >= self.most:
-            return f"all {self.most} sessions are in use"
-        return ""
+            label, why = "draining", "the server is shutting down"
+        elif not self.most:
+            label, why = "warming_up", "the engine could not be loaded" if self.failed else "the server is warming up"
+        elif self.overloaded:
+            label, why = "overload", "the server is overloaded"
+        elif max(len(self.live), connected) >= self.most:
+            label, why = "capacity", f"all {self.most} sessions are in use"
+        else:
+            return None
+        return UnavailableError(why, label=label, fix="retry later, or on another server")
+
+    def log_refusal(self, error: LipStreamError) -> None:
+        """Count and log that a client is refused."""
+        self.metrics.rejected.labels(error.label if isinstance(error, UnavailableError) else error.code).inc()
+        LOG.info("refused %s: %s", secrets.token_hex(4), error.found)

@@ -10,12 +10,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lipstream.errors import ConfigError, ProtocolError
+from lipstream.errors import MediaOpenError, ProtocolError
 from lipstream.media import Picture
-from lipstream.server.app import has_token, is_allowed_origin
 from lipstream.server.frame_encoder import frame_encoder
-from lipstream.server.protocol import Close, Flush, Interrupt, Start, pack, parse, unpack
-from lipstream.server.settings import Settings
+from lipstream.server.protocol import Close, Flush, Interrupt, Start, failure, pack, parse, unpack
 
 
 def test_messages_are_parsed() -> None:
@@ -111,22 +109,8 @@ def test_encoded_pictures_can_be_decoded(kind: str, size: tuple[int, int]) -> No
         )
 
 
-def test_authentication() -> None:
-    with pytest.raises(ConfigError, match="token"):
-        Settings(host="0.0.0.0")
-    Settings(host="0.0.0.0", token="s")
-    local, secret = Settings(), Settings(host="0.0.0.0", token="s", origins=("https://a.example",))
-    assert has_token(local, "", "")
-    assert not has_token(secret, "", "")
-    assert not has_token(secret, "Bearer x", "")
-    assert has_token(secret, "Bearer s", "")
-    assert has_token(secret, "", "s")
-    assert is_allowed_origin(local, None, "127.0.0.1:8000")
-    assert is_allowed_origin(local, "http://127.0.0.1:8000", "127.0.0.1:8000")
-    assert not is_allowed_origin(local, "http://evil.example", "127.0.0.1:8000")
-    assert not is_allowed_origin(
-        local, "http://evil.example", "evil.example"
-    )  # a name that was pointed at this machine
-    assert is_allowed_origin(secret, "https://a.example", "b.example")
-    assert is_allowed_origin(secret, "https://b.example", "b.example")
-    assert not is_allowed_origin(secret, "https://c.example", "b.example")
+def test_clients_see_no_path_of_the_server() -> None:
+    error = MediaOpenError("cannot open /tmp/x/upload.video: invalid data", fix="see POST /v1/references, docs/a.md")
+    message = failure(error, fatal=False)
+    assert message["message"] == "cannot open (a file): invalid data"
+    assert message["fix"] == error.fix

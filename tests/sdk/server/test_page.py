@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -189,3 +189,73 @@ def test_closing_the_page_leaves_no_session(served: Served) -> None:
 
     asyncio.run(talk())
     served.wait_for("lipstream_sessions_active", 0)
+
+
+def test_an_answer_of_any_length_is_sent_as_the_server_can_take_it(served: Served) -> None:
+    async def talk() -> None:
+        async with browser(f"http://127.0.0.1:{served.port}/") as tab:
+            await tab.run("connect()")
+            await tab.run("void speak(new Float32Array(150 * RATE).fill(0.1))")
+            await tab.until("lipstream.pauses === 1 && lipstream.speaking > 50")
+            assert await tab.run("document.querySelector('#problem').textContent") == ""
+            await tab.run("document.querySelector('#interrupt').click()")
+            await tab.until("!paused", 5)
+            await tab.until("lipstream.states.at(-1) === 'idle'", 10)  # nothing more of it is sent
+            assert not tab.exceptions
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)
+
+
+def test_a_hidden_page_decodes_and_keeps_nothing(served: Served) -> None:
+    """A hidden page gets no animation frames."""
+
+    async def talk() -> None:
+        async with browser(f"http://127.0.0.1:{served.port}/") as tab:
+            await tab.run(
+                "window.open_images = 0; const real = createImageBitmap, close = ImageBitmap.prototype.close;"
+                "ImageBitmap.prototype.close = function () { open_images -= this.width > 0; close.call(this); };"
+                "window.createImageBitmap = async (...x) => { const y = await real(...x); open_images++; return y; }"
+            )
+            await tab.run("connect()")
+            await tab.until("lipstream.shown > 25")
+            await tab.run(
+                "window.later = null; window.before = requestAnimationFrame;"
+                "window.requestAnimationFrame = (draw) => { later = draw; }"
+            )
+            await tab.until("!!later")
+            before = await tab.run("lipstream.received")
+            await tab.until(f"lipstream.received > {before} + 100")
+            assert await tab.run("open_images") <= 12
+            assert await tab.run("pictures.length") <= 30
+            shown = await tab.run("lipstream.shown")
+            await tab.run("window.requestAnimationFrame = before; later()")
+            await tab.until(f"lipstream.shown > {shown} + 25")
+            assert await tab.run("open_images") <= 12
+            await tab.run("document.querySelector('#stop').click()")
+            await tab.until("open_images === 0", 5)
+            assert not tab.exceptions
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)
+
+
+def test_a_page_with_a_token_under_a_path(start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    async def talk(server: Served) -> None:
+        address = f"http://127.0.0.1:{server.port}/lips/"
+        async with browser(address) as tab:
+            await tab.until("!document.querySelector('#access').hidden")
+            await tab.run("connect().catch(() => 0)")
+            assert "token" in await tab.run("document.querySelector('#problem').textContent")
+            await tab.run("document.querySelector('#token').value = 'the-secret'")
+            await tab.run("connect()")
+            await tab.until("lipstream.shown >= 5")
+        async with browser(f"{address}#token=the-secret") as tab:
+            assert await tab.run("location.href") == address
+            await tab.run("connect()")
+            await tab.until("lipstream.shown >= 5")
+
+    monkeypatch.setenv("LIPSTREAM_TOKEN", "the-secret")
+    with start_server("--max-sessions", "2", "--root-path", "/lips") as server:
+        asyncio.run(talk(server))
+        assert "the-secret" not in server.log.read_text()

@@ -19,7 +19,7 @@ import pytest
 from client_and_server import RATE, Client, Served, is_jpeg, tone
 from lipstream.server.protocol import IDLE, LAST
 from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 ACTIVE = "lipstream_sessions_active"
 
@@ -146,6 +146,8 @@ def test_one_session_too_many_is_refused_and_the_others_continue(served: Served)
     async def talk() -> None:
         clients = [await Client.open(served, idle="reference") for _ in range(3)]
         async with connect(served.address) as socket:
+            refusal = json.loads(await socket.recv())
+            assert (refusal["type"], refusal["code"], refusal["fatal"]) == ("error", "unavailable", True)
             with pytest.raises(ConnectionClosed) as closed:
                 await socket.recv()
         assert closed.value.rcvd is not None
@@ -219,7 +221,10 @@ def test_other_endpoints(served: Served) -> None:
     assert json.loads(served.get("/v1/version"))["bundle"] == "tiny"
     assert "LipStream" in served.get("/")
     assert "/v1/references" in served.get("/openapi.json")
-    assert served.get("/docs")
+    with pytest.raises(urllib.error.HTTPError, match="404") as missing:
+        served.get("/docs")
+    assert json.loads(missing.value.read())["type"] == "error"
+    assert "http" not in served.get("/").split("<script>")[0].replace("utf-8", "")  # nothing of another site
     assert "lipstream_build_info{" in served.get("/v1/metrics")
 
 
@@ -231,6 +236,7 @@ def test_sigterm_closes_sessions_and_refuses_new_ones(start_server: Callable[...
         received = await client.until(lambda h: "closing" in h.types())
         assert received.said[-1]["seconds"] == 2
         async with connect(server.address) as socket:
+            assert json.loads(await socket.recv())["code"] == "unavailable"
             with pytest.raises(ConnectionClosed) as refused:
                 await socket.recv()
         assert refused.value.rcvd is not None
@@ -245,27 +251,48 @@ def test_sigterm_closes_sessions_and_refuses_new_ones(start_server: Callable[...
         assert server.process.wait(20) == 0
 
 
-def test_a_token_and_limits(start_server: Callable[..., Any]) -> None:
+def test_a_token_and_limits(start_server: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    header = {"Authorization": "Bearer the-secret"}
+
+    async def denied(server: Served, query: str = "", **more: Any) -> tuple[int, str]:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(server.address + query, **more)
+        answer = refused.value.response
+        return answer.status_code, json.loads(answer.body or b"")["code"]
+
+    def ask(server: Served, headers: dict[str, str]) -> dict[str, Any]:
+        address = f"http://127.0.0.1:{server.port}/v1/tickets"
+        with urllib.request.urlopen(urllib.request.Request(address, b"", headers), timeout=10) as answer:
+            return dict(json.loads(answer.read()))
+
     async def talk(server: Served) -> None:
-        async with connect(server.address) as socket:
-            with pytest.raises(ConnectionClosed) as refused:
-                await socket.recv()
-        assert refused.value.rcvd is not None
-        assert refused.value.rcvd.code == 1008
-        async with connect(f"{server.address}?token=secret", origin="http://evil.example") as socket:  # type: ignore[arg-type]
-            with pytest.raises(ConnectionClosed) as refused:
-                await socket.recv()
-        assert refused.value.rcvd is not None
-        assert "origin" in refused.value.rcvd.reason
-        async with connect(
-            server.address, additional_headers={"Authorization": "Bearer secret"}, max_size=None
-        ) as socket:
+        assert await denied(server) == (401, "token")
+        assert await denied(server, "?token=the-secret") == (401, "token")
+        evil: Any = "http://evil.example"
+        assert await denied(server, additional_headers=header, origin=evil) == (403, "origin")
+        with pytest.raises(urllib.error.HTTPError) as wrong:
+            await asyncio.to_thread(ask, server, {"Authorization": "Bearer other"})
+        assert (wrong.value.code, json.loads(wrong.value.read())["code"]) == (401, "token")
+
+        ticket = (await asyncio.to_thread(ask, server, header))["ticket"]
+        async with connect(f"{server.address}?ticket={ticket}") as socket:
+            assert json.loads(await socket.recv())["type"] == "hello"
+        assert await denied(server, f"?ticket={ticket}") == (401, "token")  # it was used
+
+        async with connect(server.address, additional_headers=header, max_size=None) as socket:
             await socket.send('{"type": "start", "idle": "reference"}')
             client = Client(socket)
             with pytest.raises(ConnectionClosed) as ended:
                 await client.until(lambda h: False)
         assert ended.value.rcvd is not None
         assert (ended.value.rcvd.code, ended.value.rcvd.reason) == (1000, "no sound for 2 s")
+        name = next(message["session"] for message in client.received.said if message["type"] == "started")
+        lines = server.log.read_text().splitlines()
+        assert len([line for line in lines if f"session {name}: 1000 no sound for 2 s" in line]) == 1
+        assert sum("refused" in line for line in lines) == 4
 
-    with start_server("--max-sessions", "1", "--token", "secret", "--idle-limit", "2") as server:
+    monkeypatch.setenv("LIPSTREAM_TOKEN", "the-secret")
+    with start_server("--max-sessions", "1", "--idle-limit", "2") as server:
         asyncio.run(talk(server))
+        assert "the-secret" not in server.log.read_text()
+        assert "ticket=" not in server.log.read_text()

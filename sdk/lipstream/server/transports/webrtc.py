@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from fractions import Fraction
@@ -31,7 +30,7 @@ from aiortc.codecs import h264, vpx
 from aiortc.mediastreams import MediaStreamError
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
-from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -42,11 +41,10 @@ from ...media.picture import Picture
 from ...session import Frame
 from ..client_session import ClientSession, End, ended
 from ..frame_encoder import live_format
-from ..protocol import NORMAL, POLICY, Start, failure, hello, parse
+from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
 
-LOG = logging.getLogger("lipstream")
 RATE = 48_000
 """Samples per second; Opus uses no other."""
 _PACKET = RATE // 50
@@ -189,9 +187,9 @@ class WebRtcConnection:
                 await asyncio.wait_for(self._connected.wait(), state.settings.start_within)
             except TimeoutError:
                 end = POLICY, f"not connected within {state.settings.start_within:g} s"
+                self._client.log_end(*end)
             else:
-                end = await ended(self, self._client.run(self._start, self._listen))
-            LOG.debug("connection ended: %s", end[1])
+                end = await ended(self._client, self, self._client.run(self._start, self._listen))
             await self.close(*end)
         finally:
             await self._peer.close()
@@ -290,7 +288,7 @@ def add_route(
     """Add `POST /v1/webrtc` to `app`.
 
     Args:
-        authorised: raises HTTPException for a request that is not. run_connection: runs a registered connection.
+        authorised: raises for a request that is not. run_connection: runs a registered connection.
     """
     peers: set[asyncio.Future[None]] = set()
     _set_bitrate(1000 * state.settings.bitrate)
@@ -299,16 +297,13 @@ def add_route(
     async def webrtc(offer: Offer) -> JSONResponse:
         """Answer a WebRTC client's offer, or say why not: docs/protocol.md."""
         # A peer that is still connecting counts, too: else any number of them could be opened.
-        if reason := state.refusal(connected=len(peers)):
-            state.metrics.rejected.labels("draining" if state.draining else "capacity").inc()
-            raise HTTPException(503, reason, {"Retry-After": "5"})
+        if refusal := state.refusal(connected=len(peers)):
+            state.log_refusal(refusal)
+            raise refusal
         assert state.references is not None
-        try:
-            state.references.get(offer.start.reference)
-            connection = WebRtcConnection(state, offer)
-            answer = await connection.answer()
-        except LipStreamError as error:
-            return JSONResponse(failure(error, fatal=True), 422)
+        await state.references.get(offer.start.reference)
+        connection = WebRtcConnection(state, offer)
+        answer = await connection.answer()
         peers.add(running := asyncio.ensure_future(run_connection(connection)))
         running.add_done_callback(peers.discard)
         return JSONResponse(answer)
