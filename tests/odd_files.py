@@ -27,7 +27,7 @@ class OddFile:
 
     Attributes:
         write: writes it to the path given.
-        own_sound: the job takes the file's own sound, else 0.6 s of speech.
+        own_sound: the job takes the file's own sound, else speech of as many `frames`.
         frames, size: of the result, (width, height). bypassed: frames left as they are, at least and at most.
         warning, note: part of the only one; "" for none. error: raised in place of a result.
         loud, quiet: spans of the result's sound, in seconds, with speech and without.
@@ -62,6 +62,71 @@ def speech(seconds: float) -> Sound:
     t = np.arange(round(seconds * RATE)) / RATE
     buzz = sum(np.sin(2 * np.pi * 120 * k * t) / k for k in range(1, 12))
     return (0.2 * buzz * np.clip(np.sin(2 * np.pi * 3 * t) + 0.3, 0, 1)).astype(np.float32)
+
+
+def dissolve(last: NDArray[np.uint8]) -> Frames:
+    """The face for 8 frames, 16 in which it turns into `last`, and 20 of that."""
+    shares = [*[0.0] * 8, *(k / 16 for k in range(16)), *[1.0] * 20]
+    return [np.asarray((1 - share) * portrait() + share * last, np.uint8) for share in shares]
+
+
+def slide() -> NDArray[np.uint8]:
+    image = np.full((288, 288, 3), 240, np.uint8)
+    for row in range(40, 280, 40):
+        cv2.putText(image, "profit and loss", (20, row), cv2.FONT_HERSHEY_SIMPLEX, 0.9, (30, 30, 70), 2)
+    return image
+
+
+def panned() -> Frames:
+    """The camera turns away from the face to a wall."""
+    wide = np.concatenate([portrait(), np.full((288, 600, 3), 120, np.uint8)], axis=1)
+    wide[:, 288:] += np.random.default_rng(0).integers(0, 9, (288, 600, 3), np.uint8)
+    return [wide[:, k : k + 288] for k in (*[0] * 8, *range(0, 384, 12), *[384] * 8)]
+
+
+def moved_tile() -> Frames:
+    """A video call whose tile jumps from the left to the right."""
+    call = np.full((288, 900, 3), 60, np.uint8)
+    left, right = call.copy(), call.copy()
+    left[:, :288], right[:, 500:788] = portrait(), portrait()
+    return [left] * 8 + [right] * 12
+
+
+def covered(shape: Callable[[NDArray[np.uint8], int], object], colour: tuple[int, int, int]) -> Frames:
+    """Something rises in front of the mouth, and stays there for 12 frames."""
+    frames = still(6)
+    for height in (*range(140, 0, -14), *[0] * 12):
+        image = portrait()
+        mask = np.zeros((288, 288), np.uint8)
+        shape(mask, height)
+        image[mask > 0] = np.clip(
+            np.array(colour) + np.random.default_rng(1).normal(0, 6, (int((mask > 0).sum()), 3)), 0, 255
+        )
+        frames.append(image)
+    return frames
+
+
+def hand(mask: NDArray[np.uint8], below: int) -> None:
+    cv2.ellipse(mask, (145, 155 + below), (48, 32), 0, 0, 360, 255, -1)
+
+
+def microphone(mask: NDArray[np.uint8], below: int) -> None:
+    cv2.circle(mask, (145, 150 + below), 22, 255, -1)
+    cv2.rectangle(mask, (137, 150 + below), (153, 288), 255, -1)
+
+
+def smiley() -> NDArray[np.uint8]:
+    image = np.full((288, 288, 3), 200, np.uint8)
+    cv2.ellipse(image, (144, 144), (90, 115), 0, 0, 360, (206, 214, 242), -1)
+    cv2.ellipse(image, (144, 144), (90, 115), 0, 0, 360, (0, 0, 0), 3)
+    for x in (105, 183):
+        cv2.ellipse(image, (x, 110), (16, 12), 0, 0, 360, (255, 255, 255), -1)
+        cv2.circle(image, (x, 110), 6, (0, 0, 0), -1)
+        cv2.ellipse(image, (x, 90), (20, 7), 0, 180, 360, (40, 20, 0), 4)
+    cv2.line(image, (144, 125), (138, 158), (0, 0, 0), 3)
+    cv2.line(image, (138, 158), (150, 160), (0, 0, 0), 3)
+    cv2.ellipse(image, (144, 190), (40, 16), 0, 0, 180, (150, 0, 0), -1)
+    return image
 
 
 def picture(orientation: int | None = None, *, alpha: bool = False) -> Callable[[Path], None]:
@@ -187,6 +252,20 @@ ODD_FILES = [
     OddFile("two_sizes.h264", two_sizes, warning="432x288"),
     OddFile("ten_bits.mkv", video(pixels="yuv420p10le")),
     OddFile("alpha.mov", video(codec="prores_ks", pixels="yuva444p10le"), warning="12 bits a sample become 10"),
+    OddFile(
+        "to_slide.mp4",
+        video(lambda: dissolve(slide())),
+        frames=44,
+        bypassed=(18, 30),
+        warning="unchanged",
+        note="last place",
+    ),
+    OddFile("to_black.mp4", video(lambda: dissolve(slide() * 0)), frames=44, bypassed=(18, 30), warning="unchanged"),
+    OddFile("panned.mp4", video(panned), frames=48, bypassed=(12, 34), warning="unchanged"),
+    OddFile("moved_tile.mp4", video(moved_tile), frames=20, size=(900, 288), bypassed=(0, 1)),
+    OddFile("hand.mp4", video(lambda: covered(hand, (212, 168, 143))), frames=28, warning="cover the mouth"),
+    OddFile("microphone.mp4", video(lambda: covered(microphone, (40, 40, 45))), frames=28, warning="cover the mouth"),
+    OddFile("smiley.png", lambda path: Image.fromarray(smiley()).save(path), warning="flat colours"),
     OddFile("no_face.mp4", video(lambda: [np.full((96, 128, 3), 90, np.uint8)] * 15), error=LipStreamError),
     OddFile("text.mp4", lambda path: path.write_text("words " * 500) and None, error=MediaOpenError),
 ]

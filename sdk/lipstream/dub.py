@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from .ahead import Ahead
 from .checks import check_callable, check_path
 from .errors import AudioTooShortError, QualityError
+from .face import Doubt
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
 from .media.audio import silence
 from .media.picture import Rgb
@@ -35,10 +37,12 @@ class DubResult:
 
     Attributes:
         output: path of the file. frames: number of frames written, ceil(audio seconds * 25).
-        notes: what was chosen or done to the source, as text; no defects.
-        bypassed: frames left unchanged because they show no face. first_face: the first frame with a face; all frames
-            before it are unchanged. damaged: frames at which the source file is damaged.
-        warnings: visible or audible defects, as text.
+        bypassed: frames left unchanged because they show no face, or by the option `doubtful`.
+        held: frames in which the face was not found, and its last place was used.
+        doubtful: frames in which a generated mouth cannot be right; see `Frame.doubt`.
+        first_face: the first frame with a face; all frames before it are unchanged.
+        damaged: frames at which the source file is damaged.
+        warnings: visible or audible defects, as text. notes: what was chosen or done to the source, no defects.
         width, height: pixels of the source.
         seconds: wall time of the job, from opening the inputs to closing the output.
         first_frame: seconds from the start of the job to the first frame.
@@ -48,6 +52,8 @@ class DubResult:
     output: Path
     frames: int
     bypassed: int
+    held: int
+    doubtful: int
     first_face: int
     damaged: int
     warnings: tuple[str, ...]
@@ -169,10 +175,12 @@ def dub(
         output=Path(output),
         frames=tally.frames,
         bypassed=tally.bypassed,
+        held=tally.held,
+        doubtful=tally.doubts.total(),
         first_face=tally.first_face,
         damaged=tally.damaged,
         warnings=tuple(warnings),
-        notes=tuple(_notes(source, sound, held, late)),
+        notes=(*_notes(source, sound, held, late), *tally.notes()),
         width=source.info.width,
         height=source.info.height,
         seconds=time.perf_counter() - start,
@@ -181,6 +189,12 @@ def dub(
     )
 
 
+_DOUBTED = 5
+"""Frames from which on something that speaks against the mouth is worth a warning."""
+_DOUBTS: dict[Doubt, str] = {
+    "covered": "something seems to cover the mouth",
+    "flat": "the face is drawn in flat colours, on which a mouth becomes a smear,",
+}
 _AHEAD = 3
 """Frames that are generated while earlier ones are encoded."""
 _MOST_APART = 3600
@@ -191,17 +205,24 @@ _LEAD = 4.0
 
 @dataclass
 class _Tally:
-    """Counters over the frames of one dub."""
+    """Counters over the frames of one dub. Attributes: first_doubt: the first frame of each kind."""
 
     frames: int = 0
     bypassed: int = 0
+    held: int = 0
     first_face: int = 0
     damaged: int = 0
     first_frame: float = 0.0
+    doubts: Counter[Doubt] = field(default_factory=Counter)
+    first_doubt: dict[Doubt, int] = field(default_factory=dict)
 
     def count(self, frame: Frame) -> None:
+        if frame.doubt:
+            self.doubts[frame.doubt] += 1
+            self.first_doubt.setdefault(frame.doubt, self.frames)
         self.frames += 1
         self.bypassed += frame.bypassed
+        self.held += frame.held
         self.damaged += frame.damaged
         if self.bypassed == self.frames:
             self.first_face = self.frames
@@ -209,10 +230,18 @@ class _Tally:
     def warnings(self) -> list[str]:
         found = []
         if self.bypassed > MANY * self.frames:
-            found.append(f"{self.bypassed} of {self.frames} frames show no face and are unchanged")
+            found.append(f"{self.bypassed} of {self.frames} frames are unchanged, most without a face")
+        for doubt, count in self.doubts.items():
+            if count >= _DOUBTED:
+                found.append(f"{_DOUBTS[doubt]} in {count} frames, from {self.first_doubt[doubt] / FPS:.2f} s on")
         if self.damaged:
             found.append(f"the file is damaged at {self.damaged} of {self.frames} frames")
         return found
+
+    def notes(self) -> list[str]:
+        if not self.held:
+            return []
+        return [f"the face was not found in {self.held} frames; its last place was used"]
 
 
 def _notes(source: VideoReader, sound: AudioReader, held: int, late: int) -> Iterator[str]:

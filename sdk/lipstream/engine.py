@@ -126,6 +126,7 @@ class LipSyncEngine:
         max_pending: float = 60.0,
         idle: Idle | None = None,
         sample_rate: int | None = None,
+        channels: int = 1,
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> LipSyncSession:
@@ -142,6 +143,7 @@ class LipSyncEngine:
                 the unchanged video and costs almost nothing. None: iterating ends.
             sample_rate: Hz of the audio that will be pushed, for `push_audio` without a rate, and of the silence of
                 idle frames before the first push. None: that silence has the model's rate.
+            channels: 1 to 8, of that silence, and of bytes that are pushed.
             length: number of frames that will be taken, if known; a long video is then not stored for looping.
             loop_bytes: limit of temporary disk for the frames of a looped video; playback of a longer video reverses
                 where it is reached.
@@ -149,7 +151,7 @@ class LipSyncEngine:
         Raises:
             FaceNotFoundError: no face in the first 30 seconds of a video.
             MediaOpenError, NoVideoError, MediaTruncatedError, ConfigError: of the video or the options.
-            AudioFormatError: of `sample_rate`.
+            AudioFormatError: of `sample_rate` or `channels`.
         """
         self._check_process()
         _check_face(face)
@@ -184,6 +186,7 @@ class LipSyncEngine:
                 max_pending=max_pending,
                 idle=idle,
                 sample_rate=sample_rate,
+                channels=channels,
                 metrics=self._metrics,
             )
             undo.pop_all()

@@ -23,7 +23,7 @@ def engine() -> LipSyncEngine:
 def test_outcome(tmp_path: Path, engine: LipSyncEngine, odd: OddFile) -> None:
     source, output = tmp_path / odd.name, tmp_path / "out.mp4"
     odd.write(source)
-    speech_file = None if odd.own_sound else write_wav(tmp_path / "speech.wav", speech(0.6), RATE)
+    speech_file = None if odd.own_sound else write_wav(tmp_path / "speech.wav", speech(odd.frames / 25), RATE)
     if odd.error is not None:
         with pytest.raises(odd.error):
             engine.dub(source, speech_file, output)

@@ -54,7 +54,14 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="frames without a face: keep its last position, leave the frame unchanged, or stop with an error "
         "(default hold)",
     )
-    add("--face-at", metavar="X,Y", help="pixel near the wanted face (default: the largest face)")
+    add("--face-at", metavar="X,Y", help="pixel on or near the wanted face (default: the largest face)")
+    add(
+        "--doubtful",
+        choices=("paint", "bypass"),
+        default="paint",
+        help="frames in which something covers the mouth, or the face is a flat drawing: generate the mouth in any "
+        "case, or leave the frame unchanged (default paint)",
+    )
     add(
         "--insightface",
         type=Path,
@@ -88,7 +95,7 @@ def _run(args: argparse.Namespace) -> Result:
             args.video,
             args.audio,
             args.output,
-            face=FaceOptions(args.face_policy, _point(args.face_at), args.insightface, args.upstream),
+            face=FaceOptions(args.face_policy, _point(args.face_at), args.doubtful, args.insightface, args.upstream),
             seed=args.seed,
             codec=args.codec,
             crf=args.crf,
@@ -184,6 +191,8 @@ def summary(result: DubResult) -> dict[str, Any]:
         "output": str(result.output),
         "frames": result.frames,
         "bypassed": result.bypassed,
+        "held": result.held,
+        "doubtful": result.doubtful,
         "first_face": result.first_face,
         "damaged": result.damaged,
         "warnings": list(result.warnings),
@@ -221,7 +230,7 @@ def describe(report: dict[str, Any]) -> str:
     if report["first_face"]:
         text += f"\n  first face at frame {report['first_face']}; the frames before it are unchanged"
     if report["bypassed"] > report["first_face"]:
-        text += f"\n  {report['bypassed']} frames show no face and are unchanged"
+        text += f"\n  {report['bypassed']} frames are unchanged"
     return "\n  ".join([text, *report["notes"]])
 
 

@@ -2,6 +2,7 @@
 
 from .alignment import Aligner, alignment_points, crop, crop_matrix
 from .detector import Face, FaceDetector
+from .doubt import Doubt, MouthWatch
 from .landmarks import FaceMesh, Roi, lip_gap
 from .options import FaceOptions
 from .pipeline import FacePipeline, LipStreamFacePipeline, UpstreamFacePipeline
@@ -9,6 +10,7 @@ from .tracking import FaceObservation, FaceTracker, Tracker
 
 __all__ = [
     "Aligner",
+    "Doubt",
     "Face",
     "FaceDetector",
     "FaceMesh",
@@ -17,6 +19,7 @@ __all__ = [
     "FacePipeline",
     "FaceTracker",
     "LipStreamFacePipeline",
+    "MouthWatch",
     "Roi",
     "Tracker",
     "UpstreamFacePipeline",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, get_args
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +27,10 @@ _CHECK_EVERY = 25  # frames between two detections while a face is tracked
 _SEARCH_EVERY = 12  # frames between two searches in tiles while there is no face
 _MIN_OVERLAP = 0.3  # intersection over union of the face's boxes in successive frames
 _REACH_FRAMES = 25  # frames in which a lost face may move by one face size
+_ALIKE = 0.75  # correlation with the face's last picture above which a face that is not found is still there
+_SAME = 0.85  # likewise elsewhere; other people reach 0.75, the same one 0.84 to 1
+_LEAST_CONTRAST = 0.4  # contrast over that of the face's last picture, likewise
+_REACH = 1.5  # distance from the caller's point in sizes of the face, up to which a face is near it
 _CUT = 30.0  # mean absolute difference in brightness (0..255) from which there is a scene cut
 _SMALLEST_VIEW = 128
 
@@ -40,6 +45,7 @@ class FaceObservation:
         landmarks: float32 [468, 3], x, y in frame pixels and depth; unsmoothed. (Of InsightFace [106, 2].)
         score: probability in [0, 1] that this is a face; if held, that of the last frame with the face.
         held: True if the face was not found in this frame and the last transform is used again.
+        scene: number of times that a face was selected before, at the start, after a cut or when the last one was gone.
     """
 
     index: int
@@ -47,6 +53,7 @@ class FaceObservation:
     landmarks: NDArray[np.float32]
     score: float
     held: bool = False
+    scene: int = 0
 
 
 Seen = tuple[NDArray[np.float32], float, NDArray[np.float64]]
@@ -58,9 +65,11 @@ class Tracker(ABC):
 
     Args:
         policy: result for a frame without the face. "hold": the last observation again, marked as held, for up to
-            `max_hold` frames in a row but not beyond a cut; after that, and before the first face, None.
+            `max_hold` frames in a row, while the picture at that place still is similar to the face, and not beyond a
+            cut; after that, and before the first face, None.
             "bypass": None, the frame is to be shown unchanged. "raise": FaceNotFoundError.
-        select: "largest", or a point (x, y) in frame pixels near the wanted face.
+        select: "largest", or a point (x, y) in frame pixels on or near the wanted face; further away than 1.5 times its
+            size, no face is taken.
         max_hold: frames; the default of 60 is 2.4 s.
         smooth: low-pass the alignment points over time (1-euro), to reduce the jitter of the landmarks.
         fps: frame rate, for the smoothing.
@@ -94,7 +103,8 @@ class Tracker(ABC):
         self._filter = OneEuroFilter(rate=fps) if smooth else None
         self._index = -1
         self._last: FaceObservation | None = None  # the face's last position; None at the start and after a cut
-        self._misses = 0
+        self._seen_in: Picture | None = None  # the picture of `_last`
+        self._misses = self._scene = 0
         self._thumbnail: NDArray[np.float32] | None = None
 
     def track(self, frame: Picture | Image) -> FaceObservation | None:
@@ -113,27 +123,37 @@ class Tracker(ABC):
             self._forget()
         seen = self._see(frame)
         if seen is None:
-            return self._missed()
+            return self._missed(frame)
         landmarks, score, points = seen
         if self._filter is not None:
             points = self._filter(points, unit=float(np.linalg.norm(points[1] - points[0])))
-        self._last = FaceObservation(self._index, self._aligner.solve(points), landmarks, score)
+        self._scene += self._last is None and self.found
+        matrix = self._aligner.solve(points)
+        self._last, self._seen_in = FaceObservation(self._index, matrix, landmarks, score, scene=self._scene), frame
         self._misses, self.found = 0, True
         return self._last
 
     def reset(self) -> None:
         """Reset to the state before the first frame."""
         self._forget()
-        self.found, self._index, self._thumbnail = False, -1, None
+        self.found, self._index, self._scene, self._thumbnail = False, -1, 0, None
 
     @abstractmethod
     def _see(self, frame: Picture) -> Seen | None:
         """The wanted face in the next frame, None if it is not visible."""
 
-    def _missed(self) -> FaceObservation | None:
+    def _is_alike(self, frame: Picture, matrix: NDArray[np.float64], least: float = _ALIKE) -> bool:
+        """Whether the picture at a place, by its `matrix`, is similar to the face where it was seen last."""
+        if self._last is None or self._seen_in is None:
+            return False
+        before, now = _outline(self._seen_in, self._last.matrix), _outline(frame, matrix)
+        alike = float((before * now).sum()) / max(1e-6, float(np.linalg.norm(before) * np.linalg.norm(now)))
+        return alike > least and float(now.std()) > _LEAST_CONTRAST * float(before.std())
+
+    def _missed(self, frame: Picture) -> FaceObservation | None:
         self._misses += 1
         if self._misses > self.max_hold:
-            self._last = None
+            self._last = self._seen_in = None
         if self.policy == "raise":
             raise FaceNotFoundError(
                 f"no face in frame {self._index}",
@@ -141,7 +161,7 @@ class Tracker(ABC):
                 expected="a face in every frame, at least partly visible",
                 fix="use the face policy 'hold' or 'bypass' for videos in which the face is hidden at times",
             )
-        if self.policy == "hold" and self._last is not None:
+        if self.policy == "hold" and self._last is not None and self._is_alike(frame, self._last.matrix):
             return replace(self._last, index=self._index, held=True)
         return None
 
@@ -153,7 +173,7 @@ class Tracker(ABC):
         return bool(np.abs(thumbnail - before).mean() > _CUT)
 
     def _forget(self) -> None:
-        self._last, self._misses = None, 0
+        self._last, self._seen_in, self._misses = None, None, 0
         self._reset_smoothing()
 
     def _reset_smoothing(self) -> None:
@@ -168,7 +188,8 @@ class FaceTracker(Tracker):
     The face is selected in the first frame with a face: the largest, or the one nearest to a point. From then on the
     landmarks of a frame define the search region in the next one. The detector runs again when the landmarks lose the
     face, at a scene cut, and periodically for confirmation. A lost face is searched for near its last position, within
-    a distance that grows with time; after a cut, or `max_hold` frames, the face is selected again.
+    a distance that grows with time, and further away if it looks the same there; after a cut, or `max_hold` frames, the
+    face is selected again.
 
     Arguments and errors are those of `Tracker`.
     """
@@ -209,12 +230,19 @@ class FaceTracker(Tracker):
 
     def _search(self, frame: Picture) -> tuple[NDArray[np.float32], float] | None:
         """The wanted face, from the detector."""
-        thorough = self._last is None and self._misses % _SEARCH_EVERY == 0
+        last = self._last
+        gone = last is None or not self._is_alike(frame, last.matrix)
+        thorough = gone and self._misses % _SEARCH_EVERY == 0
         for faces in self._detector.search(frame, self._views(frame)):
-            for face in self._candidates(faces):
+            near = self._candidates(faces)
+            elsewhere = [face for face in faces if face not in near] if thorough and last is not None else []
+            for face in near + elsewhere:
                 rough, _ = self._mesh.landmarks(frame, face)
                 landmarks, score = self._mesh.landmarks(frame, Roi.of_landmarks(rough))
-                if score >= _MIN_PRESENCE_NEW:
+                if score < _MIN_PRESENCE_NEW:
+                    continue
+                # The same face may have moved at once, as a tile of a video call does; another one is not taken for it.
+                if face in near or self._is_alike(frame, Aligner().solve(alignment_points(landmarks)), _SAME):
                     self._reset_smoothing()
                     return landmarks, score
             if not thorough:
@@ -241,7 +269,8 @@ class FaceTracker(Tracker):
             return sorted(near, key=lambda face: _distance(face, x, y))
         if self._point is not None:
             x, y = self._point
-            return sorted(faces, key=lambda face: _distance(face, x, y))
+            near = [face for face in faces if _distance(face, x, y) < _REACH * _place(face.box)[2]]
+            return sorted(near, key=lambda face: _distance(face, x, y))
         return faces
 
 
@@ -249,6 +278,13 @@ def _place(box: NDArray[np.float32]) -> tuple[float, float, float]:
     """Centre x, centre y and longer side of a box (x0, y0, x1, y1)."""
     x0, y0, x1, y1 = (float(v) for v in box)
     return (x0 + x1) / 2, (y0 + y1) / 2, max(x1 - x0, y1 - y0)
+
+
+def _outline(picture: Picture, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+    """float32 [32, 24]: brightness of the face in outline, less its mean; `matrix` takes frame to canvas pixels."""
+    view = picture.view(0.5 * matrix, 210, 280).astype(np.float32).mean(axis=2)
+    small = np.asarray(cv2.resize(view, (24, 32), interpolation=cv2.INTER_AREA), np.float32)
+    return np.asarray(small - small.mean(), np.float32)
 
 
 def _distance(face: Face, x: float, y: float) -> float:

@@ -215,13 +215,18 @@ def is_bytes(pcm: object) -> TypeGuard[bytes | bytearray | memoryview]:
 def split_pcm(data: bytes, channels: int) -> tuple[NDArray[np.int16], bytes]:
     """The whole samples of interleaved int16 little endian, [n, channels], and the bytes of one that is cut.
 
-    Raises:
-        AudioFormatError: not 1 to 8 channels.
+    Args:
+        channels: 1 to 8.
     """
-    if not isinstance(channels, int) or not 1 <= channels <= MAX_CHANNELS:
-        raise AudioFormatError(f"{channels!r} audio channels", expected=f"1..{MAX_CHANNELS}")
     whole = len(data) - len(data) % (2 * channels)
     return np.frombuffer(data[:whole], "<i2").astype(np.int16).reshape(-1, channels), data[whole:]
+
+
+def check_channels(channels: object) -> int:
+    """The number of channels, if it is a whole number in 1..8; else AudioFormatError."""
+    if isinstance(channels, int | np.integer) and 1 <= channels <= MAX_CHANNELS:
+        return int(channels)
+    raise AudioFormatError(f"{channels!r} audio channels", expected=f"1..{MAX_CHANNELS}")
 
 
 def check_rate(rate: object) -> int:

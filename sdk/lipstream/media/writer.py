@@ -16,8 +16,8 @@ from av.video.stream import VideoStream
 from numpy.typing import ArrayLike
 
 from ..atomic import Partial
-from ..errors import AudioFormatError, ConfigError, OutputError
-from .audio import MAX_CHANNELS, check_rate
+from ..errors import ConfigError, OutputError
+from .audio import check_channels, check_rate
 from .audio_track import AudioTrack
 from .container import PathLike
 from .hdr import Hdr
@@ -110,8 +110,7 @@ class VideoWriter:
         self._encoded, self._losses, self._transparent = chosen.format, chosen.losses, False
         if audio_rate is not None:
             check_rate(audio_rate)
-            if not 1 <= audio_channels <= MAX_CHANNELS:
-                raise AudioFormatError(f"{audio_channels} audio channels", expected=f"1..{MAX_CHANNELS}")
+            check_channels(audio_channels)
 
         self._partial = _reserve(self.path)
         self._remove = weakref.finalize(self, self._partial.remove)

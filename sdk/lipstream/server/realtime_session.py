@@ -93,6 +93,7 @@ class RealtimeSession:
             idle=start.idle,
             seed=start.seed,
             sample_rate=start.sample_rate,
+            channels=start.channels,
             max_pending=max_pending + MARGIN,
         )
         self._player = RealtimePlayer(self._session, paced=False)

@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from ..face import Doubt
 from ..media.picture import Image, Picture
 
 
@@ -22,6 +23,9 @@ class Frame:
         pts: seconds since the session's first frame, index / 25.
         index: 0, 1, 2, ... over the whole session; after `interrupt` it continues at the first frame not shown.
         bypassed: True if the frame is the reference's, untouched, because it shows no face.
+        held: True if the face was not found in the reference's frame, and is taken to be where it was before.
+        doubt: "covered" if something seems to cover the mouth, "flat" if the face is drawn in flat colours: the mouth
+            cannot be right. None otherwise.
         damaged: True if the reference's file is damaged at this frame.
         segment: number of the segment that the frame belongs to, from 0: `flush` and `interrupt` end one.
         end_of_segment: True for the last frame of a flushed segment.
@@ -35,6 +39,8 @@ class Frame:
     pts: float
     index: int
     bypassed: bool
+    held: bool = False
+    doubt: Doubt | None = None
     damaged: bool = False
     segment: int = 0
     end_of_segment: bool = False

@@ -18,7 +18,17 @@ from ..face import FaceOptions, FacePipeline
 from ..media import FPS, FrameSpool, ping_pong
 from ..media.pixel_format import PictureFormat
 from ..shutdown import check_running
-from .reference import LOOP_BYTES, Source, SourceFrame, no_face, open_source, pictures, require_face, stack_crops
+from .reference import (
+    LOOP_BYTES,
+    FaceObserver,
+    Source,
+    SourceFrame,
+    no_face,
+    open_source,
+    pictures,
+    require_face,
+    stack_crops,
+)
 
 _FORGOTTEN = 3  # chunks after which latents do not depend on the stream's start: the encoder looks back 30 frames
 
@@ -53,7 +63,7 @@ class PreparedReference:
         self.manifest, self.face, self._pipeline = manifest, face, pipeline
         self._geometry = geometry = manifest.geometry
         opened = open_source(source, retimed=face.retimed)
-        tracker = require_face(pictures(opened), face)
+        observe = FaceObserver(face, require_face(pictures(opened), face), pipeline)
         self._spool = FrameSpool()
         self._matrices: list[NDArray[np.float64] | None] = []
         self._format: PictureFormat | None = None
@@ -64,16 +74,16 @@ class PreparedReference:
                 number = len(self._matrices) + self.skipped
                 raise ConfigError(f"frame {number} is {picture.format}", expected=f"{self._format}, like the others")
             check_running()
-            seen = tracker.track(picture)
-            if seen is None and not self._matrices:
+            matrix = observe(picture).matrix
+            if matrix is None and not self._matrices:
                 self.skipped += 1
                 continue
             if self._matrices and (len(self._matrices) + 1) * picture.nbytes > max_bytes:
                 break
             self._spool.append(picture)
-            self._matrices.append(None if seen is None else seen.matrix)
+            self._matrices.append(matrix)
         if not self._matrices:
-            raise no_face(self.skipped)
+            raise no_face(self.skipped, face)
         self._crop_of = _last_seen(self._matrices)
         chunk, lead = geometry.video_frames, geometry.first_frames
         count = len(self._matrices)

@@ -10,7 +10,7 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +21,7 @@ from ..ahead import Ahead
 from ..backends.base import Array
 from ..bundle import Geometry
 from ..errors import ConfigError, FaceNotFoundError
-from ..face import FaceOptions, FacePipeline, Tracker
+from ..face import Doubt, FaceOptions, FacePipeline, MouthWatch, Tracker
 from ..media import FrameLoop, VideoReader
 from ..media.picture import Image, Picture, as_picture
 from ..media.threads import may_overlap
@@ -42,12 +42,16 @@ class SourceFrame:
         picture: as the source has it.
         crop: uint8 [S, S, 3], the aligned face; if the frame has none, the last one before it.
         matrix: float64 [2, 3], frame pixels -> alignment canvas; None if the frame is to be shown unchanged.
+        held: the face was not found, and is taken to be where it was before.
+        doubt: why a generated mouth cannot be right in this frame; None if nothing speaks against it.
         damaged: the file is damaged here, and the decoder has concealed the error.
     """
 
     picture: Picture
     crop: Image
     matrix: NDArray[np.float64] | None
+    held: bool = False
+    doubt: Doubt | None = None
     damaged: bool = False
 
 
@@ -97,9 +101,9 @@ class LiveReference:
         opened = open_source(source, retimed=face.retimed)
         self._loop = FrameLoop(opened, length, max_bytes=loop_bytes)
         grey = np.full((*geometry.crop_size, 3), 127, np.uint8)
-        tracked = _tracked(opened, self._loop, face.tracker(), pipeline, grey)
+        tracked = _tracked(opened, self._loop, FaceObserver(face, face.tracker(), pipeline), grey)
         first = next(tracked)
-        if first.matrix is None:
+        if first.matrix is None and first.doubt is None:
             require_face(pictures(opened), face)
         # Only where every frame will be requested: in real time it would only hold more pictures in memory.
         ahead = _AHEAD if length and may_overlap() else 0
@@ -125,27 +129,50 @@ class LiveReference:
         self._recent.clear()  # a closed session may be collected much later
 
 
+@dataclass(frozen=True)
+class Observed:
+    """The face in one frame; see `SourceFrame`. Attributes: crop: None without a matrix."""
+
+    matrix: NDArray[np.float64] | None = None
+    crop: Image | None = None
+    held: bool = False
+    doubt: Doubt | None = None
+
+
+class FaceObserver:
+    """Tracks the face of a video, and judges whether its mouth can be repainted. Not thread-safe."""
+
+    def __init__(self, face: FaceOptions, tracker: Tracker, pipeline: FacePipeline) -> None:
+        self._bypass = face.doubtful == "bypass"
+        self._tracker, self._watch, self.crop = tracker, MouthWatch(), pipeline.crop
+
+    def __call__(self, picture: Picture) -> Observed:
+        """The face in the next frame of the video."""
+        seen = self._tracker.track(picture)
+        if seen is None:
+            return Observed()
+        crop = self.crop(picture, seen.matrix)
+        doubt = self._watch(crop, seen.scene)
+        if doubt and self._bypass:
+            return Observed(doubt=doubt)
+        return Observed(seen.matrix, crop, seen.held, doubt)
+
+
 def _tracked(
-    source: VideoReader | Sequence[Image] | Image,
-    loop: FrameLoop,
-    tracker: Tracker,
-    pipeline: FacePipeline,
-    crop: Image,
+    source: VideoReader | Sequence[Image] | Image, loop: FrameLoop, observe: FaceObserver, crop: Image
 ) -> Iterator[SourceFrame]:
     """The frames of `loop`, over `source`, with their faces; `crop` is that of a frame before the first face."""
-    matrices: dict[int, NDArray[np.float64] | None] = {}
+    known: dict[int, Observed] = {}
     for index, picture in loop:
-        if index in matrices:
-            matrix = matrices[index]
-        else:
-            seen = tracker.track(picture)
-            matrix = None if seen is None else seen.matrix
+        seen = known.get(index)
+        if seen is None:
+            seen = observe(picture)
             if loop.comes_back(index):
-                matrices[index] = matrix
-        if matrix is not None:
-            crop = pipeline.crop(picture, matrix)
+                known[index] = replace(seen, crop=None)
+        if seen.matrix is not None:
+            crop = observe.crop(picture, seen.matrix) if seen.crop is None else seen.crop
         damaged = isinstance(source, VideoReader) and source.damaged(index)
-        yield SourceFrame(picture, crop, matrix, damaged)
+        yield SourceFrame(picture, crop, seen.matrix, seen.held, seen.doubt, damaged)
 
 
 def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
@@ -203,13 +230,14 @@ def require_face(frames: Iterable[Picture], face: FaceOptions, *, every: int = 1
                 tracker.reset()
                 tracker.policy = asked
                 return tracker
-    raise no_face(min(index + 1, limit))
+    raise no_face(min(index + 1, limit), face)
 
 
-def no_face(frames: int) -> FaceNotFoundError:
+def no_face(frames: int, face: FaceOptions) -> FaceNotFoundError:
+    near = f" near {face.at[0]:g}, {face.at[1]:g}" if face.at else ""
     return FaceNotFoundError(
-        f"no face in the first {frames} frames",
+        f"no face{near} in the first {frames} frames",
         frame=0,
         expected="a face at least about 40 pixels wide, seen from the front or slightly from the side",
-        fix="use a video that shows the speaker's face",
+        fix="give a point on the face, or none" if near else "use a video that shows the speaker's face",
     )

@@ -23,7 +23,7 @@ from ..checks import check_count, check_number
 from ..errors import AudioFormatError, ConfigError, ForkError
 from ..face import FacePipeline
 from ..media import FPS, to_float
-from ..media.audio import check_rate, is_bytes, split_pcm
+from ..media.audio import check_channels, check_rate, is_bytes, split_pcm
 from ..metrics import Metrics, NoMetrics
 from ..shutdown import close_at_exit, working
 from .frame import Frame
@@ -66,6 +66,7 @@ class LipSyncSession:
         max_pending: float = 60.0,
         idle: Idle | None = None,
         sample_rate: int | None = None,
+        channels: int = 1,
         metrics: Metrics | None = None,
     ) -> None:
         self._idle = IdlePolicy(idle)
@@ -76,10 +77,11 @@ class LipSyncSession:
         if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
             raise ConfigError(f"seed={seed!r}", expected="a whole number from 0 to 2^64 - 1")
         self._rate = None if sample_rate is None else check_rate(sample_rate)
+        self._channels = check_channels(channels)
         self._lookahead = manifest.audio.lookahead / manifest.audio.sample_rate
         self._pool, self._max_pending, self._metrics = pool, max_pending, metrics or NoMetrics()
         self._times = StageTimes()
-        self._state = state = SessionState(Timeline(manifest, self._rate), self._idle, self._metrics)
+        self._state = state = SessionState(Timeline(manifest, self._rate, channels), self._idle, self._metrics)
 
         def sound(place: Place, first: int, frames: int) -> Array:
             assert place.segment is not None
@@ -110,7 +112,7 @@ class LipSyncSession:
         """
         return self._times.read()
 
-    def push_audio(self, pcm: ArrayLike, sample_rate: int | None = None, *, channels: int = 1) -> int:
+    def push_audio(self, pcm: ArrayLike, sample_rate: int | None = None, *, channels: int | None = None) -> int:
         """Append audio.
 
         Args:
@@ -118,7 +120,7 @@ class LipSyncSession:
                 stream of int16 little endian, interleaved: a sample that is cut continues with the next bytes; its
                 first part is dropped by `flush`, `interrupt`, and an array.
             sample_rate: Hz, 4000 to 384000; None for the session's. Rate and channels may change only after `flush`.
-            channels: of bytes, 1 to 8.
+            channels: of bytes, 1 to 8; None for the session's.
 
         Returns:
             Number of samples taken, per channel: all of them, but for one that is cut.
@@ -135,8 +137,9 @@ class LipSyncSession:
                 fix="push_audio(pcm, 24000), or engine.session(..., sample_rate=24000)",
             )
         rate = check_rate(self._rate if sample_rate is None else sample_rate)
+        width = self._channels if channels is None else check_channels(channels)
         with self._locked() as state:
-            array, cut = split_pcm(state.cut + bytes(pcm), channels) if is_bytes(pcm) else (pcm, b"")
+            array, cut = split_pcm(state.cut + bytes(pcm), width) if is_bytes(pcm) else (pcm, b"")
             samples = to_float(array)
             if len(samples):
                 state.push(samples, rate, self._max_pending)

@@ -162,6 +162,8 @@ class SessionState:
                     pts=index / FPS,
                     index=index,
                     bypassed=made.sources[i].matrix is None,
+                    held=made.sources[i].held,
+                    doubt=made.sources[i].doubt,
                     damaged=made.sources[i].damaged,
                     segment=timeline.segment,
                     end_of_segment=segment is not None and segment.ended and place.first + i + 1 == segment.frames,

@@ -43,11 +43,11 @@ class Timeline:
         rate: before the first push; None for that of the model.
     """
 
-    def __init__(self, manifest: Manifest, rate: int | None = None) -> None:
+    def __init__(self, manifest: Manifest, rate: int | None = None, channels: int = 1) -> None:
         self._manifest = manifest
         self._segments: deque[SegmentAudio] = deque()
         self._generated = 0  # frames of the first segment that were generated
-        self.rate, self._channels = rate or manifest.audio.sample_rate, 1  # of what was pushed last
+        self.rate, self._channels = rate or manifest.audio.sample_rate, channels  # of what was pushed last
         self.chunk = self.reference_frame = self.segment = 0
 
     @property

@@ -19,7 +19,7 @@ from lipstream.errors import ConfigError, MissingExtraError
 from lipstream.face import Aligner
 from lipstream.face.insightface import InsightFaceTracker
 
-FRAME = np.zeros((240, 320, 3), np.uint8)
+FRAME = np.random.default_rng(0).integers(0, 256, (240, 320, 3), np.uint8)
 GROUPS = ((43, 48, 49, 51, 50), (101, 102, 103, 104, 105), (74, 77, 83, 86))
 POINTS = np.array([(100.4, 80.0), (160.3, 82.0), (131.0, 120.0)])
 

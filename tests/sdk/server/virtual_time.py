@@ -76,6 +76,9 @@ class SlowSession:
     def close(self) -> None:
         self._closed = True
 
+    async def aclose(self) -> None:
+        self.close()
+
     async def __aiter__(self) -> AsyncIterator[Frame]:
         making = asyncio.ensure_future(self._make())
         try:
