@@ -85,14 +85,9 @@ def test_every_graph_is_built(built: dict[str, Any], folder: Path, tiny: dict[st
     assert "not verified yet" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("precision", "ring"),
-    [
-        ("fp8", "native"),
-        pytest.param("bf16", "function", marks=pytest.mark.slow),
-        pytest.param("fp8", "function", marks=pytest.mark.slow),
-        pytest.param("fp8-attention", "native", marks=pytest.mark.slow),
-    ],
+    ("precision", "ring"), [("fp8", "native"), ("bf16", "function"), ("fp8", "function"), ("fp8-attention", "native")]
 )
 def test_every_precision_and_lowering_builds(
     needs_rig: None, tiny: dict[str, Bundle], tmp_path: Path, precision: str, ring: str

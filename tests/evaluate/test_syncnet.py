@@ -119,7 +119,7 @@ def test_scores_are_those_of_the_published_loop() -> None:
     assert found.offset == 15 - int(means.argmin()) == 3
 
 
-@pytest.mark.parametrize("late", range(-10, 11))
+@pytest.mark.parametrize("late", [-10, -3, 0, 1, 10])
 def test_known_shifts_are_found_exactly(clips: list[Clip], late: int) -> None:
     net = load_syncnet(DRAWN)
     for clip in clips:
@@ -188,6 +188,7 @@ def test_errors_name_the_wrong_files(tmp_path: Path) -> None:
     refused(tmp_path / "other.safetensors")
 
 
+@pytest.mark.slow
 def test_training_starts_and_its_file_loads(tmp_path: Path) -> None:
     path = tmp_path / "net.safetensors"
     recipe = SyncNetRecipe(clips=4, frames=24, steps=3, batch=2, look=16)

@@ -69,9 +69,9 @@ MESSAGES = st.one_of(
 )
 
 
-@settings(max_examples=10_000, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(MESSAGES)
-def test_ten_thousand_messages_are_parsed_or_rejected(text: str) -> None:
+def test_any_message_is_parsed_or_rejected(text: str) -> None:
     try:
         assert isinstance(parse(text), Start | Flush | Interrupt | Close)
     except ProtocolError as error:
