@@ -1,6 +1,6 @@
 """A LiveKit agent with a face, in one process: a queue passes speech to the avatar, which joins the agent's room.
 
-    pip install 'lipstream[livekit]'
+    pip install '.[livekit]'
     LIVEKIT_URL=wss://... LIVEKIT_API_KEY=... LIVEKIT_API_SECRET=... python examples/livekit_avatar.py dev
 
 Add your STT, LLM and TTS to the session. With a GPU, run the avatar in a separate process instead, with one engine for

@@ -1,6 +1,6 @@
 """One process with one engine serves the faces of agents in many LiveKit rooms.
 
-    pip install 'lipstream[livekit,server]'
+    pip install '.[livekit,server]'
     LIPSTREAM_TOKEN=secret python examples/livekit_rooms.py
 
 An agent requests its face when it starts, in its entrypoint:

@@ -1,6 +1,6 @@
 """A Pipecat pipeline with a face: sends one sentence, as synthetic sound, to a browser over WebRTC.
 
-    pip install 'lipstream[pipecat]' 'pipecat-ai[webrtc]'
+    pip install '.[pipecat]' 'pipecat-ai[webrtc]'
     python examples/pipecat_avatar.py            # then open http://localhost:7860
 
 In your bot, put the service between TTS and the output of the transport.

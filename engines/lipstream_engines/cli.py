@@ -17,7 +17,6 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     add("--cache", type=Path, metavar="DIR", help="folder of built plans (default ~/.cache/lipstream)")
     add("--dry-run", action="store_true", help="only parse, and list the nodes that TensorRT does not support")
     add("--list", action="store_true", help="list the shipped recipes")
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 def _build(args: argparse.Namespace) -> Result:
@@ -40,7 +39,6 @@ def _build(args: argparse.Namespace) -> Result:
 
 def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that lipstream build wrote")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
 
 
 def _verify(args: argparse.Namespace) -> Result:

@@ -117,7 +117,14 @@ def _export(args: argparse.Namespace) -> Result:
             return Result({"files": found}, "\n".join(["complete:", *(f"  {path}: {found[path]}" for path in found)]))
     if args.output is None:
         raise UsageError("lipstream export needs -o BUNDLE", fix=help_command)
-    result = export(source, args.output, precision=args.precision, calibration=calibration, parity=not args.no_parity)
+    result = export(
+        source,
+        args.output,
+        precision=args.precision,
+        calibration=calibration,
+        parity=not args.no_parity,
+        quiet=args.quiet,
+    )
     return Result(result, summary(result))
 
 

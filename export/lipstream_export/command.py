@@ -38,11 +38,12 @@ def export(
     precision: str = "fp32",
     calibration: Calibration | None = None,
     parity: bool = True,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Write the student in folder `source` to the bundle `out`, with its parity report beside it.
 
     The bundle is renamed to `out` only after ONNX Runtime agrees with PyTorch. The same source gives the same bytes
-    each time. Progress is shown on stderr.
+    each time. Progress is shown on stderr, unless `quiet`.
 
     Args:
         source: a checkpoint folder, a float32 bundle (also a shipped one's name), or published files.
@@ -57,13 +58,13 @@ def export(
         CheckpointError: `source` is none of these. ConfigError: its sizes contradict each other.
         OutputError: `out` cannot be written. ParityError: the graphs' outputs differ from PyTorch's.
     """
-    with tqdm(desc="load", disable=None, bar_format="{desc} {postfix} [{elapsed}]") as loading:
+    with tqdm(desc="load", disable=quiet or None, bar_format="{desc} {postfix} [{elapsed}]") as loading:
         parts = load_source(source, loading.set_postfix_str).with_constants()
     if precision == "fp32" and parts.student:
         parts.student.float()  # the product weights of published files are bfloat16
     files: dict[str, bytes] = {}
     report: dict[str, Any] = {}
-    with tqdm(total=len(graph_modules(parts)) + 1, desc="export", unit="graph", disable=None) as bar:
+    with tqdm(total=len(graph_modules(parts)) + 1, desc="export", unit="graph", disable=quiet or None) as bar:
         rounded, sensitivity = _in_precision(parts, precision, calibration or Calibration(), bar.set_postfix_str)
         if precision != "fp32":
             files[REFERENCE] = reference(parts, rounded, bar.set_postfix_str).dump()

@@ -25,6 +25,7 @@ try:
 except ImportError:  # Windows
     LOCKS = False
 
+_LONGEST_NAME = 255  # bytes
 SUFFIX = ".part"
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
 _CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
@@ -37,10 +38,11 @@ class Partial:
         path: its name, ``.<name of target>.<random>.part``.
 
     Raises:
-        OSError: the folder of `target` cannot be written.
+        OSError: the folder of `target` cannot be written, or the name of `target` is too long.
     """
 
     def __init__(self, target: Path, *, folder: bool = False) -> None:
+        check_length(target)  # now, not when the work is done
         parent, stem = target.absolute().parent, _stem(target.name)
         sweep(parent, stem)
         while True:
@@ -63,6 +65,12 @@ class Partial:
         if self._lock is not None and self._lock >= 0:
             os.close(self._lock)
         self._lock = -1
+
+
+def check_length(target: Path) -> None:
+    """Raise OSError if the name of a file is longer than file systems allow."""
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(target))
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .atomic import Partial, write_file
+from .atomic import Partial, check_length, write_file
 from .bundle import MANIFEST, Bundle, sha256
 from .errors import ConfigError, MissingExtraError, OutputError
 
@@ -43,6 +43,18 @@ def record(bundle: str | os.PathLike[str], video: Path, audio: Path | None) -> d
 def sidecar(output: Path) -> Path:
     """Path of the JSON file for a dubbed file: OUT.mp4 -> OUT.mp4.provenance.json."""
     return output.with_name(f"{output.name}.provenance.json")
+
+
+def check_sidecar(output: Path) -> None:
+    """Raise OutputError if the JSON file's name would be too long; for use before the work."""
+    try:
+        check_length(sidecar(output))
+    except OSError as error:
+        raise OutputError(
+            f"{sidecar(output).name} cannot be written: {error.strerror}",
+            expected="room for .provenance.json in 255 bytes",
+            fix="choose a shorter name for the output, or --no-sidecar",
+        ) from error
 
 
 def write_sidecar(output: Path, made: dict[str, Any]) -> Path:

@@ -214,3 +214,39 @@ def test_idle_graphs_do_not_spin() -> None:
     before = time.process_time()
     time.sleep(0.5)
     assert time.process_time() - before < 0.2
+
+
+def test_an_address_is_named_as_it_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "https://example.com/face.mp4", str(samples.SPEECH), "-o", str(tmp_path / "out.mp4")]) != 0
+    assert "https://example.com/face.mp4 is an address" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("length", [240, 252])
+def test_a_name_that_is_too_long_fails_before_the_work(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    """With .provenance.json, or by itself."""
+    monkeypatch.setattr(LipSyncEngine, "session", lambda *_, **__: pytest.fail("the work has begun"))
+    out = tmp_path / ("a" * length + ".mp4")
+    assert main(["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out)]) != 0
+    assert "too long" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_inspect_a_missing_file_of_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "missing.pth"]) != 0
+    assert "no such file: missing.pth" in capsys.readouterr().err
+
+
+def test_a_format_that_is_not_opened_is_called_so(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.sln"  # bare samples, which any file could be
+    raw.write_bytes(bytes(4000))
+    with pytest.raises(MediaOpenError, match="a format that is not opened"):
+        AudioReader(raw)
+
+
+def test_gsm_is_read(tmp_path: Path) -> None:
+    """Full-rate GSM 06.10: frames of 33 bytes, 160 samples at 8 kHz."""
+    call = tmp_path / "call.gsm"
+    call.write_bytes((b"\xd0" + bytes(32)) * 100)
+    assert sum(len(block) for block in AudioReader(call)) == 100 * 160

@@ -32,7 +32,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--inception", type=Path, metavar="FILE", help="for FID: Inception of torch-fidelity")
     weights.add_argument("--i3d", type=Path, metavar="FILE", help="for FVD: I3D of cd-fvd")
     add("--workers", type=int, default=0, help="processes (default: one per core)")
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 def _run(args: argparse.Namespace) -> Result:

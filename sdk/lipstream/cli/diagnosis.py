@@ -6,8 +6,8 @@ import importlib
 import os
 import platform
 import shutil
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,11 @@ class Finding:
     fix: str = ""
 
 
-def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+def examine(bundle: str | os.PathLike[str] | None = None, required: Collection[str] = ()) -> dict[str, Any]:
     """Check everything that LipStream may use; with `bundle`, also whether that bundle runs here.
+
+    Args:
+        required: names of findings in lower case that are broken if they are missing.
 
     Returns:
         `ok` (nothing is broken) and `findings`, worst first, each a `Finding` as a dict.
@@ -56,6 +59,9 @@ def examine(bundle: str | os.PathLike[str] | None = None) -> dict[str, Any]:
     for check in checks:
         found = check()
         findings += found if isinstance(found, list) else [found]
+    for i, finding in enumerate(findings):
+        if finding.state == "missing" and finding.name.lower() in required:
+            findings[i] = replace(finding, state="broken")
     findings.sort(key=lambda finding: RANKS.index(finding.state))
     return {"ok": all(f.state != "broken" for f in findings), "findings": [asdict(f) for f in findings]}
 
@@ -129,7 +135,7 @@ def _onnxruntime() -> list[Finding]:
     if "CUDA" in names:
         return [found]
     fix = "pip uninstall -y onnxruntime, then pip install 'lipstream[gpu]'"
-    return [found, Finding("missing", "ORT on GPU", "onnxruntime has no CUDA provider (provider='cuda')", fix)]
+    return [found, Finding("missing", "onnxruntime-gpu", "onnxruntime has no CUDA provider (provider='cuda')", fix)]
 
 
 def _torch() -> Finding:

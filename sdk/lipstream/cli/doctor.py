@@ -8,13 +8,20 @@ from .command import Command, Result
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--require",
+        action="append",
+        default=[],
+        choices=("gpu", "tensorrt", "torch", "onnxruntime-gpu"),
+        help="fail (exit status 1) if this part is missing; may be given more than once",
+    )
     parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="also check whether this bundle runs here")
 
 
 def _run(args: argparse.Namespace) -> Result:
     from .diagnosis import describe, examine
 
-    found = examine(args.bundle)
+    found = examine(args.bundle, args.require)
     return Result(found, describe(found), ok=found["ok"])
 
 

@@ -18,6 +18,8 @@ from .command import Command, Result, needs_extra
 if TYPE_CHECKING:
     from ..bundle.plans import Plans
 
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
+
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -35,8 +37,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(args: argparse.Namespace) -> Result:
     from ..bundle import Bundle
 
-    if Path(args.bundle).is_file():
-        weights = _inspector("weights", "inspecting weight files", "export")(Path(args.bundle))
+    path = Path(args.bundle)
+    if path.is_file() or (path.suffix in _WEIGHTS and not path.exists()):
+        weights = _inspector("weights", "inspecting weight files", "export")(path)
         return Result(weights, _describe_weights(weights))
     bundle = Bundle.load(args.bundle)
     report: dict[str, Any] = {"path": str(bundle.path), **bundle.manifest.fields()}

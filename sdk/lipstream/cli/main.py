@@ -79,6 +79,7 @@ def build_parser(program: Program = LIPSTREAM) -> argparse.ArgumentParser:
     for command in program.commands():
         options = commands.add_parser(command.name, help=command.help, description=command.description)
         options.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        options.add_argument("--quiet", action="store_true", help="no progress bars, only warnings and errors")
         options.set_defaults(command=command)
         command.add_arguments(options)
     return parser

@@ -75,7 +75,6 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="crop, composite and sample frames as the upstream system does, to compare with its output; for bundles "
         "of released weights",
     )
-    add("--quiet", action="store_true", help="no progress bar")
 
 
 def _run(args: argparse.Namespace) -> Result:
@@ -89,6 +88,8 @@ def _run(args: argparse.Namespace) -> Result:
     if args.sign:
         certificate, key = args.sign
         signer = provenance.Signer(certificate, key, Path(args.output), args.sign_algorithm)
+    elif not args.no_sidecar:
+        provenance.check_sidecar(Path(args.output))
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
@@ -172,7 +173,7 @@ def _demo(args: argparse.Namespace) -> Result:
     except OSError as error:
         raise OutputError(f"{numbers} cannot be written: {error.strerror}", fix="choose another folder") from error
     engine = LipSyncEngine.load("tiny", threads=args.threads)
-    with _Progress() as progress:
+    with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(samples.FACE, samples.SPEECH, out / "demo.mp4", preset="veryfast", progress=progress)
     args.written.append(result.output)
     contact_sheet(samples.FACE, result.output, sheet, frames=result.frames)

@@ -25,7 +25,7 @@ FORMATS = (
     *("mxf", "nut", "ivf", "h264", "hevc", "m4v", "mpegvideo", "mjpeg", "yuv4mpegpipe", "dv", "gif", "apng", "obu"),
     # sound
     *("wav", "mp3", "flac", "aac", "ac3", "eac3", "aiff", "au", "caf", "w64", "amr", "amrnb", "amrwb", "ape", "wv"),
-    *("tta", "tak", "opus"),
+    *("tta", "tak", "opus", "gsm"),
     # pictures, one a file
     *("image2", "png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "jpegxl_pipe", "jpegxl_anim"),
     *("ppm_pipe", "pgm_pipe", "pbm_pipe", "pam_pipe", "dpx_pipe", "exr_pipe", "qoi_pipe", "gif_pipe", "jpegls_pipe"),
@@ -68,6 +68,12 @@ def open_input(path: PathLike) -> InputContainer:
         MediaOpenError: the path is missing, not a regular file, unreadable, or not media.
     """
     path = Path(path)
+    address = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", str(path))  # pathlib has joined the slashes
+    if address and not path.exists():
+        scheme, rest = address.groups()
+        raise MediaOpenError(
+            f"{scheme}://{rest} is an address", expected="a file on this machine", fix="download it first"
+        )
     try:
         if not path.exists():
             raise MediaOpenError(f"no such file: {path}", fix="check the path")
@@ -80,8 +86,10 @@ def open_input(path: PathLike) -> InputContainer:
         # "file:" keeps a colon in a name from being read as a protocol.
         container = av.open(f"file:{path.absolute()}", options=dict(_OPTIONS), metadata_errors="replace")
     except (av.FFmpegError, ValueError) as error:
+        # FFmpeg's answer to a format that is not in the list, of whose options none is invalid.
+        reason = "a format that is not opened" if isinstance(error, av.ArgumentError) else _reason(error)
         raise MediaOpenError(
-            f"{path} cannot be read as media: {_reason(error)}",
+            f"{path} cannot be read as media: {reason}",
             expected="a video, audio or image file that FFmpeg can decode",
             fix="check that the file is complete and that its suffix matches its format",
         ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import weakref
 from collections.abc import Iterator
@@ -284,6 +285,8 @@ def _reserve(path: Path) -> Partial:
             raise OutputError(f"no such folder: {path.parent}", fix=f"mkdir -p {path.parent}")
         return Partial(path)
     except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) == errno.ENAMETOOLONG:
+            raise OutputError(f"{path.name}: {os.strerror(errno.ENAMETOOLONG)}", fix="choose a shorter name") from error
         raise OutputError(
             f"{path.parent} cannot be written to: {getattr(error, 'strerror', None) or error}",
             fix="choose another folder, or change its permissions",

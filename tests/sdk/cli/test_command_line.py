@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -18,7 +20,8 @@ import cv2
 import pytest
 from lipstream import LipSyncEngine, __version__, errors
 from lipstream.bundle import MANIFEST
-from lipstream.cli import main
+from lipstream.cli import diagnosis, main
+from lipstream.cli.main import LIPSTREAM, build_parser
 from voice_and_video import voice, write_wav
 
 COMMANDS = ("run", "demo", "inspect", "export")
@@ -295,3 +298,21 @@ def test_demo_where_nothing_can_be_written(tmp_path: Path, lipstream: Any) -> No
     status, _, complaint = lipstream("demo", "--out", tmp_path / "file" / "out")
     assert status == errors.OutputError.exit_code
     assert "file" in complaint
+
+
+def test_every_command_can_be_quiet() -> None:
+    from lipstream_training.cli import LIPSTREAM_TRAIN
+
+    for program in (LIPSTREAM, LIPSTREAM_TRAIN):
+        for command in program.commands():
+            said = io.StringIO()
+            with pytest.raises(SystemExit), contextlib.redirect_stdout(said):
+                build_parser(program).parse_args([command.name, "--help"])
+            assert "--quiet" in said.getvalue(), command.name
+
+
+def test_doctor_fails_for_a_required_part_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = diagnosis.Finding("missing", "GPU", "no driver")
+    monkeypatch.setattr(diagnosis, "_gpus", lambda machine: missing)
+    assert main(["doctor"]) == 0
+    assert main(["doctor", "--require", "gpu"]) == 1

@@ -56,7 +56,7 @@ def _distil(args: argparse.Namespace) -> Result:
         args.codec,
         args.base,
     )
-    distil(args.out, inputs, load_recipe(args.recipe, **changes))
+    distil(args.out, inputs, load_recipe(args.recipe, **changes), quiet=args.quiet)
     student = args.out / "student.safetensors"
     text = f"{student}; next: lipstream export --student {student}, or the next stage --init {args.out}"
     return Result({"student": str(student)}, text)
@@ -74,7 +74,7 @@ def _add_study_arguments(parser: argparse.ArgumentParser) -> None:
 def _study(args: argparse.Namespace) -> Result:
     from .study import plots, run_study, table
 
-    found = run_study(args.out, seeds=args.seeds, scale=args.scale, workers=args.workers)
+    found = run_study(args.out, seeds=args.seeds, scale=args.scale, workers=args.workers, quiet=args.quiet)
     (args.out / "study.json").write_text(json.dumps(found, indent=1) + "\n")
     plots(found, args.out / "study.svg")
     return Result(found, table(found))

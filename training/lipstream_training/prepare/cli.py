@@ -51,7 +51,7 @@ def _run(args: argparse.Namespace) -> Result:
         seed=args.seed,
         filters=Filters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)}),
     )
-    found = prepare(args.out, args.inputs, settings, drawn=args.drawn, workers=args.workers)
+    found = prepare(args.out, args.inputs, settings, drawn=args.drawn, workers=args.workers, quiet=args.quiet)
     return Result(found, describe(found))
 
 
