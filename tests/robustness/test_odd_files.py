@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from lipstream import LipSyncEngine
 from lipstream.media import read_audio
+from lipstream_evaluate.media import read_sound
+from numpy.typing import NDArray
 from odd_files import ODD_FILES, RATE, OddFile, portrait, speech
 from PIL import Image
 from voice_and_video import write_wav
@@ -48,3 +50,21 @@ def test_outcome(tmp_path: Path, engine: LipSyncEngine, odd: OddFile) -> None:
         shown = np.asarray(frames[-1].to_image().resize((64, 72)), int)
         upright = np.asarray(Image.fromarray(portrait()[:, 20:276]).resize((64, 72)), int)
         assert np.abs(shown - upright).mean() < 6
+
+
+def test_training_and_evaluation_have_the_same_clock(tmp_path: Path) -> None:
+    """A hole in the sound stays one; of sound that begins first, the part before the first picture is left out."""
+    files = {odd.name: odd for odd in ODD_FILES}
+    for name in ("hole.mkv", "sound_first.mkv"):
+        files[name].write(tmp_path / name)
+    sound = read_sound(tmp_path / "hole.mkv")
+    assert len(sound) == 2.7 * RATE
+    assert not sound[round(1.05 * RATE) : round(2.15 * RATE)].any()
+    np.testing.assert_array_equal(sound[round(2.2 * RATE) :], read_sound_of(speech(1.5)[RATE:]))
+    sound = read_sound(tmp_path / "sound_first.mkv")
+    np.testing.assert_array_equal(sound, read_sound_of(speech(1.2)[round(0.6 * RATE) :]))
+
+
+def read_sound_of(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """As 16 bits."""
+    return np.asarray((samples * 32767).astype("<i2") / 32768, np.float32)

@@ -21,7 +21,7 @@ from livekit.agents.voice.avatar import (
 )
 
 from ..engine import LipSyncEngine
-from ..media import FPS, StreamResampler, to_float, to_int16
+from ..media import FPS, StreamResampler, to_int16
 from ..session import Idle, PreparedReference, RealtimePlayer
 
 MAX_PENDING = 600.0
@@ -68,9 +68,9 @@ class LipSyncVideo(VideoGenerator):
             return
         if self._resampler is not None and self._resampler.rate != frame.sample_rate:
             self._finish_resampling()
-        pcm = to_float(np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)).mean(axis=1)
-        if self._resampler is None and frame.sample_rate != rate:
-            self._resampler = StreamResampler(frame.sample_rate, rate)
+        pcm = np.frombuffer(frame.data, np.int16).reshape(-1, frame.num_channels)
+        if self._resampler is None and (frame.sample_rate != rate or frame.num_channels > 1):
+            self._resampler = StreamResampler(frame.sample_rate, rate)  # mixes to mono, too
         self._session.push_audio(self._resampler.push(pcm) if self._resampler else pcm, rate)
 
     def _finish_resampling(self) -> None:

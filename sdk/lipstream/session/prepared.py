@@ -5,9 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
 
 from ..backends import ChunkStream
 from ..backends.base import Array
@@ -21,6 +19,7 @@ from ..shutdown import check_running
 from .reference import (
     LOOP_BYTES,
     FaceObserver,
+    Observed,
     Source,
     SourceFrame,
     no_face,
@@ -65,28 +64,28 @@ class PreparedReference:
         opened = open_source(source, retimed=face.retimed)
         observe = FaceObserver(face, require_face(pictures(opened), face), pipeline)
         self._spool = FrameSpool()
-        self._matrices: list[NDArray[np.float64] | None] = []
+        self._observed: list[Observed] = []
         self._format: PictureFormat | None = None
         self.skipped = 0
         for picture in itertools.islice(pictures(opened), max(1, int(seconds * FPS))):
             self._format = self._format or picture.format
             if picture.format != self._format:
-                number = len(self._matrices) + self.skipped
+                number = len(self._observed) + self.skipped
                 raise ConfigError(f"frame {number} is {picture.format}", expected=f"{self._format}, like the others")
             check_running()
-            matrix = observe(picture).matrix
-            if matrix is None and not self._matrices:
+            observed = replace(observe(picture), crop=None)
+            if observed.matrix is None and not self._observed:
                 self.skipped += 1
                 continue
-            if self._matrices and (len(self._matrices) + 1) * picture.nbytes > max_bytes:
+            if self._observed and (len(self._observed) + 1) * picture.nbytes > max_bytes:
                 break
             self._spool.append(picture)
-            self._matrices.append(matrix)
-        if not self._matrices:
+            self._observed.append(observed)
+        if not self._observed:
             raise no_face(self.skipped, face)
-        self._crop_of = _last_seen(self._matrices)
+        self._crop_of = _last_seen([observed.matrix for observed in self._observed])
         chunk, lead = geometry.video_frames, geometry.first_frames
-        count = len(self._matrices)
+        count = len(self._observed)
         # A lap must be whole chunks, so it reverses a few frames before the end.
         if count > chunk // 2:
             count -= (count - 1) % (chunk // 2)
@@ -115,9 +114,10 @@ class PreparedReference:
         picture = self._spool.read(index)
         seen = self._crop_of[index]
         shown = picture if seen == index else self._spool.read(seen)
-        matrix = self._matrices[seen]
+        matrix, observed = self._observed[seen].matrix, self._observed[index]
         assert matrix is not None
-        return SourceFrame(picture, self._pipeline.crop(shown, matrix), self._matrices[index])
+        crop = self._pipeline.crop(shown, matrix)
+        return SourceFrame(picture, crop, observed.matrix, observed.held, observed.doubt)
 
     def play(self) -> PreparedPlayback:
         """A playback for one session, from the start."""

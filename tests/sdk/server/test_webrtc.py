@@ -132,11 +132,9 @@ def test_a_peer_speaks_and_is_answered(served: Served, codec: str, name: str) ->
     served.wait_for("lipstream_sessions_active", 0)
 
 
+@pytest.mark.slow  # a measurement in real time: on a busy machine arrival says little
 def test_sound_and_pictures_of_a_peer_are_synchronised(served: Served) -> None:
-    """By arrival time; a browser improves on that with the RTP clocks.
-
-    Arrival on a busy machine says little: a fault of ours would show in each of three measurements.
-    """
+    """By arrival time; a browser improves on that with the RTP clocks. A fault would show in each of three runs."""
 
     async def talk() -> Peer:
         peer = Peer()
