@@ -113,7 +113,7 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
                 imported.add(node.module.split(".")[0])
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[<>=]", dependency)[0].strip() for dependency in declared}
-    modules = {"cv2" if name == "opencv-python-headless" else name for name in names}
+    modules = {{"opencv-python-headless": "cv2", "pillow": "PIL"}.get(name, name) for name in names}
     lazy = {"insightface"}  # an option for those with its models
     lazy |= {"tensorrt", "cuda", "nvtx"}  # of the extra [tensorrt], whose backend is imported when it is asked for
     lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "aiortc"}  # of `lipstream serve`

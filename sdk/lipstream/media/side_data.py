@@ -9,7 +9,6 @@ from typing import Any
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
-from PIL import Image
 
 Turn = tuple[bool, bool, bool]
 """What makes a stored picture upright: whether to transpose it, then to mirror it, and to flip it upside down."""
@@ -64,6 +63,8 @@ def turn_of(side_data: dict[str, bytes], format: str, path: Path) -> Turn:
         return transposed, a < 0, d < 0
     if format not in _EXIF_ONLY:
         return False, False, False
+    from PIL import Image
+
     try:
         with Image.open(path) as picture:
             return _TURNS.get(picture.getexif().get(_ORIENTATION, 1), (False, False, False))

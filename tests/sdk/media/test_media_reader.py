@@ -234,16 +234,19 @@ def test_the_largest_of_several_streams_is_read(tmp_path: Path) -> None:
     assert next(iter(reader)).mean() == 100
 
 
-def test_a_size_that_changes_midway_is_scaled_to_the_first(tmp_path: Path) -> None:
+def test_a_size_that_changes_midway_is_fitted_into_the_first(tmp_path: Path) -> None:
     parts = [
         write_clip(tmp_path / f"{w}.h264", [np.full((48, w, 3), grey, np.uint8)] * 10)
         for w, grey in ((80, 60), (96, 180))
     ]
     joined = tmp_path / "joined.h264"
     joined.write_bytes(b"".join(p.read_bytes() for p in parts))
-    frames = list(VideoReader(joined))
+    reader = VideoReader(joined)
+    frames = list(reader)
     assert {f.shape for f in frames} == {(48, 80, 3)}
-    assert abs(frames[-1].mean() - 180) < 3
+    assert abs(frames[-1][4:44].mean() - 180) < 3  # 80 x 40, as 96 x 48
+    assert frames[-1][[0, 1, 46, 47]].max() < 3
+    assert "96x48" in reader.defects[0]
 
 
 def test_not_media(tmp_path: Path) -> None:
