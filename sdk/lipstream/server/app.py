@@ -53,10 +53,10 @@ def create_app(settings: Settings) -> FastAPI:
         title="LipStream",
         version=version("lipstream"),
         lifespan=lifespan,
-        root_path=settings.root_path,
         docs_url=None,  # its page loads scripts of another site; openapi.json stays
         redoc_url=None,
     )
+    app.root_path = settings.root_path  # as an argument it is deprecated; uvicorn's needs a proxy that removes the path
     app.state.lipstream = state
     add_handlers(app)
     has_webrtc = find_spec("aiortc") is not None

@@ -44,6 +44,7 @@ from ..frame_encoder import live_format
 from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
+from .lost_packets import Gaps, pass_on_arrival
 
 RATE = 48_000
 """Samples per second; Opus uses no other."""
@@ -169,6 +170,9 @@ class WebRtcConnection:
                 transceiver.setCodecPreferences(codecs)  # before the offer: later it is ignored
         try:
             await peer.setRemoteDescription(RTCSessionDescription(self._offer.sdp, "offer"))
+            for transceiver in peer.getTransceivers():
+                if transceiver.kind == "audio":
+                    pass_on_arrival(transceiver.receiver)
             await peer.setLocalDescription(await peer.createAnswer())
         except Exception as error:  # the SDP parser raises errors of any class
             await peer.close()
@@ -266,14 +270,15 @@ class WebRtcConnection:
 
     async def _receive_audio(self, live: RealtimeSession) -> None:
         track = await self._audio_track
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        resampler, gaps = av.AudioResampler(format="s16", layout="mono", rate=RATE), Gaps(RATE)
         with contextlib.suppress(MediaStreamError):  # the client's track has ended
             while True:
                 packet = await track.recv()
                 assert isinstance(packet, AudioFrame)
-                for frame in resampler.resample(packet):
+                silence = bytes(2 * gaps.before(packet.pts or 0, packet.samples))  # int16
+                for data in (silence, *(frame.to_ndarray().tobytes() for frame in resampler.resample(packet))):
                     try:
-                        live.push(frame.to_ndarray().tobytes())
+                        live.push(data)
                     except BackpressureError as error:
                         await self._wrong(error)
         live.flush()
