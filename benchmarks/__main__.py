@@ -46,6 +46,7 @@ BENCHMARKS = {
     "precision": Benchmark("What do BF16 and FP8 cost in quality?", 2),
     "int8": Benchmark("Would int8 make the CPU backend faster?", 1),
     "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 3),
+    "proxied": Benchmark("Does the server work for long behind nginx, on a network that loses packets?", 12),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
 }
 
