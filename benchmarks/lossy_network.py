@@ -14,6 +14,7 @@ import json
 import os
 import random
 import select
+import shutil
 import signal
 import struct
 import subprocess
@@ -44,6 +45,11 @@ class LossyNetwork:
     packets: dict[str, int] = field(default_factory=dict)
 
 
+def available() -> bool:
+    """Whether `lossy_network` can be used here."""
+    return sys.platform == "linux" and os.geteuid() == 0 and Path("/dev/net/tun").exists() and bool(shutil.which("ip"))
+
+
 @contextmanager
 def lossy_network(delay: float, jitter: float, loss: float) -> Iterator[LossyNetwork]:
     """A link of its own; this thread, and those it starts, are at the near end until the context ends. Linux.
@@ -55,10 +61,10 @@ def lossy_network(delay: float, jitter: float, loss: float) -> Iterator[LossyNet
     Raises:
         ConfigError: not root, or no TUN devices.
     """
-    if sys.platform != "linux" or os.geteuid() != 0 or not Path("/dev/net/tun").exists():
+    if not available():
         raise ConfigError(
             "network namespaces cannot be made here",
-            expected="Linux, root, /dev/net/tun",
+            expected="Linux, root, /dev/net/tun, the package iproute2",
             fix="run it as root; in a container with --cap-add NET_ADMIN --cap-add SYS_ADMIN --device /dev/net/tun",
         )
     names = [f"lipstream-{end}-{os.getpid()}" for end in ("near", "far")]
@@ -141,7 +147,7 @@ def _inside(name: str) -> Iterator[None]:
 def _ip(*arguments: str) -> None:
     done = subprocess.run(["ip", *arguments], capture_output=True, text=True)
     if done.returncode:
-        raise ConfigError(f"ip {' '.join(arguments)}: {done.stderr.strip()}", expected="root; the package iproute2")
+        raise ConfigError(f"ip {' '.join(arguments)}: {done.stderr.strip()}", expected="root")
 
 
 if __name__ == "__main__":

@@ -105,12 +105,12 @@ async def over_websocket(server: Server, video: str, interrupted: bool, referenc
     session.check("error" not in received.types(), f"errors: {[x for x in received.said if x['type'] == 'error']}")
     session.first = received.arrived[spoken_frames(received)[0]] - begun
     session.degraded = "degraded" in received.types()
-    _check_sound(session, received, wanted, rate)
-    _check_pictures(session, received, video)
+    check_sound(session, received, wanted, rate)
+    check_pictures(session, received, video)
     return session
 
 
-def _check_sound(session: Session, received: Received, wanted: list[Samples], rate: int) -> None:
+def check_sound(session: Session, received: Received, wanted: list[Samples], rate: int) -> None:
     """Without gaps on the clock, and, sample by sample, what was sent; before an interruption a part of it."""
     session.frames = len(received.sounds)
     clock = [(index, index * rate // FPS, (index + 1) * rate // FPS) for index in range(session.frames)]
@@ -131,7 +131,7 @@ def _check_sound(session: Session, received: Received, wanted: list[Samples], ra
     session.late = late(received.arrived, [at / rate for _, at, _, _ in received.sounds])
 
 
-def _check_pictures(session: Session, received: Received, video: str) -> None:
+def check_pictures(session: Session, received: Received, video: str) -> None:
     """Each belongs to a sound that was received, in order; all of them can be decoded."""
     session.pictures = len(received.pictures)
     indices = [index for index, *_ in received.pictures]

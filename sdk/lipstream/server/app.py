@@ -213,6 +213,6 @@ async def drain(state: State) -> None:
     end = time.monotonic() + seconds
     while state.live and time.monotonic() < end:
         await asyncio.sleep(0.05)
-    for connection in list(state.connections):
-        await connection.close(GOING_AWAY, "the server is shutting down")
+    closing = [connection.close(GOING_AWAY, "the server is shutting down") for connection in state.connections]
+    await asyncio.gather(*closing)
     LOG.info("shut down")

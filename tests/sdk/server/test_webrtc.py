@@ -111,6 +111,31 @@ def test_lost_packets_of_sound_are_silent_and_no_others(served: Served) -> None:
     served.wait_for("lipstream_sessions_active", 0)
 
 
+def test_the_last_message_is_sent_again_if_it_is_lost(served: Served) -> None:
+    async def talk() -> Peer:
+        peer = speaker()
+        await peer.open(served)
+        await peer.until(lambda p: "started" in p.types())
+        sctp, lost = peer.peer.sctp, []
+        handle = sctp._handle_data
+
+        async def lossy(data: bytes) -> None:
+            if b'"closed"' in data and not lost:
+                lost.append(data)
+            else:
+                await handle(data)
+
+        sctp._handle_data = lossy
+        peer.channel.send('{"type": "close"}')
+        await peer.until(lambda p: "closed" in p.types())
+        assert lost
+        await peer.close()
+        return peer
+
+    assert asyncio.run(talk()).said[-1] == {"type": "closed", "code": 1000, "reason": "closed"}
+    served.wait_for("lipstream_sessions_active", 0)
+
+
 @pytest.mark.parametrize("sdp", ["", "v=0", "not SDP at all\r\n", "v=0\r\nm=video 9 X"])
 def test_an_invalid_offer_is_refused_with_a_reason(served: Served, sdp: str) -> None:
     with pytest.raises(urllib.error.HTTPError) as refused:

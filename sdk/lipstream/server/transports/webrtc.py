@@ -55,6 +55,8 @@ _MOST_PICTURES, _MOST_SOUND = 3, 2 * FPS
 """Frames queued for a track; beyond that the oldest is dropped."""
 _MOST_UNSENT = 50
 """Messages queued until the data channel opens."""
+_CLOSING = 2.0
+"""Seconds that a client has to close its end after the last message."""
 _T = TypeVar("_T")
 
 
@@ -148,7 +150,7 @@ class WebRtcConnection:
         self._unsent: list[str] = []
         self._shown = 0
         self._audio_track: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
-        self._connected = asyncio.Event()
+        self._connected, self._disconnected = asyncio.Event(), asyncio.Event()
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
     async def answer(self) -> dict[str, Any]:
@@ -205,7 +207,8 @@ class WebRtcConnection:
         self._finish((code, reason))
         with contextlib.suppress(Exception):
             await self.send_message({"type": "closed", "code": code, "reason": reason})
-            await asyncio.sleep(0.1)  # so that the message is sent before its channel closes
+            # A lost message is sent again after a second, but not by a closed peer.
+            await asyncio.wait_for(self._disconnected.wait(), _CLOSING)
         await self._peer.close()
 
     async def send_message(self, message: dict[str, Any]) -> None:
@@ -257,6 +260,7 @@ class WebRtcConnection:
         if self._peer.connectionState in ("connected", "failed", "closed"):
             self._connected.set()
         if self._peer.connectionState in ("failed", "closed"):
+            self._disconnected.set()
             self._finish((NORMAL, "the client disconnected"))
 
     async def _listen(self, live: RealtimeSession) -> End:
