@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 from aiortc import RTCRtpReceiver
 from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
+from av.audio.frame import AudioFrame
 
 LONGEST_GAP = 0.5
 """Seconds of packets in a row that are replaced by silence; a longer gap is a pause of the client."""
@@ -35,18 +38,19 @@ def pass_on_arrival(receiver: RTCRtpReceiver) -> None:
 
 
 class Gaps:
-    """Finds lost sound by the packets' time stamps.
+    """Finds lost sound by time stamps.
 
     Args:
-        rate: Hz.
+        rate: Hz of the silence that replaces it.
     """
 
     def __init__(self, rate: int) -> None:
         self._rate = rate
-        self._next: int | None = None
+        self._next: Fraction | None = None
 
-    def before(self, at: int, samples: int) -> int:
-        """Samples that are missing before a packet of `samples` that begins at `at`."""
-        missing = at - self._next if self._next is not None else 0
-        self._next = at + samples
-        return missing if 0 < missing <= LONGEST_GAP * self._rate else 0
+    def before(self, frame: AudioFrame) -> int:
+        """Samples of silence that are missing before `frame`. Less than half a frame is jitter of the stamps."""
+        begins, length = (frame.pts or 0) * (frame.time_base or Fraction(1)), Fraction(frame.samples, frame.sample_rate)
+        missing = begins - self._next if self._next is not None else Fraction(0)
+        self._next = begins + length
+        return round(missing * self._rate) if length / 2 <= missing <= LONGEST_GAP else 0

@@ -279,7 +279,7 @@ class WebRtcConnection:
             while True:
                 packet = await track.recv()
                 assert isinstance(packet, AudioFrame)
-                silence = bytes(2 * gaps.before(packet.pts or 0, packet.samples))  # int16
+                silence = bytes(2 * gaps.before(packet))  # int16
                 for data in (silence, *(frame.to_ndarray().tobytes() for frame in resampler.resample(packet))):
                     try:
                         live.push(data)

@@ -1,0 +1,38 @@
+"""Lost packets of sound over WebRTC, without a network."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from aiortc.rtp import RtpPacket
+from av.audio.frame import AudioFrame
+from lipstream.server.transports.lost_packets import ArrivalOrder, Gaps
+
+
+def test_packets_are_passed_on_unless_they_were_overtaken() -> None:
+    order, passed = ArrivalOrder(), []
+    for number in (65533, 65534, 0, 65535, 0, 1, 7, 6, 8):  # the count wraps around
+        packet = RtpPacket(sequence_number=number, timestamp=number)
+        packet._data = b"sound"  # as aiortc's receiver sets it
+        lost, frame = order.add(packet)
+        assert not lost
+        if frame is not None:
+            assert frame.data == b"sound"
+            passed.append(frame.timestamp)
+    assert passed == [65533, 65534, 0, 1, 7, 8]
+
+
+@pytest.mark.parametrize("rate", [48_000, 8_000])
+def test_gaps_are_found_by_the_clock_of_the_codec(rate: int) -> None:
+    """20 ms each, of Opus and G.711."""
+    gaps = Gaps(48_000)
+
+    def before(at: float) -> int:
+        frame = AudioFrame.from_ndarray(np.zeros((1, rate // 50), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = rate, round(at * rate), Fraction(1, rate)
+        return gaps.before(frame)
+
+    assert [before(0.0), before(0.02), before(0.06), before(0.08)] == [0, 0, 960, 0]
+    assert [before(0.101), before(0.12), before(0.5), before(2.5), before(2.52)] == [0, 0, 17_280, 0, 0]
