@@ -1,7 +1,8 @@
-"""Lost packets of sound over WebRTC, without a network."""
+"""Sound over WebRTC that is lost or late, without a network."""
 
 from __future__ import annotations
 
+import asyncio
 from fractions import Fraction
 
 import numpy as np
@@ -9,6 +10,25 @@ import pytest
 from aiortc.rtp import RtpPacket
 from av.audio.frame import AudioFrame
 from lipstream.server.transports.lost_packets import ArrivalOrder, Gaps
+from lipstream.server.transports.webrtc import AudioTrack
+
+
+def test_a_track_of_sound_that_is_late_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy event loop makes every wait longer: so the queue would run over, and sound be lost."""
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def play() -> list[int]:
+        track = AudioTrack()
+        for number in range(50):
+            track.queue.put((1920 * number, np.full(1920, number, np.int16)))
+        return [(await track.recv()).pts for _ in range(100)]
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    assert asyncio.run(play()) == [960 * number for number in range(100)]
+    assert waits == [0.02], "only the last frame is on time"
 
 
 def test_packets_are_passed_on_unless_they_were_overtaken() -> None:

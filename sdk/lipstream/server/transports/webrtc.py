@@ -84,6 +84,9 @@ class _TrackQueue(Generic[_T]):
         self._some.set()
         return full
 
+    def __len__(self) -> int:
+        return len(self._items)
+
     def clear(self) -> None:
         self._items.clear()
 
@@ -128,7 +131,8 @@ class AudioTrack(MediaStreamTrack):
             at, samples = await self.queue.get()
         else:
             at, samples = self._rest
-            await asyncio.sleep(_PACKET / RATE)
+            if not self.queue:  # else it is late, and on a busy machine would stay so
+                await asyncio.sleep(_PACKET / RATE)
         packet, rest = samples[:_PACKET], samples[_PACKET:]
         self._rest = (at + len(packet), rest) if len(rest) else None
         frame = AudioFrame.from_ndarray(packet[None], format="s16", layout="mono")
