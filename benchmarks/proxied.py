@@ -115,10 +115,9 @@ def proxied(network: LossyNetwork, folder: Path, *options: str) -> Iterator[Prox
         yield Proxied(server, process, log)
 
 
-async def sessions(server: Server, seconds: float, clients: int) -> list[Session]:
-    """Sessions of every kind, begun within `seconds`; `clients` at once."""
+async def sessions(server: Server, reference: str, seconds: float, clients: int) -> list[Session]:
+    """Sessions of every kind, begun within `seconds`; `clients` at once, with the bundled face and with `reference`."""
     end = time.monotonic() + seconds
-    reference = (await asyncio.to_thread(server.post, "/v1/references", FACE.read_bytes()))["reference"]
 
     async def one_after_the_other(first: int) -> list[Session]:
         done: list[Session] = []
@@ -219,11 +218,14 @@ def measure(here: Proxied, args: argparse.Namespace) -> dict[str, Any]:
     faults = []
     if f'<base href="{PATH}/">' not in server.get("/"):
         faults.append("the page has another path")
-    faults += [x for session in asyncio.run(sessions(server, 60 * args.warm_up, args.clients)) for x in session.faults]
+    face = str(server.post("/v1/references", FACE.read_bytes())["reference"])
+    faults += [
+        x for session in asyncio.run(sessions(server, face, 60 * args.warm_up, args.clients)) for x in session.faults
+    ]
     server.wait_for("lipstream_sessions_active", 0)
     before, metrics_before = held(here.process.pid), server.get("/v1/metrics")
     print(f"warm: {before[0]:.0f} MiB, {before[1]} threads, {before[2]} files", flush=True)
-    done = asyncio.run(sessions(server, 60 * args.minutes, args.clients))
+    done = asyncio.run(sessions(server, face, 60 * args.minutes, args.clients))
     faults += [x for session in done for x in session.faults]
     server.wait_for("lipstream_sessions_active", 0)
     time.sleep(1)
