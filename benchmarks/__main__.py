@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import render_docs
+from . import lossy_network, render_docs
 from .common import ROOT, main
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -25,12 +25,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Attributes: minutes: on two CPU cores. options: for the command `all`. gpu: whether it needs one."""
+    """Attributes: minutes: on two CPU cores. options: for the command `all`. gpu, root: whether it needs them."""
 
     question: str
     minutes: float
     options: tuple[str, ...] = ()
     gpu: bool = False
+    root: bool = False
 
 
 BENCHMARKS = {
@@ -46,6 +47,7 @@ BENCHMARKS = {
     "precision": Benchmark("What do BF16 and FP8 cost in quality?", 2),
     "int8": Benchmark("Would int8 make the CPU backend faster?", 1),
     "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 3),
+    "proxied": Benchmark("Does the server work for long behind nginx, on a network that loses packets?", 12, root=True),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
 }
 
@@ -54,7 +56,8 @@ def listing() -> str:
     """One line for each benchmark, with the commit and the day of its result in results/."""
     lines = []
     for name, benchmark in BENCHMARKS.items():
-        where = "needs a GPU" if benchmark.gpu else f"{benchmark.minutes:g} min"
+        needs = "needs a GPU" if benchmark.gpu else "needs root" if benchmark.root else ""
+        where = needs or f"{benchmark.minutes:g} min"
         lines.append(f"{name:13} {where:12} {recorded(name):30} {benchmark.question}")
     return "\n".join(lines)
 
@@ -79,7 +82,9 @@ def run_all(args: argparse.Namespace) -> bool:
 
     rows = []
     for name, benchmark in BENCHMARKS.items():
-        if (args.only and name not in args.only) or (benchmark.gpu and not torch.cuda.is_available()):
+        if (benchmark.gpu and not torch.cuda.is_available()) or (benchmark.root and not lossy_network.available()):
+            continue
+        if args.only and name not in args.only:
             continue
         print(f"== {name}: {benchmark.question}", flush=True)
         begun = time.monotonic()

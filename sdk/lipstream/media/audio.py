@@ -159,8 +159,8 @@ def read_audio(path: PathLike) -> tuple[NDArray[np.float32], int]:
 
 
 def to_int16(samples: NDArray[np.float32]) -> NDArray[np.int16]:
-    """Samples in [-1, 1] -> int16, rounded; values beyond are clipped."""
-    return np.asarray(np.clip(np.rint(samples * 32767), -32768, 32767), np.int16)
+    """Samples in [-1, 1] -> int16, rounded; values beyond are clipped. Returns exactly what `to_float` was given."""
+    return np.asarray(np.clip(np.rint(samples * 32768), -32768, 32767), np.int16)
 
 
 def to_float(pcm: ArrayLike) -> NDArray[np.float32]:

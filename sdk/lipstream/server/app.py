@@ -53,10 +53,10 @@ def create_app(settings: Settings) -> FastAPI:
         title="LipStream",
         version=version("lipstream"),
         lifespan=lifespan,
-        root_path=settings.root_path,
         docs_url=None,  # its page loads scripts of another site; openapi.json stays
         redoc_url=None,
     )
+    app.root_path = settings.root_path  # as an argument it is deprecated; uvicorn's needs a proxy that removes the path
     app.state.lipstream = state
     add_handlers(app)
     has_webrtc = find_spec("aiortc") is not None
@@ -213,6 +213,6 @@ async def drain(state: State) -> None:
     end = time.monotonic() + seconds
     while state.live and time.monotonic() < end:
         await asyncio.sleep(0.05)
-    for connection in list(state.connections):
-        await connection.close(GOING_AWAY, "the server is shutting down")
+    closing = [connection.close(GOING_AWAY, "the server is shutting down") for connection in state.connections]
+    await asyncio.gather(*closing)
     LOG.info("shut down")

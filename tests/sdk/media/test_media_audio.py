@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.errors import AudioFormatError, MediaOpenError, MediaTruncatedError, NoAudioError
-from lipstream.media import AudioReader, StreamResampler, read_audio, to_float
+from lipstream.media import AudioReader, StreamResampler, read_audio, to_float, to_int16
 from media_clips import cut, stamped, write_clip, write_sound
 from numpy.typing import NDArray
 
@@ -117,6 +117,12 @@ def test_a_wav_of_unstated_size_is_read_to_its_end(tmp_path: Path, size: int) ->
     data[at : at + 4] = struct.pack("<I", size)
     path.write_bytes(data)
     assert len(read_audio(path)[0]) == 96_000
+
+
+def test_every_int16_sample_comes_back_from_float() -> None:
+    every = np.arange(-32768, 32768, dtype=np.int32).astype(np.int16)
+    np.testing.assert_array_equal(to_int16(to_float(every))[:, 0], every)
+    np.testing.assert_array_equal(to_int16(np.array([-2, 1, 2], np.float32)), [-32768, 32767, 32767])
 
 
 def test_to_float() -> None:

@@ -1,58 +1,31 @@
-"""A real server in a separate process, and a client for it."""
+"""A real server in a separate process, and sounds for it."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import re
-import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lipstream import LipSyncEngine
-from lipstream.server.protocol import HEADER, PCM
 from lipstream.server.references import References
-from websockets.asyncio.client import ClientConnection, connect
+
+from benchmarks.server_client import Server, running
 
 RATE = 16_000
 
 
-@dataclass
-class Served:
-    """A server. Attributes: port, process, log."""
+class Served(Server):
+    """A server of this machine. Attributes: port, process, log."""
 
-    port: int
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def address(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/v1/session"
-
-    def get(self, path: str) -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
-            return str(answer.read().decode())
-
-    def metric(self, name: str) -> float:
-        found = re.search(rf"^{re.escape(name)} (\S+)$", self.get("/v1/metrics"), re.MULTILINE)
-        return float(found.group(1)) if found else 0.0
-
-    def wait_for(self, name: str, value: float, seconds: float = 15) -> None:
-        end = time.monotonic() + seconds
-        while self.metric(name) != value:
-            assert time.monotonic() < end, f"{name} is {self.metric(name)}, not {value}"
-            time.sleep(0.1)
+    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+        super().__init__(f"http://127.0.0.1:{port}")
+        self.port, self.process, self.log = port, process, log
 
 
 @contextmanager
@@ -63,77 +36,10 @@ def run_server(folder: Path, *options: str) -> Iterator[Served]:
     log = folder / "server.log"
     # A machine that is busy with other tests is no overload.
     command = [sys.executable, "-m", "lipstream", "serve", "--port", str(port), "--max-late", "100", *options]
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stderr=output, stdout=output)
-    served = Served(port, process, log)
-    try:
-        end = time.monotonic() + 90
-        while True:
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            try:
-                served.get("/v1/health/ready")
-                break
-            except (urllib.error.URLError, ConnectionError):
-                time.sleep(0.2)
+    with running(command, log) as process:
+        served = Served(port, process, log)
+        served.wait_until_ready(process, log)
         yield served
-    finally:
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
-            try:
-                process.wait(20)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-@dataclass
-class Received:
-    """What a client received. Attributes: pictures, sounds: (index, at, flags, payload). said: text messages."""
-
-    pictures: list[tuple[int, int, int, bytes]] = field(default_factory=list)
-    sounds: list[tuple[int, int, int, bytes]] = field(default_factory=list)
-    said: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, message: str | bytes) -> None:
-        if isinstance(message, str):
-            self.said.append(json.loads(message))
-            return
-        kind, flags, _, index, at = HEADER.unpack_from(message)
-        (self.sounds if kind == PCM else self.pictures).append((index, at, flags, message[HEADER.size :]))
-
-    def types(self) -> list[str]:
-        return [message["type"] for message in self.said]
-
-
-class Client:
-    """A client's session over a WebSocket."""
-
-    def __init__(self, socket: ClientConnection) -> None:
-        self.socket, self.received = socket, Received()
-
-    @classmethod
-    async def open(cls, server: Served, **start: Any) -> Client:
-        client = cls(await connect(server.address, max_size=None))
-        await client.until(lambda received: "hello" in received.types())
-        await client.say("start", **start)
-        await client.until(lambda received: "started" in received.types() or "error" in received.types())
-        return client
-
-    async def say(self, kind: str, **fields: Any) -> None:
-        await self.socket.send(json.dumps({"type": kind, **fields}))
-
-    async def speak(self, sound: Any) -> None:
-        await self.socket.send((np.clip(sound, -1, 1) * 32767).astype("<i2").tobytes())
-
-    async def until(self, enough: Callable[[Received], bool], seconds: float = 30) -> Received:
-        async with asyncio.timeout(seconds):
-            while not enough(self.received):
-                self.received.add(await self.socket.recv())
-        return self.received
-
-    async def close(self) -> None:
-        await self.socket.close()
 
 
 def tone(seconds: float) -> Any:

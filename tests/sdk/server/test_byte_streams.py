@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import numpy as np
-from client_and_server import RATE, Client, Served, tone
+from client_and_server import RATE, Served, tone
 from lipstream.server.protocol import IDLE
+
+from benchmarks.server_client import Client
 
 
 def test_messages_may_cut_a_sample(served: Served) -> None:

@@ -14,10 +14,12 @@ import cv2
 import lipstream
 import numpy as np
 import pytest
-from client_and_server import Client, Served
+from client_and_server import Served
 from lipstream.errors import ConfigError, UnknownReferenceError
 from lipstream.server.references import References
 from lipstream.server.settings import Settings
+
+from benchmarks.server_client import Client
 
 FACE = Path(lipstream.__file__).parent / "sample" / "face.mp4"
 

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from client_and_server import Client, Served
+from client_and_server import Served
 from lipstream.errors import BundleNotFoundError, ConfigError
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
+
+from benchmarks.server_client import Client
 
 
 def serve(*options: str) -> subprocess.CompletedProcess[str]:
@@ -115,3 +117,4 @@ def test_a_path_behind_a_proxy(start_server: Callable[..., Any]) -> None:
             assert '<base href="/lips/">' in server.get(f"{path}/")
             assert json.loads(server.get(f"{path}/v1/version"))["protocol"] == 1
             assert asyncio.run(talk(server, path)) == "hello"
+        assert "Warning" not in server.log.read_text()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import time
 from collections.abc import Callable
@@ -14,9 +13,11 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from client_and_server import RATE, Client, Served, bursts, chin, lead, lead_of_the_student, loudness
+from client_and_server import RATE, Served, bursts, chin, lead, lead_of_the_student, loudness
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
+
+from benchmarks.server_client import Client, held
 
 MESSAGES = 10_000
 
@@ -73,13 +74,6 @@ async def nuisance(server: Served, rng: random.Random, messages: int) -> int:
 async def drain(socket: Any) -> None:
     async for _ in socket:
         pass
-
-
-def held(process: int) -> tuple[float, int, int]:
-    """Resident MiB, threads, and open files of a process."""
-    fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
-    files = len(os.listdir(f"/proc/{process}/fd"))
-    return int(fields["VmRSS"].split()[0]) / 1024, int(fields["Threads"]), files
 
 
 @pytest.mark.slow

@@ -44,6 +44,7 @@ from ..frame_encoder import live_format
 from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
+from .lost_packets import Gaps, pass_on_arrival
 
 RATE = 48_000
 """Samples per second; Opus uses no other."""
@@ -54,6 +55,8 @@ _MOST_PICTURES, _MOST_SOUND = 3, 2 * FPS
 """Frames queued for a track; beyond that the oldest is dropped."""
 _MOST_UNSENT = 50
 """Messages queued until the data channel opens."""
+_CLOSING = 2.0
+"""Seconds that a client has to close its end after the last message."""
 _T = TypeVar("_T")
 
 
@@ -80,6 +83,9 @@ class _TrackQueue(Generic[_T]):
         self._items.append(item)
         self._some.set()
         return full
+
+    def __len__(self) -> int:
+        return len(self._items)
 
     def clear(self) -> None:
         self._items.clear()
@@ -125,7 +131,8 @@ class AudioTrack(MediaStreamTrack):
             at, samples = await self.queue.get()
         else:
             at, samples = self._rest
-            await asyncio.sleep(_PACKET / RATE)
+            if not self.queue:  # else it is late, and on a busy machine would stay so
+                await asyncio.sleep(_PACKET / RATE)
         packet, rest = samples[:_PACKET], samples[_PACKET:]
         self._rest = (at + len(packet), rest) if len(rest) else None
         frame = AudioFrame.from_ndarray(packet[None], format="s16", layout="mono")
@@ -147,7 +154,7 @@ class WebRtcConnection:
         self._unsent: list[str] = []
         self._shown = 0
         self._audio_track: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
-        self._connected = asyncio.Event()
+        self._connected, self._disconnected = asyncio.Event(), asyncio.Event()
         self._end: asyncio.Future[End] = asyncio.get_running_loop().create_future()
 
     async def answer(self) -> dict[str, Any]:
@@ -169,6 +176,9 @@ class WebRtcConnection:
                 transceiver.setCodecPreferences(codecs)  # before the offer: later it is ignored
         try:
             await peer.setRemoteDescription(RTCSessionDescription(self._offer.sdp, "offer"))
+            for transceiver in peer.getTransceivers():
+                if transceiver.kind == "audio":
+                    pass_on_arrival(transceiver.receiver)
             await peer.setLocalDescription(await peer.createAnswer())
         except Exception as error:  # the SDP parser raises errors of any class
             await peer.close()
@@ -201,7 +211,8 @@ class WebRtcConnection:
         self._finish((code, reason))
         with contextlib.suppress(Exception):
             await self.send_message({"type": "closed", "code": code, "reason": reason})
-            await asyncio.sleep(0.1)  # so that the message is sent before its channel closes
+            # A lost message is sent again after a second, but not by a closed peer.
+            await asyncio.wait_for(self._disconnected.wait(), _CLOSING)
         await self._peer.close()
 
     async def send_message(self, message: dict[str, Any]) -> None:
@@ -253,6 +264,7 @@ class WebRtcConnection:
         if self._peer.connectionState in ("connected", "failed", "closed"):
             self._connected.set()
         if self._peer.connectionState in ("failed", "closed"):
+            self._disconnected.set()
             self._finish((NORMAL, "the client disconnected"))
 
     async def _listen(self, live: RealtimeSession) -> End:
@@ -266,14 +278,15 @@ class WebRtcConnection:
 
     async def _receive_audio(self, live: RealtimeSession) -> None:
         track = await self._audio_track
-        resampler = av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        resampler, gaps = av.AudioResampler(format="s16", layout="mono", rate=RATE), Gaps(RATE)
         with contextlib.suppress(MediaStreamError):  # the client's track has ended
             while True:
                 packet = await track.recv()
                 assert isinstance(packet, AudioFrame)
-                for frame in resampler.resample(packet):
+                silence = bytes(2 * gaps.before(packet))  # int16
+                for data in (silence, *(frame.to_ndarray().tobytes() for frame in resampler.resample(packet))):
                     try:
-                        live.push(frame.to_ndarray().tobytes())
+                        live.push(data)
                     except BackpressureError as error:
                         await self._wrong(error)
         live.flush()
