@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from fractions import Fraction
 
 from aiortc import RTCRtpReceiver
@@ -9,6 +10,7 @@ from aiortc.jitterbuffer import JitterFrame
 from aiortc.rtp import RtpPacket
 from av.audio.frame import AudioFrame
 
+LOG = logging.getLogger("lipstream")
 LONGEST_GAP = 0.5
 """Seconds of packets in a row that are replaced by silence; a longer gap is a pause of the client."""
 
@@ -33,8 +35,10 @@ class ArrivalOrder:
 def pass_on_arrival(receiver: RTCRtpReceiver) -> None:
     """Let a receiver of sound, before it is started, use `ArrivalOrder`; aiortc has no setting for it."""
     name = "_RTCRtpReceiver__jitter_buffer"
-    assert hasattr(receiver, name)
-    setattr(receiver, name, ArrivalOrder())
+    if hasattr(receiver, name):
+        setattr(receiver, name, ArrivalOrder())
+    else:  # sound is still heard, but more of it is lost
+        LOG.warning("this version of aiortc keeps its jitter buffer elsewhere: lost packets of sound take others along")
 
 
 class Gaps:
