@@ -117,7 +117,7 @@ def test_a_face_answers_a_microphone(served: Served) -> None:
             assert 0 < await tab.run("lipstream.latency") < 5000
 
             await tab.run("lipstream.queue_before = lipstream.queue; document.querySelector('#interrupt').click()")
-            await tab.until("lipstream.interrupts.length === 1", 5)
+            await tab.until("lipstream.interrupts.length === 1")
             assert await tab.run("lipstream.queue") <= 12
             assert await tab.run("lipstream.interrupts[0] - lipstream.interrupted") < 2000
 
@@ -141,10 +141,10 @@ def test_a_face_answers_over_webrtc(served: Served) -> None:
             assert np.abs(np.diff(mouths[-100:])).mean() > 0.1
             assert await tab.run("document.querySelector('#remote').srcObject.getTracks().length") == 2
             await tab.run("document.querySelector('#interrupt').click()")
-            await tab.until("lipstream.interrupts.length === 1", 5)
+            await tab.until("lipstream.interrupts.length === 1")
             assert served.metric("lipstream_sessions_active") == 1
             await tab.run("document.querySelector('#stop').click()")
-            await tab.until("lipstream.states.at(-1) === 'closed'", 5)
+            await tab.until("lipstream.states.at(-1) === 'closed'")
             assert not tab.exceptions
 
     asyncio.run(talk())
@@ -199,7 +199,7 @@ def test_an_answer_of_any_length_is_sent_as_the_server_can_take_it(served: Serve
             await tab.until("lipstream.pauses === 1 && lipstream.speaking > 50")
             assert await tab.run("document.querySelector('#problem').textContent") == ""
             await tab.run("document.querySelector('#interrupt').click()")
-            await tab.until("!paused", 5)
+            await tab.until("!paused")
             await tab.until("lipstream.states.at(-1) === 'idle'", 10)  # nothing more of it is sent
             assert not tab.exceptions
 
@@ -233,7 +233,7 @@ def test_a_hidden_page_decodes_and_keeps_nothing(served: Served) -> None:
             await tab.until(f"lipstream.shown > {shown} + 25")
             assert await tab.run("open_images") <= 12
             await tab.run("document.querySelector('#stop').click()")
-            await tab.until("open_images === 0", 5)
+            await tab.until("open_images === 0")
             assert not tab.exceptions
 
     asyncio.run(talk())
