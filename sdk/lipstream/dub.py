@@ -105,12 +105,14 @@ def dub(
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
-        QualityError: with `strict`, many frames are bypassed, or some are damaged.
+        QualityError: with `strict`, in place of any warning.
         NoAudioError, AudioFormatError, OutputError, and what `open_session` raises.
     """
     start = time.perf_counter()
-    for name, path in (("video", video), ("output", output), *([] if audio is None else [("audio", audio)])):
-        check_path(name, path)
+    check_path("video", video)
+    check_path("output", output)
+    if audio is not None:
+        check_path("audio", audio)
     if progress is not None:
         check_callable("progress", progress)
     sound = AudioReader(video if audio is None else audio)

@@ -98,7 +98,7 @@ class FaceNotFoundError(LipStreamError):
 
 
 class QualityError(LipStreamError):
-    """With `strict`: too many frames are damaged, or are unchanged because they show no face."""
+    """With `strict`: the result would have a warning, such as many frames without a face, or a damaged source."""
 
     code, exit_code = "quality", 21
 

@@ -231,8 +231,7 @@ class FaceTracker(Tracker):
     def _search(self, frame: Picture) -> tuple[NDArray[np.float32], float] | None:
         """The wanted face, from the detector."""
         last = self._last
-        gone = last is None or not self._is_alike(frame, last.matrix)
-        thorough = gone and self._misses % _SEARCH_EVERY == 0
+        thorough = self._misses % _SEARCH_EVERY == 0 and (last is None or not self._is_alike(frame, last.matrix))
         for faces in self._detector.search(frame, self._views(frame)):
             near = self._candidates(faces)
             elsewhere = [face for face in faces if face not in near] if thorough and last is not None else []

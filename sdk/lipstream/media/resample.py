@@ -61,10 +61,9 @@ class StreamResampler:
         """Return the rest of the output, as if silence followed, and reset for another stream."""
         total = (2 * self._received * self.target + self.rate) // (2 * self.rate)
         missing = total - self._returned
-        width = self._channels or 1
         # Complete the current block, so that the silence is processed.
-        silence = np.zeros((int(self.rate * _TAIL_SECONDS) + self._block, width), np.float32)
-        tail = self._convert(silence)[:missing] if missing else self._shaped([], 1 if self.mono else width)
+        silence = np.zeros((int(self.rate * _TAIL_SECONDS) + self._block, self._channels or 1), np.float32)
+        tail = self._convert(silence)[:missing] if missing else self._shaped([])
         self._reset()
         return tail
 
@@ -102,10 +101,11 @@ class StreamResampler:
             for out in self._swr.resample(frame):
                 pieces.append(np.asarray(out.to_ndarray(), np.float32).reshape(-1, block.shape[1]))
         self._pending = samples[whole:].copy()
-        output = self._shaped(pieces, 1 if self.mono else width)
+        output = self._shaped(pieces)
         self._returned += len(output)
         return output
 
-    def _shaped(self, pieces: list[NDArray[np.float32]], width: int) -> NDArray[np.float32]:
+    def _shaped(self, pieces: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+        width = 1 if self.mono else self._channels or 1
         output = np.concatenate([np.empty((0, width), np.float32), *pieces])
         return output[:, 0] if self.mono else output
