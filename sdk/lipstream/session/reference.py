@@ -152,7 +152,7 @@ class FaceObserver:
         if seen is None:
             return Observed()
         crop = self.crop(picture, seen.matrix)
-        doubt = self._watch(crop, seen.scene)
+        doubt = None if seen.held else self._watch(crop, seen.scene)  # only a face that was found
         if doubt and self._bypass:
             return Observed(doubt=doubt)
         return Observed(seen.matrix, crop, seen.held, doubt)
