@@ -118,12 +118,13 @@ def measure(
 
 def shares(found: dict[str, Any], size: str, precision: str, ceiling: Ceiling, window: int) -> dict[str, float]:
     """Each pass's bound as a share of its time; empty if its graph was not counted."""
-    least = {name: recorded_bound(size, precision, name, window, ceiling) for name in ("denoiser", "context")}
-    graph_of = {"denoise_0_ms": "denoiser", "denoise_1_ms": "denoiser", "context_ms": "context"}
+    least = recorded_bound(size, precision, "denoiser", window, ceiling)
+    if least is None:
+        return {}
     return {
-        key: 1000 * bound / found[key]["median"]
-        for key, graph in graph_of.items()
-        if key in found and (bound := least[graph]) is not None
+        key: 1000 * least / found[key]["median"]
+        for key in ("denoise_0_ms", "denoise_1_ms", "context_ms")
+        if key in found
     }
 
 

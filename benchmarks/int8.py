@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from .common import main, parser, spread, write
 
-GRAPHS = ("denoiser", "context", "video_decoder")
+GRAPHS = ("denoiser", "video_decoder")
 PRODUCTS = ["MatMul", "Gemm", "Conv"]
 CALIBRATION = 8
 """Calls for calibration, with the window full."""

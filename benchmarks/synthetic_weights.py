@@ -69,7 +69,7 @@ def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) 
         parts.encoder = parts.decoder = codec
         for name, module in graph_modules(parts).items():
             video = name.startswith("video")
-            if (not video and codec == "wan") or (passes and name not in ("denoiser", "context")):
+            if (not video and codec == "wan") or (passes and name != "denoiser"):
                 continue  # counted with the other codec, or not requested
             dynamic = dynamic_shapes(module, config) if isinstance(module, RingPass) else None
             with torch.no_grad():

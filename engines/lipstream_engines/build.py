@@ -62,7 +62,7 @@ def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
 def profiles(graph: str, geometry: Geometry, recipe: Recipe) -> list[Profile]:
     """One profile for each number of attended frames, if the ring's length varies."""
     g = geometry
-    if graph not in ("denoiser", "context") or recipe.ring == "native":
+    if graph != "denoiser" or recipe.ring == "native":
         return []
     layers = range(g.num_layers)
     shape = (g.tokens, g.num_heads, g.head_dim)

@@ -79,7 +79,7 @@ def graph_modules(parts: StudentParts, *, frugal: bool = False) -> dict[str, nn.
 
     graphs: dict[str, nn.Module] = {}
     if parts.student:
-        graphs |= {"denoiser": RingPass(parts.student), "context": RingPass(parts.student, context=True)}
+        graphs["denoiser"] = RingPass(parts.student)
     if parts.speech:
         graphs["audio_encoder"] = AudioEncoder(parts.speech, shape.video_frames)
     if encoder := parts.codec("encoder"):

@@ -1,4 +1,4 @@
-"""The denoiser and context graphs: one pass of the DiT over one chunk, with the ring as input and output."""
+"""The graph `denoiser`: one pass of the DiT over one chunk, with the ring as input and output."""
 
 from __future__ import annotations
 
@@ -47,38 +47,34 @@ class RingAttention:
 
 
 class RingPass(nn.Module):
-    """One pass as a function of tensors: the graph `denoiser`, or with ``context=True`` the graph `context`.
+    """One pass as a function of tensors. All passes of a chunk run it; the context pass ignores the velocity.
 
-    Inputs, in order (c = chunk frames, A = audio features, D = head dimension, L = layers, F = attended frames):
-        latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [4 c, A], time [dim] (denoiser only),
-        modulation [6, dim], rope_cos and rope_sin [c, time pairs], slot int64 [1],
-        text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer (not the last one's
-        text in the graph `context`, which ends there).
+    Inputs, in order (c = chunk frames, A = audio features, D = head dimension, F = attended frames):
+        latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [4 c, A], time [dim], modulation [6, dim],
+        rope_cos and rope_sin [c, time pairs], slot int64 [1],
+        text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer.
     K, V and the text are in the type of the products, `slot` is int64, all else is float32.
-    Outputs: velocity [C, c, h, w] (denoiser only), k_out.i and v_out.i of each layer.
+    Outputs: velocity [C, c, h, w], k_out.i and v_out.i of each layer. Only the velocity depends on `time`.
     """
 
     spatial_cos: Tensor
     spatial_sin: Tensor
 
-    def __init__(self, student: CausalDiT, *, context: bool = False) -> None:
+    def __init__(self, student: CausalDiT) -> None:
         super().__init__()
         self.student = student
-        self.context = context
         angles = spatial_angles(student.config.grid, student.config.head_dim)
         self.register_buffer("spatial_cos", angles.cos().float(), persistent=False)
         self.register_buffer("spatial_sin", angles.sin().float(), persistent=False)
 
     @property
     def input_names(self) -> list[str]:
-        time = [] if self.context else ["time"]
-        fixed = ["latent", "condition", "audio", *time, "modulation", "rope_cos", "rope_sin", "slot"]
-        text = self._per_layer("text_k", "text_v")
-        return fixed + (text[:-2] if self.context else text) + self._per_layer("k", "v")
+        fixed = ["latent", "condition", "audio", "time", "modulation", "rope_cos", "rope_sin", "slot"]
+        return fixed + self._per_layer("text_k", "text_v") + self._per_layer("k", "v")
 
     @property
     def output_names(self) -> list[str]:
-        return ([] if self.context else ["velocity"]) + self._per_layer("k_out", "v_out")
+        return ["velocity", *self._per_layer("k_out", "v_out")]
 
     def _per_layer(self, *names: str) -> list[str]:
         return [f"{name}.{i}" for i in range(self.student.config.num_layers) for name in names]
@@ -114,7 +110,7 @@ class RingPass(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         x = dict(zip(self.input_names, inputs, strict=True))
         layers = range(self.student.config.num_layers)
-        text_kv = [(x[f"text_k.{i}"][None], x[f"text_v.{i}"][None]) for i in layers if f"text_k.{i}" in x]
+        text_kv = [(x[f"text_k.{i}"][None], x[f"text_v.{i}"][None]) for i in layers]
         written: list[Tensor] = []
 
         def write(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,9 +123,6 @@ class RingPass(nn.Module):
         cos, sin = join_tables(x["rope_cos"], self.spatial_cos), join_tables(x["rope_sin"], self.spatial_sin)
         attend = RingAttention(write, cos, sin, self.student)
         chunk = x["latent"], x["condition"], x["audio"]
-        if self.context:
-            self.student.context(*chunk, x["modulation"], text_kv, attend, attend.leave)
-            return tuple(written)
         return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend).float(), *written
 
 

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from lipstream.bundle.golden import Arrays, Reference, probe_inputs, relative_error, sample
-from lipstream_models.layers import Conv2d, Conv3d, Linear
 from lipstream_models.parts import StudentParts
-from torch import Tensor, nn
+from torch import nn
 
 from .bundle import graph_modules, manifest_of
+from .precision.products import products_in_float32
 
 
 def reference(
@@ -54,38 +52,7 @@ def _run(module: nn.Module, inputs: Arrays) -> Arrays:
     examples = zip(module.input_names, module.example(), strict=True)  # type: ignore[arg-type, operator]
     given = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(example) for name, example in examples]
     module.eval()
-    with _products_in_float32(module):
+    with products_in_float32(module):
         results = module(*given)
     results = results if isinstance(results, tuple) else (results,)
     return {name: x.float().numpy() for name, x in zip(module.output_names, results, strict=True)}  # type: ignore[arg-type]
-
-
-@contextmanager
-def _products_in_float32(module: nn.Module) -> Iterator[None]:
-    """Compute products of bfloat16 in float32, and round the result.
-
-    It is the same except for the order of the sum, which is float32 in both cases. A CPU without instructions for
-    bfloat16 is 7 (matrices) to 28 times (convolutions) slower with it.
-    """
-    layers = [
-        x for x in module.modules() if isinstance(x, Linear | Conv2d | Conv3d) and x.weight.dtype == torch.bfloat16
-    ]
-    for layer in layers:
-        layer.forward = partial(_wide_product, layer)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
-
-
-def _wide_product(layer: Linear | Conv2d | Conv3d, x: Tensor) -> Tensor:
-    weights = [p for p in (layer.weight, layer.bias) if p is not None]
-    stored = [p.data for p in weights]
-    try:
-        for p in weights:
-            p.data = p.data.float()
-        return type(layer).forward(layer, x.bfloat16().float()).bfloat16()  # type: ignore[arg-type]
-    finally:
-        for p, data in zip(weights, stored, strict=True):
-            p.data = data

@@ -20,7 +20,7 @@ from .device import Device
 MAGIC = b"DOUBLE"
 VERSION = "11.4.0.106"
 SCRATCH = 4096
-DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "context": 30.0, "video_decoder": 12.0}
+DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "video_decoder": 12.0}
 """Milliseconds, invented: they only order the work of different lanes."""
 
 Enum = enum.IntEnum
@@ -40,7 +40,7 @@ def write_plan(bundle: Bundle, graph: str, ring: Lowering, path: Path) -> None:
         model.functions.extend(bodies())
         model = inliner.inline_local_functions(model)
     external_data_helper.load_external_data_for_model(model, str(bundle.path))
-    varies = ring == "function" and graph in ("denoiser", "context")
+    varies = ring == "function" and graph == "denoiser"
     head = {"name": graph, "lengths": list(phases(geometry)) if varies else [], "native": ring == "native"}
     text = json.dumps(head).encode()
     path.write_bytes(MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString())

@@ -28,37 +28,23 @@ def run(model: onnx.ModelProto, bundle: Bundle, inputs: dict[str, Any]) -> dict[
 
 
 @pytest.mark.parametrize(
-    ("graph", "precision"),
-    [
-        ("denoiser", "bf16"),
-        *(
-            pytest.param(*pair, marks=pytest.mark.slow)
-            for pair in (
-                ("denoiser", "fp8"),
-                ("context", "fp8"),
-                ("context", "bf16"),
-                ("denoiser", "fp8-attention"),
-                ("context", "fp8-attention"),
-            )
-        ),
-    ],
+    "precision", ["bf16", *(pytest.param(name, marks=pytest.mark.slow) for name in ("fp8", "fp8-attention"))]
 )
-def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], graph: str, precision: str) -> None:
+def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], precision: str) -> None:
     bundle = tiny[precision]
-    g, path = bundle.manifest.geometry, bundle.path / f"{graph}.onnx"
+    g, path = bundle.manifest.geometry, bundle.path / "denoiser.onnx"
     native = lower_ring(load_graph(path), g, "native")
     kinds = [node.op_type for node in native.graph.node]
-    attentions = g.num_layers if graph == "denoiser" else g.num_layers - 1
     assert kinds.count("TRT_KVCacheUpdate") == 2 * g.num_layers
     own = "TRT_QuantizedAttention" if precision == "fp8-attention" else "TRT_Attention"
-    assert kinds.count(own) == kinds.count("Attention") == attentions  # the latter: the prompt's
-    assert kinds.count("RotaryEmbedding") == g.num_layers + attentions
+    assert kinds.count(own) == kinds.count("Attention") == g.num_layers  # the latter: the prompt's
+    assert kinds.count("RotaryEmbedding") == 2 * g.num_layers
     assert "KVRingWrite" not in kinds
     shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in native.graph.input}
     assert shapes["k.0"] == [1, g.num_heads, g.window * g.tokens, g.head_dim]
     native.functions.extend(bodies())
 
-    inputs = probe_inputs(bundle.manifest, bundle.constants, graph, {})
+    inputs = probe_inputs(bundle.manifest, bundle.constants, "denoiser", {})
     found = from_native(run(inliner.inline_local_functions(native), bundle, to_native(inputs, g)), g)
     expected = run(lower_ring(load_graph(path), g, "function"), bundle, inputs)
     assert {*found} == {*expected}
@@ -87,15 +73,14 @@ def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
 
 def test_the_function_is_gone_and_node_names_are_unique(tiny: dict[str, Bundle]) -> None:
     bundle = tiny["bf16"]
-    for graph in ("denoiser", "context"):
-        for lowering in ("native", "function"):
-            model = lower_ring(load_graph(bundle.path / f"{graph}.onnx"), bundle.manifest.geometry, lowering)  # type: ignore[arg-type]
-            assert not model.functions
-            outputs = [name for node in model.graph.node for name in node.output]
-            assert len({*outputs}) == len(outputs)
-            read = {name for node in model.graph.node for name in node.input}
-            assert {x.name for x in model.graph.input} <= read
-            assert all(x.type.tensor_type.elem_type != TensorProto.UNDEFINED for x in model.graph.input)
+    for lowering in ("native", "function"):
+        model = lower_ring(load_graph(bundle.path / "denoiser.onnx"), bundle.manifest.geometry, lowering)  # type: ignore[arg-type]
+        assert not model.functions
+        outputs = [name for node in model.graph.node for name in node.output]
+        assert len({*outputs}) == len(outputs)
+        read = {name for node in model.graph.node for name in node.input}
+        assert {x.name for x in model.graph.input} <= read
+        assert all(x.type.tensor_type.elem_type != TensorProto.UNDEFINED for x in model.graph.input)
 
 
 def test_a_graph_without_the_ring_stays_as_it_is(tiny: dict[str, Bundle]) -> None:

@@ -29,7 +29,7 @@ def export_complete(path: Path) -> Exported:
 
 
 def export_student(path: Path, window: int, sink: int) -> Exported:
-    """The denoiser and context graphs alone."""
+    """The denoiser alone."""
     config = replace(CONFIG, num_layers=2, window=window, sink=sink)
     parts = StudentParts(config, toy_student(config), toy_text(config))
     return Exported(parts, export_bundle(parts, path))

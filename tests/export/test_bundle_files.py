@@ -26,9 +26,8 @@ def graph(exported: Exported, name: str, *, weights: bool = False) -> onnx.Model
     return onnx.load(str(exported.bundle.file(f"{name}.onnx")), load_external_data=weights)
 
 
-@pytest.mark.parametrize("name", ["denoiser", "context"])
-def test_every_layer_calls_the_ring_function_of_the_file(complete: Exported, name: str) -> None:
-    model = graph(complete, name)
+def test_every_layer_calls_the_ring_function_of_the_file(complete: Exported) -> None:
+    model = graph(complete, "denoiser")
     assert [(f.domain, f.name) for f in model.functions] == [("lipstream", "KVRingWrite")]
     calls = [node for node in model.graph.node if node.op_type == "KVRingWrite"]
     assert len(calls) == complete.config.num_layers
@@ -48,7 +47,7 @@ def test_the_other_graphs_are_standard_onnx(complete: Exported, name: str) -> No
 
 
 def test_attended_frames_are_the_only_dynamic_size(complete: Exported) -> None:
-    for name in ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"):
+    for name in ("audio_encoder", "video_encoder", "denoiser", "video_decoder"):
         model = graph(complete, name)
         for value in [*model.graph.input, *model.graph.output]:
             dims = value.type.tensor_type.shape.dim
@@ -78,13 +77,6 @@ def test_names_and_shapes_of_a_pass(complete: Exported) -> None:
     }
     outputs = [value.name for value in model.output]
     assert outputs == ["velocity", *(f"{x}_out.{i}" for i in range(4) for x in "kv")]
-    context = graph(complete, "context").graph
-    # the last layer ends with its K and V, and nothing is left of the head
-    last = {"time", f"text_k.{3}", f"text_v.{3}"}
-    assert {v.name for v in context.input} >= inputs.keys() - last - {"slot"}
-    assert [v.name for v in context.output] == outputs[1:]
-    held = {t.name for t in context.initializer}
-    assert not [name for name in held if "head.head" in name or "blocks.3.ffn" in name or "blocks.3.cross_attn" in name]
 
 
 def test_files_contain_no_data_of_the_machine(complete: Exported) -> None:
@@ -104,7 +96,7 @@ def test_all_files_have_the_same_read_permissions(complete: Exported) -> None:
 def places(exported: Exported) -> dict[tuple[int, int], set[str]]:
     """(offset, length) in the weight file -> names of the tensors there, over all graphs."""
     found: dict[tuple[int, int], set[str]] = {}
-    for name in ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"):
+    for name in ("audio_encoder", "video_encoder", "denoiser", "video_decoder"):
         for tensor in graph(exported, name).graph.initializer:
             entries = {entry.key: entry.value for entry in tensor.external_data}
             if entries:
@@ -143,9 +135,6 @@ def test_graphs_and_weight_list_share_the_large_weights(complete: Exported) -> N
     alone = [place for place in weight_places(complete).values() if place not in in_graphs]
     assert alone
     assert max(length for _, length in alone) < 1024
-    shared = {t.name for t in graph(complete, "denoiser").graph.initializer}
-    shared &= {t.name for t in graph(complete, "context").graph.initializer}
-    assert any(names & shared for names in in_graphs.values())
 
 
 def test_only_weights_exact_in_bfloat16_are_stored_in_it(complete: Exported) -> None:
@@ -155,7 +144,7 @@ def test_only_weights_exact_in_bfloat16_are_stored_in_it(complete: Exported) -> 
     wanted = {f"student.{n}": x for n, x in complete.parts.student.state_dict().items()}
     wanted |= {f"codec.{n}": x for n, x in complete.parts.taehv.state_dict().items()}
     kinds = set()
-    for name in ("denoiser", "context", "video_encoder", "video_decoder"):
+    for name in ("denoiser", "video_encoder", "video_decoder"):
         for tensor in graph(complete, name, weights=True).graph.initializer:
             parameter = wanted.get(tensor.name.removesuffix(".bfloat16"))
             if parameter is not None:

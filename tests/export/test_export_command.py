@@ -38,7 +38,7 @@ def test_exports_the_same_bytes_each_time_and_reports(
 ) -> None:
     assert main(["export", str(checkpoint), "-o", str(tmp_path / "first"), "--json"]) == 0
     first = json.loads(capsys.readouterr().out)
-    assert first["graphs"] == ["audio_encoder", "context", "denoiser", "video_decoder", "video_encoder"]
+    assert first["graphs"] == ["audio_encoder", "denoiser", "video_decoder", "video_encoder"]
     assert first["bytes"] == sum(file["bytes"] for file in Bundle.load(tmp_path / "first").manifest.files.values())
     report = json.loads((tmp_path / "first.parity.json").read_text())
     assert report == first["parity"]

@@ -182,7 +182,7 @@ def test_onnx_runtime_rejects_the_bundle_with_a_fix(rounded: Exported) -> None:
 def test_the_reference_is_what_the_float32_graphs_give(complete: Exported, rounded: Exported) -> None:
     """Every graph of the float32 bundle, run by ONNX Runtime on the probe's inputs."""
     stored = Reference.load(rounded.bundle.file(REFERENCE))
-    for name in ("audio_encoder", "video_encoder", "video_decoder", "denoiser", "context"):
+    for name in ("audio_encoder", "video_encoder", "video_decoder", "denoiser"):
         session = onnxruntime.InferenceSession(str(complete.bundle.file(f"{name}.onnx")))
         shapes = {x.name: x.shape for x in session.get_inputs()}
         memories = {x: shape for x, shape in shapes.items() if x.startswith("memory.")}
@@ -196,7 +196,6 @@ def test_the_reference_is_what_the_float32_graphs_give(complete: Exported, round
         "video_encoder",
         "video_decoder",
         "denoiser",
-        "context",
     }
     assert 1e-4 < stored.errors["denoiser/velocity"] < 0.1
     assert stored.errors["audio_encoder/features"] == 0

@@ -382,7 +382,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: Release, tmp_path: Path) -> None:
     result = export(release, tmp_path / "bundle")
     assert result["parity"]["passed"]
-    assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "context", "video_decoder"}
+    assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "video_decoder"}
     sample = samples.FACE
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
     parts = StudentParts.from_release(release)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ..bundle import manifest_of
 from ..torch_backend import TorchBackend
 from .fp8 import linear_layers
+from .products import products_in_float32
 
 Method = Literal["amax", "percentile"]
 PERCENTILE = 0.9999
@@ -160,7 +161,8 @@ def largest_operands(parts: StudentParts, passes: Passes) -> list[list[float]]:
     observers = [_Observer() for _ in student.layers]
     for block, observer in zip(student.layers, observers, strict=True):
         block.self_attn.operands = observer
-    passes.play(TorchBackend(replace(parts, student=student)).open_steps())
+    with products_in_float32(student):
+        passes.play(TorchBackend(replace(parts, student=student)).open_steps())
     last = len(observers) - 1
     return [observer.amax for i, observer in enumerate(observers) if i < last or any(observer.amax)]
 
@@ -182,7 +184,7 @@ def largest_inputs(parts: StudentParts, passes: Passes, method: Method = "amax")
         else:
             found[name].append(float(sizes.max()))
 
-    with _inputs(parts.student, seen):
+    with _inputs(parts.student, seen), products_in_float32(parts.student):
         passes.play(TorchBackend(parts).open_steps())
     reduce = np.mean if method == "percentile" else np.max
     return {name: float(reduce(values)) for name, values in found.items() if values}

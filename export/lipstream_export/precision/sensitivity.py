@@ -19,6 +19,7 @@ from lipstream_models.parts import StudentParts
 from ..torch_backend import TorchBackend
 from .calibration import Passes
 from .fp8 import FP8Linear, linear_layers
+from .products import products_in_float32
 
 BUDGET = 0.02
 """Relative error of the velocity that FP8 may add: about the error of the model wholly in bfloat16, as upstream
@@ -76,14 +77,15 @@ def measure_sensitivity(
     student = copy.deepcopy(parts.student)
     layers = linear_layers(student)
     backend = TorchBackend(replace(parts, student=student))
-    expected = passes.play(backend.open_steps())
     errors: dict[str, float] = {}
-    for i, (name, amax) in enumerate(largest.items()):
-        progress(f"sensitivity, layer {i + 1} of {len(largest)}")
-        parent, _, child = name.rpartition(".")
-        setattr(student.get_submodule(parent), child, FP8Linear(layers[name], amax))
-        errors[name] = velocity_error(passes.play(backend.open_steps()), expected)
-        setattr(student.get_submodule(parent), child, layers[name])
+    with products_in_float32(student):
+        expected = passes.play(backend.open_steps())
+        for i, (name, amax) in enumerate(largest.items()):
+            progress(f"sensitivity, layer {i + 1} of {len(largest)}")
+            parent, _, child = name.rpartition(".")
+            setattr(student.get_submodule(parent), child, FP8Linear(layers[name], amax))
+            errors[name] = velocity_error(passes.play(backend.open_steps()), expected)
+            setattr(student.get_submodule(parent), child, layers[name])
     ordered = dict(sorted(errors.items(), key=lambda item: -(item[1] ** 2) / layers[item[0]].weight.numel()))
     return Sensitivity(ordered, largest, budget)
 

@@ -17,7 +17,7 @@ from ..bundle import Bundle
 from ..errors import BackendError
 
 Array = NDArray[np.float32]
-GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "context", "video_decoder")
+GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "video_decoder")
 Timed = Callable[[str], AbstractContextManager[None]]
 """``with timed("decode"): ...`` adds the time spent inside to that stage's."""
 

@@ -27,6 +27,11 @@ PROVIDERS: dict[str, list[str]] = {
 }
 
 
+WRITES_RING_ONLY = ort.RunOptions()
+"""For a context pass: nodes that only the velocity depends on are not run."""
+WRITES_RING_ONLY.only_execute_path_to_fetches = True
+
+
 def require_provider(provider: str) -> Kernels:
     """The kernels for `provider`, "cuda" or "tensorrt".
 
@@ -137,7 +142,8 @@ class DeviceSteps:
 
     def context(self, latent: Array, condition: Array, audio: Array) -> None:
         inputs = {"latent": latent, "condition": condition, "audio": audio}
-        self._call("context", inputs, "", {"modulation": f"modulation.{self._steps}"})
+        # Only the velocity, which is not computed, depends on the time.
+        self._call("denoiser", inputs, "", {"time": "time.0", "modulation": f"modulation.{self._steps}"})
 
     def _memories(self, graph: ort.InferenceSession) -> list[dict[str, ort.OrtValue]]:
         """Two sets of buffers: the graph reads one and writes the other."""
@@ -152,7 +158,7 @@ class DeviceSteps:
         wanted = {i.name for i in graph.get_inputs()}
         given: dict[str, NDArray[Any]] = dict(inputs)
         named = {key: value for key, value in (constants or {}).items() if key in wanted}
-        ring = name in ("denoiser", "context")
+        ring = name == "denoiser"
         if ring:
             given |= {"rope_cos": self._ring.cos, "rope_sin": self._ring.sin}
             given["slot"] = np.array([self._ring.position.slot], np.int64)
@@ -170,7 +176,7 @@ class DeviceSteps:
         result = np.empty(_shape(graph, output), np.float32)
         if output:
             binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(result))
-        graph.run_with_iobinding(binding)
+        graph.run_with_iobinding(binding, None if output else WRITES_RING_ONLY)
         if ring:
             self._ring.swap()
         if now:

@@ -47,19 +47,16 @@ def probe_inputs(
     rolling = (g.window - g.sink) // g.chunk_frames
     frames = (chunk - chunk % rolling) * g.chunk_frames + np.arange(g.chunk_frames)
     cos, sin = temporal_tables(frames, g.head_dim)
-    step = 0 if graph == "denoiser" else len(manifest.t_list) - 1
     fixed: dict[str, NDArray[Any] | None] = {
         "slot": np.zeros(1, np.int64),
         "rope_cos": cos,
         "rope_sin": sin,
-        "time": constants.get(f"time.{step}"),
-        "modulation": constants.get(f"modulation.{step}"),
+        "time": constants.get("time.0"),
+        "modulation": constants.get("modulation.0"),
         "mask": constants.get("mask.pixel"),
     }
     inputs: Arrays = {}
     for name, (_, shape) in signature(manifest, graph)[0].items():
-        if graph == "context" and name in ("time", f"text_k.{g.num_layers - 1}", f"text_v.{g.num_layers - 1}"):
-            continue
         sizes = tuple(g.window if size == "attended" else size for size in shape)
         value = constants[name] if name.startswith("text_") else fixed.get(name)
         inputs[name] = _random(graph, name, sizes) if value is None else value

@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import BundleCorruptError, BundleVersionError
 from .plans import Plans
 
-SCHEMA = 2
+SCHEMA = 3
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 CANVAS_WIDTH, CANVAS_HEIGHT = 420, 560

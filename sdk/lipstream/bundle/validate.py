@@ -118,7 +118,7 @@ def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -
             wanted[name] = g.crop_size
     if "mask.latent" in constants:
         wanted["mask.latent"] = g.latent_size
-    if "denoiser" in graphs or "context" in graphs:
+    if "denoiser" in graphs:
         steps = len(manifest.t_list)
         wanted |= {f"time.{i}": (dim,) for i in range(steps - 1)}
         wanted |= {f"modulation.{i}": (6, dim) for i in range(steps)}
@@ -160,7 +160,6 @@ _NEEDED = {
     "video_encoder": {"frames", "mask"},
     "video_decoder": {"latent"},
     "denoiser": {"latent", "condition", "audio", "time", "modulation", "slot"},
-    "context": {"latent", "condition", "audio", "modulation", "slot"},
 }
 Signature = dict[str, tuple[int, Shape]]
 
@@ -203,8 +202,7 @@ def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
         **{f"text_{kind}.{i}": (product, (None, *heads)) for kind in "kv" for i in layers},
         **{f"{kind}.{i}": ring for kind in "kv" for i in layers},
     }
-    outputs: Signature = {f"{kind}_out.{i}": ring for kind in "kv" for i in layers}
-    return inputs, outputs | ({"velocity": latent} if name == "denoiser" else {})
+    return inputs, {"velocity": latent, **{f"{kind}_out.{i}": ring for kind in "kv" for i in layers}}
 
 
 def _match(what: str, found: Tensor, dtype: int, shape: Shape) -> None:

@@ -37,7 +37,6 @@ from lipstream.errors import (
 FILES = (
     "audio_encoder.onnx",
     "constants.safetensors",
-    "context.onnx",
     "denoiser.onnx",
     "video_decoder.onnx",
     "video_encoder.onnx",
@@ -116,11 +115,11 @@ def test_a_bundle_without_one_of_its_graphs(copy: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("schema", "fix"), [(3, "pip install --upgrade"), (1, "export"), ("3", "export"), (None, "export")]
+    ("schema", "fix"), [(4, "pip install --upgrade"), (2, "export"), ("3", "export"), (None, "export")]
 )
 def test_another_schema(copy: Path, schema: Any, fix: str) -> None:
     edit(copy, lambda data: data.update(schema=schema))
-    with pytest.raises(BundleVersionError, match="expected: schema 2") as caught:
+    with pytest.raises(BundleVersionError, match="expected: schema 3") as caught:
         Bundle.load(copy)
     assert fix in str(caught.value)
 

@@ -165,7 +165,7 @@ def newer_schema(bundle: Path) -> None:
 
 BAD_BUNDLES: dict[str, tuple[Callable[[Path], Any], type[errors.LipStreamError]]] = {
     "one flipped bit": (damage_byte, errors.BundleCorruptError),
-    "missing file": (lambda bundle: (bundle / "context.onnx").unlink(), errors.BundleCorruptError),
+    "missing file": (lambda bundle: (bundle / "denoiser.onnx").unlink(), errors.BundleCorruptError),
     "newer schema": (newer_schema, errors.BundleVersionError),
     "no manifest": (lambda bundle: (bundle / MANIFEST).unlink(), errors.BundleNotFoundError),
 }

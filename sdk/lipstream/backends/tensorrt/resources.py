@@ -65,7 +65,7 @@ class Resources:
         self.lanes = (self.encode, self.denoise, self.decode)
         users = {
             "encode": ("video_encoder", "audio_encoder"),
-            "denoise": ("denoiser", "context"),
+            "denoise": ("denoiser",),
             "decode": ("video_decoder",),
         }
         # One block for each lane: lanes run in parallel, the tasks of a lane one after the other.

@@ -179,7 +179,7 @@ class TensorRTStream(ChunkStream):
             self._assemble(denoise, side)
         for step in range(self._steps):
             with denoise.span(f"pass {step}"):
-                self._pass(fresh, denoise, "denoiser", side, step)
+                self._pass(fresh, denoise, side, step)
                 self._advance(denoise, side, step)
         denoise.record(work.denoised[side])
 
@@ -191,7 +191,7 @@ class TensorRTStream(ChunkStream):
         decode.record(work.shown[side])
 
         with denoise.span("context"):  # after the work that the pictures need
-            self._pass(fresh, denoise, "context", side, self._steps)
+            self._pass(fresh, denoise, side, self._steps)
         denoise.record(work.spent[side])
         for task in fresh:  # the device has work by now: capturing does not delay it
             task.capture()
@@ -253,10 +253,10 @@ class TensorRTStream(ChunkStream):
             return work.memory.at[f"clean.{side}"]
         return work.memory.at["x"] if step else work.inputs["noise.0"]
 
-    def _pass(self, fresh: list[Task], lane: Lane, graph: str, side: int, step: int) -> None:
-        """Enqueue one run of the DiT."""
+    def _pass(self, fresh: list[Task], lane: Lane, side: int, step: int) -> None:
+        """Enqueue one run of the DiT; after the last step the context pass, whose velocity is not read."""
         work = self._workspace
-        key = (graph, side, step, *self._ring.key(step))
+        key = ("denoiser", side, step, *self._ring.key(step))
         if key not in work.tasks:
             at, constants = work.memory.at, self._resources.constants
             addresses = {
@@ -264,15 +264,15 @@ class TensorRTStream(ChunkStream):
                 "condition": at["condition"],
                 "audio": at[f"audio.{side}"],
                 "velocity": at["velocity"],
-                "time": constants[f"time.{step}"],
+                "time": constants[f"time.{min(step, self._steps - 1)}"],  # only the velocity depends on it
                 "modulation": constants[f"modulation.{step}"],
                 **{name: address for name, address in constants.items() if name.startswith("text_")},
                 **work.inputs,
                 **self._ring.addresses(step),
             }
             shapes = self._ring.shapes()
-            profile = self._resources.engines[graph].profile("k.0", self._ring.position.valid) if shapes else 0
-            work.tasks[key] = self._task(graph, lane, addresses, profile, shapes)
+            profile = self._resources.engines["denoiser"].profile("k.0", self._ring.position.valid) if shapes else 0
+            work.tasks[key] = self._task("denoiser", lane, addresses, profile, shapes)
         self._launch(fresh, work.tasks[key])
 
     def _run(self, fresh: list[Task], lane: Lane, graph: str, side: int, turn: int = 0) -> None:
