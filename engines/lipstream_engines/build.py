@@ -26,6 +26,7 @@ from .lower_ring import load_graph, lower_ring, phases
 from .recipe import Recipe
 from .trt import Parsed, Profile, tensorrt
 
+_LOWERING = [str(module.__file__) for module in (ring, attention)]
 Progress = Callable[[str, str, int, int], None]
 """(graph, phase, step, steps)"""
 
@@ -78,7 +79,7 @@ def facts(bundle: Bundle, graph: str, recipe: Recipe) -> dict[str, Any]:
         "graph": bundle.manifest.files[f"{graph}.onnx"]["sha256"],
         "weights": {name: f["sha256"] for name, f in bundle.manifest.files.items() if name.endswith(".bin")},
         "recipe": recipe.options(),
-        "lowering": [hashlib.sha256(Path(x.__file__).read_bytes()).hexdigest() for x in (ring, attention)],
+        "lowering": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _LOWERING],
         "tensorrt": tensorrt().__version__,
         "cuda": gpu["cuda"],
         "gpu": gpu["gpu"],

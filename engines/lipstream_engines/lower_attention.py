@@ -7,6 +7,7 @@ and wav2vec 2.0 stays in float32. Their nodes become product, softmax, product; 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from lipstream.errors import LipStreamInternalError
 from onnx import ModelProto, NodeProto, TensorProto, helper, shape_inference
@@ -58,7 +59,7 @@ def _lowered(node: NodeProto, dtype: int, size: int) -> list[NodeProto]:
     q, k, v, mask = [*node.input, ""][:4]
     out: list[NodeProto] = []
 
-    def add(kind: str, inputs: list[str], part: str, **attributes: object) -> str:
+    def add(kind: str, inputs: list[str], part: str, **attributes: Any) -> str:
         name = f"{node.output[0]}.{part}"
         out.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name

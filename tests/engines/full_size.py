@@ -74,8 +74,10 @@ def codec(name: str, precision: str) -> StudentParts:
     from lipstream_models.released.wav2vec import LiveWav2Vec
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-    # The defaults are those of wav2vec2-base; PyTorch's own attention is exported as Attention nodes.
-    speech = LiveWav2Vec(Wav2Vec2Model(Wav2Vec2Config()).eval(), lookback=LOOKBACK, lookahead=LOOKAHEAD)
+    # The defaults are those of wav2vec2-base; released files are loaded with this attention, too.
+    speech = LiveWav2Vec(
+        Wav2Vec2Model(Wav2Vec2Config(attn_implementation="eager")).eval(), lookback=LOOKBACK, lookahead=LOOKAHEAD
+    )
     config = STUDENTS["1.3b"]
     video: dict[str, Any] = {"taehv": TAEHV(TAEHVConfig())} if name == "taehv" else {"wan": WanVAE(WanVAEConfig())}
     masks = {"pixel": torch.ones(config.crop_size)}
