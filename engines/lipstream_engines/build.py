@@ -18,12 +18,15 @@ from lipstream.bundle.plans import Plans
 from lipstream.errors import ConfigError, OutputError
 from lipstream.gpu import NoDriverError, driver
 
-from . import lower_ring as lowering
+from . import lower_attention as attention
+from . import lower_ring as ring
 from .cache import PlanCache, key_of
+from .lower_attention import lower_attention
 from .lower_ring import load_graph, lower_ring, phases
 from .recipe import Recipe
 from .trt import Parsed, Profile, tensorrt
 
+_LOWERING = [str(module.__file__) for module in (ring, attention)]
 Progress = Callable[[str, str, int, int], None]
 """(graph, phase, step, steps)"""
 
@@ -55,7 +58,7 @@ def require_precision(bundle: Bundle, recipe: Recipe) -> None:
 def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
     """Lower the graph and parse it with TensorRT; `errors` of the result lists what the parser does not support."""
     path = bundle.file(f"{graph}.onnx")
-    model = lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring)
+    model = lower_attention(lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring))
     return Parsed(model.SerializeToString(), path)
 
 
@@ -76,7 +79,7 @@ def facts(bundle: Bundle, graph: str, recipe: Recipe) -> dict[str, Any]:
         "graph": bundle.manifest.files[f"{graph}.onnx"]["sha256"],
         "weights": {name: f["sha256"] for name, f in bundle.manifest.files.items() if name.endswith(".bin")},
         "recipe": recipe.options(),
-        "lowering": hashlib.sha256(Path(lowering.__file__).read_bytes()).hexdigest(),
+        "lowering": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _LOWERING],
         "tensorrt": tensorrt().__version__,
         "cuda": gpu["cuda"],
         "gpu": gpu["gpu"],

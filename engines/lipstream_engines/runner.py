@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,12 +61,9 @@ class PolygraphyRunner:
     """See `Runner`. Tensors in bfloat16, which NumPy lacks, are passed on the device."""
 
     def __init__(self, plan: Path) -> None:
-        trt = polygraphy("backend.trt")
+        self._trt = trt = polygraphy("backend.trt")
         self._cuda, self._types = polygraphy("cuda"), polygraphy("datatype").DataType
         self._engine = trt.EngineFromBytes(plan.read_bytes())()
-        # Profiles are in the order of the ring's phases, the full window last.
-        last = self._engine.num_optimization_profiles - 1
-        self._runner = trt.TrtRunner(self._engine, optimization_profile=last)
 
     def memories(self) -> dict[str, tuple[int, ...]]:
         return {
@@ -73,19 +71,29 @@ class PolygraphyRunner:
         }
 
     def infer(self, inputs: Arrays) -> Arrays:
-        with self._runner:
-            feed = {name: self._given(name, inputs[name]) for name in self._names() if name in inputs}
-            found = self._runner.infer(feed, copy_outputs_to_host=False)
+        runner = self._trt.TrtRunner(self._engine, optimization_profile=self._profile(inputs))
+        with ExitStack() as given, runner:
+            feed = {name: self._given(name, inputs[name], given) for name in self._names() if name in inputs}
+            found = runner.infer(feed, copy_outputs_to_host=False)
             return {name: self._taken(view) for name, view in found.items()}
+
+    def _profile(self, inputs: Arrays) -> int:
+        """The profile for the length of the rings."""
+        count = self._engine.num_optimization_profiles
+        if count == 1:
+            return 0
+        lengths = [self._engine.get_tensor_profile_shape("k.0", i)[-1][0] for i in range(count)]
+        return lengths.index(len(inputs["k.0"]))
 
     def _names(self) -> list[str]:
         return [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
 
-    def _given(self, name: str, x: np.ndarray[Any, Any]) -> Any:
+    def _given(self, name: str, x: np.ndarray[Any, Any], given: ExitStack) -> Any:
+        """The input on the device, freed with `given`, or on the host."""
         if self._engine.get_tensor_dtype(name) != tensorrt().DataType.BF16:
             return np.ascontiguousarray(x)
         data = np.ascontiguousarray(x.astype(ml_dtypes.bfloat16)).view(np.uint8).reshape(-1)
-        array = self._cuda.DeviceArray.raw((data.nbytes,)).copy_from(data)
+        array = given.enter_context(self._cuda.DeviceArray.raw((data.nbytes,))).copy_from(data)
         return array.view(shape=x.shape, dtype=self._types.BFLOAT16)
 
     def _taken(self, view: Any) -> np.ndarray[Any, Any]:

@@ -1,4 +1,8 @@
-"""Compare a bundle's engines with the float32 model in PyTorch, within the error of their precision."""
+"""Compare a bundle's engines with the float32 model in PyTorch, within the error of their precision.
+
+Each number of attended frames and each block of the ring is run, with large numbers in what must not be read, and what
+must not be written is compared, too.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import numpy as np
 from lipstream.atomic import write_file
 from lipstream.bundle import MANIFEST, Bundle, Geometry
-from lipstream.bundle.golden import REFERENCE, Arrays, Reference, probe_inputs
+from lipstream.bundle.golden import REFERENCE, UNREAD, Arrays, Reference, key, probe_chunks, probe_inputs
 from lipstream.errors import ConfigError, VerificationError
 
 from .lower_ring import ATTENDED
@@ -25,7 +29,7 @@ def verify(
     """Run every engine on the probe's inputs, compare, and write the result into the manifest.
 
     Returns:
-        `passed`, `errors` and `allowed`: relative error of each output, by "graph/output".
+        `passed`, `errors` and `allowed`: relative error of each output, by "graph/output@chunk".
 
     Raises:
         ConfigError: a bundle without plans or without a reference. VerificationError: an engine deviates too much; the
@@ -38,17 +42,19 @@ def verify(
             expected="a bundle that lipstream build wrote, of one exported in bf16 or fp8",
         )
     reference = Reference.load(bundle.file(REFERENCE))
+    if not all("@" in name for name in reference.outputs):
+        raise ConfigError(
+            f"{bundle.path} has a reference of an earlier LipStream, with one chunk only",
+            expected="one of each number of attended frames",
+            fix="export the bundle again, then build it",
+        )
     errors: dict[str, float] = {}
     for graph in sorted(manifest.graphs):
         progress(graph)
         runner = open_runner(bundle.file(f"{graph}.plan"))
-        inputs = probe_inputs(manifest, bundle.constants, graph, runner.memories())
-        if manifest.plans.ring == "native":
-            inputs = to_native(inputs, manifest.geometry)
-        outputs = runner.infer(inputs)
-        if manifest.plans.ring == "native":
-            outputs = from_native(outputs, manifest.geometry)
-        errors |= reference.compare(graph, outputs)
+        for chunk in probe_chunks(manifest, graph):
+            inputs = probe_inputs(manifest, bundle.constants, graph, runner.memories(), chunk)
+            errors |= _errors(bundle, reference, graph, chunk, runner, inputs)
     allowed = {name: reference.allowed(name) for name in errors}
     off = [name for name in errors if not errors[name] <= allowed[name]]
     found = {"passed": not off and {*errors} == {*reference.outputs}, "errors": errors, "allowed": allowed}
@@ -65,10 +71,31 @@ def verify(
     return found
 
 
+def _errors(
+    bundle: Bundle, reference: Reference, graph: str, chunk: int, runner: Runner, inputs: Arrays
+) -> dict[str, float]:
+    """Relative errors of a graph's outputs as in `chunk`; 1 for a ring that was changed where it is not attended."""
+    manifest = bundle.manifest
+    assert manifest.plans
+    if manifest.plans.ring == "function" or "k.0" not in inputs:
+        return reference.compare(graph, chunk, runner.infer(inputs))
+    attended = len(inputs["k.0"])
+    outputs = from_native(runner.infer(to_native(inputs, manifest.geometry)), manifest.geometry)
+    rings = {name for name in outputs if name.startswith(("k_out.", "v_out."))}
+    changed = {key(graph, name, chunk): 1.0 for name in rings if not np.all(outputs[name][attended:] == UNREAD)}
+    outputs |= {name: outputs[name][:attended] for name in rings}
+    return reference.compare(graph, chunk, outputs) | changed
+
+
 def to_native(inputs: Arrays, geometry: Geometry) -> Arrays:
-    """Convert rings [window, T, H, D] to inputs of natively lowered graphs: [1, H, window T, D], and the length."""
-    turned = {name: _heads_first(x) if name.startswith(("k.", "v.")) else x for name, x in inputs.items()}
-    return turned | ({ATTENDED: np.array([geometry.window], np.int64)} if "k.0" in inputs else {})
+    """Convert rings [attended, T, H, D] to inputs of natively lowered graphs: [1, H, window T, D], and the length.
+
+    Slots that are not attended hold UNREAD.
+    """
+    turned = {
+        name: _heads_first(x, geometry.window) if name.startswith(("k.", "v.")) else x for name, x in inputs.items()
+    }
+    return turned | ({ATTENDED: np.array([len(inputs["k.0"])], np.int64)} if "k.0" in inputs else {})
 
 
 def from_native(outputs: Arrays, geometry: Geometry) -> Arrays:
@@ -81,6 +108,8 @@ def from_native(outputs: Arrays, geometry: Geometry) -> Arrays:
     return {name: back(x) if name.startswith(("k_out.", "v_out.")) else x for name, x in outputs.items()}
 
 
-def _heads_first(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    window, tokens, heads, dim = x.shape
-    return np.ascontiguousarray(x.transpose(2, 0, 1, 3)).reshape(1, heads, window * tokens, dim)
+def _heads_first(x: np.ndarray[Any, Any], window: int) -> np.ndarray[Any, Any]:
+    attended, tokens, heads, dim = x.shape
+    whole = np.full((heads, window, tokens, dim), UNREAD, x.dtype)
+    whole[:, :attended] = x.transpose(2, 0, 1, 3)
+    return whole.reshape(1, heads, window * tokens, dim)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from lipstream.bundle.golden import Arrays, Reference, probe_inputs, relative_error, sample
+from lipstream.bundle.golden import Arrays, Reference, key, probe_chunks, probe_inputs, relative_error, sample
 from lipstream_models.parts import StudentParts
 from torch import nn
 
@@ -30,14 +30,15 @@ def reference(
     for graph, module in modules.items():
         names = dict(zip(module.input_names, module.example(), strict=True))  # type: ignore[arg-type, operator]
         memories = {name: x.shape for name, x in names.items() if name.startswith("memory.")}
-        inputs = probe_inputs(manifest, constants, graph, memories)
-        progress(f"reference of {graph}")
-        expected = _run(module, inputs)
-        found = expected if _same_weights(module, others[graph]) else _run(others[graph], inputs)
-        for name in expected:
-            key = f"{graph}/{name}"
-            outputs[key] = sample(expected[name])
-            errors[key] = relative_error(sample(found[name]), outputs[key])
+        for chunk in probe_chunks(manifest, graph):
+            inputs = probe_inputs(manifest, constants, graph, memories, chunk)
+            progress(f"reference of {graph} in chunk {chunk}")
+            expected = _run(module, inputs)
+            found = expected if _same_weights(module, others[graph]) else _run(others[graph], inputs)
+            for name in expected:
+                at = key(graph, name, chunk)
+                outputs[at] = sample(expected[name])
+                errors[at] = relative_error(sample(found[name]), outputs[at])
     return Reference(outputs, errors)
 
 

@@ -36,4 +36,16 @@ def test_full_size(needs_rig: None, tmp_path: Path, size: str, layers: int, prec
     for ring in ("native", "function"):
         built = run("build", tmp_path / "bundle", ring, env=environment())
         print(size, precision, ring, built)
+        assert "denoiser" in built
         assert all(0.3 < plan["mb"] / exported["mb"] < 1.5 for plan in built.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("codec", ["wan", "taehv"])
+def test_full_size_codec_and_audio_encoder(needs_rig: None, tmp_path: Path, codec: str) -> None:
+    """In bf16; an fp8 bundle has the same three graphs."""
+    exported = run("export", codec, "bf16", tmp_path / "bundle")
+    print(codec, "exported", exported)
+    built = run("build", tmp_path / "bundle", "native", env=environment())
+    print(codec, built)
+    assert {*built} == {"audio_encoder", "video_encoder", "video_decoder"}

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
-from lipstream.bundle.golden import REFERENCE, Reference, probe_inputs
+from lipstream.bundle.golden import REFERENCE, UNREAD, Reference, key, probe_chunks, probe_inputs
 from lipstream.cli import main
 from lipstream.errors import BackendError
 from lipstream_export.bundle import export_bundle
@@ -186,19 +186,35 @@ def test_the_reference_is_what_the_float32_graphs_give(complete: Exported, round
         session = onnxruntime.InferenceSession(str(complete.bundle.file(f"{name}.onnx")))
         shapes = {x.name: x.shape for x in session.get_inputs()}
         memories = {x: shape for x, shape in shapes.items() if x.startswith("memory.")}
-        inputs = probe_inputs(complete.bundle.manifest, complete.bundle.constants, name, memories)
-        assert {*inputs} == {*shapes}
         names = [x.name for x in session.get_outputs()]
-        errors = stored.compare(name, dict(zip(names, session.run(names, inputs), strict=True)))
-        assert max(errors.values()) < 1e-5
+        for chunk in probe_chunks(complete.bundle.manifest, name):
+            inputs = probe_inputs(complete.bundle.manifest, complete.bundle.constants, name, memories, chunk)
+            assert {*inputs} == {*shapes}
+            errors = stored.compare(name, chunk, dict(zip(names, session.run(names, inputs), strict=True)))
+            assert max(errors.values()) < 1e-5
     assert {graph.partition("/")[0] for graph in stored.outputs} == {
         "audio_encoder",
         "video_encoder",
         "video_decoder",
         "denoiser",
     }
-    assert 1e-4 < stored.errors["denoiser/velocity"] < 0.1
-    assert stored.errors["audio_encoder/features"] == 0
+    for chunk in range(3):
+        assert 1e-4 < stored.errors[key("denoiser", "velocity", chunk)] < 0.1
+    assert stored.errors[key("audio_encoder", "features", 0)] == 0
+
+
+def test_the_reference_has_every_length_and_both_blocks(complete: Exported) -> None:
+    """Of the released window, 7 with a sink of 1."""
+    manifest, constants = complete.bundle.manifest, complete.bundle.constants
+    assert (manifest.geometry.window, manifest.geometry.sink) == (7, 1)
+    chunks = probe_chunks(manifest, "denoiser")
+    probes = [probe_inputs(manifest, constants, "denoiser", {}, chunk) for chunk in chunks]
+    assert [(len(x["k.0"]), int(x["slot"][0])) for x in probes] == [(3, 0), (6, 3), (7, 0)]
+    for x in probes:
+        own = range(x["slot"][0], x["slot"][0] + 3)
+        for name in ("k.0", "v.3"):
+            assert [bool(np.all(frame == UNREAD)) for frame in x[name]] == [i in own for i in range(len(x[name]))]
+    assert probe_chunks(manifest, "video_decoder") == [0]
 
 
 @pytest.mark.slow

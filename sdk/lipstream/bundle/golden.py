@@ -1,7 +1,8 @@
 """Reference outputs: the graphs run on the same inputs on every machine, and the outputs are compared with stored ones.
 
 `lipstream export` runs the float32 model on these inputs and stores samples of its outputs in the bundle, with the
-error that the bundle's precision causes in PyTorch; `lipstream verify` runs the engines on them.
+error that the bundle's precision causes in PyTorch; `lipstream verify` runs the engines on them. Graphs with the ring
+run as in several chunks of a stream: one for each number of attended frames. What they must not read holds `UNREAD`.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.numpy import save
 
+from .. import _native
 from ..errors import BundleCorruptError
 from .manifest import Manifest
 from .rope import temporal_tables
 from .validate import signature
 
 REFERENCE = "reference.safetensors"
-SAMPLES = 1 << 13
+SAMPLES = 1 << 12
 """Number of values stored for each output."""
+UNREAD = 8192.0
+"""In slots that no pass may read: one that did would give outputs that are far off. Exact in bfloat16."""
 FACTOR, FLOOR = 2.0, 5e-3
 """The relative error of an engine may be FACTOR times the error of its precision in PyTorch, plus FLOOR.
 
@@ -34,21 +38,40 @@ If the weights are stored in bfloat16, as the released ones are, the reference h
 Arrays = dict[str, NDArray[Any]]
 
 
+def probe_chunks(manifest: Manifest, graph: str) -> list[int]:
+    """The chunks of a stream as in which `graph` is run: with the ring, the first of each number of attended frames.
+
+    Together they write every block of the ring.
+    """
+    if "k.0" not in signature(manifest, graph)[0]:
+        return [0]
+    g = manifest.geometry
+    found: dict[int, int] = {}
+    for chunk in range(g.window // g.chunk_frames + 2):
+        found.setdefault(_native.ring_position(chunk, g.window, g.sink, g.chunk_frames).valid, chunk)
+    return [*found.values()]
+
+
 def probe_inputs(
-    manifest: Manifest, constants: Mapping[str, NDArray[np.float32]], graph: str, memories: Mapping[str, Any]
+    manifest: Manifest,
+    constants: Mapping[str, NDArray[np.float32]],
+    graph: str,
+    memories: Mapping[str, Any],
+    chunk: int | None = None,
 ) -> Arrays:
-    """Inputs of `graph` by name, float32 (slot: int64), the ring full and the chunk at slot 0.
+    """Inputs of `graph` by name, float32 (slot: int64).
 
     Args:
         memories: shapes of the inputs `memory.i` that the graph has.
+        chunk: of the stream, one of `probe_chunks`; by default its last, with a full ring. The rings have the
+            attended frames only, with UNREAD in the chunk's own block, which the graph overwrites.
     """
     g = manifest.geometry
-    chunk = 4 * g.window  # long after the start of a stream, and in the first block
-    rolling = (g.window - g.sink) // g.chunk_frames
-    frames = (chunk - chunk % rolling) * g.chunk_frames + np.arange(g.chunk_frames)
-    cos, sin = temporal_tables(frames, g.head_dim)
+    chunk = probe_chunks(manifest, graph)[-1] if chunk is None else chunk
+    position = _native.ring_position(chunk, g.window, g.sink, g.chunk_frames)
+    cos, sin = temporal_tables(chunk * g.chunk_frames + np.arange(g.chunk_frames), g.head_dim)
     fixed: dict[str, NDArray[Any] | None] = {
-        "slot": np.zeros(1, np.int64),
+        "slot": np.full(1, position.slot, np.int64),
         "rope_cos": cos,
         "rope_sin": sin,
         "time": constants.get("time.0"),
@@ -57,9 +80,13 @@ def probe_inputs(
     }
     inputs: Arrays = {}
     for name, (_, shape) in signature(manifest, graph)[0].items():
-        sizes = tuple(g.window if size == "attended" else size for size in shape)
+        sizes = tuple(position.valid if size == "attended" else size for size in shape)
         value = constants[name] if name.startswith("text_") else fixed.get(name)
         inputs[name] = _random(graph, name, sizes) if value is None else value
+        if "attended" in shape:
+            # Each frame has a mean of its own: means of plain noise hardly show whether a frame was attended.
+            inputs[name] += 2 * _random(graph, f"{name}/frames", (position.valid, 1, *sizes[2:]))
+            inputs[name][position.slot : position.slot + g.chunk_frames] = UNREAD
     return inputs | {name: _random(graph, name, tuple(shape)) for name, shape in memories.items()}
 
 
@@ -88,7 +115,7 @@ class Reference:
     """Outputs of the float32 model for the probe inputs, and the error of a precision in PyTorch.
 
     Attributes:
-        outputs: samples of every output, by "graph/output". errors: relative error of the precision, likewise.
+        outputs: samples of every output, by `key`. errors: relative error of the precision, likewise.
     """
 
     def __init__(self, outputs: dict[str, NDArray[np.float32]], errors: dict[str, float]) -> None:
@@ -111,7 +138,12 @@ class Reference:
         """Allowed relative error of an engine at the output `name`."""
         return FACTOR * self.errors[name] + FLOOR
 
-    def compare(self, graph: str, outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
-        """Relative errors of the `outputs` of `graph`, by "graph/output"."""
-        names = {f"{graph}/{name}": x for name, x in outputs.items()}
+    def compare(self, graph: str, chunk: int, outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+        """Relative errors of the `outputs` of `graph` as in `chunk`, by `key`."""
+        names = {key(graph, name, chunk): x for name, x in outputs.items()}
         return {name: relative_error(sample(x), self.outputs[name]) for name, x in names.items()}
+
+
+def key(graph: str, output: str, chunk: int) -> str:
+    """The name of an output of a graph, run as in `chunk` of a stream."""
+    return f"{graph}/{output}@{chunk}"

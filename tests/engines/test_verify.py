@@ -1,0 +1,176 @@
+"""`verify` accepts engines that compute what the model does, and finds those that read or write other slots.
+
+ONNX Runtime takes the place of the GPU: it runs the lowered graphs in float32, TensorRT's operators given bodies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from lipstream.bundle import CONSTANTS, Bundle, writing
+from lipstream.bundle.golden import REFERENCE, Reference
+from lipstream.bundle.plans import Plans
+from lipstream.errors import ConfigError, VerificationError
+from lipstream_engines.lower_ring import ATTENDED, Lowering, load_graph, lower_ring, phases
+from lipstream_engines.runner import Runner
+from lipstream_engines.verify import verify
+from lipstream_export.precision.widen import widen
+from onnx import external_data_helper, inliner
+from trt_bodies import bodies
+
+Arrays = dict[str, Any]
+
+
+def with_plans(source: Bundle, ring: Lowering, out: Path) -> Bundle:
+    """The bundle with files in place of plans."""
+    plans = Plans("test", {}, ring, "11.4.0.106", False, "13.0", None, "", {})
+    with writing(out, replace(source.manifest, plans=plans, files={})) as folder:
+        for graph in source.manifest.graphs:
+            (folder / f"{graph}.plan").write_bytes(b"plan")
+        for name in (CONSTANTS, REFERENCE):
+            (folder / name).write_bytes((source.path / name).read_bytes())
+    return Bundle.load(out)
+
+
+class Engine:
+    """One lowered graph; `given` and `taken` may change what goes in and comes out."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+
+    def memories(self) -> dict[str, tuple[int, ...]]:
+        return {x.name: tuple(x.shape) for x in self.session.get_inputs() if x.name.startswith("memory.")}
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        given = self.given(inputs)
+        names = [x.name for x in self.session.get_outputs()]
+        found = self.session.run(names, {x.name: given[x.name] for x in self.session.get_inputs()})
+        return self.taken(dict(zip(names, found, strict=True)))
+
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs
+
+    def taken(self, outputs: Arrays) -> Arrays:
+        return outputs
+
+
+class Imprecise(Engine):
+    def taken(self, outputs: Arrays) -> Arrays:
+        return outputs | ({"velocity": outputs["velocity"] * 1.02} if "velocity" in outputs else {})
+
+
+class IgnoresTheLength(Engine):
+    """Attends to the whole window, whatever it is told."""
+
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs | ({ATTENDED: np.array([7], np.int64)} if ATTENDED in inputs else {})
+
+
+class AlwaysTheFirstBlock(Engine):
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs | ({"slot": np.zeros(1, np.int64)} if "slot" in inputs else {})
+
+
+class WritesBeyond(Engine):
+    """Changes one number of the last slot, which is read in no chunk before the third."""
+
+    def taken(self, outputs: Arrays) -> Arrays:
+        if "v_out.0" in outputs:
+            outputs["v_out.0"][0, 0, -1, 0] = 8191
+        return outputs
+
+
+class OneFrameLess(Engine):
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs | ({ATTENDED: inputs[ATTENDED] - 1} if ATTENDED in inputs else {})
+
+
+@pytest.fixture(scope="module")
+def sessions(tiny: dict[str, Bundle]) -> dict[tuple[str, str], onnxruntime.InferenceSession]:
+    """Every graph of tiny in bf16, lowered both ways."""
+    source, found = tiny["bf16"], {}
+    for ring in ("native", "function"):
+        for graph in source.manifest.graphs:
+            model = lower_ring(load_graph(source.path / f"{graph}.onnx"), source.manifest.geometry, ring)  # type: ignore[arg-type]
+            if ring == "native" and any(node.domain == "trt" for node in model.graph.node):
+                model.functions.extend(bodies())
+                model = inliner.inline_local_functions(model)
+            external_data_helper.load_external_data_for_model(model, str(source.path))
+            widen(model)
+            found[ring, graph] = onnxruntime.InferenceSession(
+                model.SerializeToString(), providers=["CPUExecutionProvider"]
+            )
+    return found
+
+
+def check(bundle: Bundle, sessions: Any, engine: type[Engine]) -> dict[str, Any]:
+    assert bundle.manifest.plans
+    ring = bundle.manifest.plans.ring
+
+    def opened(plan: Path) -> Runner:
+        return engine(sessions[ring, plan.stem])
+
+    return verify(bundle, opened)
+
+
+@pytest.mark.parametrize("ring", ["native", "function"])
+def test_engines_that_compute_the_same_are_accepted(
+    tiny: dict[str, Bundle], sessions: Any, ring: Lowering, tmp_path: Path
+) -> None:
+    plans = with_plans(tiny["bf16"], ring, tmp_path / "plans")
+    found = check(plans, sessions, Engine)
+    assert found["passed"]
+    assert {name.partition("/")[0] for name in found["errors"]} == tiny["bf16"].manifest.graphs
+    velocities = [name for name in found["errors"] if name.startswith("denoiser/velocity")]
+    assert len(velocities) == len([*phases(plans.manifest.geometry)]) == 3
+    stored = Bundle.load(plans.path).manifest.plans
+    assert stored
+    assert stored.verified == found
+
+
+@pytest.mark.parametrize(
+    ("engine", "ring", "outputs"),
+    [
+        (Imprecise, "native", {f"denoiser/velocity@{chunk}" for chunk in (0, 1, 2)}),
+        (IgnoresTheLength, "native", {"denoiser/velocity@0", "denoiser/velocity@1"}),
+        (OneFrameLess, "native", {f"denoiser/velocity@{chunk}" for chunk in (0, 1, 2)}),
+        (AlwaysTheFirstBlock, "native", {"denoiser/velocity@1", "denoiser/k_out.0@1", "denoiser/v_out.0@1"}),
+        (AlwaysTheFirstBlock, "function", {"denoiser/velocity@1", "denoiser/k_out.0@1", "denoiser/v_out.0@1"}),
+        (WritesBeyond, "native", {"denoiser/v_out.0@0", "denoiser/v_out.0@1"}),
+    ],
+)
+def test_engines_that_compute_something_else_are_refused(
+    tiny: dict[str, Bundle],
+    sessions: Any,
+    engine: type[Engine],
+    ring: Lowering,
+    outputs: set[str],
+    tmp_path: Path,
+) -> None:
+    plans = with_plans(tiny["bf16"], ring, tmp_path / "plans")
+    with pytest.raises(VerificationError, match="relative error"):
+        check(plans, sessions, engine)
+    stored = Bundle.load(plans.path).manifest.plans
+    assert stored
+    assert stored.verified
+    found: Any = stored.verified
+    assert not found["passed"]
+    off = {name for name, error in found["errors"].items() if not error <= found["allowed"][name]}
+    assert outputs <= off
+    clean = {"denoiser/velocity@2"} if engine is IgnoresTheLength else {"denoiser/velocity@0"} - outputs
+    assert not clean & off
+
+
+def test_a_reference_of_one_chunk_is_refused(tiny: dict[str, Bundle], sessions: Any, tmp_path: Path) -> None:
+    plans = with_plans(tiny["bf16"], "native", tmp_path / "plans")
+    stored = Reference.load(plans.file(REFERENCE))
+    old = {name.partition("@")[0]: x for name, x in stored.outputs.items()}
+    (plans.path / REFERENCE).write_bytes(Reference(old, dict.fromkeys(old, 0.0)).dump())
+    with pytest.raises(ConfigError, match="earlier LipStream") as error:
+        check(plans, sessions, Engine)
+    assert "export" in error.value.fix
