@@ -48,6 +48,7 @@ BENCHMARKS = {
     "int8": Benchmark("Would int8 make the CPU backend faster?", 1),
     "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 3),
     "proxied": Benchmark("Does the server work for long behind nginx, on a network that loses packets?", 12, root=True),
+    "overload": Benchmark("What do clients get while the server's machine is too slow, and after it?", 2),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
 }
 

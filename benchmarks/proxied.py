@@ -187,6 +187,8 @@ def counters(text: str) -> dict[str, float]:
 
 
 def run(args: argparse.Namespace) -> bool:
+    # Killed politely, it still removes its namespaces.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         with lossy_network(args.delay / 1000, args.jitter / 1000, args.loss / 100) as network:
@@ -261,7 +263,7 @@ def measure(here: Proxied, args: argparse.Namespace) -> dict[str, Any]:
 def build_parser() -> argparse.ArgumentParser:
     options = parser("proxied", __doc__, least={"minutes": 0.1, "warm_up": 0.0})
     options.add_argument("--minutes", type=float, default=10, help="(default 10)")
-    options.add_argument("--warm-up", type=float, default=1, help="minutes before them (default 1)")
+    options.add_argument("--warm-up", type=float, default=2, help="minutes before them (default 2)")
     options.add_argument("--clients", type=positive, default=1, help="at once (default 1)")
     options.add_argument("--delay", type=float, default=40, help="ms, one way (default 40)")
     options.add_argument("--jitter", type=float, default=10, help="ms (default 10)")

@@ -164,5 +164,10 @@ class Client:
                 self.received.add(await self.socket.recv())
         return self.received
 
+    async def rest(self) -> None:
+        """Receive until the server has closed: unread messages would stop the library before the closing one."""
+        async for message in self.socket:
+            self.received.add(message)
+
     async def close(self) -> None:
         await self.socket.close()

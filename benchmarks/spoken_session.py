@@ -97,7 +97,7 @@ async def over_websocket(server: Server, video: str, interrupted: bool, referenc
         frames = len(client.received.sounds)
         await client.until(lambda r: len(r.sounds) >= frames + FPS)
         await client.say("close")
-        await client.socket.wait_closed()
+        await client.rest()
     finally:
         await client.close()
     received = client.received

@@ -1,4 +1,4 @@
-"""The benchmark of the server behind nginx: its link loses what it should, and its checks find what is missing."""
+"""Benchmarks of the server. Behind nginx: its link loses what it should, and its checks find what is missing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from lipstream.server.protocol import IDLE, PCM, pack
 
-from benchmarks import proxied
+from benchmarks import overload, proxied
 from benchmarks.common import main
 from benchmarks.lossy_network import FAR, NEAR, available, lossy_network
 from benchmarks.server_client import Received
@@ -99,3 +99,13 @@ def test_sessions_of_every_kind_behind_nginx(tmp_path: Path) -> None:
     }
     assert results["packets"]["sent"] > 1000
     assert results["server"]["sessions_closed"] == results["server"]["sessions_opened"] == 4
+
+
+@pytest.mark.slow
+def test_a_server_recovers_from_an_overload(tmp_path: Path) -> None:
+    path = tmp_path / "overload.json"
+    options = overload.build_parser().parse_args(["--quick", "--json", str(path)])
+    assert main(overload.run, options) == 0
+    phases = json.loads(path.read_text())["results"]["phases"]
+    assert phases["quiet"]["pictures_share"] == 1
+    assert phases["quiet"]["ready_share"] == 1

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -97,6 +97,7 @@ class RealtimeSession:
             max_pending=max_pending + MARGIN,
         )
         self._player = RealtimePlayer(self._session, paced=False)
+        self._coming = _Coming(self._player)
         self._unplayed = UnplayedSound(start.sample_rate, start.channels)
         self._punctuality = Punctuality(max_late)
         self._skipping = self._index = 0  # frames still to be sent without a picture; the next frame's index
@@ -146,7 +147,8 @@ class RealtimeSession:
         """Discard everything that was not sent yet, and tell the client where its clock continues."""
         self._cut = b""
         waiting = [out for out in self._queued if isinstance(out, _Out)]
-        seconds = self._session.interrupt(unshown=sum(out.generated for out in waiting))
+        unshown = sum(out.generated for out in waiting) + self._coming.discard()
+        seconds = self._session.interrupt(unshown=unshown)
         self._unplayed.clear()
         self._skipping, self._starting = 0, True
         if waiting:
@@ -195,7 +197,7 @@ class RealtimeSession:
 
     async def _clock(self) -> None:
         """Queue each frame for the client when it is due."""
-        clock, coming = asyncio.get_running_loop().time, _Coming(aiter(self._player))
+        clock, coming = asyncio.get_running_loop().time, self._coming
         due, waited = clock(), 0.0
         try:
             while True:
@@ -298,8 +300,8 @@ class RealtimeSession:
 class _Coming:
     """The next frame of a player; waiting for it may be given up and taken up again."""
 
-    def __init__(self, frames: AsyncIterator[Frame]) -> None:
-        self._frames = frames
+    def __init__(self, frames: AsyncIterable[Frame]) -> None:
+        self._frames = aiter(frames)
         self._task: asyncio.Future[Frame | None] | None = None
 
     async def within(self, seconds: float | None) -> bool:
@@ -307,13 +309,21 @@ class _Coming:
         if self._task is None:
             self._task = asyncio.ensure_future(anext(self._frames, None))
         await asyncio.wait({self._task}, timeout=seconds)
-        return self._task.done()
+        return self._task is not None and self._task.done()  # None: discarded meanwhile
 
     def take(self) -> Frame | None:
         """The frame; None when the player is closed. Raises what the player raises."""
         assert self._task is not None
         task, self._task = self._task, None
         return task.result()
+
+    def discard(self) -> int:
+        """Forget a frame that is there and was not taken; how many there were, 0 or 1."""
+        task = self._task
+        if task is None or not task.done() or task.cancelled() or task.exception() or task.result() is None:
+            return 0
+        self._task = None
+        return 1
 
     async def cancel(self) -> None:
         if self._task is not None:

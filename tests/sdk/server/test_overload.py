@@ -193,6 +193,28 @@ def test_an_interrupt_ends_skipping(opened: Any) -> None:
     run(talk())
 
 
+def test_a_frame_that_arrives_with_an_interrupt_is_not_sent(opened: Any) -> None:
+    """The event loop runs the interrupt between the frame's arrival and its turn to be queued."""
+
+    async def talk() -> None:
+        slow, client, live, _ = opened()
+        slow.chunk_seconds = 0.6
+        running = asyncio.ensure_future(play(live, 30))
+        await asyncio.sleep(4.5)
+        live.push(pcm(1, 100))
+        while not (slow._segments and live._coming._task and not live._coming._task.done()):
+            await asyncio.sleep(0.01)
+        live._coming._task.add_done_callback(lambda _: live.interrupt())
+        while "interrupted" not in [message["type"] for message in client.said]:
+            await asyncio.sleep(0.01)
+        live.push(pcm(2001, 100))
+        live.flush()
+        await running
+        assert [sample for _, sample, _ in client.sent if sample] == list(range(2001, 2101))
+
+    run(talk())
+
+
 def test_idle_sessions_show_an_overload_too(opened: Any) -> None:
     async def talk() -> None:
         slow, client, live, _ = opened()
