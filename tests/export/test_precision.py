@@ -198,8 +198,9 @@ def test_the_reference_is_what_the_float32_graphs_give(complete: Exported, round
         "video_decoder",
         "denoiser",
     }
+    most = {"bf16": 0.05, "fp8": 0.3}[rounded.bundle.manifest.precision]  # random weights
     for chunk in range(3):
-        assert 1e-4 < stored.errors[key("denoiser", "velocity", chunk)] < 0.1
+        assert 1e-4 < stored.errors[key("denoiser", "velocity", chunk)] < most
     assert stored.errors[key("audio_encoder", "features", 0)] == 0
 
 

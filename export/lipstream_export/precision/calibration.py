@@ -45,6 +45,14 @@ class Passes:
     calls: list[tuple[str, tuple[object, ...]]] = field(default_factory=list)
     velocities: list[Array] = field(default_factory=list)
 
+    def first(self, chunks: int) -> Passes:
+        """The denoising of the first `chunks` chunks, and the context passes that it depends on."""
+        begun = [i for i, (name, _) in enumerate(self.calls) if name == "begin_chunk"]
+        calls = self.calls[: begun[chunks] if chunks < len(begun) else len(self.calls)]
+        last = max(i for i, (name, _) in enumerate(calls) if name == "denoise")
+        calls = calls[: last + 1]
+        return Passes(calls, self.velocities[: sum(name == "denoise" for name, _ in calls)])
+
     def play(self, stream: Steps) -> list[Array]:
         """Make the same calls on `stream`; return its `denoise` outputs. Errors accumulate only through the ring."""
         found = [getattr(stream, name)(*arguments) for name, arguments in self.calls]

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from lipstream.backends.base import Array
+from lipstream_models import RingGeometry
 from lipstream_models.parts import StudentParts
 
 from ..torch_backend import TorchBackend
@@ -72,8 +73,14 @@ def measure_sensitivity(
     budget: float = BUDGET,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Sensitivity:
-    """Make the layers that `largest` names FP8, one at a time, and play `passes`; `parts` are those of BF16."""
+    """Make the layers that `largest` names FP8, one at a time, and play `passes`; `parts` are those of BF16.
+
+    Only the first chunks are played, until the window is full: the error hardly depends on the chunk, and each layer
+    costs all of them.
+    """
     assert parts.student
+    config = parts.config
+    passes = passes.first(len(RingGeometry(config.window, config.sink, config.chunk_frames).phases))
     student = copy.deepcopy(parts.student)
     layers = linear_layers(student)
     backend = TorchBackend(replace(parts, student=student))
