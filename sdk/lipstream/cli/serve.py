@@ -65,6 +65,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="URL",
         help="STUN or TURN server for WebRTC; repeatable",
     )
+    add(
+        "--turn-secret",
+        default=os.environ.get("LIPSTREAM_TURN_SECRET", s.turn_secret),
+        metavar="SECRET",
+        help="shared with the TURN servers (coturn: static-auth-secret); better in the environment variable "
+        "LIPSTREAM_TURN_SECRET",
+    )
     add("--bundle", default=s.bundle, help="folder or shipped name (default %(default)s)")
     add("--backend", help="default: tensorrt for engines, else onnxruntime")
     add("--threads", type=int, default=s.threads, help="CPU threads (default: chosen for this CPU)")

@@ -24,6 +24,7 @@ from ..errors import LipStreamError, OriginError, TokenError, UnavailableError, 
 from .access import TICKET_SECONDS
 from .failures import add_handlers, response
 from .frame_encoder import JpegEncoder
+from .ice import ice_servers
 from .prometheus import PrometheusMetrics
 from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
 from .references import References
@@ -118,13 +119,17 @@ def create_app(settings: Settings) -> FastAPI:
             "max_sessions": state.most,
             "token": bool(settings.token),
             "webrtc": has_webrtc,
-            "ice_servers": settings.ice_servers,
         }
 
     @app.get("/v1/metrics")
     async def metrics() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.get("/v1/ice", dependencies=[Depends(authorised)])
+    async def ice() -> dict[str, Any]:
+        """STUN and TURN servers for a WebRTC client's `RTCPeerConnection`, with credentials for one session."""
+        return {"ice_servers": ice_servers(settings)}
 
     @app.post("/v1/tickets", dependencies=[Depends(authorised)])
     async def ticket() -> dict[str, Any]:

@@ -25,6 +25,7 @@ class Settings:
         drain: seconds that open sessions may continue after SIGTERM.
         references: names and files of further faces. reference_dir: existing folder of uploads that replicas share.
         bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
+        turn_secret: shared with the TURN servers; from it each client gets credentials that expire.
         bundle, backend, threads: of the engine.
     """
 
@@ -45,6 +46,7 @@ class Settings:
     reference_dir: str = ""
     bitrate: int = 1500
     ice_servers: tuple[str, ...] = ()
+    turn_secret: str = field(default="", repr=False)
     bundle: str = "tiny"
     backend: str | None = None
     threads: int = 0
@@ -76,6 +78,13 @@ class Settings:
         for name in ("start_within", "idle_limit", "total_limit", "max_late"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="seconds, more than 0")
+        for url in self.ice_servers:
+            if not re.fullmatch(r"(stun|stuns|turn|turns):[^\s@/]+", url):
+                raise ConfigError(
+                    f"ICE server {url!r}",
+                    expected="stun:HOST:PORT, turn:HOST:PORT or turns:HOST:PORT, without a user name",
+                    fix="give the secret of a TURN server as LIPSTREAM_TURN_SECRET",
+                )
         if not 100 <= self.bitrate <= 20_000:
             raise ConfigError(f"bitrate {self.bitrate}", expected="100 to 20000 kbit/s")
 

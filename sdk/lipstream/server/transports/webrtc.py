@@ -41,6 +41,7 @@ from ...media.picture import Picture
 from ...session import Frame
 from ..client_session import ClientSession, End, ended
 from ..frame_encoder import live_format
+from ..ice import ice_servers
 from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
@@ -146,7 +147,7 @@ class WebRtcConnection:
     def __init__(self, state: State, offer: Offer) -> None:
         self._state, self._offer = state, offer
         self._start = offer.start.model_copy(update={"sample_rate": RATE, "channels": 1})
-        servers = [RTCIceServer(url) for url in state.settings.ice_servers]
+        servers = [RTCIceServer(**server) for server in ice_servers(state.settings)]
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._pictures, self._sound = VideoTrack(), AudioTrack()
         self._client = ClientSession(state, self)
