@@ -124,7 +124,7 @@ def test_another_schema(copy: Path, schema: Any, fix: str) -> None:
     assert fix in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"schema": 2}', "[" * 100_000, "\x00\xff"])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"schema": 3}', "[" * 100_000, "\x00\xff"])
 def test_an_invalid_manifest(copy: Path, text: str) -> None:
     (copy / MANIFEST).write_bytes(text.encode("latin-1"))
     with pytest.raises(BundleCorruptError, match=r"manifest\.json"):

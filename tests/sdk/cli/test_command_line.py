@@ -19,7 +19,7 @@ import av
 import cv2
 import pytest
 from lipstream import LipSyncEngine, __version__, errors
-from lipstream.bundle import MANIFEST
+from lipstream.bundle import MANIFEST, SCHEMA
 from lipstream.cli import diagnosis, main
 from lipstream.cli.main import LIPSTREAM, build_parser
 from voice_and_video import voice, write_wav
@@ -234,7 +234,7 @@ def test_as_a_module_and_as_a_command(tmp_path: Path, tiny: Path) -> None:
     for module in (True, False):
         done = subprocess_of("inspect", tiny, "--json", module=module)
         assert (done.returncode, done.stderr) == (0, "")
-        assert json.loads(done.stdout)["schema"] == 2
+        assert json.loads(done.stdout)["schema"] == SCHEMA
         done = subprocess_of("run", tmp_path / "none.mp4", "-o", tmp_path / "out.mp4", "--bundle", tiny, module=module)
         assert done.returncode == errors.MediaOpenError.exit_code
         assert done.stdout == ""
