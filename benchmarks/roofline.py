@@ -47,7 +47,7 @@ LAUNCH = 2e-6
 RESULTS = ROOT / "benchmarks" / "results" / "roofline.json"
 SPARE = 0.9  # of a GPU's memory
 CONTEXT = "context"
-"""The denoiser's graph as ONNX Runtime runs it for the context pass: without what only the velocity depends on."""
+"""What a context pass needs of the denoiser's graph: not what only the velocity depends on, which it runs, too."""
 GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "video_decoder")
 
 

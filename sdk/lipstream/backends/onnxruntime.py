@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..bundle import Bundle
 from ..errors import BackendError
 from .base import GRAPHS, Array, ChunkStream, default_threads
-from .onnxruntime_gpu import PROVIDERS, WRITES_RING_ONLY, Device, DeviceSteps, require_provider
+from .onnxruntime_gpu import PROVIDERS, Device, DeviceSteps, require_provider
 from .pipelined import PipelinedStream
 from .ring import Ring
 from .stepped import SteppedStream
@@ -139,7 +139,7 @@ class OnnxRuntimeSteps:
         return velocity
 
     def context(self, latent: Array, condition: Array, audio: Array) -> None:
-        self._pass(latent, condition, audio, self._steps, {}, WRITES_RING_ONLY)
+        self._pass(latent, condition, audio, self._steps, {})
 
     def retract(self, *, encoded: bool) -> None:
         for graph in ("video_encoder", "video_decoder") if encoded else ("video_decoder",):
@@ -152,7 +152,6 @@ class OnnxRuntimeSteps:
         audio: Array,
         step: int,
         outputs: dict[str, Array],
-        options: ort.RunOptions | None = None,
     ) -> None:
         ring = self._ring
         tensors: dict[str, NDArray[np.float32] | NDArray[np.int64]] = {
@@ -170,7 +169,7 @@ class OnnxRuntimeSteps:
             tensors |= {f"k.{i}": k, f"v.{i}": v}
         for i, (k, v) in enumerate(ring.written()):
             outputs |= {f"k_out.{i}": k, f"v_out.{i}": v}
-        _call(self._graphs["denoiser"], tensors, outputs, options)
+        _call(self._graphs["denoiser"], tensors, outputs)
         ring.swap()
 
     def _with_memory(self, name: str, inputs: Mapping[str, Array], output: str) -> Array:
@@ -186,7 +185,6 @@ def _call(
     graph: ort.InferenceSession,
     inputs: Mapping[str, NDArray[np.float32] | NDArray[np.int64]],
     outputs: Mapping[str, Array],
-    options: ort.RunOptions | None = None,
 ) -> None:
     """Run `graph` on the given arrays, without copies; inputs that the graph does not have are ignored."""
     binding = graph.io_binding()
@@ -196,4 +194,4 @@ def _call(
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(x)))
     for name, x in outputs.items():
         binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(x))
-    graph.run_with_iobinding(binding, options)
+    graph.run_with_iobinding(binding)

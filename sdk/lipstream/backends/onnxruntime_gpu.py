@@ -27,11 +27,6 @@ PROVIDERS: dict[str, list[str]] = {
 }
 
 
-WRITES_RING_ONLY = ort.RunOptions()
-"""For a context pass: nodes that only the velocity depends on are not run."""
-WRITES_RING_ONLY.only_execute_path_to_fetches = True
-
-
 def require_provider(provider: str) -> Kernels:
     """The kernels for `provider`, "cuda" or "tensorrt".
 
@@ -142,7 +137,7 @@ class DeviceSteps:
 
     def context(self, latent: Array, condition: Array, audio: Array) -> None:
         inputs = {"latent": latent, "condition": condition, "audio": audio}
-        # Only the velocity, which is not computed, depends on the time.
+        # Only the velocity, which is not wanted, depends on the time.
         self._call("denoiser", inputs, "", {"time": "time.0", "modulation": f"modulation.{self._steps}"})
 
     def _memories(self, graph: ort.InferenceSession) -> list[dict[str, ort.OrtValue]]:
@@ -176,7 +171,7 @@ class DeviceSteps:
         result = np.empty(_shape(graph, output), np.float32)
         if output:
             binding.bind_ortvalue_output(output, ort.OrtValue.ortvalue_from_numpy(result))
-        graph.run_with_iobinding(binding, None if output else WRITES_RING_ONLY)
+        graph.run_with_iobinding(binding)
         if ring:
             self._ring.swap()
         if now:
