@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import re
-import shlex
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,6 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
-from lipstream.cli import build_parser as lipstream_parser
 from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
 from lipstream_export.torch_backend import TorchBackend
@@ -46,7 +41,6 @@ from benchmarks import (
 from benchmarks.upstream import UpstreamSteps
 
 ROOT = Path(__file__).parents[2]
-H100 = ROOT / "benchmarks" / "h100.sh"
 
 
 @pytest.mark.parametrize(("window", "sink"), [(7, 1), (8, 2), (10, 1), (6, 0)])
@@ -300,45 +294,3 @@ def test_random_files_of_a_release_are_exported(tmp_path: Path, monkeypatch: pyt
     assert lipstream(["export", *files, "--no-parity", "-o", str(tmp_path / "bundle")]) == 0
     found = run(stream, tmp_path, "--bundle", str(tmp_path / "bundle"), "--chunks", "1")
     assert found["rows"][0]["fps_of_all"] > 0
-
-
-def test_every_part_of_the_gpu_script_is_a_command_that_exists() -> None:
-    listed = subprocess.run(["bash", H100, "--list"], capture_output=True, text=True, check=True).stdout
-    parts = dict(line.split("\t") for line in listed.splitlines())
-    measured = (ROOT / "benchmarks" / "TO_MEASURE.md").read_text()
-    seen = set()
-    for name, text in parts.items():
-        for command in re.split(r"&&|\||(?<!\S)>\s*\S+", text):
-            words = shlex.split(command.replace("$(cat", "").replace(")", ""))
-            if words[1:3] == ["-m", "lipstream"]:
-                lipstream_parser().parse_args(words[3:] if name != "export" else ["export", "b", *words[5:]])
-            elif words[1:2] == ["-m"] and words[2].startswith("benchmarks."):
-                module = importlib.import_module(words[2])
-                module.build_parser().parse_args(words[3:])
-                seen.add(words[2])
-        assert name in ("install", "doctor") or re.search(rf"h100.sh [a-z ]*\b{name}\b", measured), name
-    assert {"benchmarks.stream", "benchmarks.dit_latency", "benchmarks.random_release"} <= seen
-
-
-def test_the_gpu_script_continues_after_a_failed_part_and_reports_it(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHON": sys.executable, "OUT": str(tmp_path)}
-
-    def script(*parts: str, **more: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["bash", H100, *parts], env=environment | more, capture_output=True, text=True, timeout=120, check=False
-        )
-
-    tried = script("eager", SIZE="tiny", DEVICE="cpu", QUICK="1")
-    assert tried.stdout.startswith("eager: ok"), (tmp_path / "eager.log").read_text()
-    assert {*json.loads((tmp_path / "dit_latency-tiny.json").read_text())["results"]["structures"]} == {
-        "ring",
-        "upstream",
-    }
-    done = script("dub", "doctor")  # there are no engines
-    assert done.returncode == 1
-    first, second = done.stdout.splitlines()
-    assert first.startswith("dub: FAILED (30)")  # BundleNotFoundError
-    assert second.startswith("doctor: ok")
-    assert "lipstream" in (tmp_path / "doctor.log").read_text()
-    assert script("doctor", LIMIT="0").stdout.startswith("doctor: not run, the time is up")
-    assert script("cook").returncode == 2
