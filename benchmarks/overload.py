@@ -36,7 +36,7 @@ BUSY = [sys.executable, "-c", "while True: pass"]
 
 @dataclass
 class Phase:
-    """Attributes: name. begin, end: of its time, on the monotonic clock. ready: what the server said, each second."""
+    """Attributes: begin, end: on the monotonic clock. ready: each second. refused: whether a new session was."""
 
     name: str
     begin: float
@@ -53,11 +53,6 @@ async def talk(client: Client, end: float) -> None:
         await client.socket.send(np.roll(sound, -said * rate)[:rate].tobytes())
         said += 1
         await asyncio.sleep(max(0.0, begun + said - 0.5 - time.monotonic()))
-
-
-async def listen(client: Client) -> None:
-    async for message in client.socket:
-        client.received.add(message)
 
 
 def is_ready(server: Server) -> bool:
@@ -96,7 +91,7 @@ async def measure(server: Server, args: argparse.Namespace, folder: Path) -> dic
     clients = [
         await Client.open(server, reference="bundled", video=args.video, sample_rate=rate) for _ in range(args.clients)
     ]
-    listening = [asyncio.create_task(listen(client)) for client in clients]
+    listening = [asyncio.create_task(client.rest()) for client in clients]
     end = time.monotonic() + args.quiet + args.stress + args.after
     talking = [asyncio.create_task(talk(client, end)) for client in clients]
     phases = [await watch(server, "quiet", args.quiet)]

@@ -165,7 +165,7 @@ class Client:
         return self.received
 
     async def rest(self) -> None:
-        """Receive until the server has closed: unread messages would stop the library before the closing one."""
+        """Receive until the socket is closed: unread messages would stop the library before the closing one."""
         async for message in self.socket:
             self.received.add(message)
 

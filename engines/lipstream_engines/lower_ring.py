@@ -1,4 +1,4 @@
-"""Lower the ring in the graphs `denoiser` and `context` for TensorRT.
+"""Lower the ring in the graph `denoiser` for TensorRT.
 
 function  the node KVRingWrite is replaced by its body, in standard ONNX: rings of dynamic length, one profile for each
           number of attended frames. Every pass copies the whole rings to other memory.
@@ -13,11 +13,11 @@ Both are derived from the bundle's graph; ONNX Runtime runs that graph with the 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import onnx
 from lipstream.bundle import Geometry
+from lipstream.bundle.golden import first_chunks
 from lipstream.errors import LipStreamInternalError
 from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
 
@@ -72,30 +72,25 @@ class _Native:
         self._node("Mul", [ATTENDED, "native.tokens"], "native.length")
         self._table(cos_t, cos_s, "native.cos")
         self._table(sin_t, sin_s, "native.sin")
-        attended = False
         for layer, node in enumerate(writes):
-            attended |= self._layer(layer, node)
-        if attended:
-            self.graph.input.append(helper.make_tensor_value_info(ATTENDED, TensorProto.INT64, [1]))
+            self._layer(layer, node)
+        self.graph.input.append(helper.make_tensor_value_info(ATTENDED, TensorProto.INT64, [1]))
         self._shapes()
         self._prune(writes)
         self._sort()
         del self.model.functions[:]
         self.model.opset_import.append(helper.make_opsetid(TRT, 1))
 
-    def _layer(self, layer: int, write: NodeProto) -> bool:
-        """Lower one ring node and the attention that reads it; False where none does (the context pass's last)."""
+    def _layer(self, layer: int, write: NodeProto) -> None:
+        """Lower one ring node and the attention that reads it."""
         k_ring, v_ring, k, v = write.input[:4]
         dtype = self.types[k_ring]
-        readers = [reader for name in write.output for reader in self.consumers.get(name, [])]
-        attention = self._attention(readers[0]) if readers else None
+        attention = self._attention(self.consumers[write.output[0]][0])
         self._turned(k, f"native.k.{layer}", dtype)
         self._heads_first(v, f"native.v.{layer}.float")
         self._cast(f"native.v.{layer}.float", f"native.v.{layer}", dtype)
         for ring, new, out in zip((k_ring, v_ring), "kv", write.output, strict=True):
             self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
-        if attention is None:
-            return False
         q, out = self._rotated(attention.input[0]), attention.output[0]
         attention.output[0] = f"native.gone.{layer}"
         pairs = [self._quantised(name) for name in attention.input[:3]]
@@ -104,7 +99,7 @@ class _Native:
             self._cast(f"native.q.{layer}.scaled", f"native.q.{layer}", dtype)
             inputs = [f"native.q.{layer}", *write.output, "", "", "native.length"]
             self._node("TRT_Attention", inputs, out, domain=TRT)
-            return True
+            return
         self._cast(q, f"native.q.{layer}", dtype)  # TRT_QuantizedAttention scales itself
         inputs = [
             self._pair(x, *scale)
@@ -113,7 +108,6 @@ class _Native:
         # Softmax gives at most 1, so 1/448 lets E4M3 reach it.
         inputs += ["", "native.softmax", "", "native.length"]
         self._node("TRT_QuantizedAttention", inputs, out, domain=TRT, normalization_quantize_to_type="fp8")
-        return True
 
     def _quantised(self, x: str) -> tuple[str, str] | None:
         """Scale and zero point of the quantise-dequantise pair before an attention's input, or None."""
@@ -212,16 +206,9 @@ class _Native:
         self.new.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
 
 
-def phases(geometry: Geometry) -> Iterator[int]:
+def phases(geometry: Geometry) -> list[int]:
     """The numbers of attended frames that occur in a stream."""
-    from lipstream._native import ring_position
-
-    g, seen = geometry, set()
-    for chunk in range(g.window // g.chunk_frames + 2):
-        valid = ring_position(chunk, g.window, g.sink, g.chunk_frames).valid
-        if valid not in seen:
-            seen.add(valid)
-            yield valid
+    return [*first_chunks(geometry)]
 
 
 def load_graph(path: Any) -> ModelProto:

@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from .. import _native
 from ..errors import BundleCorruptError
-from .manifest import Manifest
+from .manifest import Geometry, Manifest
 from .rope import temporal_tables
 from .validate import signature
 
@@ -43,13 +43,16 @@ def probe_chunks(manifest: Manifest, graph: str) -> list[int]:
 
     Together they write every block of the ring.
     """
-    if "k.0" not in signature(manifest, graph)[0]:
-        return [0]
-    g = manifest.geometry
+    return [*first_chunks(manifest.geometry).values()] if "k.0" in signature(manifest, graph)[0] else [0]
+
+
+def first_chunks(geometry: Geometry) -> dict[int, int]:
+    """The first chunk of a stream with each number of attended frames, by that number."""
+    g = geometry
     found: dict[int, int] = {}
     for chunk in range(g.window // g.chunk_frames + 2):
         found.setdefault(_native.ring_position(chunk, g.window, g.sink, g.chunk_frames).valid, chunk)
-    return [*found.values()]
+    return found
 
 
 def probe_inputs(
