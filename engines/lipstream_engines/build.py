@@ -17,6 +17,8 @@ from lipstream.bundle.golden import REFERENCE
 from lipstream.bundle.plans import Plans
 from lipstream.errors import ConfigError, OutputError
 from lipstream.gpu import NoDriverError, driver
+from lipstream.plugin import NAMESPACE, fingerprint
+from onnx import ModelProto
 
 from . import lower_attention as attention
 from . import lower_ring as ring
@@ -59,13 +61,17 @@ def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
     """Lower the graph and parse it with TensorRT; `errors` of the result lists what the parser does not support."""
     path = bundle.file(f"{graph}.onnx")
     model = lower_attention(lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring))
-    return Parsed(model.SerializeToString(), path)
+    return Parsed(model.SerializeToString(), path, plugin=_has_plugin(model))
+
+
+def _has_plugin(model: ModelProto) -> bool:
+    return any(node.domain == NAMESPACE for node in model.graph.node)
 
 
 def profiles(graph: str, geometry: Geometry, recipe: Recipe) -> list[Profile]:
     """One profile for each number of attended frames, if the ring's length varies."""
     g = geometry
-    if graph != "denoiser" or recipe.ring == "native":
+    if graph != "denoiser" or recipe.ring != "function":
         return []
     layers = range(g.num_layers)
     shape = (g.tokens, g.num_heads, g.head_dim)
@@ -79,6 +85,7 @@ def facts(bundle: Bundle, graph: str, recipe: Recipe) -> dict[str, Any]:
         "graph": bundle.manifest.files[f"{graph}.onnx"]["sha256"],
         "weights": {name: f["sha256"] for name, f in bundle.manifest.files.items() if name.endswith(".bin")},
         "recipe": recipe.options(),
+        "plugin": fingerprint() if recipe.ring == "plugin" and graph == "denoiser" else None,
         "lowering": [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in _LOWERING],
         "tensorrt": tensorrt().__version__,
         "cuda": gpu["cuda"],

@@ -6,8 +6,10 @@ native    KVCacheUpdate writes the chunk into the ring in place, RotaryEmbedding
 reads
           a given number of keys. TensorRT's cache is [1, H, window * T, D]: heads first, of fixed length, and bound as
           input and output at one address. ONNX has no operator for that, so the graph is rewritten.
+plugin    as native, but one node, LipStream's own plugin, does what comes between the linear layers of K and V and the
+          ring: K's RMSNorm, rotation, heads first, and the write in place.
 
-Both are derived from the bundle's graph; ONNX Runtime runs that graph with the function.
+All are derived from the bundle's graph; ONNX Runtime runs that graph with the function.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ import onnx
 from lipstream.bundle import Geometry
 from lipstream.bundle.golden import first_chunks
 from lipstream.errors import LipStreamInternalError
-from onnx import ModelProto, NodeProto, TensorProto, helper, inliner
+from lipstream.plugin import NAME, NAMESPACE, VERSION
+from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_helper
 
-Lowering = Literal["native", "function"]
+Lowering = Literal["native", "plugin", "function"]
 ATTENDED = "attended"
 """Input of a natively lowered graph: int64 [1], number of attended frames."""
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
@@ -38,14 +41,14 @@ def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering) -> Mod
         return inliner.inline_local_functions(model)
     lowered = ModelProto()
     lowered.CopyFrom(model)
-    _Native(lowered, geometry).run()
+    (_Plugin if lowering == "plugin" else _Native)(lowered, geometry).run()
     return lowered
 
 
 class _Native:
     def __init__(self, model: ModelProto, geometry: Geometry) -> None:
         self.model, self.graph, self.g = model, model.graph, geometry
-        self.producer = {name: node for node in self.graph.node for name in node.output}
+        self.producer: dict[str, NodeProto] = {name: node for node in self.graph.node for name in node.output}
         self.consumers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
             for name in node.input:
@@ -83,14 +86,9 @@ class _Native:
 
     def _layer(self, layer: int, write: NodeProto) -> None:
         """Lower one ring node and the attention that reads it."""
-        k_ring, v_ring, k, v = write.input[:4]
-        dtype = self.types[k_ring]
+        dtype = self.types[write.input[0]]
         attention = self._attention(self.consumers[write.output[0]][0])
-        self._turned(k, f"native.k.{layer}", dtype)
-        self._heads_first(v, f"native.v.{layer}.float")
-        self._cast(f"native.v.{layer}.float", f"native.v.{layer}", dtype)
-        for ring, new, out in zip((k_ring, v_ring), "kv", write.output, strict=True):
-            self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
+        self._write(layer, write, dtype)
         q, out = self._rotated(attention.input[0]), attention.output[0]
         attention.output[0] = f"native.gone.{layer}"
         pairs = [self._quantised(name) for name in attention.input[:3]]
@@ -108,6 +106,15 @@ class _Native:
         # Softmax gives at most 1, so 1/448 lets E4M3 reach it.
         inputs += ["", "native.softmax", "", "native.length"]
         self._node("TRT_QuantizedAttention", inputs, out, domain=TRT, normalization_quantize_to_type="fp8")
+
+    def _write(self, layer: int, write: NodeProto, dtype: int) -> None:
+        """Write the chunk's K, rotated, and V into the rings."""
+        k_ring, v_ring, k, v = write.input[:4]
+        self._turned(k, f"native.k.{layer}", dtype)
+        self._heads_first(v, f"native.v.{layer}.float")
+        self._cast(f"native.v.{layer}.float", f"native.v.{layer}", dtype)
+        for ring, new, out in zip((k_ring, v_ring), "kv", write.output, strict=True):
+            self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
 
     def _quantised(self, x: str) -> tuple[str, str] | None:
         """Scale and zero point of the quantise-dequantise pair before an attention's input, or None."""
@@ -204,6 +211,54 @@ class _Native:
 
     def _node(self, kind: str, inputs: list[str], output: str, domain: str = "", **attributes: Any) -> None:
         self.new.append(helper.make_node(kind, inputs, [output], name=output, domain=domain, **attributes))
+
+
+class _Plugin(_Native):
+    def _write(self, layer: int, write: NodeProto, dtype: int) -> None:
+        k_ring, v_ring, k, v = write.input[:4]
+        rows, weight, eps = self._normalised(self._source(k))
+        node = helper.make_node(
+            NAME,
+            [k_ring, v_ring, rows, self._source(v), weight, *write.input[4:9]],
+            [*write.output],
+            name=f"{NAME}.{layer}",
+            domain=NAMESPACE,
+            eps=eps,
+            plugin_version=VERSION,
+            plugin_namespace=NAMESPACE,
+        )
+        self.new.append(node)
+
+    def _source(self, x: str) -> str:
+        """The tensor [1, n, H D] that `x` is another shape of."""
+        while self.producer[x].op_type in ("Reshape", "Squeeze", "Unsqueeze"):
+            x = self.producer[x].input[0]
+        return x
+
+    def _normalised(self, x: str) -> tuple[str, str, float]:
+        """What the RMSNorm that gives `x` normalises, as the linear layer gives it; its weight; its eps."""
+        norm = self.producer[x]
+        if norm.op_type == "RMSNormalization":  # in float32, where nothing is rounded between norm and weight
+            (eps,) = (attribute.f for attribute in norm.attribute if attribute.name == "epsilon")
+            return norm.input[0], norm.input[1], eps
+        x, weight = self._expect(x, "Mul").input
+        x = self._skip_casts(x)
+        x, inverse = self._expect(x, "Mul").input
+        root = self._expect(self._expect(inverse, "Reciprocal").input[0], "Sqrt")
+        mean, eps = self._expect(root.input[0], "Add").input
+        self._expect(self._expect(mean, "ReduceMean").input[0], "Pow")
+        constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        return self._skip_casts(x), weight, float(numpy_helper.to_array(constants[eps]))
+
+    def _expect(self, x: str, kind: str) -> NodeProto:
+        if x not in self.producer or self.producer[x].op_type != kind:
+            raise LipStreamInternalError(f"{x} is not the {kind} of K's RMSNorm")
+        return self.producer[x]
+
+    def _skip_casts(self, x: str) -> str:
+        while x in self.producer and self.producer[x].op_type == "Cast":
+            x = self.producer[x].input[0]
+        return x
 
 
 def phases(geometry: Geometry) -> list[int]:

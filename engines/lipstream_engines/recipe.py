@@ -24,7 +24,7 @@ class Recipe:
     Attributes:
         name: of the file. description: one line.
         precision: that the bundle's graphs must have: "bf16", "fp8", "fp32".
-        ring: "native" or "function": see `lower_ring`.
+        ring: "native", "plugin" or "function": see `lower_ring`.
         optimization_level: of TensorRT's builder, 0 (fast to build) to 5 (searches longest).
         workspace_gib: scratch memory that a kernel may ask for, 0 for all the GPU has.
         version_compatible: plans that later TensorRT versions of this major load, at some loss of speed.

@@ -21,6 +21,7 @@ from lipstream.bundle.golden import Arrays
 from lipstream.bundle.plans import require_runnable
 from lipstream.errors import MissingExtraError
 from lipstream.gpu import Driver
+from lipstream.plugin import load_plugin
 
 from .trt import tensorrt
 
@@ -39,11 +40,13 @@ def require_gpu_for(bundle: Bundle) -> Driver:
     """The driver of this machine, on whose first GPU the bundle's plans run.
 
     Raises:
-        BackendError: no GPU. PlanError: built for another TensorRT or GPU.
+        BackendError: no GPU, or no plugin that they need. PlanError: built for another TensorRT or GPU.
     """
     found = require_gpu(f"the plans of {bundle.path}")
     assert bundle.manifest.plans
     require_runnable(bundle.manifest.plans, bundle.path, tensorrt=tensorrt().__version__, gpu=found.gpus[0])
+    if bundle.manifest.plans.ring == "plugin":
+        load_plugin(tensorrt())
     return found
 
 

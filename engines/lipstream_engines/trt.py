@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lipstream.errors import EngineBuildError, MissingExtraError
+from lipstream.plugin import load_plugin
 
 from .recipe import Recipe
 
@@ -47,9 +48,19 @@ class Parsed:
         network: the INetworkDefinition. errors: the unsupported nodes, one line each; empty if all are supported.
     """
 
-    def __init__(self, model: bytes, place: Path) -> None:
-        """Parse `model`, an ONNX graph whose weights lie in files beside `place`."""
+    def __init__(self, model: bytes, place: Path, *, plugin: bool = False) -> None:
+        """Parse `model`, an ONNX graph whose weights lie in files beside `place`.
+
+        Args:
+            plugin: whether it has nodes of LipStream's plugin.
+
+        Raises:
+            BackendError: the plugin is needed and missing.
+        """
         self._trt = trt = tensorrt()
+        self._plugin = plugin
+        if plugin:
+            load_plugin(trt)
         self._logger = _logger(trt)  # TensorRT keeps only a pointer to it
         self._builder = trt.Builder(self._logger)
         self.network = self._builder.create_network(0)
@@ -97,6 +108,8 @@ class Parsed:
         config.builder_optimization_level = recipe.optimization_level
         config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
         config.clear_flag(trt.BuilderFlag.TF32)  # operators that stay in float32 in these graphs need its precision
+        if self._plugin:  # its outputs are its inputs' memory
+            config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
         if recipe.workspace_gib:
             config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, int(recipe.workspace_gib * 2**30))
         for wanted, flag in (

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import lipstream
+from lipstream import plugin
 from lipstream.bundle import CONSTANTS, Bundle, writing
 from lipstream.bundle.plans import Plans
 from lipstream.gpu import Driver, Gpu
@@ -20,6 +21,7 @@ from lipstream_engines.lower_ring import Lowering
 from . import cuda_runtime, kernels, trt
 from .device import Device
 
+LIBRARY = trt.LIBRARY
 GPU = Gpu("a double", "9.0", 132, 80 << 30)
 
 
@@ -43,12 +45,13 @@ def gpu(device: Device) -> Iterator[Any]:
     }
     lipstream._native_cuda = sys.modules["lipstream._native_cuda"]  # type: ignore[attr-defined]
     needs = importlib.import_module("lipstream.backends.device")
-    driver = needs.driver
+    driver, library = needs.driver, plugin.library
     needs.driver = lambda: Driver("13.0", (GPU,))  # type: ignore[attr-defined]
+    plugin.library = lambda: LIBRARY
     try:
         yield importlib.import_module(own)
     finally:
-        needs.driver = driver  # type: ignore[attr-defined]
+        needs.driver, plugin.library = driver, library  # type: ignore[attr-defined]
         for name in [name for name in sys.modules if name.startswith((own, "tensorrt", "cuda"))]:
             del sys.modules[name]
         sys.modules.pop("lipstream._native_cuda")

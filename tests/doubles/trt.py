@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from lipstream import plugin
 from lipstream.bundle import Bundle
 from lipstream_engines.lower_ring import Lowering, load_graph, lower_ring, phases
 from onnx import external_data_helper, inliner
@@ -20,6 +21,7 @@ from .device import Device
 MAGIC = b"DOUBLE"
 VERSION = "11.4.0.106"
 SCRATCH = 4096
+LIBRARY = Path("/the/plugin.so")
 DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "video_decoder": 12.0}
 """Milliseconds, invented: they only order the work of different lanes."""
 
@@ -36,12 +38,17 @@ def write_plan(bundle: Bundle, graph: str, ring: Lowering, path: Path) -> None:
     """A graph of a bundle as a plan that this module reads."""
     geometry = bundle.manifest.geometry
     model = lower_ring(load_graph(bundle.file(f"{graph}.onnx")), geometry, ring)
-    if ring == "native":
+    if ring != "function":
         model.functions.extend(bodies())
         model = inliner.inline_local_functions(model)
     external_data_helper.load_external_data_for_model(model, str(bundle.path))
     varies = ring == "function" and graph == "denoiser"
-    head = {"name": graph, "lengths": list(phases(geometry)) if varies else [], "native": ring == "native"}
+    head = {
+        "name": graph,
+        "lengths": list(phases(geometry)) if varies else [],
+        "in_place": ring != "function",
+        "plugin": ring == "plugin" and graph == "denoiser",
+    }
     text = json.dumps(head).encode()
     path.write_bytes(MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString())
 
@@ -63,6 +70,25 @@ class ILogger:
 
     def __init__(self) -> None:
         self.ready = True
+
+
+class PluginRegistry:
+    """Attributes: libraries: what each file that can be loaded registers: (name, version, namespace)."""
+
+    def __init__(self) -> None:
+        self.libraries = {str(LIBRARY): (plugin.NAME, plugin.VERSION, plugin.NAMESPACE)}
+        self._creators: set[tuple[str, ...]] = set()
+
+    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> object | None:
+        creator = (type, version, plugin_namespace)
+        return creator if creator in self._creators else None
+
+    def load_library(self, plugin_path: str) -> object | None:
+        creator = self.libraries.get(plugin_path)
+        if creator is None or creator in self._creators:
+            return None  # as TensorRT, if one of its plugins is already registered
+        self._creators.add(creator)
+        return creator
 
 
 class IStreamReaderV2:
@@ -95,7 +121,7 @@ class ICudaEngine:
         return TensorLocation.DEVICE
 
     def get_aliased_input_tensor(self, name: str) -> str | None:
-        aliased = self._head["native"] and name.startswith(("k_out.", "v_out."))
+        aliased = self._head["in_place"] and name.startswith(("k_out.", "v_out."))
         return name.replace("_out", "") if aliased else None
 
     def get_tensor_profile_shape(self, name: str, profile_index: int) -> list[list[int]]:
@@ -195,6 +221,8 @@ class IExecutionContext:
 def make(device: Device) -> ModuleType:
     """The module."""
 
+    registry = PluginRegistry()
+
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
             assert logger.ready
@@ -208,8 +236,11 @@ def make(device: Device) -> ModuleType:
             if not data.startswith(MAGIC):
                 return None
             size = int.from_bytes(data[6:10], "little")
+            head = json.loads(data[10 : 10 + size])
+            if head["plugin"] and registry.get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE) is None:
+                return None
             device.allocate(len(data))  # the weights
-            return ICudaEngine(device, json.loads(data[10 : 10 + size]), data[10 + size :])
+            return ICudaEngine(device, head, data[10 + size :])
 
     module = ModuleType("tensorrt")
     contents = SimpleNamespace(
@@ -217,6 +248,7 @@ def make(device: Device) -> ModuleType:
         ILogger=ILogger,
         IStreamReaderV2=IStreamReaderV2,
         Runtime=Runtime,
+        get_plugin_registry=lambda: registry,
         ICudaEngine=ICudaEngine,
         IExecutionContext=IExecutionContext,
         DataType=DataType,

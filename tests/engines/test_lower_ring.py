@@ -10,10 +10,11 @@ import onnxruntime
 import pytest
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import probe_inputs, relative_error
+from lipstream.bundle.plans import RINGS
 from lipstream_engines.lower_ring import load_graph, lower_ring, phases
 from lipstream_engines.verify import from_native, to_native
 from lipstream_export.precision.widen import widen
-from onnx import TensorProto, external_data_helper, inliner
+from onnx import TensorProto, external_data_helper, helper, inliner
 from trt_bodies import bodies
 
 
@@ -54,6 +55,26 @@ def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], 
         assert relative_error(found[name], expected[name]) < tolerance
 
 
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("fp8", marks=pytest.mark.slow)])
+def test_plugin_and_native_lowering_compute_the_same_bits(tiny: dict[str, Bundle], precision: str) -> None:
+    bundle = tiny[precision]
+    g, path = bundle.manifest.geometry, bundle.path / "denoiser.onnx"
+    found = {}
+    for lowering in ("native", "plugin"):
+        model = lower_ring(load_graph(path), g, lowering)  # type: ignore[arg-type]
+        writes = [node for node in model.graph.node if node.op_type == "KVRingWrite"]
+        assert len(writes) == (g.num_layers if lowering == "plugin" else 0)
+        for node in writes:  # what TensorRT's parser reads to find the plugin
+            named = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+            assert named == {"eps": pytest.approx(1e-6), "plugin_version": b"2", "plugin_namespace": b"lipstream"}
+            assert not node.input[2].startswith("native.")  # K as the linear layer gives it
+        model.functions.extend(bodies())
+        inputs = to_native(probe_inputs(bundle.manifest, bundle.constants, "denoiser", {}), g)
+        found[lowering] = run(inliner.inline_local_functions(model), bundle, inputs)
+    for name, expected in found["native"].items():
+        np.testing.assert_array_equal(found["plugin"][name], expected)
+
+
 def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
     """Ring slots beyond the attended frames have no effect."""
     bundle = tiny["bf16"]
@@ -73,7 +94,7 @@ def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
 
 def test_the_function_is_gone_and_node_names_are_unique(tiny: dict[str, Bundle]) -> None:
     bundle = tiny["bf16"]
-    for lowering in ("native", "function"):
+    for lowering in RINGS:
         model = lower_ring(load_graph(bundle.path / "denoiser.onnx"), bundle.manifest.geometry, lowering)  # type: ignore[arg-type]
         assert not model.functions
         outputs = [name for node in model.graph.node for name in node.output]

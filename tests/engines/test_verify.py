@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 from lipstream.bundle import CONSTANTS, Bundle, writing
 from lipstream.bundle.golden import REFERENCE, Reference
-from lipstream.bundle.plans import Plans
+from lipstream.bundle.plans import RINGS, Plans
 from lipstream.errors import ConfigError, VerificationError
 from lipstream_engines.lower_ring import ATTENDED, Lowering, load_graph, lower_ring, phases
 from lipstream_engines.runner import Runner
@@ -94,10 +94,10 @@ class OneFrameLess(Engine):
 def sessions(tiny: dict[str, Bundle]) -> dict[tuple[str, str], onnxruntime.InferenceSession]:
     """Every graph of tiny in bf16, lowered both ways."""
     source, found = tiny["bf16"], {}
-    for ring in ("native", "function"):
+    for ring in RINGS:
         for graph in source.manifest.graphs:
             model = lower_ring(load_graph(source.path / f"{graph}.onnx"), source.manifest.geometry, ring)  # type: ignore[arg-type]
-            if ring == "native" and any(node.domain == "trt" for node in model.graph.node):
+            if any(node.domain in ("trt", "lipstream") for node in model.graph.node):
                 model.functions.extend(bodies())
                 model = inliner.inline_local_functions(model)
             external_data_helper.load_external_data_for_model(model, str(source.path))
@@ -118,7 +118,7 @@ def check(bundle: Bundle, sessions: Any, engine: type[Engine]) -> dict[str, Any]
     return verify(bundle, opened)
 
 
-@pytest.mark.parametrize("ring", ["native", "function"])
+@pytest.mark.parametrize("ring", RINGS)
 def test_engines_that_compute_the_same_are_accepted(
     tiny: dict[str, Bundle], sessions: Any, ring: Lowering, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""NVIDIA's operators as documented, written in standard ONNX, for a batch of one."""
+"""NVIDIA's operators and LipStream's plugin as documented, written in standard ONNX, for a batch of one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import onnx
 
 
 def bodies() -> list[onnx.FunctionProto]:
-    """KVCacheUpdate, and attention with key lengths."""
+    """KVCacheUpdate, attention with key lengths, and the ring's plugin."""
     update = onnx.parser.parse_function("""
         <domain: "trt", opset_import: ["": 23]>
         TRT_KVCacheUpdate (cache, update, index) => (out) {
@@ -50,4 +50,61 @@ def bodies() -> list[onnx.FunctionProto]:
             weights = DequantizeLinear (small, scale)
             out = MatMul (weights, values)
         }""")
-    return [update, attention, quantised]
+    # With numbers of type N: float32(k) / rms, rounded to N, times the weight, rotated, rounded to N; heads first.
+    plugin = onnx.parser.parse_function("""
+        <domain: "lipstream", opset_import: ["": 23]>
+        KVRingWrite <eps> (k_ring, v_ring, k, v, weight, slot, cos_t, sin_t, cos_s, sin_s) => (k_out, v_out) {
+            zero = Constant <value_ints = [0]> ()
+            one = Constant <value_ints = [1]> ()
+            two = Constant <value_float = 2.0> ()
+            last = Constant <value_ints = [-1]> ()
+            far = Constant <value_ints = [9223372036854775807]> ()
+            axis = Constant <value_ints = [2]> ()
+            eps_of = Constant <value_float: float = @eps> ()
+            x = Cast <to = 1> (k)
+            squares = Pow (x, two)
+            mean = ReduceMean <keepdims = 1> (squares, last)
+            shifted = Add (mean, eps_of)
+            root = Sqrt (shifted)
+            inverse = Reciprocal (root)
+            unit = Mul (x, inverse)
+            rounded = CastLike (unit, k)
+            wide = Cast <to = 1> (rounded)
+            normal = Mul (wide, weight)
+            heads = Shape <start = 1, end = 2> (k_ring)
+            dim = Shape <start = 3, end = 4> (k_ring)
+            frames = Shape <start = 0, end = 1> (cos_t)
+            tokens = Shape <start = 0, end = 1> (cos_s)
+            grid = Concat <axis = 0> (frames, tokens, one)
+            rows = Concat <axis = 0> (one, last, heads, dim)
+            k_rows = Reshape (normal, rows)
+            k_heads = Transpose <perm = [0, 2, 1, 3]> (k_rows)
+            v_rows = Reshape (v, rows)
+            v_new = Transpose <perm = [0, 2, 1, 3]> (v_rows)
+            cos_t_one = Unsqueeze (cos_t, one)
+            sin_t_one = Unsqueeze (sin_t, one)
+            cos_s_one = Unsqueeze (cos_s, zero)
+            sin_s_one = Unsqueeze (sin_s, zero)
+            cos_t_all = Expand (cos_t_one, grid)
+            sin_t_all = Expand (sin_t_one, grid)
+            cos_s_all = Expand (cos_s_one, grid)
+            sin_s_all = Expand (sin_s_one, grid)
+            cos_all = Concat <axis = -1> (cos_t_all, cos_s_all)
+            sin_all = Concat <axis = -1> (sin_t_all, sin_s_all)
+            pairs = Shape <start = 2, end = 3> (cos_all)
+            table = Concat <axis = 0> (one, last, pairs)
+            cos = Reshape (cos_all, table)
+            sin = Reshape (sin_all, table)
+            turned = RotaryEmbedding <interleaved = 1> (k_heads, cos, sin)
+            k_new = CastLike (turned, k_ring)
+            index = Mul (slot, tokens)
+            length = Shape <start = 2, end = 3> (k_new)
+            end = Add (index, length)
+            k_before = Slice (k_ring, zero, index, axis)
+            k_after = Slice (k_ring, end, far, axis)
+            k_out = Concat <axis = 2> (k_before, k_new, k_after)
+            v_before = Slice (v_ring, zero, index, axis)
+            v_after = Slice (v_ring, end, far, axis)
+            v_out = Concat <axis = 2> (v_before, v_new, v_after)
+        }""")
+    return [update, attention, quantised, plugin]

@@ -9,6 +9,8 @@ from typing import Any
 from ..errors import PlanError
 from ..gpu import Gpu
 
+RINGS = ("native", "plugin", "function")
+
 
 @dataclass(frozen=True)
 class Plans:
@@ -16,7 +18,7 @@ class Plans:
 
     Attributes:
         recipe: name of the recipe. options: its contents.
-        ring: "native" or "function": how the ring is lowered, which decides its layout (docs/engines.md).
+        ring: one of `RINGS`: how the ring is lowered, which decides its layout (docs/engines.md).
         tensorrt: version of TensorRT that built them. version_compatible: whether later ones of that major run them.
         cuda: newest CUDA of the driver at the build, None without one. gpu: GPU of the build, None without one.
         source: SHA-256 over the files of the bundle that they were built from.
@@ -35,10 +37,15 @@ class Plans:
     graphs: dict[str, Any]
     verified: dict[str, Any] | None = None
 
+    @property
+    def in_place(self) -> bool:
+        """Whether passes write the rings that they read, which are [1, H, window T, D]."""
+        return self.ring != "function"
+
     def check(self) -> None:
         """Raise ValueError, which says what is wrong, for invalid values."""
         texts = (self.recipe, self.tensorrt, self.source, self.ring)
-        if not all(isinstance(text, str) for text in texts) or self.ring not in ("native", "function"):
+        if not all(isinstance(text, str) for text in texts) or self.ring not in RINGS:
             raise ValueError(f"plans of {texts!r}")
         if not isinstance(self.options, dict) or not isinstance(self.graphs, dict):
             raise ValueError("plans without options or graphs")

@@ -18,6 +18,7 @@ from ..bundle import Bundle
 from ..bundle.plans import require_runnable
 from ..errors import LipStreamError
 from ..gpu import Driver, NoDriverError, driver
+from ..plugin import library
 
 RANKS = ("broken", "missing", "ok")
 """broken: an installed or requested part does not work. missing: an optional part is not installed."""
@@ -222,6 +223,8 @@ def _given(source: str | os.PathLike[str], machine: Driver | str) -> Finding:
         except Exception as error:
             return Finding("broken", name, f"TensorRT plans, but no TensorRT: {error}", "see TensorRT")
         require_runnable(bundle.manifest.plans, bundle.path, tensorrt=version, gpu=machine.gpus[0])
+        if bundle.manifest.plans.ring == "plugin":
+            library()
     except LipStreamError as error:
         return Finding("broken", name, error.found, error.fix)
     verified = bundle.manifest.plans.verified

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +21,10 @@ import numpy as np
 import pytest
 from doubles import cuda_runtime
 from doubles.device import Device, DeviceError
-from lipstream import LipSyncEngine
+from lipstream import LipSyncEngine, plugin
 from lipstream.backends.base import load_backend
-from lipstream.bundle import MANIFEST, Bundle
+from lipstream.bundle import MANIFEST, Bundle, sha256
+from lipstream.bundle.plans import RINGS
 from lipstream.errors import BackendError, GpuError, GpuMemoryError, LipStreamError, LipStreamInternalError, PlanError
 from lipstream.session import Frame
 from numpy_stream import assert_same_frames, noise
@@ -40,6 +42,8 @@ from toy_sessions import (
     whole,
 )
 
+real_library = plugin.library
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -49,7 +53,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 @pytest.fixture(scope="module")
 def plans(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     folder = tmp_path_factory.mktemp("plans")
-    return {ring: doubles.write_plans(bundle, ring, folder / ring) for ring in ("function", "native")}
+    return {ring: doubles.write_plans(bundle, ring, folder / ring) for ring in RINGS}
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +78,16 @@ def test_frames_are_those_of_onnxruntime_in_any_order_of_the_device(
         found.same(expected[name])
 
 
-def test_natively_lowered_engines_give_the_same_frames_but_for_rounding(
-    plans: dict[str, Bundle], expected: dict[str, Result]
+@pytest.mark.parametrize("ring", ["native", "plugin"])
+def test_engines_with_the_ring_in_place_give_the_same_frames_but_for_rounding(
+    plans: dict[str, Bundle], expected: dict[str, Result], ring: str
 ) -> None:
-    first, _ = run(plans["native"], 0, talk)
+    first, _ = run(plans[ring], 0, talk)
     for seed in range(1, 20):
-        found, device = run(plans["native"], seed, talk)
+        found, device = run(plans[ring], seed, talk)
         assert not device.hazards
         found.same(first)
-    whole_way, _ = run(plans["native"], 1, whole)
+    whole_way, _ = run(plans[ring], 1, whole)
     for found, wanted in ((first, expected["talk"]), (whole_way, expected["whole"])):
         assert len(found.frames) == len(wanted.frames)
         assert max(np.abs(a - b).max() for a, b in zip(found.crops, wanted.crops, strict=True)) < 1e-4
@@ -294,7 +299,7 @@ def test_a_planted_fault_is_noticed(
 def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle]) -> None:
     """One wait, no allocation, and no copies but those of frames, crops, sound and tables."""
     g = plans["native"].manifest.geometry
-    for ring in ("native", "function"):
+    for ring in RINGS:
         device = Device(0)
         with (
             doubles.gpu(device) as backends,
@@ -493,6 +498,40 @@ def test_invalid_bundles_are_rejected(bundle: Bundle, plans: dict[str, Bundle], 
             (copy / MANIFEST).write_text(json.dumps(manifest))
             with pytest.raises(PlanError, match=message):
                 backends.TensorRTBackend(Bundle.load(copy))
+
+
+def test_the_plugin_must_be_there_and_of_this_version(
+    plans: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with doubles.gpu(Device()) as backends:
+        registry = sys.modules["tensorrt"].get_plugin_registry()
+        backends.TensorRTBackend(plans["native"])
+        assert registry.get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE) is None
+        registry.libraries[str(doubles.LIBRARY)] = (plugin.NAME, "1", plugin.NAMESPACE)
+        with pytest.raises(BackendError, match=r"does not give TensorRT .* version 2") as error:
+            backends.TensorRTBackend(plans["plugin"])
+        assert "reinstall" in error.value.fix
+    with doubles.gpu(Device()) as backends:
+        backends.TensorRTBackend(plans["plugin"])
+        backends.TensorRTBackend(plans["plugin"])  # loads it no second time, which TensorRT refuses
+    with doubles.gpu(Device()) as backends, monkeypatch.context() as patch:
+        patch.setattr(plugin, "library", real_library)
+        patch.setattr(plugin, "LIBRARY", "absent.so")
+        with pytest.raises(BackendError, match=r"plugin is missing: .*absent\.so") as error:
+            backends.TensorRTBackend(plans["plugin"])
+        assert 'ring = "native"' in error.value.fix
+
+
+def test_an_engine_that_does_not_write_the_ring_in_place_is_refused(plans: dict[str, Bundle], tmp_path: Path) -> None:
+    """As one that was built without the flag that makes TensorRT ask the plugin for aliases."""
+    copy = shutil.copytree(plans["plugin"].path, tmp_path / "plans")
+    plan = copy / "denoiser.plan"
+    plan.write_bytes(plan.read_bytes().replace(b'"in_place": true,', b'"in_place":false,'))
+    manifest = json.loads((copy / MANIFEST).read_text())
+    manifest["files"]["denoiser.plan"]["sha256"] = sha256(plan)
+    (copy / MANIFEST).write_text(json.dumps(manifest))
+    with doubles.gpu(Device()) as backends, pytest.raises(PlanError, match="does not write the ring where"):
+        backends.TensorRTBackend(Bundle.load(copy))
 
 
 def test_the_lock_is_granted_in_the_order_of_requests() -> None:

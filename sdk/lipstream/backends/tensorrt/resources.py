@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...bundle import Bundle
 from ...bundle.plans import require_runnable
 from ...errors import BackendError, PlanError
+from ...plugin import load_plugin
 from ..base import GRAPHS
 from ..device import require_gpu, require_kernels
 from .cuda import Cuda, DeviceMemory, Lane
@@ -31,12 +32,13 @@ class Resources:
     """The engines of a bundle, loaded on the first GPU of this process.
 
     Attributes:
-        manifest, engines, constants (addresses), native (how the ring is lowered), kernels, cuda: used by streams.
+        manifest, engines, constants (addresses), in_place (of the ring), kernels, cuda: used by streams.
         encode, denoise, decode: the lanes. scratch: memory of each lane, by its name. turn: held while a chunk is
             enqueued on the lanes.
 
     Raises:
-        BackendError: no GPU, no kernels, or no plans. PlanError: plans for another TensorRT or GPU.
+        BackendError: no GPU, no kernels, no plans, or no plugin that they need.
+        PlanError: plans for another TensorRT or GPU.
         GpuMemoryError: the weights do not fit.
     """
 
@@ -52,10 +54,12 @@ class Resources:
         gpu = require_gpu(what).gpus[0]
         self.kernels = require_kernels(what)
         require_runnable(plans, bundle.path, tensorrt=tensorrt.__version__, gpu=gpu)
-        self.manifest, self.native = bundle.manifest, plans.ring == "native"
+        self.manifest, self.in_place = bundle.manifest, plans.in_place
         self.cuda = cuda = Cuda(runtime)
         cuda.call("cudaSetDevice", 0)
         self._logger = make_logger(tensorrt)
+        if plans.ring == "plugin":
+            load_plugin(tensorrt)
         self._runtime = tensorrt.Runtime(self._logger)
         if plans.version_compatible:
             self._runtime.engine_host_code_allowed = True  # such plans carry the part of TensorRT that runs them
@@ -89,10 +93,10 @@ class Resources:
                         fix="build it again with this version: lipstream build",
                     )
             rings = {name: name.replace("_out", "") for name in engine.tensors if name.startswith(("k_out.", "v_out."))}
-            if engine.aliases != (rings if self.native else {}):
+            if engine.aliases != (rings if self.in_place else {}):
                 raise PlanError(
                     f"{graph} of {bundle.path} does not write the ring where its recipe says",
-                    expected="in place" if self.native else "into other memory",
+                    expected="in place" if self.in_place else "into other memory",
                     fix="build it again with this version: lipstream build",
                 )
 

@@ -1,4 +1,4 @@
-"""The K/V ring in device memory, written in place by natively lowered engines, double-buffered for the others."""
+"""The K/V ring in device memory, written in place if the engines do that, double-buffered otherwise."""
 
 from __future__ import annotations
 
@@ -22,28 +22,28 @@ class EngineRing:
     A chunk that is started again overwrites what it wrote the first time; everything else is unchanged.
 
     Args:
-        native: rings are [1, H, window T, D], and a pass writes into the one it reads. Otherwise they are
+        in_place: rings are [1, H, window T, D], and a pass writes into the one it reads. Otherwise they are
             [window, T, H, D], and each pass reads one of two and writes the other.
         at: addresses of the parts that `sizes` names.
     """
 
     def __init__(
-        self, manifest: Manifest, engine: Engine, native: bool, kernels: Kernels, at: Mapping[str, int]
+        self, manifest: Manifest, engine: Engine, in_place: bool, kernels: Kernels, at: Mapping[str, int]
     ) -> None:
-        self._geometry, self._native, self._kernels, self._at = manifest.geometry, native, kernels, at
+        self._geometry, self._in_place, self._kernels, self._at = manifest.geometry, in_place, kernels, at
         self._passes = len(manifest.t_list)
         self._dtype = _TYPES[engine.tensors["k.0"].dtype]
         self._begun = -1
         self.start(0)
 
     @staticmethod
-    def sizes(geometry: Geometry, engine: Engine, native: bool) -> dict[str, int]:
+    def sizes(geometry: Geometry, engine: Engine, in_place: bool) -> dict[str, int]:
         """Bytes of the parts of the ring's memory."""
         g = geometry
         frame = g.tokens * g.num_heads * g.head_dim * engine.tensors["k.0"].itemsize
         parts: dict[str, int] = {}
         for i in range(g.num_layers):
-            for side in range(1 if native else 2):
+            for side in range(1 if in_place else 2):
                 parts |= {f"k.{i}.{side}": g.window * frame, f"v.{i}.{side}": g.window * frame}
             parts[f"sink.{i}"] = max(g.sink, 1) * frame
         return parts
@@ -88,14 +88,14 @@ class EngineRing:
             (inputs["turn_cos"], inputs["turn_sin"]),
             keep=self._chunk != self._begun,
             dtype=self._dtype,
-            heads_first=self._native,
+            heads_first=self._in_place,
             stream=int(lane.handle),
         )
         self._begun = self._chunk
 
     def key(self, step: int) -> tuple[int, ...]:
         """Identifies the addresses and shapes of pass `step` of this chunk."""
-        return () if self._native else (self.position.valid, self._side(step))
+        return () if self._in_place else (self.position.valid, self._side(step))
 
     def addresses(self, step: int) -> dict[str, int]:
         """Addresses of the rings that pass `step` of this chunk reads and writes."""
@@ -106,7 +106,7 @@ class EngineRing:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the input rings, if they vary."""
-        if self._native:
+        if self._in_place:
             return {}
         g = self._geometry
         shape = (self.position.valid, g.tokens, g.num_heads, g.head_dim)
@@ -114,4 +114,4 @@ class EngineRing:
 
     def _side(self, step: int) -> int:
         """Index of the buffer that pass `step` of this chunk reads."""
-        return 0 if self._native else (self._chunk * self._passes + step) % 2
+        return 0 if self._in_place else (self._chunk * self._passes + step) % 2

@@ -63,7 +63,7 @@ class Workspace:
                 memories = {key: x for key, x in engine.tensors.items() if key.startswith("memory.")}
                 sizes |= {f"{name}.{key}.{side}": x.bytes for key, x in memories.items()}
         cuda = resources.cuda
-        self.memory = DeviceMemory(cuda, sizes | EngineRing.sizes(g, engines["denoiser"], resources.native))
+        self.memory = DeviceMemory(cuda, sizes | EngineRing.sizes(g, engines["denoiser"], resources.in_place))
         self.inputs = {name: self.memory.at["inputs"] + offset for name, offset in whole.at.items()}
         shapes = {
             "crops": ((g.video_frames, 3, *g.crop_size), np.float32),
@@ -98,7 +98,9 @@ class TensorRTStream(ChunkStream):
         self._codec_side = {"video_encoder": 0, "video_decoder": 0}
         self._pending: list[_Pending] = []
         at = workspace.memory.at
-        self._ring = EngineRing(self._manifest, resources.engines["denoiser"], resources.native, resources.kernels, at)
+        self._ring = EngineRing(
+            self._manifest, resources.engines["denoiser"], resources.in_place, resources.kernels, at
+        )
         with resources.turn:
             encode = resources.encode
             for event in (*workspace.spent, *workspace.shown):  # of the stream that used the memory before
