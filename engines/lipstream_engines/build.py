@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from onnx import ModelProto
 
 from . import lower_attention as attention
 from . import lower_ring as ring
+from .attends import Choice, choose
 from .cache import PlanCache, key_of
 from .lower_attention import lower_attention
-from .lower_ring import load_graph, lower_ring, phases
+from .lower_ring import Attends, load_graph, lower_ring, phases
 from .recipe import Recipe
 from .trt import Parsed, Profile, tensorrt
 
@@ -35,7 +36,12 @@ Progress = Callable[[str, str, int, int], None]
 
 @dataclass(frozen=True)
 class Built:
-    """One plan. Attributes: hit: whether it came from the cache. seconds: duration of its build."""
+    """One plan.
+
+    Attributes:
+        hit: whether it came from the cache. seconds: duration of its build.
+        attention: for a graph that writes its ring in place, how it is limited to the attended frames.
+    """
 
     graph: str
     path: Path
@@ -43,6 +49,7 @@ class Built:
     hit: bool
     seconds: float
     bytes: int
+    attention: Choice | None = None
 
 
 def require_precision(bundle: Bundle, recipe: Recipe) -> None:
@@ -60,7 +67,8 @@ def require_precision(bundle: Bundle, recipe: Recipe) -> None:
 def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
     """Lower the graph and parse it with TensorRT; `errors` of the result lists what the parser does not support."""
     path = bundle.file(f"{graph}.onnx")
-    model = lower_attention(lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring))
+    attends: Attends = "mask" if recipe.attends == "mask" else "length"
+    model = lower_attention(lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring, attends))
     return Parsed(model.SerializeToString(), path, plugin=_has_plugin(model))
 
 
@@ -105,32 +113,52 @@ def _gpu() -> dict[str, Any]:
 def build_plans(bundle: Bundle, recipe: Recipe, cache: PlanCache, progress: Progress) -> list[Built]:
     """Return the plan of every graph, from the cache or built now.
 
+    On a machine with a GPU the denoiser's engine is run, to choose how its attention is limited (`choose`).
+
     A build runs in a separate thread, so that the main thread receives Ctrl-C and SIGTERM; they cancel the build, and
     the function waits until it has stopped.
 
     Raises:
-        ConfigError, EngineBuildError, MissingExtraError, OutputError.
+        BackendError, ConfigError, EngineBuildError, MissingExtraError, OutputError, VerificationError.
     """
     require_precision(bundle, recipe)
     done = []
     for graph in sorted(bundle.manifest.graphs):
-        known = facts(bundle, graph, recipe)
-        timing = f"timing-{key_of({'tensorrt': known['tensorrt'], 'gpu': known['gpu']})[:16]}.bin"
-
-        def build(graph: str = graph, timing: str = timing) -> tuple[memoryview, dict[str, Any]]:
-            start = time.perf_counter()
-            plan, measured = _in_thread(bundle, graph, recipe, cache.read_timing(timing), progress)
-            cache.write_timing(timing, measured)
-            return plan, {"seconds": round(time.perf_counter() - start, 3)}
-
-        def waiting(graph: str = graph) -> None:
-            progress(graph, "another process builds it; waiting", 0, 0)
-
-        key = key_of(known)
-        path, details, hit = cache.get(key, known, build, waiting)
-        done.append(Built(graph, path, key, hit, details["seconds"], path.stat().st_size))
-        progress(graph, "from the cache" if hit else "built", 1, 1)
+        if graph == "denoiser" and recipe.ring != "function":
+            done.append(_build_in_place(bundle, graph, recipe, cache, progress))
+        else:
+            done.append(_build(bundle, graph, recipe, cache, progress))
     return done
+
+
+def _build_in_place(bundle: Bundle, graph: str, recipe: Recipe, cache: PlanCache, progress: Progress) -> Built:
+    built: dict[Attends, Built] = {}
+
+    def build(attends: Attends) -> Path:
+        built[attends] = _build(bundle, graph, replace(recipe, attends=attends), cache, progress)
+        return built[attends].path
+
+    choice = choose(bundle, recipe, build, runs_here=_gpu()["gpu"] is not None)
+    return replace(built[choice.attends], attention=choice)
+
+
+def _build(bundle: Bundle, graph: str, recipe: Recipe, cache: PlanCache, progress: Progress) -> Built:
+    known = facts(bundle, graph, recipe)
+    timing = f"timing-{key_of({'tensorrt': known['tensorrt'], 'gpu': known['gpu']})[:16]}.bin"
+
+    def build() -> tuple[memoryview, dict[str, Any]]:
+        start = time.perf_counter()
+        plan, measured = _in_thread(bundle, graph, recipe, cache.read_timing(timing), progress)
+        cache.write_timing(timing, measured)
+        return plan, {"seconds": round(time.perf_counter() - start, 3)}
+
+    def waiting() -> None:
+        progress(graph, "another process builds it; waiting", 0, 0)
+
+    key = key_of(known)
+    path, details, hit = cache.get(key, known, build, waiting)
+    progress(graph, "from the cache" if hit else "built", 1, 1)
+    return Built(graph, path, key, hit, details["seconds"], path.stat().st_size)
 
 
 def _in_thread(
@@ -173,6 +201,12 @@ def _in_thread(
     return plan, measured
 
 
+def _described(plan: Built) -> dict[str, Any]:
+    """What the manifest says of a plan."""
+    described = {"key": plan.key, "seconds": plan.seconds}
+    return described | ({"attention": asdict(plan.attention)} if plan.attention else {})
+
+
 def write_plans(bundle: Bundle, recipe: Recipe, built: list[Built], out: Path) -> Bundle:
     """Write the bundle `out` with plans instead of graphs, and the source's other files. Raises OutputError."""
     about = facts(bundle, built[0].graph, recipe)
@@ -186,7 +220,7 @@ def write_plans(bundle: Bundle, recipe: Recipe, built: list[Built], out: Path) -
         cuda=about["cuda"],
         gpu=about["gpu"],
         source=key_of({name: file["sha256"] for name, file in files.items()}),
-        graphs={plan.graph: {"key": plan.key, "seconds": plan.seconds} for plan in built},
+        graphs={plan.graph: _described(plan) for plan in built},
     )
     with writing(out, replace(bundle.manifest, plans=plans, files={})) as folder:
         try:

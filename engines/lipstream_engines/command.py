@@ -53,6 +53,9 @@ def describe_build(result: dict[str, Any]) -> str:
     for name, plan in result["plans"].items():
         how = "from the cache" if plan["hit"] else f"built in {plan['seconds']:.1f} s"
         lines.append(f"  {plan['bytes'] / 1e6:>9.1f} MB {name}, {how}")
+        if attention := plan["attention"]:
+            checked = "checked on this GPU" if attention["checked"] else "not checked"
+            lines.append(f"{'':13}its attention is limited by a {attention['attends']}, {checked}")
     return "\n".join(lines)
 
 

@@ -9,6 +9,8 @@ reads
 plugin    as native, but one node, LipStream's own plugin, does what comes between the linear layers of K and V and the
           ring: K's RMSNorm, rotation, heads first, and the write in place.
 
+How many keys the last two attend to is either the attention's own run-time length, or a mask over the whole window.
+
 All are derived from the bundle's graph; ONNX Runtime runs that graph with the function.
 """
 
@@ -26,14 +28,19 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, inliner, numpy_help
 
 Lowering = Literal["native", "plugin", "function"]
 ATTENDED = "attended"
-"""Input of a natively lowered graph: int64 [1], number of attended frames."""
+"""Input of a graph that writes its ring in place: int64 [1], number of attended frames."""
+Attends = Literal["length", "mask"]
 _PAIR = ("QuantizeLinear", "DequantizeLinear")
 TRT = "trt"
 """Domain of the operators that TensorRT's parser adds to ONNX's."""
 
 
-def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering) -> ModelProto:
-    """Return `model` (its weights may be external) without the node KVRingWrite; without that node, unchanged."""
+def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering, attends: Attends = "length") -> ModelProto:
+    """Return `model` (its weights may be external) as TensorRT takes it; without the node KVRingWrite, unchanged.
+
+    Args:
+        attends: how a ring that is written in place is limited to the attended frames.
+    """
     if not any(node.op_type == "KVRingWrite" for node in model.graph.node):
         return model
     if lowering == "function":
@@ -41,13 +48,13 @@ def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering) -> Mod
         return inliner.inline_local_functions(model)
     lowered = ModelProto()
     lowered.CopyFrom(model)
-    (_Plugin if lowering == "plugin" else _Native)(lowered, geometry).run()
+    (_Plugin if lowering == "plugin" else _Native)(lowered, geometry, attends).run()
     return lowered
 
 
 class _Native:
-    def __init__(self, model: ModelProto, geometry: Geometry) -> None:
-        self.model, self.graph, self.g = model, model.graph, geometry
+    def __init__(self, model: ModelProto, geometry: Geometry, attends: Attends) -> None:
+        self.model, self.graph, self.g, self.attends = model, model.graph, geometry, attends
         self.producer: dict[str, NodeProto] = {name: node for node in self.graph.node for name in node.output}
         self.consumers: dict[str, list[NodeProto]] = {}
         for node in self.graph.node:
@@ -73,6 +80,10 @@ class _Native:
         slot, cos_t, sin_t, cos_s, sin_s = writes[0].input[4:9]
         self._node("Mul", [slot, "native.tokens"], "native.index")
         self._node("Mul", [ATTENDED, "native.tokens"], "native.length")
+        if self.attends == "mask":
+            self._constant("native.keys", range(g.window * g.tokens), (1, 1, 1, g.window * g.tokens))
+            self._node("Less", ["native.keys", "native.length"], "native.mask")
+        self.mask, self.length = ("native.mask", "") if self.attends == "mask" else ("", "native.length")
         self._table(cos_t, cos_s, "native.cos")
         self._table(sin_t, sin_s, "native.sin")
         for layer, node in enumerate(writes):
@@ -95,7 +106,7 @@ class _Native:
         if not all(pairs):
             self._node("Mul", [q, "native.scale"], f"native.q.{layer}.scaled")
             self._cast(f"native.q.{layer}.scaled", f"native.q.{layer}", dtype)
-            inputs = [f"native.q.{layer}", *write.output, "", "", "native.length"]
+            inputs = [f"native.q.{layer}", *write.output, self.mask, "", self.length]
             self._node("TRT_Attention", inputs, out, domain=TRT)
             return
         self._cast(q, f"native.q.{layer}", dtype)  # TRT_QuantizedAttention scales itself
@@ -104,7 +115,7 @@ class _Native:
             for x, scale in zip((f"native.q.{layer}", *write.output), filter(None, pairs), strict=True)
         ]
         # Softmax gives at most 1, so 1/448 lets E4M3 reach it.
-        inputs += ["", "native.softmax", "", "native.length"]
+        inputs += [self.mask, "native.softmax", "", self.length]
         self._node("TRT_QuantizedAttention", inputs, out, domain=TRT, normalization_quantize_to_type="fp8")
 
     def _write(self, layer: int, write: NodeProto, dtype: int) -> None:
@@ -203,8 +214,8 @@ class _Native:
         del self.graph.node[:]
         self.graph.node.extend(order)
 
-    def _constant(self, name: str, values: Any) -> None:
-        self.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, [len(values)], values))
+    def _constant(self, name: str, values: Any, shape: tuple[int, ...] | None = None) -> None:
+        self.graph.initializer.append(helper.make_tensor(name, TensorProto.INT64, shape or [len(values)], values))
 
     def _cast(self, x: str, out: str, dtype: int) -> None:
         self._node("Cast", [x], out, to=dtype)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import tomllib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from lipstream.errors import ConfigError
 from lipstream.precision import PRECISIONS
 
-from .lower_ring import Lowering
+from .lower_ring import Attends, Lowering
 
 _PACKAGE = Path(__file__).parent
 FOLDER = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "recipes"
@@ -25,6 +25,8 @@ class Recipe:
         name: of the file. description: one line.
         precision: that the bundle's graphs must have: "bf16", "fp8", "fp32".
         ring: "native", "plugin" or "function": see `lower_ring`.
+        attends: how the attention of a ring in place is limited to the attended frames: "length" or "mask" (see
+            `lower_ring`), or "auto": the first of them whose engine is right on the GPU that builds it.
         optimization_level: of TensorRT's builder, 0 (fast to build) to 5 (searches longest).
         workspace_gib: scratch memory that a kernel may ask for, 0 for all the GPU has.
         version_compatible: plans that later TensorRT versions of this major load, at some loss of speed.
@@ -35,6 +37,7 @@ class Recipe:
     description: str
     precision: str
     ring: Lowering = "native"
+    attends: Literal["auto", "length", "mask"] = "auto"
     optimization_level: int = 3
     workspace_gib: float = 0.0
     version_compatible: bool = False
@@ -48,6 +51,8 @@ class Recipe:
             refuse("precision", f"one of: {', '.join(PRECISIONS)}")
         if self.ring not in get_args(Lowering):
             refuse("ring", f"one of: {', '.join(get_args(Lowering))}")
+        if self.attends not in ("auto", *get_args(Attends)):
+            refuse("attends", f"one of: auto, {', '.join(get_args(Attends))}")
         if type(self.optimization_level) is not int or not 0 <= self.optimization_level <= 5:
             refuse("optimization_level", "a whole number from 0 to 5")
         if isinstance(self.workspace_gib, bool) or not isinstance(self.workspace_gib, int | float):

@@ -52,9 +52,7 @@ def verify(
     for graph in sorted(manifest.graphs):
         progress(graph)
         runner = open_runner(bundle.file(f"{graph}.plan"))
-        for chunk in probe_chunks(manifest, graph):
-            inputs = probe_inputs(manifest, bundle.constants, graph, runner.memories(), chunk)
-            errors |= _errors(bundle, reference, graph, chunk, runner, inputs)
+        errors |= graph_errors(bundle, reference, graph, runner, in_place=manifest.plans.in_place)
     allowed = {name: reference.allowed(name) for name in errors}
     off = [name for name in errors if not errors[name] <= allowed[name]]
     found = {"passed": not off and {*errors} == {*reference.outputs}, "errors": errors, "allowed": allowed}
@@ -71,16 +69,30 @@ def verify(
     return found
 
 
-def _errors(
-    bundle: Bundle, reference: Reference, graph: str, chunk: int, runner: Runner, inputs: Arrays
+def graph_errors(
+    bundle: Bundle, reference: Reference, graph: str, runner: Runner, *, in_place: bool
 ) -> dict[str, float]:
-    """Relative errors of a graph's outputs as in `chunk`; 1 for a ring that was changed where it is not attended."""
-    manifest = bundle.manifest
-    assert manifest.plans
-    if not manifest.plans.in_place or "k.0" not in inputs:
-        return reference.compare(graph, chunk, runner.infer(inputs))
+    """Run one graph's engine on the probe's inputs. Returns the relative error of each output, by "graph/output@chunk".
+
+    Args:
+        bundle: with the manifest and constants of the graph. in_place: whether the engine writes its ring in place.
+    """
+    manifest, errors = bundle.manifest, dict[str, float]()
+    for chunk in probe_chunks(manifest, graph):
+        inputs = probe_inputs(manifest, bundle.constants, graph, runner.memories(), chunk)
+        if in_place and "k.0" in inputs:
+            errors |= _errors_in_place(manifest.geometry, reference, graph, chunk, runner, inputs)
+        else:
+            errors |= reference.compare(graph, chunk, runner.infer(inputs))
+    return errors
+
+
+def _errors_in_place(
+    geometry: Geometry, reference: Reference, graph: str, chunk: int, runner: Runner, inputs: Arrays
+) -> dict[str, float]:
+    """Relative errors as in `chunk`; 1 for a ring that was changed where it is not attended."""
     attended = len(inputs["k.0"])
-    outputs = from_native(runner.infer(to_native(inputs, manifest.geometry)), manifest.geometry)
+    outputs = from_native(runner.infer(to_native(inputs, geometry)), geometry)
     rings = {name for name in outputs if name.startswith(("k_out.", "v_out."))}
     changed = {key(graph, name, chunk): 1.0 for name in rings if not np.all(outputs[name][attended:] == UNREAD)}
     outputs |= {name: outputs[name][:attended] for name in rings}

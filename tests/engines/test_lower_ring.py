@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
 from lipstream.bundle import Bundle
-from lipstream.bundle.golden import probe_inputs, relative_error
+from lipstream.bundle.golden import probe_chunks, probe_inputs, relative_error
 from lipstream.bundle.plans import RINGS
-from lipstream_engines.lower_ring import load_graph, lower_ring, phases
+from lipstream_engines.lower_ring import Attends, Lowering, load_graph, lower_ring, phases
 from lipstream_engines.verify import from_native, to_native
 from lipstream_export.precision.widen import widen
 from onnx import TensorProto, external_data_helper, helper, inliner
@@ -73,6 +73,23 @@ def test_plugin_and_native_lowering_compute_the_same_bits(tiny: dict[str, Bundle
         found[lowering] = run(inliner.inline_local_functions(model), bundle, inputs)
     for name, expected in found["native"].items():
         np.testing.assert_array_equal(found["plugin"][name], expected)
+
+
+@pytest.mark.parametrize("ring", ["native", "plugin"])
+def test_a_mask_limits_the_attention_as_a_length_does(tiny: dict[str, Bundle], ring: Lowering) -> None:
+    bundle = tiny["bf16"]
+    g = bundle.manifest.geometry
+    for chunk in probe_chunks(bundle.manifest, "denoiser"):
+        inputs = to_native(probe_inputs(bundle.manifest, bundle.constants, "denoiser", {}, chunk), g)
+        found = {}
+        for attends in get_args(Attends):
+            model = lower_ring(load_graph(bundle.path / "denoiser.onnx"), g, ring, attends)
+            (attention,) = {(*node.input[3:],) for node in model.graph.node if node.op_type == "TRT_Attention"}
+            assert attention == (("", "", "native.length") if attends == "length" else ("native.mask", "", ""))
+            model.functions.extend(bodies(attends))
+            found[attends] = run(inliner.inline_local_functions(model), bundle, inputs)
+        for name, expected in found["length"].items():
+            assert relative_error(found["mask"][name], expected) < 1e-5
 
 
 def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:

@@ -9,19 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnxruntime
 import pytest
+from engine_stand_ins import (
+    AlwaysTheFirstBlock,
+    Engine,
+    IgnoresTheLength,
+    Imprecise,
+    OneFrameLess,
+    WritesBeyond,
+    session_of,
+)
 from lipstream.bundle import CONSTANTS, Bundle, writing
 from lipstream.bundle.golden import REFERENCE, Reference
 from lipstream.bundle.plans import RINGS, Plans
 from lipstream.errors import ConfigError, VerificationError
-from lipstream_engines.lower_ring import ATTENDED, Lowering, load_graph, lower_ring, phases
+from lipstream_engines.lower_ring import Lowering, phases
 from lipstream_engines.runner import Runner
 from lipstream_engines.verify import verify
-from lipstream_export.precision.widen import widen
-from onnx import external_data_helper, inliner
-from trt_bodies import bodies
 
 Arrays = dict[str, Any]
 
@@ -37,75 +41,11 @@ def with_plans(source: Bundle, ring: Lowering, out: Path) -> Bundle:
     return Bundle.load(out)
 
 
-class Engine:
-    """One lowered graph; `given` and `taken` may change what goes in and comes out."""
-
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
-        self.session = session
-
-    def memories(self) -> dict[str, tuple[int, ...]]:
-        return {x.name: tuple(x.shape) for x in self.session.get_inputs() if x.name.startswith("memory.")}
-
-    def infer(self, inputs: Arrays) -> Arrays:
-        given = self.given(inputs)
-        names = [x.name for x in self.session.get_outputs()]
-        found = self.session.run(names, {x.name: given[x.name] for x in self.session.get_inputs()})
-        return self.taken(dict(zip(names, found, strict=True)))
-
-    def given(self, inputs: Arrays) -> Arrays:
-        return inputs
-
-    def taken(self, outputs: Arrays) -> Arrays:
-        return outputs
-
-
-class Imprecise(Engine):
-    def taken(self, outputs: Arrays) -> Arrays:
-        return outputs | ({"velocity": outputs["velocity"] * 1.02} if "velocity" in outputs else {})
-
-
-class IgnoresTheLength(Engine):
-    """Attends to the whole window, whatever it is told."""
-
-    def given(self, inputs: Arrays) -> Arrays:
-        return inputs | ({ATTENDED: np.array([7], np.int64)} if ATTENDED in inputs else {})
-
-
-class AlwaysTheFirstBlock(Engine):
-    def given(self, inputs: Arrays) -> Arrays:
-        return inputs | ({"slot": np.zeros(1, np.int64)} if "slot" in inputs else {})
-
-
-class WritesBeyond(Engine):
-    """Changes one number of the last slot, which is read in no chunk before the third."""
-
-    def taken(self, outputs: Arrays) -> Arrays:
-        if "v_out.0" in outputs:
-            outputs["v_out.0"][0, 0, -1, 0] = 8191
-        return outputs
-
-
-class OneFrameLess(Engine):
-    def given(self, inputs: Arrays) -> Arrays:
-        return inputs | ({ATTENDED: inputs[ATTENDED] - 1} if ATTENDED in inputs else {})
-
-
 @pytest.fixture(scope="module")
-def sessions(tiny: dict[str, Bundle]) -> dict[tuple[str, str], onnxruntime.InferenceSession]:
-    """Every graph of tiny in bf16, lowered both ways."""
-    source, found = tiny["bf16"], {}
-    for ring in RINGS:
-        for graph in source.manifest.graphs:
-            model = lower_ring(load_graph(source.path / f"{graph}.onnx"), source.manifest.geometry, ring)  # type: ignore[arg-type]
-            if any(node.domain in ("trt", "lipstream") for node in model.graph.node):
-                model.functions.extend(bodies())
-                model = inliner.inline_local_functions(model)
-            external_data_helper.load_external_data_for_model(model, str(source.path))
-            widen(model)
-            found[ring, graph] = onnxruntime.InferenceSession(
-                model.SerializeToString(), providers=["CPUExecutionProvider"]
-            )
-    return found
+def sessions(tiny: dict[str, Bundle]) -> dict[tuple[str, str], Any]:
+    """Every graph of tiny in bf16, lowered each way."""
+    source = tiny["bf16"]
+    return {(ring, graph): session_of(source, graph, ring) for ring in RINGS for graph in source.manifest.graphs}
 
 
 def check(bundle: Bundle, sessions: Any, engine: type[Engine]) -> dict[str, Any]:

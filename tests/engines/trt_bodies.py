@@ -5,8 +5,14 @@ from __future__ import annotations
 import onnx
 
 
-def bodies() -> list[onnx.FunctionProto]:
-    """KVCacheUpdate, attention with key lengths, and the ring's plugin."""
+def bodies(attends: str = "length") -> list[onnx.FunctionProto]:
+    """KVCacheUpdate, attention with key lengths or with a mask, and the ring's plugin."""
+    window = "keys = Slice (k, zero, length, axis) values = Slice (v, zero, length, axis)"
+    seen = "seen = Identity (logits)"
+    if attends == "mask":
+        window = "keys = Identity (k) values = Identity (v)"
+        seen = "never = Constant <value_float = -1e30> () least = CastLike (never, logits) "
+        seen += "seen = Where (mask, logits, least)"
     update = onnx.parser.parse_function("""
         <domain: "trt", opset_import: ["": 23]>
         TRT_KVCacheUpdate (cache, update, index) => (out) {
@@ -20,36 +26,36 @@ def bodies() -> list[onnx.FunctionProto]:
             after = Slice (cache, end, last, axis)
             out = Concat <axis = 2> (before, update, after)
         }""")
-    attention = onnx.parser.parse_function("""
+    attention = """
         <domain: "trt", opset_import: ["": 23]>
         TRT_Attention (q, k, v, mask, query_lengths, length) => (out) {
             zero = Constant <value_ints = [0]> ()
             axis = Constant <value_ints = [2]> ()
-            keys = Slice (k, zero, length, axis)
-            values = Slice (v, zero, length, axis)
+            WINDOW
             turned = Transpose <perm = [0, 1, 3, 2]> (keys)
             logits = MatMul (q, turned)
-            weights = Softmax <axis = -1> (logits)
+            SEEN
+            weights = Softmax <axis = -1> (seen)
             out = MatMul (weights, values)
-        }""")
-    quantised = onnx.parser.parse_function("""
+        }"""
+    quantised = """
         <domain: "trt", opset_import: ["": 23]>
         TRT_QuantizedAttention (q, k, v, mask, scale, query_lengths, length) => (out) {
             zero = Constant <value_ints = [0]> ()
             axis = Constant <value_ints = [2]> ()
-            keys = Slice (k, zero, length, axis)
-            values = Slice (v, zero, length, axis)
+            WINDOW
             turned = Transpose <perm = [0, 1, 3, 2]> (keys)
             size = Shape <start = -1> (q)
             wide = CastLike (size, q)
             root = Sqrt (wide)
             product = MatMul (q, turned)
             logits = Div (product, root)
-            exact = Softmax <axis = -1> (logits)
+            SEEN
+            exact = Softmax <axis = -1> (seen)
             small = QuantizeLinear <output_dtype = 17> (exact, scale)
             weights = DequantizeLinear (small, scale)
             out = MatMul (weights, values)
-        }""")
+        }"""
     # With numbers of type N: float32(k) / rms, rounded to N, times the weight, rotated, rounded to N; heads first.
     plugin = onnx.parser.parse_function("""
         <domain: "lipstream", opset_import: ["": 23]>
@@ -107,4 +113,5 @@ def bodies() -> list[onnx.FunctionProto]:
             v_after = Slice (v_ring, end, far, axis)
             v_out = Concat <axis = 2> (v_before, v_new, v_after)
         }""")
-    return [update, attention, quantised, plugin]
+    attentions = [text.replace("WINDOW", window).replace("SEEN", seen) for text in (attention, quantised)]
+    return [update, *map(onnx.parser.parse_function, attentions), plugin]

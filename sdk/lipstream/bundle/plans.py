@@ -22,7 +22,8 @@ class Plans:
         tensorrt: version of TensorRT that built them. version_compatible: whether later ones of that major run them.
         cuda: newest CUDA of the driver at the build, None without one. gpu: GPU of the build, None without one.
         source: SHA-256 over the files of the bundle that they were built from.
-        graphs: for each graph the `seconds` of its build and, with a GPU, its layers.
+        graphs: for each graph the `key` in the cache and `seconds` of its build; for one that writes its ring in
+            place, how its `attention` is limited to the attended frames, and whether that was checked.
         verified: the last result of `lipstream verify`; None before.
     """
 

@@ -1,0 +1,79 @@
+"""Engines with and without faults. ONNX Runtime takes the place of the GPU: it runs the lowered graphs in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from lipstream.bundle import Bundle
+from lipstream_engines.lower_ring import ATTENDED, load_graph, lower_ring
+from lipstream_export.precision.widen import widen
+from onnx import external_data_helper, inliner
+from trt_bodies import bodies
+
+Arrays = dict[str, Any]
+
+
+def session_of(source: Bundle, graph: str, ring: Any, attends: Any = "length") -> onnxruntime.InferenceSession:
+    """A graph, lowered; TensorRT's operators and the plugin are given bodies."""
+    model = lower_ring(load_graph(source.path / f"{graph}.onnx"), source.manifest.geometry, ring, attends)
+    if any(node.domain in ("trt", "lipstream") for node in model.graph.node):
+        model.functions.extend(bodies(attends))
+        model = inliner.inline_local_functions(model)
+    external_data_helper.load_external_data_for_model(model, str(source.path))
+    widen(model)
+    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+class Engine:
+    """One lowered graph; `given` and `taken` may change what goes in and comes out."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self.session = session
+
+    def memories(self) -> dict[str, tuple[int, ...]]:
+        return {x.name: tuple(x.shape) for x in self.session.get_inputs() if x.name.startswith("memory.")}
+
+    def infer(self, inputs: Arrays) -> Arrays:
+        given = self.given(inputs)
+        names = [x.name for x in self.session.get_outputs()]
+        found = self.session.run(names, {x.name: given[x.name] for x in self.session.get_inputs()})
+        return self.taken(dict(zip(names, found, strict=True)))
+
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs
+
+    def taken(self, outputs: Arrays) -> Arrays:
+        return outputs
+
+
+class Imprecise(Engine):
+    def taken(self, outputs: Arrays) -> Arrays:
+        return outputs | ({"velocity": outputs["velocity"] * 1.02} if "velocity" in outputs else {})
+
+
+class IgnoresTheLength(Engine):
+    """Attends to the whole window, whatever it is told."""
+
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs | ({ATTENDED: np.array([7], np.int64)} if ATTENDED in inputs else {})
+
+
+class AlwaysTheFirstBlock(Engine):
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs | ({"slot": np.zeros(1, np.int64)} if "slot" in inputs else {})
+
+
+class WritesBeyond(Engine):
+    """Changes one number of the last slot, which is read in no chunk before the third."""
+
+    def taken(self, outputs: Arrays) -> Arrays:
+        if "v_out.0" in outputs:
+            outputs["v_out.0"][0, 0, -1, 0] = 8191
+        return outputs
+
+
+class OneFrameLess(Engine):
+    def given(self, inputs: Arrays) -> Arrays:
+        return inputs | ({ATTENDED: inputs[ATTENDED] - 1} if ATTENDED in inputs else {})
