@@ -1,4 +1,4 @@
-"""Time of a chunk on a backend, without video files, faces or compositing, and the number of streams that fit.
+"""Time of a chunk on a backend, and the number of streams that fit; with --whole, everything that a session does.
 
 Every stream runs chunk after chunk in its thread, on random crops and audio of the bundle's sizes: once as fast as
 possible, to measure the total frame rate; once in real time, a chunk every 480 ms, to measure a chunk's time from its
@@ -7,6 +7,11 @@ captured, are excluded. Streams keep up if the 99th percentile of that time is b
 ms, and each gives 25 pictures a second. With --prepared the video is already encoded, as in a prepared reference. With
 --against the pictures are compared with those of another bundle on its default backend (the float32 one from which
 engines were built); --timeline draws the device's activity.
+
+All of that is without video files, faces and compositing. --whole VIDEO measures sessions on that video instead: it is
+decoded, tracked and cropped, a chunk generated and composited, and each frame taken; noise is the sound. It reports the
+time from the first sound to the first frame in the caller's hand, frames a second of all sessions, and what each stage
+costs a frame. Stages of several threads overlap, so they add up to more than the time of a frame.
 """
 
 from __future__ import annotations
@@ -140,7 +145,57 @@ def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:
     return spans
 
 
+def whole(engine: LipSyncEngine, video: Path, streams: int, count: int) -> dict[str, Any]:
+    """Sessions on a video, at once: `count` chunks of each after a warm-up, taken as fast as they come."""
+    frames, rate = engine.manifest.geometry.video_frames, engine.manifest.audio.sample_rate
+    ready = threading.Barrier(streams)
+
+    def one(seed: int) -> tuple[float, float, float, dict[str, float]]:
+        sound = 0.1 * np.random.default_rng(seed).standard_normal(frames * rate // 25, np.float32)
+        taken, first, begun, before = 0, 0.0, 0.0, dict[str, float]()
+        with engine.session(video, seed=seed) as session:
+            at = time.perf_counter()
+            while taken < (WARM_UP + count) * frames:
+                session.push_audio(sound, rate)
+                for _ in session:
+                    first = first or time.perf_counter() - at
+                    taken += 1
+                    if taken == WARM_UP * frames:
+                        ready.wait()
+                        begun, before = time.perf_counter(), session.timings
+            return first, begun, time.perf_counter(), {k: s - before.get(k, 0.0) for k, s in session.timings.items()}
+
+    with ThreadPoolExecutor(streams) as pool:
+        found = list(pool.map(one, range(streams)))
+    seconds = max(end for *_, end, _ in found) - min(begun for _, begun, *_ in found)
+    each = streams * count * frames
+    return {
+        "streams": streams,
+        "first_frame_ms": [1000 * first for first, *_ in found],
+        "fps_of_all": each / seconds,
+        "stage_ms": {name: 1000 * sum(stages[name] for *_, stages in found) / each for name in found[0][-1]},
+    }
+
+
+def run_whole(args: argparse.Namespace) -> bool:
+    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+    engine.warmup()
+    rows = []
+    for streams in args.streams:
+        row = whole(engine, args.whole, streams, args.chunks)
+        rows.append(row)
+        stages = ", ".join(f"{name} {ms:.1f}" for name, ms in row["stage_ms"].items())
+        print(
+            f"{streams} session{'s' * (streams > 1)}: first frame after {max(row['first_frame_ms']):.0f} ms, "
+            f"{row['fps_of_all']:.1f} fps of all; ms of a frame: {stages}"
+        )
+    write(args.json, "stream", args, {"backend": type(engine.backend).__name__, "whole": rows})
+    return True
+
+
 def run(args: argparse.Namespace) -> bool:
+    if args.whole:
+        return run_whole(args)
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
     results: dict[str, Any] = {"backend": type(engine.backend).__name__}
     passed = True
@@ -174,6 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
     options.add_argument("--backend", help="default: the one that the bundle is for")
     options.add_argument("--streams", type=positive, nargs="+", default=[1], help="at once (default 1)")
     options.add_argument("--chunks", type=positive, default=40, help="counted, for each stream (default 40)")
+    options.add_argument("--whole", type=Path, metavar="VIDEO", help="whole sessions, on this video")
     options.add_argument("--prepared", action="store_true", help="latents of the video in place of its crops")
     options.add_argument("--against", metavar="BUNDLE", help="bundle with the expected pictures")
     options.add_argument("--tolerance", type=float, default=0.05, help="relative error of them (default 0.05)")

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import torch
+from lipstream import samples
 from lipstream.cli import main as lipstream
 from lipstream.errors import ConfigError, ParityError
 from lipstream_export.torch_backend import TorchBackend
@@ -53,6 +54,17 @@ def test_recomputing_the_window_gives_what_the_ring_gives(window: int, sink: int
         # Later chunks depend on frames outside the window, so recomputing the window alone must differ.
         late = ring.Stream(student, toy_text(), (window - sink) // 3 + 3)
         assert 1e-5 < ring.relative_error(late.recompute(0), late.ring(0)) < 0.5
+
+
+def test_whole_sessions_are_measured(tmp_path: Path) -> None:
+    result = tmp_path / "stream.json"
+    args = ["--bundle", "tiny", "--whole", str(samples.FACE), "--streams", "2", "--chunks", "2", "--json", str(result)]
+    assert stream.run(stream.build_parser().parse_args(args))
+    (row,) = json.loads(result.read_text())["whole"]
+    assert row["streams"] == len(row["first_frame_ms"]) == 2
+    assert all(0 < first < 60_000 for first in row["first_frame_ms"])
+    assert {"reference", "audio", "denoise", "decode", "composite"} <= {*row["stage_ms"]}
+    assert row["stage_ms"]["composite"] > 0
 
 
 def test_a_ring_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

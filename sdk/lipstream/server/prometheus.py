@@ -15,7 +15,7 @@ _COUNTERS = {
 }
 _SECONDS = {
     "first_frame": "from a segment's first sound to its first frame",
-    "chunk": "to generate a chunk of 12 frames",
+    "chunk": "to generate a chunk of 12 frames, without compositing them",
     "queue": "of audio pending when a chunk begins",
     "interrupt": "from an interrupt until the next chunk may begin",
     "lateness": "by which a frame comes after it was due",

@@ -7,10 +7,11 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,13 @@ class Composited:
     """Frames of a chunk.
 
     Attributes:
-        sources: of the reference. pictures: as they are shown. shares: of the generated mouth in each, 0 to 1.
+        sources: of the reference. pictures: as they are shown, each done when it is composited. shares: of the
+            generated mouth in each, 0 to 1.
         used_chunk: False if no chunk was generated.
     """
 
     sources: list[SourceFrame]
-    pictures: list[Picture]
+    pictures: list[Future[Picture]]
     shares: list[float]
     used_chunk: bool
 
@@ -108,9 +110,12 @@ class ChunkPipeline:
         self._manifest, self._stream, self._reference, self._face = manifest, stream, reference, face
         self._sound, self._seed, self._timed = sound, seed, timed
         self._ahead: _Started | None = None
+        self._compositing: set[Future[Picture]] = set()
 
     def generate(self, place: Place, following: Callable[[], Place | None], shares: Sequence[float]) -> Composited:
         """The frames of the chunk at `place`; before the first face only the unchanged frames before it, and no chunk.
+
+        Returns when the chunk is generated: its frames are then composited, in order, by other threads.
 
         Args:
             following: gives the place of the chunk after it, to be started ahead, or None.
@@ -120,6 +125,7 @@ class ChunkPipeline:
             FaceNotFoundError, MediaTruncatedError, OutputError: of the reference. After any error the stream's state
                 is that of half a chunk, and cannot be used any more.
         """
+        wait([*self._compositing])  # the chunk after this one may be generated into the memory that those crops are in
         started, self._ahead = self._ahead, None
         if started is not None and started.place != place:  # audio or pictures changed since
             started.pending.drop()
@@ -136,9 +142,12 @@ class ChunkPipeline:
         with self._timed("wait"):
             crops = started.pending.crops()
         applied = [0.0 if source.matrix is None else share for source, share in zip(sources, shares, strict=True)]
-        with self._timed("composite"):
-            composited = list((_workers().map if may_overlap() else map)(self._composite, sources, crops, applied))
-        return Composited(sources, composited, applied, used_chunk=True)
+        submit = _workers().submit if may_overlap() else _run
+        pictures = [submit(self._composite, *of) for of in zip(sources, crops, applied, strict=True)]
+        self._compositing.update(pictures)
+        for picture in pictures:
+            picture.add_done_callback(self._compositing.discard)
+        return Composited(sources, pictures, applied, used_chunk=True)
 
     def untouched(self, picture: int) -> Composited:
         """One frame of the reference as it is."""
@@ -149,6 +158,7 @@ class ChunkPipeline:
     def close(self) -> None:
         """Release reference and stream."""
         self._ahead = None
+        wait([*self._compositing])
         self._reference.close()
         self._stream.close()
 
@@ -181,7 +191,8 @@ class ChunkPipeline:
     def _composite(self, source: SourceFrame, crop: Array, share: float) -> Picture:
         if source.matrix is None or not share:
             return source.picture
-        return self._face.composite(source.picture, crop, source.crop, source.matrix, share)
+        with self._timed("composite"):
+            return self._face.composite(source.picture, crop, source.crop, source.matrix, share)
 
     def _noise(self, chunk: int) -> list[Array]:
         """Unit noise [C, c, h, w] for each pass of a chunk: a function of the seed and the chunk alone."""
@@ -192,4 +203,15 @@ class ChunkPipeline:
 
 
 def _unchanged(sources: list[SourceFrame]) -> Composited:
-    return Composited(sources, [source.picture for source in sources], [0.0] * len(sources), used_chunk=False)
+    pictures = [_run(lambda picture: picture, source.picture) for source in sources]
+    return Composited(sources, pictures, [0.0] * len(sources), used_chunk=False)
+
+
+def _run(function: Callable[..., Picture], *arguments: Any) -> Future[Picture]:
+    """Call `function` now, as an executor would later."""
+    done = Future[Picture]()
+    try:
+        done.set_result(function(*arguments))
+    except Exception as error:
+        done.set_exception(error)
+    return done

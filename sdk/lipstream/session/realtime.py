@@ -94,20 +94,18 @@ class RealtimePlayer:
 
     async def _next(self) -> Frame | None:
         """The next frame, once it is generated; None when this is closed."""
-        state, loop, changed = self.session._state, asyncio.get_running_loop(), asyncio.Event()
-        with state.woken(lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)):
-            while True:
-                changed.clear()
-                with state.changed:
-                    frame = state.take()
-                if frame is not None:
-                    return frame
-                finished = self._ahead.finished
-                if self._ahead.error is not None:
-                    raise self._ahead.error
-                if finished or (state.closed and not state.ended_by):
-                    return None
-                await changed.wait()
+        state = self.session._state
+
+        def next_frame() -> tuple[Frame | None] | None:
+            if (frame := state.take()) is not None:
+                return (frame,)
+            if self._ahead.error is not None:
+                raise self._ahead.error
+            over = self._ahead.finished or (state.closed and not state.ended_by)
+            return (None,) if over else None
+
+        (frame,) = await state.when(next_frame)
+        return frame
 
 
 class _GeneratingThread:

@@ -181,7 +181,9 @@ class LipSyncSession:
         """
         self._check_open()
         while True:
-            frame, ready = self._take()
+            with self._state.changed:
+                self._state.changed.wait_for(lambda: not self._state.compositing)
+                frame, ready = self._take()
             if frame is not None:
                 yield frame
             elif not ready or not self._generate():
@@ -191,7 +193,7 @@ class LipSyncSession:
         """As ``for``; generates in a thread of the engine's pool. Cancelling it loses no frame."""
         self._check_open()
         while True:
-            frame, ready = self._take()
+            frame, ready = await self._state.when(lambda: None if self._state.compositing else self._take())
             if frame is not None:
                 yield frame
             elif not ready or not await asyncio.get_running_loop().run_in_executor(self._pool, self._generate):
@@ -214,14 +216,9 @@ class LipSyncSession:
     async def wait_async(self) -> bool:
         """Wait until iterating yields a frame; False once the session is closed. Occupies no thread."""
         self._check_process()
-        state, loop, changed = self._state, asyncio.get_running_loop(), asyncio.Event()
-        with state.woken(lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)):
-            while True:
-                changed.clear()
-                with state.changed:
-                    if state.closed or state.queue or state.ready():
-                        return not state.closed
-                await changed.wait()
+        state = self._state
+        await state.when(lambda: state.closed or state.queue or state.ready() or None)
+        return not state.closed
 
     def close(self) -> None:
         """Release the reference and end all iteration. May be called again.
@@ -261,9 +258,8 @@ class LipSyncSession:
             pass
 
     def _take(self) -> tuple[Frame | None, bool]:
-        """The next frame that is queued, and whether another chunk can be generated."""
-        with self._state.changed:
-            return self._state.take(), self._state.ready()
+        """The next frame that is queued, and whether another chunk can be generated; with the lock held."""
+        return self._state.take(), self._state.ready()
 
     @contextmanager
     def _locked(self) -> Iterator[SessionState]:

@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SessionClosedError
 from ..media import FPS
+from ..media.picture import Picture
 from ..metrics import Metrics
 from .frame import Frame
 from .idle import IdlePolicy
 from .pipeline import Composited
 from .timeline import Place, Timeline
+
+T = TypeVar("T")
+
+
+class QueuedFrame(NamedTuple):
+    """A generated frame. Attributes: frame: with the reference's picture. picture: its own, when it is composited."""
+
+    frame: Frame
+    picture: Future[Picture]
 
 
 class SessionState:
@@ -26,7 +40,7 @@ class SessionState:
     Attributes:
         cut: bytes of a sample whose rest was not pushed yet.
         changed: the lock, notified of every change.
-        queue: frames that were generated, and not taken.
+        queue: frames that were generated, and not taken; the first ones may still be composited.
         taken: number of frames taken, less those that `interrupt` gave back.
         epoch: counts interrupts; what was begun before one is discarded.
         closed: no more frames.
@@ -37,7 +51,7 @@ class SessionState:
         self.changed = threading.Condition()
         self.cut = b""
         self.timeline, self._idle, self._metrics = timeline, idle, metrics
-        self.queue: deque[Frame] = deque()
+        self.queue: deque[QueuedFrame] = deque()
         self.taken = self.epoch = 0
         self.closed = False
         self.ended_by = ""
@@ -49,7 +63,7 @@ class SessionState:
     @property
     def share(self) -> float:
         """Share of the generated mouth in the last frame, queued or taken; negative before a session's first."""
-        return self.queue[-1].generated if self.queue else self._taken_share
+        return self.queue[-1].frame.generated if self.queue else self._taken_share
 
     @contextmanager
     def woken(self, wake: Callable[[], object]) -> Iterator[None]:
@@ -61,6 +75,22 @@ class SessionState:
         finally:
             with self.changed:
                 self._wakers.discard(wake)
+
+    async def when(self, condition: Callable[[], T | None]) -> T:
+        """The value of `condition`, called with the lock held, once it is not None. Occupies no thread."""
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        with self.woken(lambda: loop.is_closed() or loop.call_soon_threadsafe(changed.set)):
+            while True:
+                changed.clear()
+                with self.changed:
+                    if (value := condition()) is not None:
+                        return value
+                await changed.wait()
+
+    @property
+    def compositing(self) -> bool:
+        """Whether the next frame is generated, and not yet composited."""
+        return bool(self.queue) and not self.queue[0].picture.done()
 
     def notify(self) -> None:
         """Wake every thread and task that waits for a change."""
@@ -96,7 +126,7 @@ class SessionState:
         self._idle.reset()
         self.timeline.clear()
         self.timeline.reference_frame -= len(self.queue) + unshown
-        self.queue.clear()
+        self._discard(len(self.queue))
         self.taken -= unshown
         self.notify()
 
@@ -105,14 +135,22 @@ class SessionState:
         self.closed, self.ended_by = True, self.ended_by or by
         self.epoch += 1
         self.timeline.clear()
-        self.queue.clear()
+        self._discard(len(self.queue))
         self.notify()
 
     def take(self) -> Frame | None:
-        """The next frame of the queue; None if it is empty."""
-        if not self.queue:
+        """The next frame of the queue; None if it is empty, or its first frame is still composited.
+
+        Raises what compositing it raised; that ends the session.
+        """
+        if not self.queue or self.compositing:
             return None
-        frame = self.queue.popleft()
+        frame, picture = self.queue.popleft()
+        try:
+            frame = replace(frame, picture=picture.result())
+        except BaseException as error:
+            self.end(by=type(error).__name__)
+            raise
         self.taken += 1
         self._taken_share = frame.generated
         if self._first_sound_at is not None and not frame.idle:
@@ -154,31 +192,43 @@ class SessionState:
                 audio, rate = timeline.silence(index), timeline.rate
             else:
                 audio, rate = segment.of_frame(place.first + i), segment.rate
-            self.queue.append(
-                Frame(
-                    picture=made.pictures[i],
-                    audio=audio,
-                    sample_rate=rate,
-                    pts=index / FPS,
-                    index=index,
-                    bypassed=made.sources[i].matrix is None,
-                    held=made.sources[i].held,
-                    doubt=made.sources[i].doubt,
-                    damaged=made.sources[i].damaged,
-                    segment=timeline.segment,
-                    end_of_segment=segment is not None and segment.ended and place.first + i + 1 == segment.frames,
-                    speaking=self._idle.speaking(audio),
-                    idle=segment is None,
-                    generated=made.shares[i],
-                )
+            frame = Frame(
+                picture=made.sources[i].picture,
+                audio=audio,
+                sample_rate=rate,
+                pts=index / FPS,
+                index=index,
+                bypassed=made.sources[i].matrix is None,
+                held=made.sources[i].held,
+                doubt=made.sources[i].doubt,
+                damaged=made.sources[i].damaged,
+                segment=timeline.segment,
+                end_of_segment=segment is not None and segment.ended and place.first + i + 1 == segment.frames,
+                speaking=self._idle.speaking(audio),
+                idle=segment is None,
+                generated=made.shares[i],
             )
+            self.queue.append(QueuedFrame(frame, made.pictures[i]))
         timeline.advance(place, wanted)
         self._metrics.count("frames", wanted)
         self.notify()
+        for picture in made.pictures[:wanted]:
+            picture.add_done_callback(self._composited)
+        for picture in made.pictures[wanted:]:
+            picture.cancel()
+
+    def _composited(self, picture: Future[Picture]) -> None:
+        with self.changed:
+            self.notify()
+
+    def _discard(self, count: int) -> None:
+        """Drop the last `count` frames of the queue."""
+        for _ in range(count):
+            self.queue.pop().picture.cancel()
 
     def _replace_idle(self) -> None:
         """Drop idle frames from the end of the queue once there is audio to speak."""
-        if self.queue and self.queue[-1].idle and self.timeline.next() is not None:
-            while self.queue and self.queue[-1].idle:
-                self.queue.pop()
+        if self.queue and self.queue[-1].frame.idle and self.timeline.next() is not None:
+            while self.queue and self.queue[-1].frame.idle:
+                self._discard(1)
                 self.timeline.reference_frame -= 1
