@@ -48,8 +48,10 @@ class Passes:
             self._latent = torch.randn(channels, c, *config.latent_size)
             self._condition = torch.randn(config.in_channels - channels, c, *config.latent_size)
             self._audio = torch.randn(config.temporal * c, config.audio_dim)
-            self._text_kv = self._student.text_kv(torch.randn(1, config.text_len, config.text_dim))
-            self._times, self._modulations = self._student.time(torch.tensor(config.t_list, dtype=torch.float64))
+            text_kv = self._student.text_kv(torch.randn(1, config.text_len, config.text_dim))
+            self._text_kv = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in text_kv]
+            times = self._student.time(torch.tensor(config.t_list, dtype=torch.float64))
+            self._modulations = self._student.modulation(*times)
         self._ring = KVRing(config, dtype=dtype, device=str(device))
         self._window = WindowCache(config, device) if structure == "upstream" else None
         blocks = self._ring.geometry.rolling // c
@@ -70,8 +72,8 @@ class Passes:
         chunk = self._latent, self._condition, self._audio
         modulation = self._modulations[step]
         attend = self._window or self._over_ring()
-        if step < len(self._times) - 1:
-            return self._student.denoise(*chunk, self._times[step], modulation, self._text_kv, attend)
+        if step < len(self._modulations) - 1:
+            return self._student.denoise(*chunk, modulation, self._text_kv, attend)
         if isinstance(attend, WindowCache):
             self._student.context(*chunk, modulation, self._text_kv, attend.context, attend.leave)
         else:

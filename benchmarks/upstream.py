@@ -87,9 +87,9 @@ class UpstreamSteps:
 
     @torch.inference_mode()
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
-        time, modulation = self._constants[f"time.{step}"], self._constants[f"modulation.{step}"]
+        modulation = self._constants[f"modulation.{step}"]
         chunk = (torch.from_numpy(x) for x in (latent, condition, audio))
-        velocity: Array = self._student.denoise(*chunk, time, modulation, self._text, self._cache).numpy()
+        velocity: Array = self._student.denoise(*chunk, modulation, self._text, self._cache).numpy()
         return velocity
 
     @torch.inference_mode()

@@ -50,11 +50,11 @@ class RingPass(nn.Module):
     """One pass as a function of tensors. All passes of a chunk run it; the context pass ignores the velocity.
 
     Inputs, in order (c = chunk frames, A = audio features, D = head dimension, F = attended frames):
-        latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [4 c, A], time [dim], modulation [6, dim],
+        latent [C, c, h, w], condition [3 C + 1, c, h, w], audio [4 c, A], modulation [6 L + 2, dim],
         rope_cos and rope_sin [c, time pairs], slot int64 [1],
-        text_k.i and text_v.i [rows, H, D] of each layer, k.i and v.i [F, T, H, D] of each layer.
+        text_k.i and text_v.i [H, rows, D] of each layer, k.i and v.i [F, T, H, D] of each layer.
     K, V and the text are in the type of the products, `slot` is int64, all else is float32.
-    Outputs: velocity [C, c, h, w], k_out.i and v_out.i of each layer. Only the velocity depends on `time`.
+    Outputs: velocity [C, c, h, w], k_out.i and v_out.i of each layer.
     """
 
     spatial_cos: Tensor
@@ -69,7 +69,7 @@ class RingPass(nn.Module):
 
     @property
     def input_names(self) -> list[str]:
-        fixed = ["latent", "condition", "audio", "time", "modulation", "rope_cos", "rope_sin", "slot"]
+        fixed = ["latent", "condition", "audio", "modulation", "rope_cos", "rope_sin", "slot"]
         return fixed + self._per_layer("text_k", "text_v") + self._per_layer("k", "v")
 
     @property
@@ -88,12 +88,11 @@ class RingPass(nn.Module):
             "latent": (c.latent_channels, c.chunk_frames, *c.latent_size),
             "condition": (c.in_channels - c.latent_channels, c.chunk_frames, *c.latent_size),
             "audio": (c.temporal * c.chunk_frames, c.audio_dim),
-            "time": (c.dim,),
-            "modulation": (6, c.dim),
+            "modulation": (6 * c.num_layers + 2, c.dim),
             "rope_cos": (c.chunk_frames, axis_pairs(c.head_dim)[0]),
             "rope_sin": (c.chunk_frames, axis_pairs(c.head_dim)[0]),
-            "text_k": (c.text_len, c.num_heads, c.head_dim),
-            "text_v": (c.text_len, c.num_heads, c.head_dim),
+            "text_k": (c.num_heads, c.text_len, c.head_dim),
+            "text_v": (c.num_heads, c.text_len, c.head_dim),
             "k": ring,
             "v": ring,
         }
@@ -123,7 +122,7 @@ class RingPass(nn.Module):
         cos, sin = join_tables(x["rope_cos"], self.spatial_cos), join_tables(x["rope_sin"], self.spatial_sin)
         attend = RingAttention(write, cos, sin, self.student)
         chunk = x["latent"], x["condition"], x["audio"]
-        return self.student.denoise(*chunk, x["time"], x["modulation"], text_kv, attend).float(), *written
+        return self.student.denoise(*chunk, x["modulation"], text_kv, attend).float(), *written
 
 
 def dynamic_shapes(module: RingPass, config: StudentConfig) -> tuple[dict[int, object], ...]:

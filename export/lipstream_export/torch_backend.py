@@ -72,7 +72,6 @@ class TorchSteps:
         constants = self._constants
         velocity = self._student.denoise(
             *self._tensors(latent, condition, audio),
-            constants[f"time.{step}"],
             constants[f"modulation.{step}"],
             self._text,
             self._attention(),

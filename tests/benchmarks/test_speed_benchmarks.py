@@ -60,7 +60,7 @@ def test_whole_sessions_are_measured(tmp_path: Path) -> None:
     result = tmp_path / "stream.json"
     args = ["--bundle", "tiny", "--whole", str(samples.FACE), "--streams", "2", "--chunks", "2", "--json", str(result)]
     assert stream.run(stream.build_parser().parse_args(args))
-    (row,) = json.loads(result.read_text())["whole"]
+    (row,) = json.loads(result.read_text())["results"]["whole"]
     assert row["streams"] == len(row["first_frame_ms"]) == 2
     assert all(0 < first < 60_000 for first in row["first_frame_ms"])
     assert {"reference", "audio", "denoise", "decode", "composite"} <= {*row["stage_ms"]}

@@ -54,9 +54,8 @@ def student(size: str, precision: str, layers: int) -> StudentParts:
         if not isinstance(module, Linear | Conv3d):
             for name, parameter in [*module.named_parameters(recurse=False)]:
                 setattr(module, name, torch.nn.Parameter(parameter.float(), requires_grad=False))
-    shared = {f"time.{i}": torch.zeros(config.dim) for i in range(2)}
-    shared |= {f"modulation.{i}": torch.zeros(6, config.dim) for i in range(3)}
-    heads = (config.text_len, config.num_heads, config.head_dim)
+    shared = {f"modulation.{i}": torch.zeros(6 * config.num_layers + 2, config.dim) for i in range(3)}
+    heads = (config.num_heads, config.text_len, config.head_dim)
     shared |= {f"text_{kind}.{i}": torch.zeros(heads) for kind in "kv" for i in range(config.num_layers)}
     if precision == "fp8":
         student = quantise(student, dict.fromkeys(linear_layers(student), 8.0))

@@ -62,14 +62,13 @@ def test_names_and_shapes_of_a_pass(complete: Exported) -> None:
     model = graph(complete, "denoiser").graph
     inputs = {value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim] for value in model.input}
     pairs, frame = c.head_dim // 2 - 2 * (c.head_dim // 6), [c.tokens, c.num_heads, c.head_dim]
-    per_layer = {f"text_{x}.{i}": [c.text_len, *frame[1:]] for i in range(4) for x in "kv"}
+    per_layer = {f"text_{x}.{i}": [c.num_heads, c.text_len, c.head_dim] for i in range(4) for x in "kv"}
     per_layer |= {f"{x}.{i}": [0, *frame] for i in range(4) for x in "kv"}
     assert inputs == {
         "latent": [4, 3, *c.latent_size],
         "condition": [13, 3, *c.latent_size],
         "audio": [12, c.audio_dim],
-        "time": [c.dim],
-        "modulation": [6, c.dim],
+        "modulation": [6 * c.num_layers + 2, c.dim],
         "rope_cos": [3, pairs],
         "rope_sin": [3, pairs],
         "slot": [1],
@@ -164,12 +163,13 @@ def test_constants_are_those_of_the_student(complete: Exported) -> None:
     assert text is not None
     found = complete.bundle.constants
     for i, t in enumerate(complete.config.t_list):
-        t_emb, modulation = student.time(torch.tensor(t, dtype=torch.float64))
-        np.testing.assert_allclose(found[f"time.{i}"], t_emb.numpy(), atol=1e-5)
-        np.testing.assert_allclose(found[f"modulation.{i}"], modulation.numpy(), atol=1e-5)
+        t_emb, e = student.time(torch.tensor(t, dtype=torch.float64))
+        rows = [row for block in student.layers for row in block.modulation[0] + e]
+        rows += [*(student.head.modulation[0] + t_emb)]
+        np.testing.assert_allclose(found[f"modulation.{i}"], torch.stack(rows).numpy(), atol=1e-5)
     for i, (k, v) in enumerate(student.text_kv(text[None])):
-        np.testing.assert_allclose(found[f"text_k.{i}"], k[0].numpy(), atol=1e-5)
-        np.testing.assert_allclose(found[f"text_v.{i}"], v[0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[f"text_k.{i}"], k[0].transpose(0, 1).numpy(), atol=1e-5)
+        np.testing.assert_allclose(found[f"text_v.{i}"], v[0].transpose(0, 1).numpy(), atol=1e-5)
     assert found["mask.pixel"].shape == complete.bundle.manifest.geometry.crop_size
 
 

@@ -66,19 +66,19 @@ def test_a_rollout_is_what_the_stream_generates() -> None:
     made = roll_out(model, batch, text_kv(model, 2), lambda like: next(supply))
     for row in range(2):
         ring = KVRing(CONFIG)
-        kv = text_kv(model, 1)
+        kv = [(k.transpose(1, 2), v.transpose(1, 2)) for k, v in text_kv(model, 1)]
         for chunk in range(CHUNKS):
             now = slice(3 * chunk, 3 * chunk + 3)
             condition, audio = batch.condition[row, :, now], batch.audio[row, 12 * chunk : 12 * chunk + 12]
             attend = streaming(model, ring, chunk)
             x = noise[row, :, now] * CONFIG.t_list[0]
             for step, t in enumerate(CONFIG.t_list[:-1]):
-                t_emb, e = model.time(torch.tensor(t))
-                x0 = predict_x0(x, model.denoise(x, condition, audio, t_emb, e, kv, attend), t)
+                modulation = model.modulation(*model.time(torch.tensor([t])))[0]
+                x0 = predict_x0(x, model.denoise(x, condition, audio, modulation, kv, attend), t)
                 if step == 0:
                     x = add_noise(x0, fresh[chunk][row], CONFIG.t_list[1])
-            _, e = model.time(torch.tensor(0.0))
-            model.context(x0, condition, audio, e, kv, attend, attend.leave)
+            modulation = model.modulation(*model.time(torch.zeros(1)))[0]
+            model.context(x0, condition, audio, modulation, kv, attend, attend.leave)
             torch.testing.assert_close(made[row, :, now], x0, rtol=1e-4, atol=1e-5)
 
 

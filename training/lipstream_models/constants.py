@@ -13,12 +13,12 @@ from .dit import CausalDiT
 
 _M = TypeVar("_M", bound=nn.Module)
 
-FOLDED = re.compile(r"time_embedding|time_projection|text_embedding|blocks\.\d+\.cross_attn\.(k|v|norm_k)\.")
+FOLDED = re.compile(r"time_embedding|time_projection|text_embedding|modulation|blocks\.\d+\.cross_attn\.(k|v|norm_k)\.")
 """Names of the student's weights that act only through `stream_constants`, and so are in no graph."""
 
 
 def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
-    """`time.i` [dim] and `modulation.i` [6, dim] of each time; `text_k.l`, `text_v.l` [text_len, H, D] of each layer.
+    """`modulation.i` [6 L + 2, dim] of each time; `text_k.l`, `text_v.l` [H, text_len, D] of each layer.
 
     Computed in float32, one layer at a time, whatever the weights' type.
 
@@ -29,12 +29,11 @@ def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
         t_emb = _in_float32(student.time_embedding)(
             student.time_features(torch.tensor(student.config.t_list, dtype=torch.float64)).float()
         )
-        modulation = torch.unflatten(_in_float32(student.time_projection)(t_emb), -1, (6, -1))
-        constants = {f"time.{i}": x for i, x in enumerate(t_emb)}
-        constants |= {f"modulation.{i}": x for i, x in enumerate(modulation)}
+        e = torch.unflatten(_in_float32(student.time_projection)(t_emb), -1, (6, -1))
+        constants = {f"modulation.{i}": x for i, x in enumerate(student.modulation(t_emb, e))}
         context = _in_float32(student.text_embedding)(text[None].float())
         for i, block in enumerate(student.layers):
-            k, v = _in_float32(block.cross_attn).key_value(context)
+            k, v = (x.transpose(1, 2) for x in _in_float32(block.cross_attn).key_value(context))
             constants |= {f"text_k.{i}": k[0], f"text_v.{i}": v[0]}
     return constants
 

@@ -7,7 +7,7 @@ The same weights run in two ways:
 * `CausalDiT.denoise` and `CausalDiT.context`: one pass over one chunk of a stream with the K/V ring (inference; these
   are exported).
 
-What is constant over a stream is computed separately: `time` of the three times, `text_kv` of the prompt.
+What is constant over a stream is computed separately: `modulation` of the three times, `text_kv` of the prompt.
 Module and parameter names are those of the published checkpoint.
 """
 
@@ -45,7 +45,12 @@ class RMSNorm(nn.Module):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Scaled dot-product attention over [B, N, H, D] tensors, in v's type; `mask` bool [N, M], True = attend."""
-    q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))
+    return attention_heads_first(q, k.transpose(1, 2), v.transpose(1, 2), mask)
+
+
+def attention_heads_first(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """As `attention`, with k and v [B, H, M, D]."""
+    q, k = q.to(v.dtype).transpose(1, 2), k.to(v.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
@@ -93,7 +98,7 @@ class Block(nn.Module):
         self.ffn = nn.Sequential(Linear(dim, config.ffn_dim), nn.GELU(approximate="tanh"), Linear(config.ffn_dim, dim))
 
     def text_kv(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """Embedded prompt [B, rows, dim] -> K and V of the cross-attention."""
+        """Embedded prompt [B, rows, dim] -> K and V of the cross-attention, [B, rows, H, D]."""
         return self.cross_attn.key_value(context)
 
     def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
@@ -108,13 +113,24 @@ class Block(nn.Module):
         self, x: Tensor, e: Tensor, text_kv: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
     ) -> Tensor:
         """x [B, F, T, dim], e [B, F, 6, dim], text K and V [B, rows, H, D] -> [B, F, T, dim]."""
+        k, v = text_kv
+        return self.modulated(x, self.modulate(e), (k.transpose(1, 2), v.transpose(1, 2)), attend)
+
+    def modulated(
+        self,
+        x: Tensor,
+        modulation: Sequence[Tensor],
+        text_kv: tuple[Tensor, Tensor],
+        attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        """`forward`, with the six tensors of `modulate`, and text K and V [B, H, rows, D]."""
         frames = x.shape[1]
-        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = self.modulate(e)
+        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = modulation
         h = self.self_attention_input(x, shift_sa, scale_sa)
         y = self.self_attn.output(attend(self.self_attn.query(h), *self.self_attn.key_value(h)))
         x = x + torch.unflatten(y, 1, (frames, -1)) * gate_sa
         h = self.norm3(x).flatten(1, 2)
-        y = self.cross_attn.output(attention(self.cross_attn.query(h), *text_kv))
+        y = self.cross_attn.output(attention_heads_first(self.cross_attn.query(h), *text_kv))
         x = x + torch.unflatten(y, 1, (frames, -1))
         return cast(Tensor, x + self.ffn(modulated(self.norm2, x, shift_ff, scale_ff)) * gate_ff)
 
@@ -129,7 +145,10 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """x [B, F, T, dim], t_emb [B, F, dim] -> [B, F, T, patch * channels]."""
-        shift, scale = (self.modulation + t_emb.unsqueeze(2)).chunk(2, dim=2)
+        return self.modulated(x, *(self.modulation + t_emb.unsqueeze(2)).chunk(2, dim=2))
+
+    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+        """`forward`, with shift and scale computed."""
         return cast(Tensor, self.head(modulated(self.norm, x, shift, scale)))
 
 
@@ -178,6 +197,13 @@ class CausalDiT(nn.Module):
         t_emb = self.time_embedding(self.time_features(t).to(self.patch_embedding.weight.dtype))
         return t_emb, torch.unflatten(self.time_projection(t_emb), -1, (6, -1))
 
+    def modulation(self, t_emb: Tensor, e: Tensor) -> Tensor:
+        """t_emb [B, dim] and e [B, 6, dim] of `time` -> all that depends on time, [B, 6 L + 2, dim].
+
+        Shift, scale, gate of self-attention, then of the feed-forward, of each block; shift and scale of the head.
+        """
+        return torch.cat([*(block.modulation + e for block in self.layers), self.head.modulation + t_emb[:, None]], 1)
+
     def time_features(self, t: Tensor) -> Tensor:
         """Times `t` (any shape, in [0, 1]) -> cosines and sines [..., freq_dim], float64."""
         half = self.config.freq_dim // 2
@@ -209,27 +235,11 @@ class CausalDiT(nn.Module):
         x = x.reshape(batch, frames, rows, columns, ph, pw, -1)
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, rows * ph, columns * pw)
 
-    def _run(
-        self,
-        x: Tensor,
-        e: Tensor,
-        audio: Tensor,
-        text_kv: Sequence[tuple[Tensor, Tensor]],
-        attend: Attend,
-        leave: Callable[[int, Tensor, Tensor], object] | None = None,
-    ) -> Tensor:
-        """Run all blocks, the residual in e's type; with `leave`, the last one only calls it: (layer, K, V)."""
-        x, added = x.to(e.dtype), self.audio(audio)
-        for i, block in enumerate(self.layers):
-            if i in added:
-                x = added[i] + x
-            if leave and i == len(self.blocks) - 1:
-                shift, scale = block.modulate(e)[:2]
-                leave(i, *block.self_attn.key_value(block.self_attention_input(x, shift, scale)))
-            elif self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, e, text_kv[i], partial(attend, i), use_reentrant=False)
-            else:
-                x = block(x, e, text_kv[i], partial(attend, i))
+    def _run(self, x: Tensor, audio: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
+        """Run all blocks on tokens `x`, in the residual's type, with `run`: (layer, tokens) -> tokens."""
+        added = self.audio(audio)
+        for i in range(len(self.blocks)):
+            x = run(i, added[i] + x if i in added else x)
         return x
 
     def forward(
@@ -252,7 +262,13 @@ class CausalDiT(nn.Module):
             attend: self-attention over the clip, `ClipAttention`.
         """
         t_emb, e = self.time(t)
-        x = self._run(self.embed(latent, condition), e, audio, text_kv, attend)
+
+        def run(i: int, x: Tensor) -> Tensor:
+            given = self.blocks[i], x, e, text_kv[i], partial(attend, i)
+            again = self.checkpointing and torch.is_grad_enabled()
+            return cast(Tensor, checkpoint(*given, use_reentrant=False) if again else given[0](*given[1:]))
+
+        x = self._run(self.embed(latent, condition).to(e.dtype), audio, run)
         return self.unpatchify(self.head(x, t_emb))
 
     def denoise(
@@ -260,7 +276,6 @@ class CausalDiT(nn.Module):
         latent: Tensor,
         condition: Tensor,
         audio: Tensor,
-        t_emb: Tensor,
         modulation: Tensor,
         text_kv: Sequence[tuple[Tensor, Tensor]],
         attend: Attend,
@@ -269,11 +284,15 @@ class CausalDiT(nn.Module):
 
         Args:
             latent: [C, F, h, w]. condition: [3 C + 1, F, h, w]. audio: [4 F, audio_dim].
-            t_emb: [dim], and modulation: [6, dim], of the pass (`time`).
+            modulation: [6 L + 2, dim] of the pass (`modulation`). text_kv: of each layer, [1, H, rows, D].
         """
-        x = self.embed(latent[None], condition[None])
-        x = self._run(x, modulation[None, None], audio[None], text_kv, attend)
-        return self.unpatchify(self.head(x, t_emb[None, None]))[0]
+        rows = modulation.chunk(len(modulation))
+
+        def run(i: int, x: Tensor) -> Tensor:
+            return self.layers[i].modulated(x, rows[6 * i : 6 * i + 6], text_kv[i], partial(attend, i))
+
+        x = self._run(self._tokens(latent, condition, modulation), audio[None], run)
+        return self.unpatchify(self.head.modulated(x, *rows[-2:]))[0]
 
     def context(
         self,
@@ -286,5 +305,17 @@ class CausalDiT(nn.Module):
         leave: Callable[[int, Tensor, Tensor], object],
     ) -> None:
         """Context pass: at t = 0 over a clean chunk, to write its K and V; `leave` gets those of the last layer."""
-        x = self.embed(latent[None], condition[None])
-        self._run(x, modulation[None, None], audio[None], text_kv, attend, leave)
+        rows = modulation.chunk(len(modulation))
+
+        def run(i: int, x: Tensor) -> Tensor:
+            block, own = self.layers[i], rows[6 * i : 6 * i + 6]
+            if i < len(self.blocks) - 1:
+                return block.modulated(x, own, text_kv[i], partial(attend, i))
+            leave(i, *block.self_attn.key_value(block.self_attention_input(x, *own[:2])))
+            return x
+
+        self._run(self._tokens(latent, condition, modulation), audio[None], run)
+
+    def _tokens(self, latent: Tensor, condition: Tensor, modulation: Tensor) -> Tensor:
+        """Tokens of one chunk, [1, F, T, dim], in the residual's type."""
+        return self.embed(latent[None], condition[None]).to(modulation.dtype)

@@ -159,7 +159,6 @@ class OnnxRuntimeSteps:
             "latent": latent,
             "condition": condition,
             "audio": audio,
-            "time": self._constants[f"time.{min(step, self._steps - 1)}"],  # only the velocity depends on it
             "modulation": self._constants[f"modulation.{step}"],
             "rope_cos": ring.cos,
             "rope_sin": ring.sin,

@@ -133,12 +133,11 @@ class DeviceSteps:
 
     def denoise(self, latent: Array, condition: Array, audio: Array, step: int) -> Array:
         inputs = {"latent": latent, "condition": condition, "audio": audio}
-        return self._call("denoiser", inputs, "velocity", {"time": f"time.{step}", "modulation": f"modulation.{step}"})
+        return self._call("denoiser", inputs, "velocity", {"modulation": f"modulation.{step}"})
 
     def context(self, latent: Array, condition: Array, audio: Array) -> None:
         inputs = {"latent": latent, "condition": condition, "audio": audio}
-        # Only the velocity, which is not wanted, depends on the time.
-        self._call("denoiser", inputs, "", {"time": "time.0", "modulation": f"modulation.{self._steps}"})
+        self._call("denoiser", inputs, "", {"modulation": f"modulation.{self._steps}"})
 
     def _memories(self, graph: ort.InferenceSession) -> list[dict[str, ort.OrtValue]]:
         """Two sets of buffers: the graph reads one and writes the other."""

@@ -77,7 +77,6 @@ def probe_inputs(
         "slot": np.full(1, position.slot, np.int64),
         "rope_cos": cos,
         "rope_sin": sin,
-        "time": constants.get("time.0"),
         "modulation": constants.get("modulation.0"),
         "mask": constants.get("mask.pixel"),
     }

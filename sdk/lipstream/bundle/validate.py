@@ -120,10 +120,9 @@ def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -
         wanted["mask.latent"] = g.latent_size
     if "denoiser" in graphs:
         steps = len(manifest.t_list)
-        wanted |= {f"time.{i}": (dim,) for i in range(steps - 1)}
-        wanted |= {f"modulation.{i}": (6, dim) for i in range(steps)}
-        heads = (None, g.num_heads, g.head_dim)
-        wanted |= {f"text_{kind}.{i}": heads for kind in "kv" for i in range(g.num_layers)}
+        wanted |= {f"modulation.{i}": (6 * g.num_layers + 2, dim) for i in range(steps)}
+        prompt = (g.num_heads, None, g.head_dim)
+        wanted |= {f"text_{kind}.{i}": prompt for kind in "kv" for i in range(g.num_layers)}
     for name, shape in wanted.items():
         if name not in constants:
             raise ValueError(f"the constant {name} is missing")
@@ -159,7 +158,7 @@ _NEEDED = {
     "audio_encoder": {"samples"},
     "video_encoder": {"frames", "mask"},
     "video_decoder": {"latent"},
-    "denoiser": {"latent", "condition", "audio", "time", "modulation", "slot"},
+    "denoiser": {"latent", "condition", "audio", "modulation", "slot"},
 }
 Signature = dict[str, tuple[int, Shape]]
 
@@ -194,12 +193,11 @@ def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
         "latent": latent,
         "condition": (FLOAT, (3 * channels + 1, c, rows, columns)),
         "audio": features,
-        "time": (FLOAT, (dim,)),
-        "modulation": (FLOAT, (6, dim)),
+        "modulation": (FLOAT, (6 * g.num_layers + 2, dim)),
         "rope_cos": (FLOAT, (c, pairs)),
         "rope_sin": (FLOAT, (c, pairs)),
         "slot": (INT64, (1,)),
-        **{f"text_{kind}.{i}": (product, (None, *heads)) for kind in "kv" for i in layers},
+        **{f"text_{kind}.{i}": (product, (g.num_heads, None, g.head_dim)) for kind in "kv" for i in layers},
         **{f"{kind}.{i}": ring for kind in "kv" for i in layers},
     }
     return inputs, {"velocity": latent, **{f"{kind}_out.{i}": ring for kind in "kv" for i in layers}}

@@ -266,7 +266,6 @@ class TensorRTStream(ChunkStream):
                 "condition": at["condition"],
                 "audio": at[f"audio.{side}"],
                 "velocity": at["velocity"],
-                "time": constants[f"time.{min(step, self._steps - 1)}"],  # only the velocity depends on it
                 "modulation": constants[f"modulation.{step}"],
                 **{name: address for name, address in constants.items() if name.startswith("text_")},
                 **work.inputs,
