@@ -67,10 +67,10 @@ cudaError_t keep(const RingLayer* layers, size_t count, const SinkMove& bytes, u
   constexpr int64_t kSize = sizeof(Word);
   const SinkMove move{bytes.size / kSize,      bytes.ring_step / kSize, bytes.base_step / kSize,
                       bytes.ring_from / kSize, bytes.ring_to / kSize,   bytes.base_to / kSize};
-  const auto blocks = static_cast<unsigned>(ceiling(move.size, kThreads * kTurns));
+  const int64_t block = std::min(kThreads, ceiling(move.size, kTurns));
+  const auto blocks = static_cast<unsigned>(ceiling(move.size, block * kTurns));
   return for_layers(layers, count, [&](const RingLayers& some, unsigned of_these) {
-    return launch(ring_keep_kernel<Word>, dim3(blocks, groups, of_these), static_cast<unsigned>(kThreads), 0, stream, some,
-                  move);
+    return launch(ring_keep_kernel<Word>, dim3(blocks, groups, of_these), static_cast<unsigned>(block), 0, stream, some, move);
   });
 }
 
