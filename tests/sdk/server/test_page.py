@@ -227,7 +227,9 @@ def test_a_hidden_page_decodes_and_keeps_nothing(served: Served) -> None:
             before = await tab.run("lipstream.received")
             await tab.until(f"lipstream.received > {before} + 100")
             assert await tab.run("open_images") <= 12
-            assert await tab.run("pictures.length") < 60  # of the 100: those due later, and half a second of earlier ones
+            assert (
+                await tab.run("pictures.length") < 60
+            )  # of the 100: those due later, and half a second of earlier ones
             shown = await tab.run("lipstream.shown")
             await tab.run("window.requestAnimationFrame = before; later()")
             await tab.until(f"lipstream.shown > {shown} + 25")
