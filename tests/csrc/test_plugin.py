@@ -26,7 +26,7 @@ TYPES: dict[str, Any] = {
     "int64": np.int64,
     "int32": np.int32,
 }
-NAMES = "k_ring v_ring k v k_weight slot cos_t sin_t cos_s sin_s k_scale v_scale".split()
+NAMES = ["k_ring", "v_ring", "k", "v", "k_weight", "slot", "cos_t", "sin_t", "cos_s", "sin_s", "k_scale", "v_scale"]
 Array = NDArray[Any]
 
 
