@@ -13,6 +13,7 @@
 
 #include "arguments.h"
 #include "lipstream/composite.h"
+#include "lipstream/e4m3.h"
 #include "lipstream/ring_call.h"
 #include "lipstream/ring_cpu.h"
 
@@ -209,49 +210,6 @@ void ring_anchor(const py::object& k_ring_, const py::object& sink_base_, int64_
   });
 }
 
-// The arrays of an FP8 ring [F, T, H, D] and [F, T, H].
-E4M3Ring e4m3_ring(const py::array& codes, const py::array& scales) {
-  if (!py::isinstance<py::array_t<uint8_t>>(codes) || !py::isinstance<py::array_t<float>>(scales)) {
-    throw py::type_error("an FP8 ring is " + str(codes.dtype()) + " and " + str(scales.dtype()) +
-                         ", expected codes in uint8 and scales in float32");
-  }
-  return {data<uint8_t>(codes), data<float>(scales)};
-}
-
-void ring_write_e4m3(const py::object& k_codes_, const py::object& k_scales_, const py::object& v_codes_,
-                     const py::object& v_scales_, const py::object& k_, const py::object& v_, int64_t slot,
-                     const py::object& cos_t_, const py::object& sin_t_, const py::object& cos_s_,
-                     const py::object& sin_s_) {
-  const py::array k_codes = writable("k_codes", k_codes_, {kAny, kAny, kAny, kAny});
-  const Shape ring = ring_shape(k_codes);
-  const py::array v_codes = writable("v_codes", v_codes_, ring);
-  const py::array k_scales = writable("k_scales", k_scales_, {ring[0], ring[1], ring[2]});
-  const py::array v_scales = writable("v_scales", v_scales_, {ring[0], ring[1], ring[2]});
-  const NewFrames written(ring, k_, v_, cos_t_, sin_t_, cos_s_, sin_s_);
-  const FrameShape& shape = written.shape;
-  check_range("slot", slot, shape.frames, ring[0]);
-  check_disjoint({k_codes, v_codes, k_scales, v_scales}, written.arrays());
-  dispatch({written.k, written.v}, [&](auto storage) {
-    using T = decltype(storage);
-    const RopeTables tables = written.tables();
-    cpu::ring_write_e4m3(e4m3_ring(k_codes, k_scales), e4m3_ring(v_codes, v_scales), data<const T>(written.k),
-                         data<const T>(written.v), slot, tables, shape, 0);
-  });
-}
-
-void ring_read_e4m3(const py::object& to_, const py::object& codes_, const py::object& scales_) {
-  const py::array to = writable("to", to_, {kAny, kAny, kAny, kAny});
-  const Shape sizes = ring_shape(to);
-  const py::array codes = checked("codes", codes_, {kAny, sizes[1], sizes[2], sizes[3]});
-  const py::array scales = checked("scales", scales_, {codes.shape(0), sizes[1], sizes[2]});
-  check_range("to", 0, sizes[0], codes.shape(0));
-  check_disjoint({to}, {codes, scales});
-  dispatch({to}, [&](auto storage) {
-    using T = decltype(storage);
-    cpu::ring_read_e4m3(data<T>(to), e4m3_ring(codes, scales), {sizes[0], sizes[1], sizes[2], sizes[3], 0}, 0);
-  });
-}
-
 // How the TensorRT plugin interprets the shapes of a call.
 py::dict ring_call(const std::vector<std::pair<std::string, Shape>>& tensors) {
   std::vector<TensorShape> shapes;
@@ -268,10 +226,6 @@ py::dict ring_call(const std::vector<std::pair<std::string, Shape>>& tensors) {
   found["temporal_pairs"] = call.chunk().temporal_pairs;
   found["slots"] = call.slots();
   found["last_slot"] = call.last_slot();
-  found["aliases"] = py::list();
-  for (int i = 0; i < RingCall::outputs(call.e4m3()); ++i) {
-    found["aliases"].cast<py::list>().append(RingCall::aliased(i));
-  }
   return found;
 }
 
@@ -377,9 +331,6 @@ PYBIND11_MODULE(_native, module) {
              arg("first"), arg("count"));
   module.def("ring_anchor", &ring_anchor, arg("k_ring"), arg("sink_base"), arg("rolling"), arg("count"), arg("cos"),
              arg("sin"), arg("threads") = 0);
-  module.def("ring_write_e4m3", &ring_write_e4m3, arg("k_codes"), arg("k_scales"), arg("v_codes"), arg("v_scales"),
-             arg("k"), arg("v"), arg("slot"), arg("cos_t"), arg("sin_t"), arg("cos_s"), arg("sin_s"));
-  module.def("ring_read_e4m3", &ring_read_e4m3, arg("to"), arg("codes"), arg("scales"));
   module.def("ring_call", &ring_call, arg("tensors"));
   module.def("render", &render_, arg("block"), arg("corner"), arg("strength"), arg("picture"), arg("to_picture"),
              arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());

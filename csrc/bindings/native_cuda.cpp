@@ -1,5 +1,6 @@
 // lipstream._native_cuda: the ring's CUDA kernels on device addresses, enqueued on the caller's stream.
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -10,6 +11,8 @@
 #include <stdexcept>
 #include <string>
 #include <utility>
+#include <variant>
+#include <vector>
 
 #include "arguments.h"
 #include "lipstream/ring_cuda.h"
@@ -49,85 +52,124 @@ void check_addresses(std::initializer_list<std::pair<const char*, Address>> addr
   }
 }
 
-// Also checks the limits of the kernels: rows in a grid, a row in an int, its angles in shared memory.
+// Also checks the limits of the kernels: rows in a grid, heads in its second dimension, angles in shared memory.
 void check_ring_shape(const RingShape& ring) {
-  constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max(), kMostRowSize = int64_t{1} << 30, kMostDim = 4096;
+  constexpr int64_t kMostRows = std::numeric_limits<int32_t>::max();
   const auto [frames, tokens, heads, dim] = ring;
-  const bool fits = frames >= 1 && tokens >= 1 && heads >= 1 && dim >= 1 && frames <= kMostRows / tokens &&
-                    dim <= kMostDim && heads <= kMostRowSize / dim;
+  const bool fits = frames >= 1 && tokens >= 1 && heads >= 1 && dim >= 1 && frames <= kMostFrames &&
+                    frames <= kMostRows / tokens && dim <= kLargestHeadDim && heads <= kMostHeads;
   if (!fits) {
     throw py::value_error("ring_shape is (" + str(frames) + ", " + str(tokens) + ", " + str(heads) + ", " + str(dim) +
-                          "), expected [F, T, H, D] from 1 up with F * T < 2^31, H * D <= 2^30 and D <= 4096");
+                          "), expected [F, T, H, D] from 1 up with F and H < 2^16, F * T < 2^31 and D <= 4096");
   }
 }
 
-// Calls kernel(Storage{}) for the dtype named.
+constexpr const char* kE4M3 = "float8_e4m3";
+
+// Calls kernel(Number{}, Stored{}) for the dtype named: of numbers, and how the ring stores them.
 template <typename Kernel>
 void dispatch(const std::string& dtype, const Kernel& kernel) {
-  if (dtype == "float32") return kernel(float{});
-  if (dtype == "bfloat16") return kernel(__nv_bfloat16{});
-  throw py::value_error("dtype is '" + dtype + "', expected 'float32' or 'bfloat16'");
+  if (dtype == "float32") return kernel(float{}, float{});
+  if (dtype == "float16") return kernel(__half{}, __half{});
+  if (dtype == "bfloat16") return kernel(__nv_bfloat16{}, __nv_bfloat16{});
+  if (dtype == kE4M3) return kernel(__nv_bfloat16{}, uint8_t{});
+  throw py::value_error("dtype is '" + dtype + "', expected 'float32', 'float16', 'bfloat16' or 'float8_e4m3'");
 }
 
-void ring_write(Address k_ring, Address v_ring, Address k, Address v, int64_t slot, Address cos_t, Address sin_t,
-                Address cos_s, Address sin_s, const RingShape& ring, int64_t frames, int64_t temporal_pairs,
-                const std::string& dtype, Address stream) {
+void ring_write(Address k_ring, Address v_ring, Address k, Address v, Address weight, int64_t slot, Address cos_t,
+                Address sin_t, Address cos_s, Address sin_s, const RingShape& ring, int64_t frames,
+                int64_t temporal_pairs, float eps, const std::string& dtype, Address k_scale, Address v_scale,
+                Address stream) {
   check_ring_shape(ring);
   const FrameShape shape{frames, ring[1], ring[2], ring[3], temporal_pairs};
   check_pairs(shape.head_dim, shape.temporal_pairs);
   if (frames < 1) throw py::value_error("frames is " + str(frames) + ", expected 1 or more");
   check_range("slot", slot, frames, ring[0]);
+  check_addresses({{"k_weight", weight}}, sizeof(float));
   if (temporal_pairs > 0) check_addresses({{"cos_t", cos_t}, {"sin_t", sin_t}}, sizeof(float));
   if (shape.spatial_pairs() > 0) check_addresses({{"cos_s", cos_s}, {"sin_s", sin_s}}, sizeof(float));
-  dispatch(dtype, [&](auto storage) {
-    using T = decltype(storage);
-    check_addresses({{"k_ring", k_ring}, {"v_ring", v_ring}, {"k", k}, {"v", v}}, 2 * sizeof(T));
+  const bool scaled = dtype == kE4M3;
+  if (scaled) check_addresses({{"k_scale", k_scale}, {"v_scale", v_scale}}, sizeof(float));
+  dispatch(dtype, [&](auto number, auto stored) {
+    using Number = decltype(number);
+    using Stored = decltype(stored);
+    check_addresses({{"k_ring", k_ring}, {"v_ring", v_ring}}, 2 * sizeof(Stored));
+    check_addresses({{"k", k}, {"v", v}}, 2 * sizeof(Number));
     const RopeTables tables{at<float>(cos_t), at<float>(sin_t), at<float>(cos_s), at<float>(sin_s)};
-    check_cuda(cuda::ring_write(at<T>(k_ring), at<T>(v_ring), at<const T>(k), at<const T>(v), slot, tables, shape,
+    const cuda::RingScales scales{scaled ? at<const float>(k_scale) : nullptr,
+                                  scaled ? at<const float>(v_scale) : nullptr};
+    check_cuda(cuda::ring_write(at<Stored>(k_ring), at<Stored>(v_ring), at<const Number>(k), at<const Number>(v),
+                                at<const float>(weight), eps, slot, tables, scales, shape, ring[0],
                                 at<CUstream_st>(stream)));
   });
 }
 
-void ring_keep(Address k_ring, Address v_ring, Address sink_base, int64_t slot, int64_t rolling, int64_t first,
-               int64_t count, const RingShape& ring, const std::string& dtype, bool heads_first, Address stream) {
+// The address of one layer, or those of all layers.
+using Addresses = std::variant<Address, std::vector<Address>>;
+
+std::vector<Address> all(const Addresses& given) {
+  if (const auto* one = std::get_if<Address>(&given)) return {*one};
+  return std::get<std::vector<Address>>(given);
+}
+
+// Addresses of every layer, all of one length; those that are not used are empty.
+std::vector<cuda::RingLayer> layers_of(const Addresses& k_ring, const Addresses* v_ring, const Addresses& sink_base,
+                                       const Addresses* scale, size_t alignment) {
+  const std::vector<Address> k = all(k_ring), base = all(sink_base);
+  const std::vector<Address> v = v_ring ? all(*v_ring) : k, scales = scale ? all(*scale) : k;
+  if (v.size() != k.size() || base.size() != k.size() || scales.size() != k.size()) {
+    throw py::value_error("the addresses are of " + std::to_string(k.size()) + ", " + std::to_string(v.size()) + ", " +
+                          std::to_string(base.size()) + " and " + std::to_string(scales.size()) +
+                          " layers, expected the same number");
+  }
+  std::vector<cuda::RingLayer> layers;
+  for (size_t i = 0; i < k.size(); ++i) {
+    check_addresses({{"k_ring", k[i]}, {"v_ring", v[i]}, {"sink_base", base[i]}}, alignment);
+    if (scale) check_addresses({{"scale", scales[i]}}, sizeof(float));
+    layers.push_back({at<void>(k[i]), at<void>(v[i]), at<void>(base[i]), scale ? at<const float>(scales[i]) : nullptr});
+  }
+  return layers;
+}
+
+void check_layout(const std::string& dtype, bool heads_first) {
+  if (dtype == kE4M3 && !heads_first) throw py::value_error("heads_first is False, expected True for 'float8_e4m3'");
+}
+
+void ring_keep(const Addresses& k_ring, const Addresses& v_ring, const Addresses& sink_base, int64_t slot,
+               int64_t rolling, int64_t first, int64_t count, const RingShape& ring, const std::string& dtype,
+               bool heads_first, Address stream) {
   check_ring_shape(ring);
+  check_pairs(ring[3], 0);
+  check_layout(dtype, heads_first);
   check_range("rolling", rolling, 0, ring[0]);
   if (count == 0) return;  // with no frame to keep, `slot` has no meaning
   check_range("slot", slot, count, rolling);
   check_range("first", first, count, ring[0] - rolling);
-  dispatch(dtype, [&](auto storage) {
-    using T = decltype(storage);
-    check_addresses({{"k_ring", k_ring}, {"v_ring", v_ring}, {"sink_base", sink_base}}, 2 * sizeof(T));
+  dispatch(dtype, [&](auto, auto stored) {
+    constexpr size_t kSize = sizeof(stored);
+    const std::vector<cuda::RingLayer> layers = layers_of(k_ring, &v_ring, sink_base, nullptr, 2 * kSize);
     const FrameShape shape{count, ring[1], ring[2], ring[3], 0};
-    if (heads_first) {
-      check_cuda(cuda::ring_keep_heads_first(at<const T>(k_ring), at<T>(v_ring), at<T>(sink_base), ring[0], slot, rolling,
-                                             first, shape, at<CUstream_st>(stream)));
-      return;
-    }
-    check_cuda(cuda::ring_keep(at<const T>(k_ring), at<T>(v_ring), at<T>(sink_base), slot, rolling, first, shape,
+    check_cuda(cuda::ring_keep(layers.data(), layers.size(), kSize, {ring[0], rolling, heads_first}, slot, first, shape,
                                at<CUstream_st>(stream)));
   });
 }
 
-void ring_anchor(Address k_ring, Address sink_base, int64_t rolling, int64_t count, Address cos, Address sin,
-                 const RingShape& ring, int64_t temporal_pairs, const std::string& dtype, bool heads_first,
-                 Address stream) {
+void ring_anchor(const Addresses& k_ring, const Addresses& sink_base, int64_t rolling, int64_t count, Address cos,
+                 Address sin, const RingShape& ring, int64_t temporal_pairs, const std::string& dtype, bool heads_first,
+                 const Addresses& scale, Address stream) {
   check_ring_shape(ring);
   const FrameShape shape{count, ring[1], ring[2], ring[3], temporal_pairs};
   check_pairs(shape.head_dim, shape.temporal_pairs);
+  check_layout(dtype, heads_first);
   check_range("rolling", rolling, count, ring[0]);
   if (count == 0) return;
   if (temporal_pairs > 0) check_addresses({{"cos", cos}, {"sin", sin}}, sizeof(float));
-  dispatch(dtype, [&](auto storage) {
-    using T = decltype(storage);
-    check_addresses({{"k_ring", k_ring}, {"sink_base", sink_base}}, 2 * sizeof(T));
-    if (heads_first) {
-      check_cuda(cuda::ring_anchor_heads_first(at<T>(k_ring), at<const T>(sink_base), ring[0], rolling, at<const float>(cos),
-                                               at<const float>(sin), shape, at<CUstream_st>(stream)));
-      return;
-    }
-    check_cuda(cuda::ring_anchor(at<T>(k_ring), at<const T>(sink_base), rolling, at<const float>(cos),
-                                 at<const float>(sin), shape, at<CUstream_st>(stream)));
+  dispatch(dtype, [&](auto, auto stored) {
+    using Stored = decltype(stored);
+    const std::vector<cuda::RingLayer> layers =
+        layers_of(k_ring, nullptr, sink_base, dtype == kE4M3 ? &scale : nullptr, 2 * sizeof(Stored));
+    check_cuda(cuda::ring_anchor<Stored>(layers.data(), layers.size(), {ring[0], rolling, heads_first},
+                                         at<const float>(cos), at<const float>(sin), shape, at<CUstream_st>(stream)));
   });
 }
 
@@ -165,15 +207,16 @@ PYBIND11_MODULE(_native_cuda, module) {
   module.def("device_count", &device_count);
   module.def("synchronize", [](Address stream) { check_cuda(cudaStreamSynchronize(at<CUstream_st>(stream))); },
              arg("stream") = Address{0}, py::call_guard<py::gil_scoped_release>());
-  module.def("ring_write", &ring_write, arg("k_ring"), arg("v_ring"), arg("k"), arg("v"), arg("slot"), arg("cos_t"),
-             arg("sin_t"), arg("cos_s"), arg("sin_s"), named, arg("ring_shape"), arg("frames"), arg("temporal_pairs"),
-             arg("dtype"), arg("stream") = Address{0});
+  module.def("ring_write", &ring_write, arg("k_ring"), arg("v_ring"), arg("k"), arg("v"), arg("k_weight"), arg("slot"),
+             arg("cos_t"), arg("sin_t"), arg("cos_s"), arg("sin_s"), named, arg("ring_shape"), arg("frames"),
+             arg("temporal_pairs"), arg("eps"), arg("dtype"), arg("k_scale") = Address{0}, arg("v_scale") = Address{0},
+             arg("stream") = Address{0});
   module.def("ring_keep", &ring_keep, arg("k_ring"), arg("v_ring"), arg("sink_base"), arg("slot"), arg("rolling"),
              arg("first"), arg("count"), named, arg("ring_shape"), arg("dtype"), arg("heads_first") = false,
              arg("stream") = Address{0});
   module.def("ring_anchor", &ring_anchor, arg("k_ring"), arg("sink_base"), arg("rolling"), arg("count"), arg("cos"),
              arg("sin"), named, arg("ring_shape"), arg("temporal_pairs"), arg("dtype"), arg("heads_first") = false,
-             arg("stream") = Address{0});
+             arg("scale") = Address{0}, arg("stream") = Address{0});
   module.def("assemble_condition", &assemble_condition, arg("condition"), arg("first"), arg("mask"), arg("masked"),
              arg("sequence"), named, arg("latent_shape"), arg("stream") = Address{0});
   module.def("advance", &advance, arg("next"), arg("clean"), arg("x"), arg("velocity"), arg("noise"), named, arg("t"),

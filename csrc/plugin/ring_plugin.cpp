@@ -1,4 +1,5 @@
-// The node lipstream::KVRingWrite as a TensorRT plugin: the ring's CUDA kernels, in place. Needs TensorRT 11's headers.
+// K and V of a layer's chunk into its rings as a TensorRT plugin: K's RMSNorm and rotation, and the write in place, in
+// one kernel (ring_write). ring_call.h has the inputs; the attribute is `eps` of the norm, float32.
 //
 // TensorRT finds it in the library by `getCreators`. `enqueue` does not allocate, synchronise or read the device's
 // memory from the host (the kernel reads the slot), so it can be captured in a CUDA graph.
@@ -6,6 +7,9 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstring>
 #include <exception>
 #include <memory>
 #include <new>
@@ -21,8 +25,9 @@ namespace {
 using namespace nvinfer1;
 
 constexpr const char* kName = "KVRingWrite";
-constexpr const char* kVersion = "1";
+constexpr const char* kVersion = "2";
 constexpr const char* kNamespace = "lipstream";
+constexpr const char* kEps = "eps";
 
 ILoggerFinder* finder = nullptr;
 
@@ -51,33 +56,23 @@ RingCall call_of(const PluginTensorDesc* inputs, int32_t count) {
   return RingCall(tensors);
 }
 
-template <typename Storage>
-cudaError_t write(const RingCall& call, const void* const* in, void* const* out, cudaStream_t stream) {
-  const auto table = [&](int i) { return static_cast<const float*>(in[i]); };
-  const Slot slot(static_cast<const int64_t*>(in[4]), call.last_slot());
-  const RopeTables tables{table(5), table(6), table(7), table(8)};
-  return cuda::ring_write(static_cast<Storage*>(out[0]), static_cast<Storage*>(out[1]),
-                          static_cast<const Storage*>(in[2]), static_cast<const Storage*>(in[3]), slot, tables,
-                          call.chunk(), stream);
-}
-
-cudaError_t write_e4m3(const RingCall& call, const void* const* in, void* const* out, cudaStream_t stream) {
-  const auto table = [&](int i) { return static_cast<const float*>(in[i]); };
-  const Slot slot(static_cast<const int64_t*>(in[4]), call.last_slot());
-  const RopeTables tables{table(5), table(6), table(7), table(8)};
-  const E4M3Ring k{static_cast<uint8_t*>(out[0]), static_cast<float*>(out[2])};
-  const E4M3Ring v{static_cast<uint8_t*>(out[1]), static_cast<float*>(out[3])};
-  using Number = __nv_bfloat16;
-  cudaError_t error = cuda::ring_write_e4m3(k, v, static_cast<const Number*>(in[2]), static_cast<const Number*>(in[3]),
-                                            slot, tables, call.chunk(), stream);
-  if (error == cudaSuccess) error = cuda::ring_read_e4m3(static_cast<Number*>(out[4]), k, call.ring(), stream);
-  if (error == cudaSuccess) error = cuda::ring_read_e4m3(static_cast<Number*>(out[5]), v, call.ring(), stream);
-  return error;
+template <typename Number, typename Stored>
+cudaError_t write(const RingCall& call, float eps, const void* const* in, void* const* out, cudaStream_t stream) {
+  const auto floats = [&](RingCall::Input i) { return static_cast<const float*>(in[i]); };
+  const Slot slot(static_cast<const int64_t*>(in[RingCall::kSlot]), call.last_slot());
+  const RopeTables tables{floats(RingCall::kCosT), floats(RingCall::kSinT), floats(RingCall::kCosS),
+                          floats(RingCall::kSinS)};
+  const bool scaled = call.type() == Type::kE4M3;
+  const cuda::RingScales scales{scaled ? floats(RingCall::kKScale) : nullptr,
+                                scaled ? floats(RingCall::kVScale) : nullptr};
+  return cuda::ring_write(static_cast<Stored*>(out[0]), static_cast<Stored*>(out[1]),
+                          static_cast<const Number*>(in[RingCall::kK]), static_cast<const Number*>(in[RingCall::kV]),
+                          floats(RingCall::kWeight), eps, slot, tables, scales, call.chunk(), call.slots(), stream);
 }
 
 class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPluginV3OneBuildV2, public IPluginV3OneRuntime {
  public:
-  explicit KVRingWrite(bool e4m3) : e4m3_(e4m3) {}
+  explicit KVRingWrite(float eps) : eps_(eps) {}
 
   IPluginCapability* getCapabilityInterface(PluginCapabilityType type) noexcept override {
     switch (type) {
@@ -93,22 +88,20 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
   const char* getPluginVersion() const noexcept override { return kVersion; }
   const char* getPluginNamespace() const noexcept override { return kNamespace; }
 
-  int32_t getNbOutputs() const noexcept override { return RingCall::outputs(e4m3_); }
-  int32_t getAliasedInput(int32_t output) noexcept override { return RingCall::aliased(output); }
+  int32_t getNbOutputs() const noexcept override { return RingCall::kOutputs; }
+  int32_t getAliasedInput(int32_t output) noexcept override { return output; }
 
   int32_t getOutputDataTypes(DataType* outputs, int32_t count, const DataType* inputs, int32_t given) const
       noexcept override {
-    if (count != getNbOutputs() || given != RingCall::inputs(e4m3_)) return 1;
-    for (int32_t i = 0; i < count; ++i) {
-      outputs[i] = RingCall::aliased(i) >= 0 ? inputs[RingCall::aliased(i)] : DataType::kBF16;
-    }
+    if (!fits(count, given, given > 0 ? type_of(inputs[0]) : Type::kOther)) return 1;
+    std::copy_n(inputs, count, outputs);
     return 0;
   }
 
   int32_t getOutputShapes(const DimsExprs* inputs, int32_t given, const DimsExprs*, int32_t, DimsExprs* outputs,
                           int32_t count, IExprBuilder&) noexcept override {
-    if (count != getNbOutputs() || given != RingCall::inputs(e4m3_)) return 1;
-    for (int32_t i = 0; i < count; ++i) outputs[i] = inputs[RingCall::aliased(i) >= 0 ? RingCall::aliased(i) : 0];
+    if (count != RingCall::kOutputs || given < count) return 1;
+    std::copy_n(inputs, count, outputs);
     return 0;
   }
 
@@ -116,11 +109,10 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
                                  int32_t) noexcept override {
     const PluginTensorDesc& tensor = tensors[position].desc;
     if (tensor.format != TensorFormat::kLINEAR) return false;
-    const Type ring = type_of(tensors[0].desc.type), found = type_of(tensor.type);
-    if (position == 0) return RingCall::holds(ring) && (ring == Type::kE4M3) == e4m3_;
-    if (position < inputs) return found == RingCall::type_of(position, ring);
-    const int output = position - inputs, alias = RingCall::aliased(output);
-    return found == (alias >= 0 ? RingCall::type_of(alias, ring) : Type::kBFloat16);
+    const Type ring = type_of(tensors[0].desc.type);
+    const int32_t input = position < inputs ? position : position - inputs;  // an output is of its input's type
+    return RingCall::holds(ring) && inputs == RingCall::inputs(ring) &&
+           type_of(tensor.type) == RingCall::type_of(input, ring);
   }
 
   int32_t configurePlugin(const DynamicPluginTensorDesc*, int32_t, const DynamicPluginTensorDesc*, int32_t) noexcept
@@ -129,12 +121,9 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
   }
 
   int32_t onShapeChange(const PluginTensorDesc* inputs, int32_t given, const PluginTensorDesc*, int32_t) noexcept override {
+    call_.reset();
     try {
       call_ = std::make_unique<RingCall>(call_of(inputs, given));
-      if (call_->e4m3() && call_->chunk().row_size() > cuda::kLargestE4M3Row) {
-        throw std::invalid_argument("KVRingWrite: H * D is " + std::to_string(call_->chunk().row_size()) +
-                                    ", expected at most " + std::to_string(cuda::kLargestE4M3Row) + " in FP8");
-      }
       return 0;
     } catch (const std::exception& error) {
       complain(error.what());
@@ -144,20 +133,23 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
 
   int32_t enqueue(const PluginTensorDesc*, const PluginTensorDesc*, const void* const* inputs, void* const* outputs,
                   void*, cudaStream_t stream) noexcept override {
-    if (!call_) return 1;
-    for (int i = 0; i < RingCall::outputs(e4m3_); ++i) {
-      const int alias = RingCall::aliased(i);
-      if (alias >= 0 && outputs[i] != inputs[alias]) {
-        complain("KVRingWrite: a ring's output is at another address than its input, expected the same");
-        return 1;
-      }
+    if (!call_) {
+      complain("KVRingWrite: no accepted shapes, expected onShapeChange to succeed first");
+      return 1;
+    }
+    for (int i = 0; i < RingCall::kOutputs; ++i) {
+      if (outputs[i] == inputs[i]) continue;
+      complain(std::string("KVRingWrite: the output of ") + RingCall::kInputs[static_cast<size_t>(i)] +
+               " is at another address than the input, expected the same (is the engine built with "
+               "PreviewFeature::kALIASED_PLUGIN_IO_10_03?)");
+      return 1;
     }
     cudaError_t error = cudaErrorInvalidValue;
     switch (call_->type()) {
-      case Type::kFloat: error = write<float>(*call_, inputs, outputs, stream); break;
-      case Type::kHalf: error = write<__half>(*call_, inputs, outputs, stream); break;
-      case Type::kBFloat16: error = write<__nv_bfloat16>(*call_, inputs, outputs, stream); break;
-      case Type::kE4M3: error = write_e4m3(*call_, inputs, outputs, stream); break;
+      case Type::kFloat: error = write<float, float>(*call_, eps_, inputs, outputs, stream); break;
+      case Type::kHalf: error = write<__half, __half>(*call_, eps_, inputs, outputs, stream); break;
+      case Type::kBFloat16: error = write<__nv_bfloat16, __nv_bfloat16>(*call_, eps_, inputs, outputs, stream); break;
+      case Type::kE4M3: error = write<__nv_bfloat16, uint8_t>(*call_, eps_, inputs, outputs, stream); break;
       default: break;
     }
     if (error != cudaSuccess) complain(std::string("KVRingWrite: ") + cudaGetErrorString(error));
@@ -167,15 +159,23 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
   IPluginV3* attachToContext(IPluginResourceContext*) noexcept override { return copy(); }
 
   const PluginFieldCollection* getFieldsToSerialize() noexcept override {
-    field_ = PluginField("e4m3", &e4m3_, PluginFieldType::kINT32, 1);
+    field_ = PluginField(kEps, &eps_, PluginFieldType::kFLOAT32, 1);
     fields_ = {1, &field_};
     return &fields_;
   }
 
  private:
+  static bool fits(int32_t outputs, int32_t inputs, Type ring) {
+    if (outputs == RingCall::kOutputs && inputs == RingCall::inputs(ring)) return true;
+    complain("KVRingWrite: " + std::to_string(inputs) + " inputs and " + std::to_string(outputs) + " outputs, expected " +
+             std::to_string(RingCall::inputs(ring)) + " and " + std::to_string(RingCall::kOutputs) + " with a ring of " +
+             name(ring));
+    return false;
+  }
+
   KVRingWrite* copy() const noexcept {
     try {
-      auto plugin = std::make_unique<KVRingWrite>(e4m3_ != 0);
+      auto plugin = std::make_unique<KVRingWrite>(eps_);
       if (call_) plugin->call_ = std::make_unique<RingCall>(*call_);
       return plugin.release();
     } catch (const std::exception& error) {
@@ -184,7 +184,7 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
     }
   }
 
-  int32_t e4m3_;
+  float eps_;
   std::unique_ptr<RingCall> call_;
   PluginField field_;
   PluginFieldCollection fields_{};
@@ -192,7 +192,7 @@ class KVRingWrite final : public IPluginV3, public IPluginV3OneCore, public IPlu
 
 class Creator final : public IPluginCreatorV3One {
  public:
-  Creator() : field_("e4m3", nullptr, PluginFieldType::kINT32, 1), fields_{1, &field_} {}
+  Creator() : field_(kEps, nullptr, PluginFieldType::kFLOAT32, 1), fields_{1, &field_} {}
 
   const char* getPluginName() const noexcept override { return kName; }
   const char* getPluginVersion() const noexcept override { return kVersion; }
@@ -200,20 +200,14 @@ class Creator final : public IPluginCreatorV3One {
   const PluginFieldCollection* getFieldNames() noexcept override { return &fields_; }
 
   IPluginV3* createPlugin(const char*, const PluginFieldCollection* fields, TensorRTPhase) noexcept override {
-    bool e4m3 = false;  // the node's attribute of that name; 0 if it is absent
     for (int32_t i = 0; fields && i < fields->nbFields; ++i) {
       const PluginField& field = fields->fields[i];
-      if (std::string(field.name) != "e4m3") continue;
-      if (field.type == PluginFieldType::kINT32) {
-        e4m3 = *static_cast<const int32_t*>(field.data) != 0;
-      } else if (field.type == PluginFieldType::kINT64) {
-        e4m3 = *static_cast<const int64_t*>(field.data) != 0;
-      } else {
-        complain("KVRingWrite: the attribute e4m3 is no whole number");
-        return nullptr;
-      }
+      if (std::strcmp(field.name, kEps) != 0 || field.type != PluginFieldType::kFLOAT32 || field.length != 1) continue;
+      const float eps = *static_cast<const float*>(field.data);
+      if (eps >= 0.0f && std::isfinite(eps)) return new (std::nothrow) KVRingWrite(eps);
     }
-    return new (std::nothrow) KVRingWrite(e4m3);
+    complain("KVRingWrite: the attribute eps is missing or not one, expected one float32 from 0 up");
+    return nullptr;
   }
 
  private:

@@ -55,14 +55,6 @@ void copy(Storage* to, const Storage* from, int64_t count) {
   std::memcpy(to, from, static_cast<size_t>(count) * sizeof(Storage));
 }
 
-// One head's D values, already in float32, to codes and their scale.
-void round_head(uint8_t* codes, float* scale, const float* values, int64_t head_dim) {
-  float amax = 0.0f;
-  for (int64_t i = 0; i < head_dim; ++i) amax = std::max(amax, std::fabs(values[i]));
-  *scale = e4m3_scale(amax);
-  for (int64_t i = 0; i < head_dim; ++i) codes[i] = to_e4m3(values[i] / *scale);
-}
-
 }  // namespace
 
 template <typename Storage>
@@ -105,72 +97,14 @@ void ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, con
   });
 }
 
-template <typename Storage>
-void ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, int64_t slot,
-                     const RopeTables& tables, const FrameShape& shape, int64_t threads) {
-  const int64_t turned = 2 * shape.temporal_pairs;
-  parallel_rows(shape.rows(), thread_count(threads, shape), [=](int64_t begin, int64_t end) {
-    std::vector<float> values(static_cast<size_t>(shape.head_dim));
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t t = shape.temporal_offset(row), s = shape.spatial_offset(row);
-      for (int64_t head = 0; head < shape.heads; ++head) {
-        const int64_t from = shape.row_offset(row) + head * shape.head_dim, to = shape.slot_offset(slot) + from;
-        for (int64_t i = 0; i < shape.head_dim; ++i) values[static_cast<size_t>(i)] = load(k[from + i]);
-        rotate_pairs(values.data(), values.data(), tables.cos_t + t, tables.sin_t + t, shape.temporal_pairs);
-        rotate_pairs(values.data() + turned, values.data() + turned, tables.cos_s + s, tables.sin_s + s,
-                     shape.spatial_pairs());
-        round_head(k_ring.codes + to, k_ring.scales + to / shape.head_dim, values.data(), shape.head_dim);
-        for (int64_t i = 0; i < shape.head_dim; ++i) values[static_cast<size_t>(i)] = load(v[from + i]);
-        round_head(v_ring.codes + to, v_ring.scales + to / shape.head_dim, values.data(), shape.head_dim);
-      }
-    }
-  });
-}
-
-void ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_t slot, int64_t rolling, int64_t first,
-                    const FrameShape& shape) {
-  ring_keep(k_ring.codes, v_ring.codes, sink_base.codes, slot, rolling, first, shape);
-  const FrameShape scales{shape.frames, shape.tokens, shape.heads, 1, 0};
-  ring_keep(k_ring.scales, v_ring.scales, sink_base.scales, slot, rolling, first, scales);
-}
-
-void ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
-                      const FrameShape& shape, int64_t threads) {
-  const int64_t sink = shape.slot_offset(rolling);
-  parallel_rows(shape.rows(), thread_count(threads, shape), [=](int64_t begin, int64_t end) {
-    std::vector<float> values(static_cast<size_t>(shape.head_dim));
-    for (int64_t at = shape.row_offset(begin); at < shape.row_offset(end); at += shape.head_dim) {
-      const float scale = sink_base.scales[at / shape.head_dim];
-      for (int64_t i = 0; i < shape.head_dim; ++i) {
-        values[static_cast<size_t>(i)] = from_e4m3(sink_base.codes[at + i]) * scale;
-      }
-      rotate_pairs(values.data(), values.data(), cos, sin, shape.temporal_pairs);
-      round_head(k_ring.codes + sink + at, k_ring.scales + (sink + at) / shape.head_dim, values.data(), shape.head_dim);
-    }
-  });
-}
-
-template <typename Storage>
-void ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, int64_t threads) {
-  parallel_rows(shape.rows(), thread_count(threads, shape), [=](int64_t begin, int64_t end) {
-    for (int64_t at = shape.row_offset(begin); at < shape.row_offset(end); ++at) {
-      store(to[at], from_e4m3(ring.codes[at]) * ring.scales[at / shape.head_dim]);
-    }
-  });
-}
-
-#define LIPSTREAM_INSTANTIATE(Storage)                                                                                 \
-  template void ring_write(Storage*, Storage*, const Storage*, const Storage*, int64_t, const RopeTables&,             \
-                           const FrameShape&, int64_t);                                                                    \
-  template void ring_keep(const Storage*, Storage*, Storage*, int64_t, int64_t, int64_t, const FrameShape&);           \
-  template void ring_anchor(Storage*, const Storage*, int64_t, const float*, const float*, const FrameShape&, int64_t); \
-  template void ring_write_e4m3(E4M3Ring, E4M3Ring, const Storage*, const Storage*, int64_t, const RopeTables&,        \
-                                const FrameShape&, int64_t);                                                           \
-  template void ring_read_e4m3(Storage*, E4M3Ring, const FrameShape&, int64_t);
+#define LIPSTREAM_INSTANTIATE(Storage)                                                                               \
+  template void ring_write(Storage*, Storage*, const Storage*, const Storage*, int64_t, const RopeTables&,           \
+                           const FrameShape&, int64_t);                                                              \
+  template void ring_keep(const Storage*, Storage*, Storage*, int64_t, int64_t, int64_t, const FrameShape&);         \
+  template void ring_anchor(Storage*, const Storage*, int64_t, const float*, const float*, const FrameShape&, int64_t);
 LIPSTREAM_INSTANTIATE(float)
 LIPSTREAM_INSTANTIATE(Float16)
 LIPSTREAM_INSTANTIATE(BFloat16)
-template void ring_keep(const uint8_t*, uint8_t*, uint8_t*, int64_t, int64_t, int64_t, const FrameShape&);
 #undef LIPSTREAM_INSTANTIATE
 
 }  // namespace lipstream::cpu

@@ -8,154 +8,136 @@
 namespace lipstream::cuda {
 namespace {
 
-constexpr int kWide = 16;  // bytes per access of a thread, where the alignment allows it
-constexpr int64_t kThreads = 256;
+constexpr int64_t kThreads = 256;  // of a block, at most
 
-template <typename Storage>
-constexpr int kWidePairs = kWide / (2 * static_cast<int>(sizeof(Storage)));
+template <typename Number>
+constexpr int kWidePairs = kWide / (2 * static_cast<int>(sizeof(Number)));
 
-// Every row, block and slot starts at a multiple of the head size, so this is enough for all of them.
-template <typename Storage>
-bool wide(std::initializer_list<const Storage*> pointers, const FrameShape& shape) {
-  const auto aligned = [](const Storage* p) { return reinterpret_cast<uintptr_t>(p) % kWide == 0; };
-  return shape.pairs() % kWidePairs<Storage> == 0 && std::all_of(pointers.begin(), pointers.end(), aligned);
+bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kWide == 0; }
+
+bool aligned(std::initializer_list<const void*> pointers) {
+  return std::all_of(pointers.begin(), pointers.end(), [](const void* p) { return aligned(p); });
 }
 
-unsigned threads(const FrameShape& shape, int pairs) {
-  const int64_t packs = shape.row_size() / (2 * pairs);
-  return static_cast<unsigned>(std::min(kThreads, (packs + 31) / 32 * 32));
+int64_t ceiling(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Threads of a block that handles `rows` rows of `packs` packs: x along a row, y over the rows, as even as possible.
+dim3 threads(int64_t rows, int64_t packs) {
+  const int64_t x = std::min(packs, kThreads), turns = ceiling(rows, kThreads / x);
+  return {static_cast<unsigned>(x), static_cast<unsigned>(ceiling(rows, turns))};
+}
+
+template <typename Number, typename Stored, int PAIRS>
+cudaError_t write(Stored* k_ring, Stored* v_ring, const Number* k, const Number* v, const float* weight, float eps,
+                  Slot slot, const RopeTables& tables, const RingScales& scales, const FrameShape& shape, int64_t slots,
+                  cudaStream_t stream) {
+  const dim3 grid(static_cast<unsigned>(shape.tokens), static_cast<unsigned>(shape.frames));
+  const dim3 block = threads(shape.heads, shape.pairs() / PAIRS);
+  const size_t shared = static_cast<size_t>(shape.head_dim + block.x * block.y + kSums) * sizeof(float);
+  return launch(ring_write_kernel<Number, Stored, PAIRS>, grid, block, shared, stream, k_ring, v_ring, k, v, weight, eps,
+                slot, tables, scales, shape, slots);
+}
+
+SinkMove sink_move(const RingLayout& layout, const FrameShape& shape, int64_t slot, int64_t first) {
+  const int64_t groups = layout.heads_first ? shape.heads : 1;
+  const int64_t frame = shape.tokens * shape.row_size() / groups;
+  return {shape.frames * frame,
+          layout.slots * frame,
+          (layout.slots - layout.rolling) * frame,
+          slot * frame,
+          (layout.rolling + first) * frame,
+          first * frame};
+}
+
+// A launch for every kLayersAtOnce layers, whose addresses are arguments of the kernel.
+template <typename Launch>
+cudaError_t for_layers(const RingLayer* layers, size_t count, const Launch& start) {
+  cudaError_t error = cudaSuccess;
+  for (size_t begin = 0; begin < count && error == cudaSuccess; begin += kLayersAtOnce) {
+    RingLayers some{};
+    const size_t of_these = std::min(kLayersAtOnce, count - begin);
+    std::copy_n(layers + begin, of_these, some.at);
+    error = start(some, static_cast<unsigned>(of_these));
+  }
+  return error;
+}
+
+template <typename Word>
+cudaError_t keep(const RingLayer* layers, size_t count, const SinkMove& bytes, unsigned groups, cudaStream_t stream) {
+  constexpr int64_t kSize = sizeof(Word);
+  const SinkMove move{bytes.size / kSize,      bytes.ring_step / kSize, bytes.base_step / kSize,
+                      bytes.ring_from / kSize, bytes.ring_to / kSize,   bytes.base_to / kSize};
+  const int64_t block = std::min(kThreads, ceiling(move.size, kTurns));
+  const auto blocks = static_cast<unsigned>(ceiling(move.size, block * kTurns));
+  return for_layers(layers, count, [&](const RingLayers& some, unsigned of_these) {
+    return launch(ring_keep_kernel<Word>, dim3(blocks, groups, of_these), static_cast<unsigned>(block), 0, stream, some, move);
+  });
+}
+
+template <typename Stored, int PAIRS>
+cudaError_t anchor(const RingLayer* layers, size_t count, const RingLayout& layout, const float* cos, const float* sin,
+                   const FrameShape& shape, cudaStream_t stream) {
+  const int64_t groups = layout.heads_first ? shape.heads : 1, rows = shape.rows() * shape.heads / groups;
+  const dim3 block = threads(std::min(rows, kThreads), shape.pairs() / PAIRS);
+  const auto blocks = static_cast<unsigned>(ceiling(rows, block.y * kTurns));
+  const SinkMove move = sink_move(layout, shape, 0, 0);
+  return for_layers(layers, count, [&](const RingLayers& some, unsigned of_these) {
+    return launch(ring_anchor_kernel<Stored, PAIRS>, dim3(blocks, static_cast<unsigned>(groups), of_these), block, 0,
+                  stream, some, move, cos, sin, rows, static_cast<int>(shape.pairs()),
+                  static_cast<int>(shape.temporal_pairs));
+  });
 }
 
 }  // namespace
 
-template <typename Storage>
-cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, Slot slot,
-                       const RopeTables& tables, const FrameShape& shape, cudaStream_t stream) {
-  const auto rows = static_cast<unsigned>(shape.rows());
-  const size_t angles = static_cast<size_t>(shape.head_dim) * sizeof(float);
-  if (wide<Storage>({k_ring, v_ring, k, v}, shape)) {
-    constexpr int kPairs = kWidePairs<Storage>;
-    return launch(ring_write_kernel<Storage, kPairs>, rows, threads(shape, kPairs), angles, stream, k_ring, v_ring, k, v,
-                  slot, tables, shape);
-  }
-  return launch(ring_write_kernel<Storage, 1>, rows, threads(shape, 1), angles, stream, k_ring, v_ring, k, v, slot,
-                tables, shape);
+template <typename Number, typename Stored>
+cudaError_t ring_write(Stored* k_ring, Stored* v_ring, const Number* k, const Number* v, const float* weight, float eps,
+                       Slot slot, const RopeTables& tables, const RingScales& scales, const FrameShape& shape,
+                       int64_t slots, cudaStream_t stream) {
+  constexpr int kPairs = kWidePairs<Number>;
+  const bool wide = shape.pairs() % kPairs == 0 && aligned({k_ring, v_ring, k, v, weight});
+  const auto start = wide ? write<Number, Stored, kPairs> : write<Number, Stored, 1>;
+  return start(k_ring, v_ring, k, v, weight, eps, slot, tables, scales, shape, slots, stream);
 }
 
-template <typename Storage>
-cudaError_t ring_keep(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slot, int64_t rolling,
+cudaError_t ring_keep(const RingLayer* layers, size_t count, int64_t element_size, const RingLayout& layout, int64_t slot,
                       int64_t first, const FrameShape& shape, cudaStream_t stream) {
-  const int64_t from = shape.slot_offset(slot);
-  const size_t bytes = static_cast<size_t>(shape.row_offset(shape.rows())) * sizeof(Storage);
-  const cudaError_t error = cudaMemcpyAsync(sink_base + shape.slot_offset(first), k_ring + from, bytes,
-                                            cudaMemcpyDeviceToDevice, stream);
-  if (error != cudaSuccess) return error;
-  return cudaMemcpyAsync(v_ring + shape.slot_offset(rolling + first), v_ring + from, bytes, cudaMemcpyDeviceToDevice,
-                         stream);
+  const FrameShape bytes{shape.frames, shape.tokens, shape.heads, shape.head_dim * element_size, 0};
+  const bool wide = bytes.head_dim % kWide == 0 && std::all_of(layers, layers + count, [](const RingLayer& layer) {
+                      return aligned({layer.k_ring, layer.v_ring, layer.sink_base});
+                    });
+  const unsigned groups = layout.heads_first ? static_cast<unsigned>(shape.heads) : 1;
+  const auto start = wide ? keep<Pack<uint32_t, 4>> : keep<uint16_t>;
+  return start(layers, count, sink_move(layout, bytes, slot, first), groups, stream);
 }
 
-namespace {
-
-template <typename Storage>
-cudaError_t anchor(Storage* sink, const Storage* sink_base, const float* cos, const float* sin, const FrameShape& shape,
-                   int64_t groups, int64_t sink_step, int64_t base_step, cudaStream_t stream) {
-  const auto rows = static_cast<unsigned>(shape.rows() * groups);
-  if (wide<Storage>({sink, sink_base}, shape)) {
-    constexpr int kPairs = kWidePairs<Storage>;
-    return launch(ring_anchor_kernel<Storage, kPairs>, rows, threads(shape, kPairs), 0, stream, sink, sink_base, cos,
-                  sin, shape, sink_step, base_step);
-  }
-  return launch(ring_anchor_kernel<Storage, 1>, rows, threads(shape, 1), 0, stream, sink, sink_base, cos, sin, shape,
-                sink_step, base_step);
+template <typename Stored>
+cudaError_t ring_anchor(const RingLayer* layers, size_t count, const RingLayout& layout, const float* cos,
+                        const float* sin, const FrameShape& shape, cudaStream_t stream) {
+  constexpr int kPairs = kWidePairs<Stored>;
+  const bool wide = shape.pairs() % kPairs == 0 && std::all_of(layers, layers + count, [](const RingLayer& layer) {
+                      return aligned({layer.k_ring, layer.sink_base});
+                    });
+  const auto start = wide ? anchor<Stored, kPairs> : anchor<Stored, 1>;
+  return start(layers, count, layout, cos, sin, shape, stream);
 }
 
-}  // namespace
+#define LIPSTREAM_WRITE(Number, Stored)                                                                              \
+  template cudaError_t ring_write(Stored*, Stored*, const Number*, const Number*, const float*, float, Slot,         \
+                                  const RopeTables&, const RingScales&, const FrameShape&, int64_t, cudaStream_t);
+LIPSTREAM_WRITE(float, float)
+LIPSTREAM_WRITE(__half, __half)
+LIPSTREAM_WRITE(__nv_bfloat16, __nv_bfloat16)
+LIPSTREAM_WRITE(__nv_bfloat16, uint8_t)
+#undef LIPSTREAM_WRITE
 
-template <typename Storage>
-cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
-                        const FrameShape& shape, cudaStream_t stream) {
-  return anchor(k_ring + shape.slot_offset(rolling), sink_base, cos, sin, shape, 1, 0, 0, stream);
-}
-
-template <typename Storage>
-cudaError_t ring_keep_heads_first(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slots, int64_t slot,
-                                  int64_t rolling, int64_t first, const FrameShape& shape, cudaStream_t stream) {
-  const int64_t frame = shape.tokens * shape.head_dim;
-  const auto bytes = [&](int64_t frames) { return static_cast<size_t>(frames * frame) * sizeof(Storage); };
-  const auto copy = [&](Storage* to, int64_t to_slots, const Storage* from) {
-    return cudaMemcpy2DAsync(to, bytes(to_slots), from, bytes(slots), bytes(shape.frames),
-                             static_cast<size_t>(shape.heads), cudaMemcpyDeviceToDevice, stream);
-  };
-  const cudaError_t error = copy(sink_base + first * frame, slots - rolling, k_ring + slot * frame);
-  if (error != cudaSuccess) return error;
-  return copy(v_ring + (rolling + first) * frame, slots, v_ring + slot * frame);
-}
-
-template <typename Storage>
-cudaError_t ring_anchor_heads_first(Storage* k_ring, const Storage* sink_base, int64_t slots, int64_t rolling,
-                                    const float* cos, const float* sin, const FrameShape& shape, cudaStream_t stream) {
-  const FrameShape head{shape.frames, shape.tokens, 1, shape.head_dim, shape.temporal_pairs};
-  return anchor(k_ring + head.slot_offset(rolling), sink_base, cos, sin, head, shape.heads, head.slot_offset(slots),
-                head.slot_offset(slots - rolling), stream);
-}
-
-namespace {
-
-E4M3Ring from_slot(E4M3Ring ring, int64_t slot, const FrameShape& shape) {
-  return {ring.codes + shape.slot_offset(slot), ring.scales + slot * shape.tokens * shape.heads};
-}
-
-}  // namespace
-
-template <typename Storage>
-cudaError_t ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, Slot slot,
-                            const RopeTables& tables, const FrameShape& shape, cudaStream_t stream) {
-  if (shape.row_size() > kLargestE4M3Row) return cudaErrorInvalidValue;
-  const size_t shared = static_cast<size_t>(shape.head_dim + 2 * shape.row_size() + 2 * shape.heads) * sizeof(float);
-  return launch(ring_write_e4m3_kernel<Storage>, static_cast<unsigned>(shape.rows()), threads(shape, 1), shared, stream,
-                k_ring, v_ring, k, v, slot, tables, shape);
-}
-
-cudaError_t ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_t slot, int64_t rolling,
-                           int64_t first, const FrameShape& shape, cudaStream_t stream) {
-  const FrameShape scales{shape.frames, shape.tokens, shape.heads, 1, 0};
-  const cudaError_t error =
-      ring_keep<uint8_t>(k_ring.codes, v_ring.codes, sink_base.codes, slot, rolling, first, shape, stream);
-  if (error != cudaSuccess) return error;
-  return ring_keep<float>(k_ring.scales, v_ring.scales, sink_base.scales, slot, rolling, first, scales, stream);
-}
-
-cudaError_t ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
-                             const FrameShape& shape, cudaStream_t stream) {
-  if (shape.row_size() > kLargestE4M3Row) return cudaErrorInvalidValue;
-  const size_t shared = static_cast<size_t>(shape.row_size() + shape.heads) * sizeof(float);
-  return launch(ring_anchor_e4m3_kernel, static_cast<unsigned>(shape.rows()), threads(shape, 1), shared, stream,
-                from_slot(k_ring, rolling, shape), sink_base, cos, sin, shape);
-}
-
-template <typename Storage>
-cudaError_t ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, cudaStream_t stream) {
-  return launch(ring_read_e4m3_kernel<Storage>, static_cast<unsigned>(shape.rows()), threads(shape, 1), 0, stream, to,
-                ring, shape);
-}
-
-#define LIPSTREAM_INSTANTIATE(Storage)                                                                                 \
-  template cudaError_t ring_write(Storage*, Storage*, const Storage*, const Storage*, Slot, const RopeTables&,      \
-                                  const FrameShape&, cudaStream_t);                                                    \
-  template cudaError_t ring_keep(const Storage*, Storage*, Storage*, int64_t, int64_t, int64_t, const FrameShape&,     \
-                                 cudaStream_t);                                                                        \
-  template cudaError_t ring_anchor(Storage*, const Storage*, int64_t, const float*, const float*, const FrameShape&,   \
-                                   cudaStream_t);                                                                      \
-  template cudaError_t ring_keep_heads_first(const Storage*, Storage*, Storage*, int64_t, int64_t, int64_t, int64_t,   \
-                                             const FrameShape&, cudaStream_t);                                         \
-  template cudaError_t ring_anchor_heads_first(Storage*, const Storage*, int64_t, int64_t, const float*, const float*, \
-                                               const FrameShape&, cudaStream_t);                                       \
-  template cudaError_t ring_write_e4m3(E4M3Ring, E4M3Ring, const Storage*, const Storage*, Slot, const RopeTables&, \
-                                       const FrameShape&, cudaStream_t);                                               \
-  template cudaError_t ring_read_e4m3(Storage*, E4M3Ring, const FrameShape&, cudaStream_t);
-LIPSTREAM_INSTANTIATE(float)
-LIPSTREAM_INSTANTIATE(__half)
-LIPSTREAM_INSTANTIATE(__nv_bfloat16)
-#undef LIPSTREAM_INSTANTIATE
+#define LIPSTREAM_ANCHOR(Stored)                                                                                     \
+  template cudaError_t ring_anchor<Stored>(const RingLayer*, size_t, const RingLayout&, const float*, const float*,  \
+                                           const FrameShape&, cudaStream_t);
+LIPSTREAM_ANCHOR(float)
+LIPSTREAM_ANCHOR(__half)
+LIPSTREAM_ANCHOR(__nv_bfloat16)
+LIPSTREAM_ANCHOR(uint8_t)
+#undef LIPSTREAM_ANCHOR
 
 }  // namespace lipstream::cuda

@@ -92,31 +92,10 @@ def ring_anchor(
     from `sink_base`, so rounding does not add up over a stream.
     """
 
-def ring_write_e4m3(
-    k_codes: NDArray[np.uint8],
-    k_scales: NDArray[np.float32],
-    v_codes: NDArray[np.uint8],
-    v_scales: NDArray[np.float32],
-    k: _Stored,
-    v: _Stored,
-    slot: int,
-    cos_t: _Angles,
-    sin_t: _Angles,
-    cos_s: _Angles,
-    sin_s: _Angles,
-) -> None:
-    """`ring_write` to a ring in FP8 (E4M3): codes [F, T, H, D] and a scale for each head of each token [F, T, H].
-
-    K is rotated, then rounded; the scale maps the largest magnitude of a head to 448.
-    """
-
-def ring_read_e4m3(to: _Stored, codes: NDArray[np.uint8], scales: NDArray[np.float32]) -> None:
-    """The first frames of a ring in FP8 as numbers, `to` [n, T, H, D]."""
-
 def ring_call(tensors: Sequence[tuple[str, Sequence[int]]]) -> dict[str, Any]:
     """Result of the TensorRT plugin's check of its inputs, (type, shape) each, in the order of csrc's `ring_call.h`.
 
-    `chunk_frames`, `temporal_pairs`, `slots`, `last_slot`, and per output the input that it shares memory with.
+    `chunk_frames`, `temporal_pairs`, `slots` and `last_slot`.
     Raises ValueError, which says what was found and expected.
     """
 

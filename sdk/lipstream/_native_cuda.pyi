@@ -2,17 +2,22 @@
 
 Built only where a CUDA compiler was found.
 
-Arrays are device addresses (int) on the current device, float32 or bfloat16 as `dtype` says, angles always float32.
-`ring_shape` is [F, T, H, D] of `k_ring` and `v_ring`; with `heads_first` they lie as [H, F T, D], and the sink's copy
-as [H, S T, D], S the slots behind the rolling ones. Work is enqueued on `stream` (a cudaStream_t; 0 is the default
-one) and not waited for, so it may be captured in a CUDA graph. The caller must ensure that the addresses are valid.
+Arrays are device addresses (int) on the current device, of the type that `dtype` names; angles, weights and scales are
+float32. `float8_e4m3` are codes of an FP8 ring, heads first, which stand for code * scale. `ring_shape` is [F, T, H, D]
+of `k_ring` and `v_ring`; with `heads_first` they lie as [H, F T, D], and the sink's copy as [H, S T, D], S the slots
+behind the rolling ones. `ring_keep` and `ring_anchor` take the address of one layer, or those of all layers, which are
+then done in one launch (of up to 64). Work is enqueued on `stream` (a cudaStream_t; 0 is the default one) and not
+waited for, so it may be captured in a CUDA graph. The caller must ensure that the addresses are valid.
 
 Raises ValueError for a shape, range, dtype or a null or unaligned address (K and V: 2 elements; 16 bytes is fastest),
 before anything is enqueued; RuntimeError with CUDA's error if a launch fails, e.g. without a device.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeAlias
+
+_DType: TypeAlias = Literal["float32", "float16", "bfloat16", "float8_e4m3"]
+_Layers: TypeAlias = int | Sequence[int]
 
 def device_count() -> int:
     """CUDA devices that can be used; 0 without a driver."""
@@ -25,6 +30,7 @@ def ring_write(
     v_ring: int,
     k: int,
     v: int,
+    k_weight: int,
     slot: int,
     cos_t: int,
     sin_t: int,
@@ -34,30 +40,38 @@ def ring_write(
     ring_shape: Sequence[int],
     frames: int,
     temporal_pairs: int,
-    dtype: Literal["float32", "bfloat16"],
+    eps: float,
+    dtype: _DType,
+    k_scale: int = 0,
+    v_scale: int = 0,
     stream: int = 0,
 ) -> None:
-    """Write a chunk of `frames` frames; see `_native.ring_write`."""
+    """What the TensorRT plugin enqueues: `frames` frames of K and V into rings that are heads first.
+
+    `k` and `v` [c T, H D] are of `dtype`, or bfloat16 for an FP8 ring, whose scales are then needed. K is normalised
+    over the row, rounded, multiplied by `k_weight` [H D] and rotated in float32, and rounded; angles as of
+    `_native.ring_write`. An FP8 ring's codes are of these numbers divided by the scale, and at most 448.
+    """
 
 def ring_keep(
-    k_ring: int,
-    v_ring: int,
-    sink_base: int,
+    k_ring: _Layers,
+    v_ring: _Layers,
+    sink_base: _Layers,
     slot: int,
     rolling: int,
     first: int,
     count: int,
     *,
     ring_shape: Sequence[int],
-    dtype: Literal["float32", "bfloat16"],
+    dtype: _DType,
     heads_first: bool = False,
     stream: int = 0,
 ) -> None:
     """Save `count` frames into the sink; see `_native.ring_keep`."""
 
 def ring_anchor(
-    k_ring: int,
-    sink_base: int,
+    k_ring: _Layers,
+    sink_base: _Layers,
     rolling: int,
     count: int,
     cos: int,
@@ -65,11 +79,15 @@ def ring_anchor(
     *,
     ring_shape: Sequence[int],
     temporal_pairs: int,
-    dtype: Literal["float32", "bfloat16"],
+    dtype: _DType,
     heads_first: bool = False,
+    scale: _Layers = 0,
     stream: int = 0,
 ) -> None:
-    """Fill the first `count` sink slots, rotated forward; see `_native.ring_anchor`."""
+    """Fill the first `count` sink slots, rotated forward; see `_native.ring_anchor`.
+
+    `scale`, for an FP8 ring: address of K's scale; rotated numbers are divided by it again, the others' codes copied.
+    """
 
 def assemble_condition(
     condition: int,

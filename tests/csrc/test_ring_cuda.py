@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lipstream import _native
+from test_plugin import SIZES, Case, check
 
 cuda: Any = pytest.importorskip(
     "lipstream._native_cuda", reason="lipstream._native_cuda is not built: no CUDA compiler, or LIPSTREAM_CUDA is off"
@@ -20,8 +21,8 @@ without_gpu = pytest.mark.skipif(cuda.device_count() > 0, reason="would give a r
 Arguments = dict[str, Any]
 RING: Arguments = {"ring_shape": (7, 4, 2, 12), "dtype": "float32"}
 ADDRESS = 1 << 20
-WRITE = RING | dict.fromkeys(("k_ring", "v_ring", "k", "v", "cos_t", "sin_t", "cos_s", "sin_s"), ADDRESS)
-WRITE |= {"slot": 3, "frames": 3, "temporal_pairs": 2}
+WRITE = RING | dict.fromkeys(("k_ring", "v_ring", "k", "v", "k_weight", "cos_t", "sin_t", "cos_s", "sin_s"), ADDRESS)
+WRITE |= {"slot": 3, "frames": 3, "temporal_pairs": 2, "eps": 1e-6}
 KEEP = RING | dict.fromkeys(("k_ring", "v_ring", "sink_base"), ADDRESS)
 KEEP |= {"slot": 0, "rolling": 6, "first": 0, "count": 1}
 ANCHOR = RING | dict.fromkeys(("k_ring", "sink_base", "cos", "sin"), ADDRESS)
@@ -43,7 +44,9 @@ ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
         ("ring_write", WRITE, {"slot": -1}, "slot is -1"),
         ("ring_write", WRITE, {"frames": 0}, "frames is 0, expected 1 or more"),
         ("ring_write", WRITE, {"temporal_pairs": 7}, "7 temporal pairs, expected 0 to 6"),
-        ("ring_write", WRITE, {"dtype": "float16"}, "dtype is 'float16', expected 'float32' or 'bfloat16'"),
+        ("ring_write", WRITE, {"k_weight": 0}, "k_weight is 0"),
+        ("ring_write", WRITE, {"dtype": "float8_e4m3", "k_scale": ADDRESS}, "v_scale is 0, expected a device address"),
+        ("ring_write", WRITE, {"dtype": "int8"}, "dtype is 'int8', expected 'float32', 'float16', 'bfloat16' or"),
         ("ring_write", WRITE, {"ring_shape": (7, 4, 2, 11)}, "head size is 11, expected an even"),
         ("ring_write", WRITE, {"ring_shape": (7, 0, 2, 12)}, r"ring_shape is \(7, 0, 2, 12\), expected"),
         ("ring_write", WRITE, {"ring_shape": (7, 2**62, 2, 12)}, "ring_shape is"),
@@ -56,6 +59,11 @@ ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
         ("ring_anchor", ANCHOR, {"count": 2}, "rolling is 6, expected the 2 frames"),
         ("ring_anchor", ANCHOR, {"sin": 0}, "sin is 0"),
         ("ring_anchor", ANCHOR, {"k_ring": 12}, "k_ring is 12, expected a device address, a multiple of 8"),
+        ("ring_anchor", ANCHOR, {"dtype": "float8_e4m3", "scale": ADDRESS}, "heads_first is False, expected True"),
+        ("ring_anchor", ANCHOR, {"dtype": "float8_e4m3", "heads_first": True}, "scale is 0, expected a device address"),
+        ("ring_anchor", ANCHOR, {"k_ring": [ADDRESS, ADDRESS]}, "of 2, 2, 1 and 2 layers, expected the same number"),
+        ("ring_anchor", ANCHOR, {"k_ring": [ADDRESS, 4], "sink_base": [ADDRESS] * 2}, "k_ring is 4, expected a device"),
+        ("ring_keep", KEEP, {"v_ring": [ADDRESS] * 3}, "of 1, 3, 1 and 1 layers"),
         ("assemble_condition", CONDITION, {"masked": 0}, "masked is 0, expected a device address"),
         ("assemble_condition", CONDITION, {"condition": ADDRESS + 2}, "a multiple of 4"),
         ("assemble_condition", CONDITION, {"latent_shape": (16, 3, 0, 8)}, "latent_shape is not"),
@@ -78,6 +86,8 @@ def test_invalid_arguments_are_rejected(function: str, given: Arguments, wrong: 
         ("ring_write", WRITE),
         ("ring_keep", KEEP),
         ("ring_anchor", ANCHOR),
+        ("ring_anchor", ANCHOR | {"k_ring": [ADDRESS] * 70, "sink_base": [ADDRESS] * 70, "heads_first": True}),
+        ("ring_keep", KEEP | {"k_ring": [ADDRESS], "v_ring": [ADDRESS], "sink_base": [ADDRESS]}),
         ("assemble_condition", CONDITION),
         ("advance", ADVANCE),
     ],
@@ -102,49 +112,67 @@ def as_numpy(x: torch.Tensor) -> Any:
 
 @on_gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("heads_first", [False, True])
 @pytest.mark.parametrize(
     ("tokens", "heads", "head_dim", "temporal_pairs"),
     [(1024, 40, 128, 22), (16, 2, 24, 4), (5, 3, 14, 3), (3, 1, 2, 1), (4, 2, 12, 0), (4, 2, 12, 6), (7, 300, 64, 12)],
 )
-def test_same_bits_as_the_cpu(dtype: torch.dtype, tokens: int, heads: int, head_dim: int, temporal_pairs: int) -> None:
-    """A whole chunk, kept, anchored and written on both; odd sizes take the narrow kernels."""
+def test_the_sink_moves_as_on_the_cpu(
+    dtype: torch.dtype, heads_first: bool, tokens: int, heads: int, head_dim: int, temporal_pairs: int
+) -> None:
+    """Two layers in one launch, the same bits; odd sizes take the narrow kernels."""
     rng = np.random.default_rng(4)
     frame, rolling, sink = (tokens, heads, head_dim), 6, 2
-    k_ring, v_ring = (stored(rng, (rolling + sink, *frame), dtype) for _ in range(2))
-    k, v = (stored(rng, (3, *frame), dtype) for _ in range(2))
-    base = torch.zeros((sink, *frame), dtype=dtype)
-    angle_t = rng.uniform(0, 6, (3, temporal_pairs))
-    angle_s = rng.uniform(0, 6, (tokens, head_dim // 2 - temporal_pairs))
-    tables = [f(angle).astype(np.float32) for angle in (angle_t, angle_s) for f in (np.cos, np.sin)]
-    turn = [tables[0][2].copy(), tables[1][2].copy()]
+    layers = [[stored(rng, (slots, *frame), dtype) for slots in (rolling + sink, rolling + sink, sink)] for _ in "ab"]
+    angles = rng.uniform(0, 6, temporal_pairs)
+    turn = [f(angles).astype(np.float32) for f in (np.cos, np.sin)]
 
-    host = [as_numpy(x) for x in (k_ring, v_ring, base, k, v)]
-    device = [x.to("cuda", copy=True) for x in (k_ring, v_ring, base, k, v)]
-    device_tables, device_turn = ([torch.from_numpy(x).cuda() for x in part] for part in (tables, turn))
+    def turned(x: torch.Tensor, back: bool = False) -> torch.Tensor:
+        order = (0, 1, 2, 3) if not heads_first else (1, 2, 0, 3) if back else (2, 0, 1, 3)
+        return x.permute(order).contiguous()
 
-    _native.ring_keep(host[0], host[1], host[2], 3, rolling, 0, sink)
-    _native.ring_anchor(host[0], host[2], rolling, sink, turn[0], turn[1])
-    _native.ring_write(host[0], host[1], host[3], host[4], 3, tables[0], tables[1], tables[2], tables[3])
+    device = [[turned(x).to("cuda", copy=True) for x in layer] for layer in layers]
+    device_turn = [torch.from_numpy(x).cuda() for x in turn]
+    for k_ring, v_ring, base in ([as_numpy(x) for x in layer] for layer in layers):
+        _native.ring_keep(k_ring, v_ring, base, 3, rolling, 0, sink)
+        _native.ring_anchor(k_ring, base, rolling, sink, turn[0], turn[1])
 
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
-    at = [x.data_ptr() for x in device]
+    k, v, base = ([layer[i].data_ptr() for layer in device] for i in range(3))
     named: Arguments = {
         "ring_shape": (rolling + sink, *frame),
         "dtype": str(dtype).removeprefix("torch."),
+        "heads_first": heads_first,
         "stream": stream.cuda_stream,
     }
-    cuda.ring_keep(at[0], at[1], at[2], 3, rolling, 0, sink, **named)
+    cuda.ring_keep(k, v, base, 3, rolling, 0, sink, **named)
     cuda.ring_anchor(
-        at[0], at[2], rolling, sink, *(x.data_ptr() for x in device_turn), temporal_pairs=temporal_pairs, **named
-    )
-    cuda.ring_write(
-        *(at[0], at[1], at[3], at[4], 3),
-        *(x.data_ptr() for x in device_tables),
-        frames=3,
-        temporal_pairs=temporal_pairs,
-        **named,
+        k, base, rolling, sink, *(x.data_ptr() for x in device_turn), temporal_pairs=temporal_pairs, **named
     )
     stream.synchronize()
-    for ours, theirs in zip(device[:3], host[:3], strict=True):
-        np.testing.assert_array_equal(as_numpy(ours.cpu()), theirs)
+    for ours, theirs in zip(device, layers, strict=True):
+        for x, expected in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(as_numpy(turned(x.cpu(), back=True)), as_numpy(expected))
+
+
+@on_gpu
+@pytest.mark.parametrize("ring", ["float32", "float16", "bfloat16", "float8"])
+@pytest.mark.parametrize("sizes", [*SIZES.values(), {"tokens": 1024, "heads": 12}, {"tokens": 1024, "heads": 40}])
+def test_a_chunk_is_written_as_by_the_plugin(ring: str, sizes: dict[str, Any]) -> None:
+    case = Case(ring, **{**sizes, "offset": 0})
+    tensors = case.tensors()
+    on_device = {name: torch.from_numpy(x.reshape(-1).view(np.uint8)).cuda() for name, x in tensors.items()}
+    at = {name: x.data_ptr() for name, x in on_device.items() if name != "slot"}
+    cuda.ring_write(
+        **at,
+        slot=case.slot,
+        ring_shape=(case.slots, case.tokens, case.heads, case.head_dim),
+        frames=case.frames,
+        temporal_pairs=tensors["cos_t"].shape[1],
+        eps=float(case.eps),
+        dtype="float8_e4m3" if ring == "float8" else ring,
+    )
+    torch.cuda.synchronize()
+    rings = [on_device[name].cpu().numpy().view(tensors[name].dtype) for name in ("k_ring", "v_ring")]
+    check(case, np.stack(rings).reshape(2, *tensors["k_ring"].shape[1:]))

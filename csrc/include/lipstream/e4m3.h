@@ -1,7 +1,4 @@
 // FP8 of the kind E4M3 (OCP 8-bit floating point, no infinities, largest 448), the same bits on CPU and GPU.
-//
-// An FP8 ring stores codes [F, T, H, D] and one float32 scale for every head of every token, [F, T, H]; a value is
-// code * scale. With this scale the code of the largest of a head's D values is 448.
 #pragma once
 
 #include <cstdint>
@@ -10,9 +7,6 @@
 #include "lipstream/ring.h"
 
 namespace lipstream {
-
-constexpr float kLargestE4M3 = 448.0f;
-constexpr float kLeastAmax = 1e-12f;  // for a scale above 0 in a head of zeros
 
 LIPSTREAM_HD inline uint32_t bits_of(float x) {
 #if defined(__CUDA_ARCH__)
@@ -53,13 +47,5 @@ LIPSTREAM_HD inline float from_e4m3(uint8_t code) {
   if (size < 8u) return float_of(sign | bits_of(static_cast<float>(size) * 0.001953125f));
   return float_of(sign | ((size + (120u << 3)) << 20));
 }
-
-LIPSTREAM_HD inline float e4m3_scale(float amax) { return (amax < kLeastAmax ? kLeastAmax : amax) / kLargestE4M3; }
-
-// K and V of an FP8 ring, and of its sink's copies, with their scales.
-struct E4M3Ring {
-  uint8_t* codes;  // [F, T, H, D]
-  float* scales;   // [F, T, H]
-};
 
 }  // namespace lipstream

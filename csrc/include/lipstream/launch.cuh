@@ -8,9 +8,9 @@
 namespace lipstream::cuda {
 
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared, cudaStream_t stream,
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream,
                    Arguments... arguments) {
-  kernel<<<blocks, threads, shared, stream>>>(static_cast<Parameters>(arguments)...);
+  kernel<<<grid, block, shared, stream>>>(static_cast<Parameters>(arguments)...);
   return cudaGetLastError();
 }
 

@@ -79,6 +79,9 @@ inline void validate(const RingGeometry& g, int64_t chunk) {
   }
 }
 
+// Limits of the CUDA kernels: dimensions of a grid, and a head's angles in shared memory.
+constexpr int64_t kMostFrames = 65535, kMostHeads = 65535, kLargestHeadDim = 4096;
+
 // Shape of some frames of K or V, and offsets in them. A row is one token of one frame: H x D elements.
 struct FrameShape {
   int64_t frames;

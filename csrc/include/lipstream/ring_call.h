@@ -1,8 +1,9 @@
-// One call of the node KVRingWrite: shapes, types and checks, independent of TensorRT.
+// One call of the TensorRT plugin KVRingWrite: shapes, types and checks, independent of TensorRT.
 //
-// Tensors, in order: k_ring, v_ring [F, T, H, D], k, v [c, T, H, D], slot int64 [1], cos_t, sin_t [c, temporal pairs],
-// cos_s, sin_s [T, spatial pairs]; with an FP8 ring also k_scales, v_scales float32 [F, T, H], and k, v are bfloat16.
-// Results: the rings, in place; with an FP8 ring also the scales, in place, and K and V as numbers, bfloat16 [F, T, H, D].
+// Tensors, in order: k_ring, v_ring [1, H, F T, D], heads first; k, v [1, c T, H D], as the linear layers give them;
+// k_weight float32 [H D], of K's RMSNorm; slot int64 [1]; cos_t, sin_t float32 [c, temporal pairs], cos_s, sin_s
+// [T, spatial pairs]. With a ring in FP8 k and v are bfloat16, and k_scale, v_scale float32 [] or [1] follow.
+// Results: the rings, in place.
 #pragma once
 
 #include <array>
@@ -29,21 +30,18 @@ struct TensorShape {
 
 class RingCall {
  public:
-  static constexpr std::array<const char*, 11> kInputs{"k_ring", "v_ring", "k",     "v",        "slot",    "cos_t",
-                                                       "sin_t",  "cos_s",  "sin_s", "k_scales", "v_scales"};
-  static constexpr int kScales = 9;  // index of k_scales
+  enum Input : int { kKRing, kVRing, kK, kV, kWeight, kSlot, kCosT, kSinT, kCosS, kSinS, kKScale, kVScale };
+  static constexpr std::array<const char*, 12> kInputs{"k_ring", "v_ring", "k",     "v",     "k_weight", "slot",
+                                                       "cos_t",  "sin_t",  "cos_s", "sin_s", "k_scale",  "v_scale"};
+  static constexpr int kOutputs = 2;  // each shares memory with the input of its index
 
-  static constexpr int inputs(bool e4m3) { return e4m3 ? 11 : 9; }
-  static constexpr int outputs(bool e4m3) { return e4m3 ? 6 : 2; }
+  static constexpr int inputs(Type ring) { return ring == Type::kE4M3 ? 12 : 10; }
 
-  // The input that an output shares memory with, -1 for none.
-  static constexpr int aliased(int output) { return output < 2 ? output : output < 4 ? kScales + output - 2 : -1; }
-
-  // Type of a tensor, given that of the ring.
-  static constexpr Type type_of(int tensor, Type ring) {
-    if (tensor < 2) return ring;
-    if (tensor < 4) return ring == Type::kE4M3 ? Type::kBFloat16 : ring;
-    return tensor == 4 ? Type::kInt64 : Type::kFloat;
+  // Type of an input, given that of the ring.
+  static constexpr Type type_of(int input, Type ring) {
+    if (input <= kVRing) return ring;
+    if (input <= kV) return ring == Type::kE4M3 ? Type::kBFloat16 : ring;
+    return input == kSlot ? Type::kInt64 : Type::kFloat;
   }
 
   static constexpr bool holds(Type ring) {
@@ -57,7 +55,7 @@ class RingCall {
            ", expected float32, float16, bfloat16 or float8 (E4M3)");
     }
     type_ = tensors[0].type;
-    const auto count = static_cast<size_t>(inputs(e4m3()));
+    const auto count = static_cast<size_t>(inputs(type_));
     if (tensors.size() != count) {
       fail(std::to_string(tensors.size()) + " inputs, expected " + std::to_string(count) + " with a ring of " +
            name(type_));
@@ -68,37 +66,42 @@ class RingCall {
         fail(std::string(kInputs[i]) + " is " + name(tensors[i].type) + ", expected " + name(expected));
       }
     }
-    const std::vector<int64_t>& ring = sized(tensors, 0, {-1, -1, -1, -1});
-    const std::vector<int64_t>& k = sized(tensors, 2, {-1, ring[1], ring[2], ring[3]});
-    sized(tensors, 1, ring);
-    sized(tensors, 3, k);
-    sized(tensors, 4, {1});
-    const std::vector<int64_t>& temporal = sized(tensors, 5, {k[0], -1}, 0);
-    if (ring[3] % 2 != 0) fail("the head size is " + std::to_string(ring[3]) + ", expected an even number");
-    if (temporal[1] > ring[3] / 2) {
-      fail("there are " + std::to_string(temporal[1]) + " temporal pairs, expected at most " +
-           std::to_string(ring[3] / 2));
+    const std::vector<int64_t>& ring = sized(tensors, kKRing, {1, -1, -1, -1});
+    sized(tensors, kVRing, ring);
+    const int64_t heads = ring[1], rows = ring[2], dim = ring[3];
+    if (dim % 2 != 0 || dim > kLargestHeadDim || heads > kMostHeads) {
+      fail("there are " + std::to_string(heads) + " heads of " + std::to_string(dim) + ", expected up to " +
+           std::to_string(kMostHeads) + " of an even size up to " + std::to_string(kLargestHeadDim));
     }
-    sized(tensors, 6, temporal, 0);
-    const std::vector<int64_t> spatial{ring[1], ring[3] / 2 - temporal[1]};
-    sized(tensors, 7, spatial, 0);
-    sized(tensors, 8, spatial, 0);
-    if (e4m3()) {
-      for (const size_t i : {9, 10}) sized(tensors, i, {ring[0], ring[1], ring[2]});
+    sized(tensors, kSlot, {1});
+    const std::vector<int64_t>& temporal = sized(tensors, kCosT, {-1, -1}, 0);
+    sized(tensors, kSinT, temporal, 0);
+    const int64_t frames = temporal[0], pairs = temporal[1];
+    if (pairs > dim / 2) {
+      fail("there are " + std::to_string(pairs) + " temporal pairs, expected at most " + std::to_string(dim / 2));
     }
-    if (k[0] > ring[0]) {
-      fail("a chunk of " + std::to_string(k[0]) + " frames, expected at most the ring's " + std::to_string(ring[0]));
+    const std::vector<int64_t>& spatial = sized(tensors, kCosS, {-1, dim / 2 - pairs}, 0);
+    sized(tensors, kSinS, spatial, 0);
+    const int64_t tokens = spatial[0];
+    if (frames < 1 || tokens < 1 || frames > kMostFrames || rows % tokens != 0 || rows / tokens < frames) {
+      fail("a ring of " + std::to_string(rows) + " rows, a chunk of " + std::to_string(frames) + " frames (cos_t) of " +
+           std::to_string(tokens) + " tokens (cos_s), expected a whole number of frames, and at least the chunk's");
     }
-    slots_ = ring[0];
-    shape_ = {k[0], ring[1], ring[2], ring[3], temporal[1]};
+    sized(tensors, kWeight, {heads * dim});
+    for (const Input input : {kK, kV}) sized(tensors, input, {1, frames * tokens, heads * dim});
+    if (type_ == Type::kE4M3) {
+      for (const Input input : {kKScale, kVScale}) {
+        if (!tensors[input].sizes.empty()) sized(tensors, input, {1});
+      }
+    }
+    slots_ = rows / tokens;
+    shape_ = {frames, tokens, heads, dim, pairs};
   }
 
   Type type() const { return type_; }
-  bool e4m3() const { return type_ == Type::kE4M3; }
   // The chunk's own frames.
   const FrameShape& chunk() const { return shape_; }
-  // All frames of the bound ring: those that are attended.
-  FrameShape ring() const { return {slots_, shape_.tokens, shape_.heads, shape_.head_dim, shape_.temporal_pairs}; }
+  // Frames of the ring, F.
   int64_t slots() const { return slots_; }
   // The largest slot at which the chunk fits.
   int64_t last_slot() const { return slots_ - shape_.frames; }
@@ -106,14 +109,17 @@ class RingCall {
  private:
   [[noreturn]] static void fail(const std::string& message) { throw std::invalid_argument("KVRingWrite: " + message); }
 
-  static const std::vector<int64_t>& sized(const std::vector<TensorShape>& tensors, size_t index,
+  static const std::vector<int64_t>& sized(const std::vector<TensorShape>& tensors, int index,
                                            const std::vector<int64_t>& expected, int64_t least = 1) {
-    const std::vector<int64_t>& found = tensors[index].sizes;
+    const std::vector<int64_t>& found = tensors[static_cast<size_t>(index)].sizes;
     bool fits = found.size() == expected.size();
     for (size_t i = 0; fits && i < found.size(); ++i) {
       fits = expected[i] < 0 ? found[i] >= least : found[i] == expected[i];
     }
-    if (!fits) fail(std::string(kInputs[index]) + " is of shape " + text(found) + ", expected " + text(expected));
+    if (!fits) {
+      fail(std::string(kInputs[static_cast<size_t>(index)]) + " is of shape " + text(found) + ", expected " +
+           text(expected));
+    }
     return found;
   }
 

@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "lipstream/e4m3.h"
 #include "lipstream/ring.h"
 #include "lipstream/rope.h"
 
@@ -26,20 +25,5 @@ void ring_keep(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64
 template <typename Storage>
 void ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
                  const FrameShape& shape, int64_t threads);
-
-// The same for a ring in FP8. K is rotated, then rounded; Storage is that of k, v and `to`.
-template <typename Storage>
-void ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, int64_t slot,
-                     const RopeTables& tables, const FrameShape& shape, int64_t threads);
-
-void ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_t slot, int64_t rolling, int64_t first,
-                    const FrameShape& shape);
-
-void ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
-                      const FrameShape& shape, int64_t threads);
-
-// Converts the first shape.frames slots of a ring to numbers, `to` [shape].
-template <typename Storage>
-void ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, int64_t threads);
 
 }  // namespace lipstream::cpu

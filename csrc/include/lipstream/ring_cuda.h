@@ -1,7 +1,7 @@
 // Launchers of the ring's CUDA kernels: raw device pointers, a stream, no synchronisation, so they can be captured in a
-// graph. Storage is float, __half or __nv_bfloat16. Arguments are not checked here; the bindings check them. K and V
-// pointers must be aligned to one pair (2 elements); if they are aligned to 16 bytes and a head is a whole number of
-// 16-byte words, accesses are 16 bytes wide.
+// graph. Arguments are not checked here; the bindings and the plugin check them. K and V pointers must be aligned to one
+// pair (2 elements); if they are aligned to 16 bytes and a head is a whole number of 16-byte words, accesses are 16
+// bytes wide. The result is the launch's error.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -9,49 +9,52 @@
 
 #include <cstdint>
 
-#include "lipstream/e4m3.h"
 #include "lipstream/ring.h"
 #include "lipstream/rope.h"
 
 namespace lipstream::cuda {
 
-// ring_cpu.h describes each function. The result is the launch's error.
-template <typename Storage>
-cudaError_t ring_write(Storage* k_ring, Storage* v_ring, const Storage* k, const Storage* v, Slot slot,
-                       const RopeTables& tables, const FrameShape& shape, cudaStream_t stream);
+// Addresses of the float32 scales of K and V of an FP8 ring on the device, null for other rings.
+struct RingScales {
+  const float* k;
+  const float* v;
+};
 
-template <typename Storage>
-cudaError_t ring_keep(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slot, int64_t rolling,
+// One layer's new rows, k and v [c T, H D] as the linear layers give them, into slots [slot, slot + c) of its rings,
+// heads first: [H, F T, D], F = slots. Number is float, __half or __nv_bfloat16; Stored is Number, or uint8_t for E4M3
+// codes, with `scales`.
+//
+// K is normalised over the whole row, x / sqrt(mean(x^2) + eps), rounded to Number, multiplied by weight [H D] and
+// rotated in float32, and rounded once more; V is as it was. Codes are of these numbers divided by the scale.
+template <typename Number, typename Stored>
+cudaError_t ring_write(Stored* k_ring, Stored* v_ring, const Number* k, const Number* v, const float* weight, float eps,
+                       Slot slot, const RopeTables& tables, const RingScales& scales, const FrameShape& shape,
+                       int64_t slots, cudaStream_t stream);
+
+constexpr size_t kLayersAtOnce = 64;  // of one launch
+
+struct RingLayer {
+  void* k_ring;
+  void* v_ring;          // read and written by ring_keep only
+  void* sink_base;       // K of the sink as it was written
+  const float* k_scale;  // of an FP8 ring; null for others
+};
+
+// How a layer's ring and its sink's copy lie: frames first, [F, T, H, D] and [S, T, H, D], or heads first, as of
+// TensorRT's KVCacheUpdate, [H, F T, D] and [H, S T, D]; S = F - rolling.
+struct RingLayout {
+  int64_t slots;    // F
+  int64_t rolling;  // slots before the sink
+  bool heads_first;
+};
+
+// ring_cpu.h describes the two; `layers` [count], all of one shape, take one launch for every kLayersAtOnce of them.
+cudaError_t ring_keep(const RingLayer* layers, size_t count, int64_t element_size, const RingLayout& layout, int64_t slot,
                       int64_t first, const FrameShape& shape, cudaStream_t stream);
 
-template <typename Storage>
-cudaError_t ring_anchor(Storage* k_ring, const Storage* sink_base, int64_t rolling, const float* cos, const float* sin,
-                        const FrameShape& shape, cudaStream_t stream);
-
-// keep and anchor for a ring [H, F T, D] and its sink's copy [H, S T, D], the layout of TensorRT's KVCacheUpdate:
-// F = slots, S = slots - rolling.
-template <typename Storage>
-cudaError_t ring_keep_heads_first(const Storage* k_ring, Storage* v_ring, Storage* sink_base, int64_t slots, int64_t slot,
-                                  int64_t rolling, int64_t first, const FrameShape& shape, cudaStream_t stream);
-
-template <typename Storage>
-cudaError_t ring_anchor_heads_first(Storage* k_ring, const Storage* sink_base, int64_t slots, int64_t rolling,
-                                    const float* cos, const float* sin, const FrameShape& shape, cudaStream_t stream);
-
-// The same for a ring in FP8. A row of K and V in float32 goes through shared memory, so H * D is at most 5632.
-template <typename Storage>
-cudaError_t ring_write_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* k, const Storage* v, Slot slot,
-                            const RopeTables& tables, const FrameShape& shape, cudaStream_t stream);
-
-cudaError_t ring_keep_e4m3(E4M3Ring k_ring, E4M3Ring v_ring, E4M3Ring sink_base, int64_t slot, int64_t rolling,
-                           int64_t first, const FrameShape& shape, cudaStream_t stream);
-
-cudaError_t ring_anchor_e4m3(E4M3Ring k_ring, E4M3Ring sink_base, int64_t rolling, const float* cos, const float* sin,
-                             const FrameShape& shape, cudaStream_t stream);
-
-template <typename Storage>
-cudaError_t ring_read_e4m3(Storage* to, E4M3Ring ring, const FrameShape& shape, cudaStream_t stream);
-
-constexpr int64_t kLargestE4M3Row = 5632;
+// Stored is a Number, or uint8_t for E4M3 codes, whose numbers are divided by the scale again when they are rotated.
+template <typename Stored>
+cudaError_t ring_anchor(const RingLayer* layers, size_t count, const RingLayout& layout, const float* cos,
+                        const float* sin, const FrameShape& shape, cudaStream_t stream);
 
 }  // namespace lipstream::cuda

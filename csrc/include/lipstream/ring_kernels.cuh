@@ -1,21 +1,26 @@
-// The ring's CUDA kernels. One block per row (a token of a frame), whose angles are loaded into shared memory once for
-// all heads; a thread copies PAIRS pairs at a time. blockIdx.x counts rows; offsets are int64.
+// The ring's CUDA kernels. Offsets are int64; a thread handles PAIRS adjacent pairs of a head at a time. Blocks are
+// two-dimensional, threadIdx.x the position in a head and threadIdx.y the head or row, so that no index is divided.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "lipstream/e4m3.h"
 #include "lipstream/ring.h"
+#include "lipstream/ring_cuda.h"
 #include "lipstream/rope.h"
 
 namespace lipstream::cuda {
 
-template <typename Storage, int PAIRS>
-struct alignas(2 * PAIRS * sizeof(Storage)) Pack {
-  Storage values[2 * PAIRS];
+constexpr int kWide = 16;  // bytes of a thread's largest access
+
+template <typename T, int N>
+struct alignas(N * sizeof(T) < kWide ? N * sizeof(T) : kWide) Pack {
+  T values[N];
 };
 
 __device__ inline float load(float x) { return x; }
@@ -25,141 +30,234 @@ __device__ inline void store(float& to, float value) { to = value; }
 __device__ inline void store(__half& to, float value) { to = __float2half_rn(value); }
 __device__ inline void store(__nv_bfloat16& to, float value) { to = __float2bfloat16_rn(value); }
 
-// Rotates the pairs j, j + 1, ... of a head; those from `turned` on are unchanged.
-template <typename Storage, int PAIRS>
-__device__ inline Pack<Storage, PAIRS> rotate_pack(Pack<Storage, PAIRS> pack, const float* cos, const float* sin,
-                                                   int j, int turned) {
+// Two numbers, and two codes of an FP8 ring (uint8_t), which stand for code * scale.
+template <typename Number>
+__device__ inline void load_pair(const Number* from, float, float& a, float& b) {
+  a = load(from[0]);
+  b = load(from[1]);
+}
+
+template <typename Number>
+__device__ inline void store_pair(Number* to, float a, float b, float) {
+  store(to[0], a);
+  store(to[1], b);
+}
+
+__device__ inline void load_pair(const uint8_t* from, float scale, float& a, float& b) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  __half2_raw halves;
+  const auto codes = static_cast<uint16_t>(from[0] | from[1] << 8);
+  asm("{.reg .b32 both; cvt.rn.f16x2.e4m3x2 both, %2; mov.b32 {%0, %1}, both;}" : "=h"(halves.x), "=h"(halves.y) : "h"(codes));
+  a = __half2float(__half_raw{halves.x}) * scale;
+  b = __half2float(__half_raw{halves.y}) * scale;
+#else
+  a = from_e4m3(from[0]) * scale;
+  b = from_e4m3(from[1]) * scale;
+#endif
+}
+
+__device__ inline void store_pair(uint8_t* to, float a, float b, float scale) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+  uint16_t codes;  // rounded as by to_e4m3
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(codes) : "f"(b / scale), "f"(a / scale));
+  to[0] = static_cast<uint8_t>(codes);
+  to[1] = static_cast<uint8_t>(codes >> 8);
+#else
+  to[0] = to_e4m3(a / scale);
+  to[1] = to_e4m3(b / scale);
+#endif
+}
+
+// Numbers as the ring stores them.
+template <typename Stored, typename Number, int N>
+__device__ inline Pack<Stored, N> stored(const Pack<Number, N>& numbers, float scale) {
+  if constexpr (std::is_same_v<Stored, Number>) {
+    return numbers;
+  } else {
+    Pack<Stored, N> codes;
 #pragma unroll
-  for (int i = 0; i < PAIRS; ++i) {
-    if (j + i < turned) {
-      float real, imag;
-      rotate(load(pack.values[2 * i]), load(pack.values[2 * i + 1]), cos[j + i], sin[j + i], real, imag);
-      store(pack.values[2 * i], real);
-      store(pack.values[2 * i + 1], imag);
+    for (int i = 0; i < N; i += 2) {
+      store_pair(codes.values + i, load(numbers.values[i]), load(numbers.values[i + 1]), scale);
+    }
+    return codes;
+  }
+}
+
+__device__ inline int thread_of_block() { return static_cast<int>(threadIdx.y * blockDim.x + threadIdx.x); }
+__device__ inline int threads_of_block() { return static_cast<int>(blockDim.x * blockDim.y); }
+
+// Angles of a token of a frame, cos then sin [pairs], into shared memory.
+__device__ inline void load_angles(float* angles, const RopeTables& tables, const FrameShape& shape, int64_t frame,
+                                   int64_t token) {
+  const int pairs = static_cast<int>(shape.pairs()), temporal = static_cast<int>(shape.temporal_pairs);
+  const int64_t t = frame * temporal, s = token * (pairs - temporal) - temporal;
+#pragma unroll 1
+  for (int j = thread_of_block(); j < pairs; j += threads_of_block()) {
+    angles[j] = j < temporal ? tables.cos_t[t + j] : tables.cos_s[s + j];
+    angles[pairs + j] = j < temporal ? tables.sin_t[t + j] : tables.sin_s[s + j];
+  }
+}
+
+// Sum of the threads' values, the same in all of them, in an order that depends on their number only.
+// `partial` [threads + kSums] is shared memory; what was written to it before is read by all threads after.
+constexpr int kSums = 8;
+__device__ inline float block_sum(float value, float* partial) {
+  const int thread = thread_of_block(), threads = threads_of_block(), count = threads < kSums ? threads : kSums;
+  float* const sums = partial + threads;
+  partial[thread] = value;
+  __syncthreads();
+  if (thread < count) {
+    float sum = 0.0f;
+    for (int i = thread; i < threads; i += kSums) sum += partial[i];
+    sums[thread] = sum;
+  }
+  __syncthreads();
+  float sum = 0.0f;
+  for (int i = 0; i < count; ++i) sum += sums[i];
+  return sum;
+}
+
+// K normalised, rotated and stored, V stored: see ring_write. A block per row: blockIdx.x is the token, blockIdx.y the
+// frame. Shared memory, float32: angles [2 pairs], partial sums [threads + kSums].
+template <typename Number, typename Stored, int PAIRS>
+__global__ void ring_write_kernel(Stored* __restrict__ k_ring, Stored* __restrict__ v_ring,
+                                  const Number* __restrict__ k, const Number* __restrict__ v,
+                                  const float* __restrict__ weight, float eps, Slot slot, RopeTables tables,
+                                  RingScales scales, FrameShape shape, int64_t slots) {
+  using Numbers = Pack<Number, 2 * PAIRS>;
+  using Codes = Pack<Stored, 2 * PAIRS>;
+  extern __shared__ __align__(16) float shared[];
+  const int64_t start = slot.get();
+  if (!slot.fits(start)) return;
+  const int64_t token = blockIdx.x, frame = blockIdx.y, row = frame * shape.tokens + token;
+  const int heads = static_cast<int>(shape.heads), pairs = static_cast<int>(shape.pairs()), packs = pairs / PAIRS;
+  const int first_head = static_cast<int>(threadIdx.y), head_step = static_cast<int>(blockDim.y);
+  const int first_pack = static_cast<int>(threadIdx.x), pack_step = static_cast<int>(blockDim.x);
+  load_angles(shared, tables, shape, frame, token);
+
+  const auto* const k_row = reinterpret_cast<const Numbers*>(k + shape.row_offset(row));
+  float squares = 0.0f;
+#pragma unroll 1  // unrolled, the number of turns would be computed by a division
+  for (int head = first_head; head < heads; head += head_step) {
+#pragma unroll 1
+    for (int p = first_pack; p < packs; p += pack_step) {
+      const Numbers numbers = k_row[head * packs + p];
+#pragma unroll
+      for (int i = 0; i < 2 * PAIRS; ++i) squares += load(numbers.values[i]) * load(numbers.values[i]);
     }
   }
-  return pack;
-}
+  const float mean = block_sum(squares, shared + 2 * pairs) / static_cast<float>(shape.row_size());
+  const float factor = 1.0f / sqrtf(mean + eps);
 
-// Angles of a row, cos then sin [pairs], into shared memory.
-__device__ inline void load_angles(float* angles, const RopeTables& tables, const FrameShape& shape, int64_t row) {
-  const int pairs = static_cast<int>(shape.pairs());
-  for (int j = static_cast<int>(threadIdx.x); j < pairs; j += static_cast<int>(blockDim.x)) {
-    const bool temporal = j < shape.temporal_pairs;
-    const int64_t at = temporal ? shape.temporal_offset(row) + j : shape.spatial_offset(row) + j - shape.temporal_pairs;
-    angles[j] = temporal ? tables.cos_t[at] : tables.cos_s[at];
-    angles[pairs + j] = temporal ? tables.sin_t[at] : tables.sin_s[at];
+  const auto* const v_row = reinterpret_cast<const Numbers*>(v + shape.row_offset(row));
+  const auto* const weights = reinterpret_cast<const Pack<float, 2 * PAIRS>*>(weight);
+  const auto* const cos = reinterpret_cast<const Pack<float, PAIRS>*>(shared);
+  const auto* const sin = reinterpret_cast<const Pack<float, PAIRS>*>(shared + pairs);
+  auto* const k_to = reinterpret_cast<Codes*>(k_ring) + (start * shape.tokens + row) * packs;
+  auto* const v_to = reinterpret_cast<Codes*>(v_ring) + (start * shape.tokens + row) * packs;
+  const int64_t head_packs = slots * shape.tokens * packs;
+  const float k_scale = scales.k ? *scales.k : 1.0f, v_scale = scales.v ? *scales.v : 1.0f;
+#pragma unroll 1
+  for (int head = first_head; head < heads; head += head_step) {
+#pragma unroll 1
+    for (int p = first_pack; p < packs; p += pack_step) {
+      const int from = head * packs + p;
+      const Numbers v_numbers = v_row[from];
+      Numbers numbers = k_row[from];  // in the L1 cache since the sum
+      const Pack<float, 2 * PAIRS> scale = weights[from];
+      const Pack<float, PAIRS> c = cos[p], s = sin[p];
+#pragma unroll
+      for (int i = 0; i < PAIRS; ++i) {
+        Number& a = numbers.values[2 * i];
+        Number& b = numbers.values[2 * i + 1];
+        store(a, load(a) * factor);
+        store(b, load(b) * factor);
+        float real, imag;
+        rotate(load(a) * scale.values[2 * i], load(b) * scale.values[2 * i + 1], c.values[i], s.values[i], real, imag);
+        store(a, real);
+        store(b, imag);
+      }
+      k_to[head * head_packs + p] = stored<Stored>(numbers, k_scale);
+      v_to[head * head_packs + p] = stored<Stored>(v_numbers, v_scale);
+    }
   }
 }
 
-template <typename Storage, int PAIRS>
-__global__ void ring_write_kernel(Storage* __restrict__ k_ring, Storage* __restrict__ v_ring,
-                                  const Storage* __restrict__ k, const Storage* __restrict__ v, Slot slot,
-                                  RopeTables tables, FrameShape shape) {
-  using Pack = Pack<Storage, PAIRS>;
-  extern __shared__ float angles[];
-  const int64_t row = blockIdx.x, first = slot.get();
-  if (!slot.fits(first)) return;
-  const int pairs = static_cast<int>(shape.pairs());
-  const float *const cos = angles, *const sin = angles + pairs;
-  load_angles(angles, tables, shape, row);
-  __syncthreads();
+constexpr int kTurns = 4;  // rows or words of a thread of ring_keep and ring_anchor
 
-  const int64_t offset = shape.row_offset(row);
-  const auto* k_from = reinterpret_cast<const Pack*>(k + offset);
-  const auto* v_from = reinterpret_cast<const Pack*>(v + offset);
-  auto* k_to = reinterpret_cast<Pack*>(k_ring + shape.slot_offset(first) + offset);
-  auto* v_to = reinterpret_cast<Pack*>(v_ring + shape.slot_offset(first) + offset);
-  const int packs = static_cast<int>(shape.row_size() / (2 * PAIRS));
-  for (int i = threadIdx.x; i < packs; i += blockDim.x) {
-    const Pack value = v_from[i];  // loaded before the wait for K
-    k_to[i] = rotate_pack(k_from[i], cos, sin, i * PAIRS % pairs, pairs);
-    v_to[i] = value;
+struct RingLayers {
+  RingLayer at[kLayersAtOnce];
+};
+
+// Some frames of every layer's ring and of its sink's copy, in elements or words of `ring_keep_kernel`. They are one
+// block of memory each (frames first) or one per head (heads first): `groups` blocks, the steps apart.
+struct SinkMove {
+  int64_t size;       // of a block
+  int64_t ring_step;  // from block to block
+  int64_t base_step;
+  int64_t ring_from;  // first frame kept, in the ring
+  int64_t ring_to;    // its sink slot
+  int64_t base_to;    // its place in the sink's copy
+};
+
+// blockIdx.y: block of memory, blockIdx.z: layer.
+template <typename Word>
+__global__ void ring_keep_kernel(RingLayers layers, SinkMove move) {
+  const RingLayer& layer = layers.at[blockIdx.z];
+  const int64_t ring = blockIdx.y * move.ring_step;
+  const Word* const k = static_cast<const Word*>(layer.k_ring) + ring + move.ring_from;
+  const Word* const v = static_cast<const Word*>(layer.v_ring) + ring + move.ring_from;
+  Word* const base = static_cast<Word*>(layer.sink_base) + blockIdx.y * move.base_step + move.base_to;
+  Word* const sink = static_cast<Word*>(layer.v_ring) + ring + move.ring_to;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTurns * blockDim.x + threadIdx.x;
+#pragma unroll
+  for (int turn = 0; turn < kTurns; ++turn) {
+    const int64_t i = first + turn * static_cast<int64_t>(blockDim.x);
+    if (i >= move.size) break;
+    const Word value = v[i];
+    base[i] = k[i];
+    sink[i] = value;
   }
 }
 
-// sink: the first sink slot of k_ring. Rows may be in groups, `sink_step` and `base_step` elements apart.
-template <typename Storage, int PAIRS>
-__global__ void ring_anchor_kernel(Storage* __restrict__ sink, const Storage* __restrict__ sink_base,
-                                   const float* __restrict__ cos, const float* __restrict__ sin, FrameShape shape,
-                                   int64_t sink_step, int64_t base_step) {
-  using Pack = Pack<Storage, PAIRS>;
-  const int64_t group = blockIdx.x / shape.rows(), offset = shape.row_offset(blockIdx.x % shape.rows());
-  const auto* from = reinterpret_cast<const Pack*>(sink_base + group * base_step + offset);
-  auto* to = reinterpret_cast<Pack*>(sink + group * sink_step + offset);
-  const int packs = static_cast<int>(shape.row_size() / (2 * PAIRS)), pairs = static_cast<int>(shape.pairs());
-  const int turned = static_cast<int>(shape.temporal_pairs);
-  for (int i = threadIdx.x; i < packs; i += blockDim.x) {
-    to[i] = rotate_pack(from[i], cos, sin, i * PAIRS % pairs, turned);
-  }
-}
-
-// Codes and scales of a row whose values are in shared memory [row_size]; `scales`, also there, has one element per head.
-__device__ inline void round_row(uint8_t* codes, float* head_scales, const float* values, float* scales,
-                                 const FrameShape& shape) {
-  const int dim = static_cast<int>(shape.head_dim), heads = static_cast<int>(shape.heads);
-  const int first = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
-  for (int head = first; head < heads; head += step) {
-    float amax = 0.0f;
-    for (int i = 0; i < dim; ++i) amax = fmaxf(amax, fabsf(values[head * dim + i]));
-    head_scales[head] = scales[head] = e4m3_scale(amax);
-  }
-  __syncthreads();
-  for (int i = first; i < heads * dim; i += step) codes[i] = to_e4m3(values[i] / scales[i / dim]);
-}
-
-// Shared memory, all float32: angles [2 pairs], K and V of the row [2 row_size], scales [2 heads].
-template <typename Storage>
-__global__ void ring_write_e4m3_kernel(E4M3Ring k_ring, E4M3Ring v_ring, const Storage* __restrict__ k,
-                                       const Storage* __restrict__ v, Slot slot, RopeTables tables, FrameShape shape) {
-  extern __shared__ float angles[];
-  const int64_t row = blockIdx.x, offset = shape.row_offset(row), start = slot.get();
-  if (!slot.fits(start)) return;
-  const int pairs = static_cast<int>(shape.pairs()), size = static_cast<int>(shape.row_size());
-  float *const k_row = angles + 2 * pairs, *const v_row = k_row + size, *const scales = v_row + size;
-  load_angles(angles, tables, shape, row);
-  __syncthreads();
-  const int first = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
-  for (int i = first; i < size / 2; i += step) {
-    const int j = i % pairs;
-    rotate(load(k[offset + 2 * i]), load(k[offset + 2 * i + 1]), angles[j], angles[pairs + j], k_row[2 * i],
-           k_row[2 * i + 1]);
-    v_row[2 * i] = load(v[offset + 2 * i]);
-    v_row[2 * i + 1] = load(v[offset + 2 * i + 1]);
-  }
-  __syncthreads();
-  const int64_t to = shape.slot_offset(start) + offset, heads = to / shape.head_dim;
-  round_row(k_ring.codes + to, k_ring.scales + heads, k_row, scales, shape);
-  round_row(v_ring.codes + to, v_ring.scales + heads, v_row, scales + shape.heads, shape);
-}
-
-// Shared memory, all float32: the row [row_size], scales [heads].
-static __global__ void ring_anchor_e4m3_kernel(E4M3Ring sink, E4M3Ring base, const float* __restrict__ cos,
-                                               const float* __restrict__ sin, FrameShape shape) {
-  extern __shared__ float angles[];
-  const int64_t row = blockIdx.x, offset = shape.row_offset(row), heads = row * shape.heads;
-  const int pairs = static_cast<int>(shape.pairs()), size = static_cast<int>(shape.row_size());
-  float* const values = angles;
-  const int first = static_cast<int>(threadIdx.x), step = static_cast<int>(blockDim.x);
-  for (int i = first; i < size / 2; i += step) {
-    const int j = i % pairs;
-    const float scale = base.scales[heads + i / pairs];
-    const float a = from_e4m3(base.codes[offset + 2 * i]) * scale;
-    const float b = from_e4m3(base.codes[offset + 2 * i + 1]) * scale;
-    values[2 * i] = a;
-    values[2 * i + 1] = b;
-    if (j < shape.temporal_pairs) rotate(a, b, cos[j], sin[j], values[2 * i], values[2 * i + 1]);
-  }
-  __syncthreads();
-  round_row(sink.codes + offset, sink.scales + heads, values, values + size, shape);
-}
-
-template <typename Storage>
-__global__ void ring_read_e4m3_kernel(Storage* __restrict__ to, E4M3Ring ring, FrameShape shape) {
-  const int64_t offset = shape.row_offset(blockIdx.x), heads = blockIdx.x * shape.heads;
-  const int size = static_cast<int>(shape.row_size()), dim = static_cast<int>(shape.head_dim);
-  for (int i = static_cast<int>(threadIdx.x); i < size; i += static_cast<int>(blockDim.x)) {
-    store(to[offset + i], from_e4m3(ring.codes[offset + i]) * ring.scales[heads + i / dim]);
+// Rotates the first `turned` pairs of every head of the frames moved; the others are copied. blockIdx as above; a
+// thread keeps its place in the head, and so its angles, over its rows of `2 * pairs` elements.
+template <typename Stored, int PAIRS>
+__global__ void ring_anchor_kernel(RingLayers layers, SinkMove move, const float* __restrict__ cos,
+                                   const float* __restrict__ sin, int64_t rows, int pairs, int turned) {
+  using Codes = Pack<Stored, 2 * PAIRS>;
+  const RingLayer& layer = layers.at[blockIdx.z];
+  const auto* const from = reinterpret_cast<const Codes*>(static_cast<const Stored*>(layer.sink_base) +
+                                                          blockIdx.y * move.base_step + move.base_to);
+  auto* const to =
+      reinterpret_cast<Codes*>(static_cast<Stored*>(layer.k_ring) + blockIdx.y * move.ring_step + move.ring_to);
+  const float scale = layer.k_scale ? *layer.k_scale : 1.0f;
+  const int packs = pairs / PAIRS;
+  const int64_t first = static_cast<int64_t>(blockIdx.x) * kTurns * blockDim.y + threadIdx.y;
+#pragma unroll 1
+  for (int p = static_cast<int>(threadIdx.x); p < packs; p += static_cast<int>(blockDim.x)) {
+    const int left = turned - p * PAIRS;  // pairs of this pack, and of those behind it, that are rotated
+    float c[PAIRS], s[PAIRS];
+#pragma unroll
+    for (int i = 0; i < PAIRS; ++i) {
+      c[i] = i < left ? cos[p * PAIRS + i] : 1.0f;
+      s[i] = i < left ? sin[p * PAIRS + i] : 0.0f;
+    }
+#pragma unroll
+    for (int turn = 0; turn < kTurns; ++turn) {
+      const int64_t row = first + turn * static_cast<int64_t>(blockDim.y);
+      if (row >= rows) break;
+      Codes codes = from[row * packs + p];
+#pragma unroll
+      for (int i = 0; i < PAIRS; ++i) {
+        if (i >= left) continue;
+        float a, b, real, imag;
+        load_pair(codes.values + 2 * i, scale, a, b);
+        rotate(a, b, c[i], s[i], real, imag);
+        store_pair(codes.values + 2 * i, real, imag, scale);
+      }
+      to[row * packs + p] = codes;
+    }
   }
 }
 

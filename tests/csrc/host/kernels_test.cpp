@@ -1,7 +1,7 @@
-// The CUDA kernels and their launchers, compiled for the host, against the CPU ring: the same bits.
+// The CUDA kernels that move the sink, and those between the passes, compiled for the host: the bits of the CPU ring.
 //
-// Every window of a table, float32, bfloat16 and FP8, odd sizes, and pointers that are aligned to a pair only. A guard
-// band around every buffer must stay as it was.
+// Every window of a table, all types of a ring, odd sizes, and pointers that are aligned to a pair only; all layers in
+// one launch. A guard band around every buffer must stay as it was. plugin_driver.cpp runs the kernel that writes.
 #include <cstdio>
 #include <cstdlib>
 #include <random>
@@ -102,6 +102,7 @@ bool same(const std::vector<T>& a, const std::vector<T>& b) {
 struct Case {
   RingGeometry geometry;
   int64_t tokens, heads, head_dim, offset;
+  size_t layers;
 };
 
 std::string name(const char* kind, const Case& c, int64_t chunk, const char* buffer) {
@@ -111,79 +112,106 @@ std::string name(const char* kind, const Case& c, int64_t chunk, const char* buf
          buffer;
 }
 
+// The CPU ring, which has no FP8: numbers of its own, rounded to codes by the layer's scale.
+void anchor(uint8_t* k_ring, const uint8_t* base, int64_t rolling, const float* cos, const float* sin,
+            const FrameShape& shape, float scale) {
+  for (int64_t i = 0; i < shape.slot_offset(shape.frames); i += 2) {
+    const int64_t j = i / 2 % shape.pairs(), to = shape.slot_offset(rolling) + i;
+    k_ring[to] = base[i];
+    k_ring[to + 1] = base[i + 1];
+    if (j >= shape.temporal_pairs) continue;
+    float real, imag;
+    rotate(from_e4m3(base[i]) * scale, from_e4m3(base[i + 1]) * scale, cos[j], sin[j], real, imag);
+    k_ring[to] = to_e4m3(real / scale);
+    k_ring[to + 1] = to_e4m3(imag / scale);
+  }
+}
+
+template <typename T>
+void anchor(T* k_ring, const T* base, int64_t rolling, const float* cos, const float* sin, const FrameShape& shape,
+            float) {
+  cpu::ring_anchor(k_ring, base, rolling, cos, sin, shape, 1);
+}
+
+// The addresses of every layer, of frames that lie either way.
+template <typename Storage>
+std::vector<cuda::RingLayer> layers_of(std::vector<Storage*> k, std::vector<Storage*> v, std::vector<Storage*> base,
+                                       const std::vector<float>& scales) {
+  std::vector<cuda::RingLayer> layers;
+  for (size_t i = 0; i < k.size(); ++i) layers.push_back({k[i], v[i], base[i], sizeof(Storage) == 1 ? &scales[i] : nullptr});
+  return layers;
+}
+
 template <typename T>
 void stream(const char* kind, const Case& c, std::mt19937& random) {
+  using Device = typename DeviceType<T>::type;
   const RingGeometry& g = c.geometry;
-  const int64_t temporal = c.head_dim / 2 - 2 * (c.head_dim / 6), spatial = c.head_dim / 2 - temporal;
-  const int64_t frame = c.tokens * c.heads * c.head_dim;
-  Twins<T> k_ring(g.window * frame, c.offset, random), v_ring(g.window * frame, c.offset, random),
-      base(g.sink * frame, c.offset, random);
-  const int64_t scales = c.tokens * c.heads;
-  Twins<uint8_t> k_codes(g.window * frame, c.offset, random), v_codes(g.window * frame, c.offset, random),
-      base_codes(g.sink * frame, c.offset, random);
-  Twins<float> k_scales(g.window * scales, 0, random), v_scales(g.window * scales, 0, random),
-      base_scales(g.sink * scales, 0, random);
-  const E4M3Ring k8{k_codes.cpu(), k_scales.cpu()}, v8{v_codes.cpu(), v_scales.cpu()}, b8{base_codes.cpu(), base_scales.cpu()};
-  const E4M3Ring gk8{k_codes.gpu(), k_scales.gpu()}, gv8{v_codes.gpu(), v_scales.gpu()},
-      gb8{base_codes.gpu(), base_scales.gpu()};
+  const Sizes sizes{c.tokens, c.heads, c.head_dim};
+  const int64_t temporal = c.head_dim / 2 - 2 * (c.head_dim / 6), frame = c.tokens * c.heads * c.head_dim;
+  struct Layer {
+    Twins<T> k, v, base;
+    std::vector<T> k_heads, v_heads, base_heads;
+  };
+  std::vector<Layer> layers;
+  std::vector<float> scales;
+  for (size_t i = 0; i < c.layers; ++i) {
+    const auto twins = [&](int64_t frames) { return Twins<T>(frames * frame, c.offset, random); };
+    layers.push_back({twins(g.window), twins(g.window), twins(g.sink), {}, {}, {}});
+    scales.push_back(0.37f + static_cast<float>(i));
+  }
   for (int64_t chunk = 0; chunk < g.blocks() * 2 + 2; ++chunk) {
     const RingPosition p = g.position(chunk);
-    Twins<T> k(g.chunk_frames * frame, c.offset, random), v(g.chunk_frames * frame, c.offset, random);
-    Twins<float> cos_t(g.chunk_frames * temporal, 0, random), sin_t(g.chunk_frames * temporal, 0, random),
-        cos_s(c.tokens * spatial, 0, random), sin_s(c.tokens * spatial, 0, random), turn(2 * temporal, 0, random);
-    const RopeTables tables{cos_t.cpu(), sin_t.cpu(), cos_s.cpu(), sin_s.cpu()};
-    const FrameShape shape{g.chunk_frames, c.tokens, c.heads, c.head_dim, temporal};
-    const Sizes sizes{c.tokens, c.heads, c.head_dim};
-    std::vector<T> k_heads = heads_first(k_ring.cpu(), g.window, sizes), v_heads = heads_first(v_ring.cpu(), g.window, sizes),
-                   base_heads = heads_first(base.cpu(), g.sink, sizes);
-    if (p.keep_count) {
-      const FrameShape kept{p.keep_count, c.tokens, c.heads, c.head_dim, 0};
-      cpu::ring_keep(k_ring.cpu(), v_ring.cpu(), base.cpu(), p.keep_slot, g.rolling(), p.keep_first, kept);
-      cuda::ring_keep(device(k_ring.gpu()), device(v_ring.gpu()), device(base.gpu()), p.keep_slot, g.rolling(),
-                      p.keep_first, kept, nullptr);
-      cuda::ring_keep_heads_first(device(k_heads.data()), device(v_heads.data()), device(base_heads.data()), g.window,
-                                  p.keep_slot, g.rolling(), p.keep_first, kept, nullptr);
-      cpu::ring_keep_e4m3(k8, v8, b8, p.keep_slot, g.rolling(), p.keep_first, kept);
-      cuda::ring_keep_e4m3(gk8, gv8, gb8, p.keep_slot, g.rolling(), p.keep_first, kept, nullptr);
+    Twins<float> turn(2 * temporal, 0, random);
+    const float *cos = turn.cpu(), *sin = turn.cpu() + temporal;
+    std::vector<Device*> at[6];
+    for (Layer& layer : layers) {
+      Twins<T> written(g.chunk_frames * frame, 0, random);  // what a chunk would leave in its block
+      for (Twins<T>* ring : {&layer.k, &layer.v}) {
+        std::copy_n(written.cpu(), written.count(), ring->cpu() + p.slot * frame);
+        std::copy_n(written.cpu(), written.count(), ring->gpu() + p.slot * frame);
+      }
+      layer.k_heads = heads_first(layer.k.cpu(), g.window, sizes);
+      layer.v_heads = heads_first(layer.v.cpu(), g.window, sizes);
+      layer.base_heads = heads_first(layer.base.cpu(), g.sink, sizes);
+      T* const all[] = {layer.k.gpu(),        layer.v.gpu(),        layer.base.gpu(),
+                        layer.k_heads.data(), layer.v_heads.data(), layer.base_heads.data()};
+      for (size_t i = 0; i < 6; ++i) at[i].push_back(device(all[i]));
     }
-    if (p.anchored) {
-      const FrameShape sink{p.anchored, c.tokens, c.heads, c.head_dim, temporal};
-      const float *cos = turn.cpu(), *sin = turn.cpu() + temporal;
-      cpu::ring_anchor(k_ring.cpu(), base.cpu(), g.rolling(), cos, sin, sink, 1);
-      cuda::ring_anchor(device(k_ring.gpu()), device(base.gpu()), g.rolling(), cos, sin, sink, nullptr);
-      cuda::ring_anchor_heads_first(device(k_heads.data()), device(base_heads.data()), g.window, g.rolling(), cos, sin, sink,
-                                    nullptr);
-      cpu::ring_anchor_e4m3(k8, b8, g.rolling(), cos, sin, sink, 1);
-      expect(!cuda::ring_anchor_e4m3(gk8, gb8, g.rolling(), cos, sin, sink, nullptr), "anchor launches");
+    const int before = cuda::launches;
+    for (const bool by_heads : {false, true}) {
+      const size_t i = by_heads ? 3 : 0;
+      const std::vector<cuda::RingLayer> addresses = layers_of(at[i], at[i + 1], at[i + 2], scales);
+      const cuda::RingLayout layout{g.window, g.rolling(), by_heads};
+      if (p.keep_count) {
+        const FrameShape kept{p.keep_count, c.tokens, c.heads, c.head_dim, 0};
+        expect(!cuda::ring_keep(addresses.data(), c.layers, sizeof(T), layout, p.keep_slot, p.keep_first, kept, nullptr),
+               "keep launches");
+      }
+      if (p.anchored) {
+        const FrameShape sink{p.anchored, c.tokens, c.heads, c.head_dim, temporal};
+        expect(!cuda::ring_anchor<Device>(addresses.data(), c.layers, layout, cos, sin, sink, nullptr), "anchor launches");
+      }
     }
-    expect(same(k_heads, heads_first(k_ring.cpu(), g.window, sizes)), name(kind, c, chunk, "k_ring, heads first"));
-    expect(same(v_heads, heads_first(v_ring.cpu(), g.window, sizes)), name(kind, c, chunk, "v_ring, heads first"));
-    expect(same(base_heads, heads_first(base.cpu(), g.sink, sizes)), name(kind, c, chunk, "sink_base, heads first"));
-    cpu::ring_write(k_ring.cpu(), v_ring.cpu(), k.cpu(), v.cpu(), p.slot, tables, shape, 1);
-    const int64_t outside = g.window - g.chunk_frames + 1;  // from a place on the device: writes nothing
-    const Slot place(&p.slot, outside - 1), wrong(&outside, outside - 1);
-    for (const Slot& slot : {place, wrong}) {
-      cuda::ring_write(device(k_ring.gpu()), device(v_ring.gpu()), device(k.gpu()), device(v.gpu()), slot, tables, shape,
-                       nullptr);
+    const int expected = 2 * (int{p.keep_count > 0} + int{p.anchored > 0});
+    expect(cuda::launches - before == expected * static_cast<int>((c.layers + 63) / 64), "launches");
+    for (size_t i = 0; i < c.layers; ++i) {
+      Layer& layer = layers[i];
+      if (p.keep_count) {
+        const FrameShape kept{p.keep_count, c.tokens, c.heads, c.head_dim, 0};
+        cpu::ring_keep(layer.k.cpu(), layer.v.cpu(), layer.base.cpu(), p.keep_slot, g.rolling(), p.keep_first, kept);
+      }
+      if (p.anchored) {
+        const FrameShape sink{p.anchored, c.tokens, c.heads, c.head_dim, temporal};
+        anchor(layer.k.cpu(), layer.base.cpu(), g.rolling(), cos, sin, sink, scales[i]);
+      }
+      expect(same(layer.k_heads, heads_first(layer.k.cpu(), g.window, sizes)), name(kind, c, chunk, "k_ring, heads first"));
+      expect(same(layer.v_heads, heads_first(layer.v.cpu(), g.window, sizes)), name(kind, c, chunk, "v_ring, heads first"));
+      expect(same(layer.base_heads, heads_first(layer.base.cpu(), g.sink, sizes)),
+             name(kind, c, chunk, "sink_base, heads first"));
+      layer.k.check(name(kind, c, chunk, "k_ring"));
+      layer.v.check(name(kind, c, chunk, "v_ring"));
+      layer.base.check(name(kind, c, chunk, "sink_base"));
     }
-    cpu::ring_write_e4m3(k8, v8, k.cpu(), v.cpu(), p.slot, tables, shape, 1);
-    expect(!cuda::ring_write_e4m3(gk8, gv8, device(k.gpu()), device(v.gpu()), p.slot, tables, shape, nullptr),
-           "write launches");
-    Twins<T> read(p.valid * frame, c.offset, random);
-    const FrameShape attended{p.valid, c.tokens, c.heads, c.head_dim, 0};
-    cpu::ring_read_e4m3(read.cpu(), k8, attended, 1);
-    cuda::ring_read_e4m3(device(read.gpu()), gk8, attended, nullptr);
-
-    k_ring.check(name(kind, c, chunk, "k_ring"));
-    v_ring.check(name(kind, c, chunk, "v_ring"));
-    base.check(name(kind, c, chunk, "sink_base"));
-    k_codes.check(name(kind, c, chunk, "k codes"));
-    k_scales.check(name(kind, c, chunk, "k scales"));
-    v_codes.check(name(kind, c, chunk, "v codes"));
-    v_scales.check(name(kind, c, chunk, "v scales"));
-    base_codes.check(name(kind, c, chunk, "sink codes"));
-    base_scales.check(name(kind, c, chunk, "sink scales"));
-    read.check(name(kind, c, chunk, "read"));
   }
 }
 
@@ -224,27 +252,23 @@ int main() {
   using lipstream::Case;
   std::mt19937 random(0);
   int cases = 0;
+  const auto run = [&](const Case& c) {
+    lipstream::stream<float>("float32", c, random);
+    lipstream::stream<lipstream::BFloat16>("bfloat16", c, random);
+    lipstream::stream<lipstream::Float16>("float16", c, random);
+    lipstream::stream<uint8_t>("float8", c, random);
+    cases += 4;
+  };
   for (const lipstream::RingGeometry geometry :
        {lipstream::RingGeometry{7, 1, 3}, {6, 0, 3}, {10, 1, 3}, {9, 3, 3}, {11, 5, 3}, {3, 1, 2}, {2, 1, 1}}) {
-    // Whole 16-byte words, heads that are not, one pair, a row wider than a block, and pointers two elements off.
+    // Whole 16-byte words, heads that are not, one pair, and a row wider than a block; pointers two elements off.
     for (const auto& [tokens, heads, head_dim] :
-         {lipstream::Sizes{3, 2, 16}, {2, 3, 12}, {1, 1, 2}, {2, 5, 14}, {1, 9, 64}}) {
-      for (const int64_t offset : {0, 2}) {
-        const Case c{geometry, tokens, heads, head_dim, offset};
-        lipstream::stream<float>("float32", c, random);
-        lipstream::stream<lipstream::BFloat16>("bfloat16", c, random);
-        lipstream::stream<lipstream::Float16>("float16", c, random);
-        cases += 3;
-      }
+         {lipstream::Sizes{3, 2, 16}, {2, 3, 12}, {1, 1, 2}, {2, 5, 14}, {1, 9, 64}, {1, 1, 600}}) {
+      for (const int64_t offset : {0, 2}) run({geometry, tokens, heads, head_dim, offset, 2});
     }
   }
+  run({{7, 1, 3}, 1, 2, 16, 0, 70});  // more layers than a launch has
   lipstream::sampler(random);
-  const lipstream::FrameShape wide{1, 1, 1, lipstream::cuda::kLargestE4M3Row + 2, 0};
-  const lipstream::E4M3Ring none{nullptr, nullptr};
-  const lipstream::RopeTables tables{nullptr, nullptr, nullptr, nullptr};
-  const float* nothing = nullptr;
-  lipstream::expect(lipstream::cuda::ring_write_e4m3(none, none, nothing, nothing, 0, tables, wide, nullptr) != 0,
-                    "a row that shared memory cannot hold is refused");
   std::printf("%d streams, %d differences\n", cases, lipstream::failures);
   return lipstream::failures == 0 ? 0 : 1;
 }

@@ -13,6 +13,7 @@
 #include <cstdlib>
 #include <functional>
 #include <limits>
+#include <memory>
 #include <random>
 #include <vector>
 
@@ -29,13 +30,14 @@ inline void __sanitizer_finish_switch_fiber(void*, const void**, size_t*) {}
 namespace lipstream::cuda {
 
 constexpr size_t kSharedMemory = 48 << 10;  // bytes a block has without asking for more
-alignas(16) inline float angles[kSharedMemory / sizeof(float)];  // the kernels' `extern __shared__ float angles[]`
+alignas(16) inline float shared[kSharedMemory / sizeof(float)];  // the kernels' `extern __shared__ float shared[]`
 
 class Block {
  public:
   explicit Block(unsigned threads) : threads_(threads), order_(threads) {
+    while (stacks.size() < threads) stacks.emplace_back(new char[kStack]);
     for (unsigned i = 0; i < threads; ++i) {
-      threads_[i].stack.resize(kStack);
+      threads_[i].stack = stacks[i].get();
       order_[i] = i;
     }
   }
@@ -44,7 +46,7 @@ class Block {
     body_ = &body;
     for (Thread& thread : threads_) {
       getcontext(&thread.context);
-      thread.context.uc_stack.ss_sp = thread.stack.data();
+      thread.context.uc_stack.ss_sp = thread.stack;
       thread.context.uc_stack.ss_size = kStack;
       thread.context.uc_link = nullptr;
       thread.done = false;
@@ -57,9 +59,9 @@ class Block {
       for (const unsigned i : order_) {
         if (threads_[i].done) std::abort();  // a thread left while others wait at a barrier
         now_ = &threads_[i];
-        threadIdx.x = i;
+        threadIdx = {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y};
         current = this;
-        enter(now_->context, main_, now_->stack.data(), kStack);
+        enter(now_->context, main_, now_->stack, kStack);
         finished += now_->done;
       }
       if (finished != 0 && finished != threads_.size()) std::abort();
@@ -73,9 +75,10 @@ class Block {
 
  private:
   static constexpr size_t kStack = 64 << 10;
+  inline static std::vector<std::unique_ptr<char[]>> stacks;
   struct Thread {
     ucontext_t context;
-    std::vector<char> stack;
+    char* stack = nullptr;
     bool done = false;
   };
 
@@ -109,19 +112,31 @@ class Block {
   size_t main_size_ = 0;
 };
 
+inline int launches = 0;
+
 template <typename... Parameters, typename... Arguments>
-cudaError_t launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared, cudaStream_t,
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 threads, size_t bytes, cudaStream_t,
                    Arguments... arguments) {
-  if (blocks < 1 || threads < 1 || threads > 1024 || shared > kSharedMemory) return cudaErrorInvalidValue;
-  Block block(threads);
-  blockDim.x = threads;
-  for (blockIdx.x = 0; blockIdx.x < blocks; ++blockIdx.x) {
-    ASAN_UNPOISON_MEMORY_REGION(angles, sizeof angles);
-    std::fill(std::begin(angles), std::end(angles), std::numeric_limits<float>::quiet_NaN());
-    ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(angles) + shared, sizeof angles - shared);
-    block.run([&] { kernel(static_cast<Parameters>(arguments)...); });
+  const unsigned count = threads.x * threads.y * threads.z;
+  if (grid.x < 1 || grid.y < 1 || grid.z < 1 || grid.x > 0x7fffffffu || grid.y > 0xffffu || grid.z > 0xffffu ||
+      count < 1 || count > 1024 || bytes > kSharedMemory) {
+    return cudaErrorInvalidValue;
   }
-  ASAN_UNPOISON_MEMORY_REGION(angles, sizeof angles);
+  ++launches;
+  Block block(count);
+  blockDim = threads;
+  gridDim = grid;
+  for (blockIdx.z = 0; blockIdx.z < grid.z; ++blockIdx.z) {
+    for (blockIdx.y = 0; blockIdx.y < grid.y; ++blockIdx.y) {
+      for (blockIdx.x = 0; blockIdx.x < grid.x; ++blockIdx.x) {
+        ASAN_UNPOISON_MEMORY_REGION(shared, sizeof shared);
+        std::fill(std::begin(shared), std::end(shared), std::numeric_limits<float>::quiet_NaN());
+        ASAN_POISON_MEMORY_REGION(reinterpret_cast<char*>(shared) + bytes, sizeof shared - bytes);
+        block.run([&] { kernel(static_cast<Parameters>(arguments)...); });
+      }
+    }
+  }
+  ASAN_UNPOISON_MEMORY_REGION(shared, sizeof shared);
   return cudaSuccess;
 }
 
