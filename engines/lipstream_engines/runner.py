@@ -20,7 +20,7 @@ from lipstream.bundle import Bundle
 from lipstream.bundle.golden import Arrays
 from lipstream.bundle.plans import require_runnable
 from lipstream.errors import MissingExtraError
-from lipstream.gpu import Driver
+from lipstream.gpu import Driver, require_tensorrt_driver
 
 from .trt import tensorrt
 
@@ -39,9 +39,11 @@ def require_gpu_for(bundle: Bundle) -> Driver:
     """The driver of this machine, on whose first GPU the bundle's plans run.
 
     Raises:
-        BackendError: no GPU. PlanError: built for another TensorRT or GPU.
+        BackendError: no GPU, or an old driver. PlanError: built for another TensorRT or GPU.
     """
-    found = require_gpu(f"the plans of {bundle.path}")
+    what = f"the plans of {bundle.path}"
+    found = require_gpu(what)
+    require_tensorrt_driver(found, what)
     assert bundle.manifest.plans
     require_runnable(bundle.manifest.plans, bundle.path, tensorrt=tensorrt().__version__, gpu=found.gpus[0])
     return found

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...bundle import Bundle
 from ...bundle.plans import require_runnable
 from ...errors import BackendError, PlanError
+from ...gpu import require_tensorrt_driver
 from ..base import GRAPHS
 from ..device import require_gpu, require_kernels
 from .cuda import Cuda, DeviceMemory, Lane
@@ -36,7 +37,7 @@ class Resources:
             enqueued on the lanes.
 
     Raises:
-        BackendError: no GPU, no kernels, or no plans. PlanError: plans for another TensorRT or GPU.
+        BackendError: no GPU, an old driver, no kernels, or no plans. PlanError: plans for another TensorRT or GPU.
         GpuMemoryError: the weights do not fit.
     """
 
@@ -49,7 +50,9 @@ class Resources:
                 fix=f"lipstream build {bundle.path} -o PLANS",
             )
         what = 'backend "tensorrt"'
-        gpu = require_gpu(what).gpus[0]
+        driver = require_gpu(what)
+        require_tensorrt_driver(driver, what)
+        gpu = driver.gpus[0]
         self.kernels = require_kernels(what)
         require_runnable(plans, bundle.path, tensorrt=tensorrt.__version__, gpu=gpu)
         self.manifest, self.native = bundle.manifest, plans.ring == "native"
