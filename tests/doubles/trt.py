@@ -106,6 +106,8 @@ class ICudaEngine:
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext:
         assert strategy == Strategy.USER_MANAGED
+        self._device.forbid_in_capture("a context")
+        self._device.counts["contexts"] += 1
         return IExecutionContext(self._device, self)
 
 
@@ -127,7 +129,7 @@ class IExecutionContext:
         self._version += 1
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        assert stream_handle in self._device.streams
+        assert self._device.streams[stream_handle].capturing is None  # this is work on the stream
         self._profile, self._version = profile_index, self._version + 1
         return 0 <= profile_index < self._engine.num_optimization_profiles
 

@@ -33,8 +33,8 @@ class Resources:
 
     Attributes:
         manifest, engines, constants (addresses), native (how the ring is lowered), kernels, cuda: used by streams.
-        encode, denoise, decode: the lanes. scratch: memory of each lane, by its name. turn: held while a chunk is
-            enqueued on the lanes.
+        encode, denoise, decode: the lanes. lane_of: the lane of each graph. scratch: memory of each lane, by its name.
+        turn: held while a chunk is enqueued on the lanes. creating: held while an execution context is created.
 
     Raises:
         BackendError: no GPU, an old driver, no kernels, or no plans. PlanError: plans for another TensorRT or GPU.
@@ -66,18 +66,22 @@ class Resources:
         self._check(bundle)
         self.encode, self.denoise, self.decode = (Lane(cuda, name) for name in ("encode", "denoise", "decode"))
         self.lanes = (self.encode, self.denoise, self.decode)
-        users = {
-            "encode": ("video_encoder", "audio_encoder"),
-            "denoise": ("denoiser",),
-            "decode": ("video_decoder",),
+        self.lane_of = {
+            "video_encoder": self.encode,
+            "audio_encoder": self.encode,
+            "denoiser": self.denoise,
+            "video_decoder": self.decode,
         }
         # One block for each lane: lanes run in parallel, the tasks of a lane one after the other.
         self.scratch = {
-            lane: DeviceMemory(cuda, {"all": max(self.engines[name].scratch for name in names)})
-            for lane, names in users.items()
+            lane.name: DeviceMemory(
+                cuda, {"all": max(self.engines[name].scratch for name, of in self.lane_of.items() if of is lane)}
+            )
+            for lane in self.lanes
         }
         self._upload(bundle)
         self.turn = FairLock()
+        self.creating = threading.Lock()  # TensorRT does not say that several threads may do it at once
 
     def _check(self, bundle: Bundle) -> None:
         """Raise PlanError unless inputs and outputs fit the streams: float32, except those kept on the device."""
