@@ -88,8 +88,8 @@ def test_commands(command: str, plans: Path, tmp_path: Path, capsys: pytest.Capt
 
 def test_the_backend_calls_nothing_on_the_device(plans: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     device = Device()
-    with doubles.gpu(device):
-        monkeypatch.setattr("lipstream.backends.device.driver", lambda: OLD)
+    with doubles.gpu(device), monkeypatch.context() as patch:
+        patch.setattr("lipstream.backends.device.driver", lambda: OLD)
         with pytest.raises(BackendError, match="TensorRT's cu13 packages need 13") as error:
             load_backend("tensorrt", Bundle.load(plans))
     assert error.value.fix == FIX
