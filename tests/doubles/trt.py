@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime
 from lipstream.bundle import Bundle
 from lipstream_engines.lower_ring import Lowering, load_graph, lower_ring, phases
-from onnx import external_data_helper, inliner
+from onnx import ModelProto, external_data_helper, inliner
 from trt_bodies import bodies
 
 from .device import Device
@@ -24,7 +24,7 @@ DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "vid
 """Milliseconds, invented: they only order the work of different lanes."""
 
 Enum = enum.IntEnum
-DataType = Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "INT64": 8})
+DataType = Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "BF16": 7, "INT64": 8})
 TensorIOMode = Enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
 TensorLocation = Enum("TensorLocation", {"DEVICE": 0, "HOST": 1})
 Strategy = Enum("ExecutionContextAllocationStrategy", {"STATIC": 0, "ON_PROFILE_CHANGE": 1, "USER_MANAGED": 2})
@@ -41,9 +41,22 @@ def write_plan(bundle: Bundle, graph: str, ring: Lowering, path: Path) -> None:
         model = inliner.inline_local_functions(model)
     external_data_helper.load_external_data_for_model(model, str(bundle.path))
     varies = ring == "function" and graph == "denoiser"
-    head = {"name": graph, "lengths": list(phases(geometry)) if varies else [], "native": ring == "native"}
-    text = json.dumps(head).encode()
-    path.write_bytes(MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString())
+    path.write_bytes(plan(model, graph, list(phases(geometry)) if varies else [], native=ring == "native"))
+
+
+def plan(model: ModelProto, graph: str, lengths: list[int], *, native: bool) -> bytes:
+    """A lowered graph, its weights in memory and in float32, as a plan with a profile for each length of the ring."""
+    text = json.dumps({"name": graph, "lengths": lengths, "native": native}).encode()
+    return MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString()
+
+
+def read_plan(device: Device, data: bytes) -> ICudaEngine | None:
+    """The engine of a plan; None for other bytes."""
+    if not data.startswith(MAGIC):
+        return None
+    size = int.from_bytes(data[6:10], "little")
+    device.allocate(len(data))  # the weights
+    return ICudaEngine(device, json.loads(data[10 : 10 + size]), data[10 + size :])
 
 
 _sessions: dict[bytes, onnxruntime.InferenceSession] = {}
@@ -207,11 +220,7 @@ def make(device: Device) -> ModuleType:
             data = b""
             while piece := stream_reader_v2.read(1 << 30, 0):  # type: ignore[attr-defined]
                 data += piece
-            if not data.startswith(MAGIC):
-                return None
-            size = int.from_bytes(data[6:10], "little")
-            device.allocate(len(data))  # the weights
-            return ICudaEngine(device, json.loads(data[10 : 10 + size]), data[10 + size :])
+            return read_plan(device, data)
 
     module = ModuleType("tensorrt")
     contents = SimpleNamespace(
