@@ -5,6 +5,7 @@
 #     bash benchmarks/h100.sh kernels tiny    # only these parts
 #     bash benchmarks/h100.sh --bundles       # only the bundles, which need no GPU
 #     bash benchmarks/h100.sh --list          # the parts and their commands
+#     bash benchmarks/h100.sh --help          # this text
 #
 # Needs NVIDIA's driver, CUDA's nvcc, Python 3.11 or later. The part "install" fetches packages from PyPI; with PYTHON
 # set to an interpreter that has LipStream with [dev] and [tensorrt] it is left out.
@@ -81,6 +82,10 @@ for word in "$@"; do
   case $word in
     --list)
       for name in "${ORDER[@]}"; do printf '%s\t%s\n' "$name" "${COMMAND[$name]//$'\n'/ }"; done
+      exit
+      ;;
+    --help)
+      sed -n '2,/^set -/{/^#/s/^# \{0,1\}//p}' benchmarks/h100.sh
       exit
       ;;
     --fresh) fresh=yes ;;

@@ -16,7 +16,7 @@ from lipstream.bundle import CONSTANTS, Bundle, Geometry, writing
 from lipstream.bundle.golden import REFERENCE
 from lipstream.bundle.plans import Plans
 from lipstream.errors import ConfigError, OutputError
-from lipstream.gpu import NoDriverError, driver
+from lipstream.gpu import Driver, NoDriverError, driver, require_tensorrt_driver
 from lipstream.plugin import NAMESPACE, fingerprint
 from onnx import ModelProto
 
@@ -50,6 +50,12 @@ class Built:
     seconds: float
     bytes: int
     attention: Choice | None = None
+
+
+def require_usable_driver() -> None:
+    """Raise BackendError for a driver that TensorRT does not run on. Without any, graphs can still be checked."""
+    if found := _driver():
+        require_tensorrt_driver(found, "lipstream build")
 
 
 def require_precision(bundle: Bundle, recipe: Recipe) -> None:
@@ -101,11 +107,17 @@ def facts(bundle: Bundle, graph: str, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def _driver() -> Driver | None:
+    try:
+        return driver()
+    except NoDriverError:
+        return None
+
+
 def _gpu() -> dict[str, Any]:
     """The first GPU, for which plans are built; empty on a machine that only checks graphs."""
-    try:
-        found = driver()
-    except NoDriverError:
+    found = _driver()
+    if found is None:
         return {"cuda": None, "gpu": None}
     return {"cuda": found.cuda, "gpu": found.gpus[0].dump() if found.gpus else None}
 

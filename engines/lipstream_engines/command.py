@@ -11,7 +11,7 @@ from lipstream.bundle import Bundle
 from lipstream.errors import ConfigError, EngineBuildError
 from tqdm import tqdm
 
-from .build import build_plans, parse, require_precision, write_plans
+from .build import build_plans, parse, require_precision, require_usable_driver, write_plans
 from .cache import PlanCache, default_folder
 from .recipe import Recipe, load_recipe, recipes
 from .runner import layer_information, require_gpu_for, summarise
@@ -28,9 +28,11 @@ def build(
         `bundle`, `recipe`, `tensorrt`, `cache`, and per graph its `key`, `hit`, `seconds` and `bytes`.
 
     Raises:
+        BackendError: the driver is too old.
         ConfigError, MissingExtraError, EngineBuildError, OutputError, and those of `Bundle.load`.
     """
     recipe, source = load_recipe(recipe_name), Bundle.load(bundle)
+    require_usable_driver()
     version = tensorrt().__version__
     plan_cache = PlanCache(cache or default_folder())
     with _Bar(quiet) as bar:
@@ -69,6 +71,7 @@ def dry_run(bundle: str, recipe_name: str) -> dict[str, Any]:
         EngineBuildError: names the nodes that TensorRT's parser does not support. Also those of `build`.
     """
     recipe, source = load_recipe(recipe_name), Bundle.load(bundle)
+    require_usable_driver()
     require_precision(source, recipe)
     found: dict[str, Any] = {}
     failed: list[str] = []

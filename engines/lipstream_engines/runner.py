@@ -20,7 +20,7 @@ from lipstream.bundle import Bundle
 from lipstream.bundle.golden import Arrays
 from lipstream.bundle.plans import require_runnable
 from lipstream.errors import MissingExtraError
-from lipstream.gpu import Driver
+from lipstream.gpu import Driver, require_tensorrt_driver
 from lipstream.plugin import load_plugin
 
 from .trt import tensorrt
@@ -40,9 +40,12 @@ def require_gpu_for(bundle: Bundle) -> Driver:
     """The driver of this machine, on whose first GPU the bundle's plans run.
 
     Raises:
-        BackendError: no GPU, or no plugin that they need. PlanError: built for another TensorRT or GPU.
+        BackendError: no GPU, an old driver, or no plugin that they need.
+        PlanError: built for another TensorRT or GPU.
     """
-    found = require_gpu(f"the plans of {bundle.path}")
+    what = f"the plans of {bundle.path}"
+    found = require_gpu(what)
+    require_tensorrt_driver(found, what)
     assert bundle.manifest.plans
     require_runnable(bundle.manifest.plans, bundle.path, tensorrt=tensorrt().__version__, gpu=found.gpus[0])
     if bundle.manifest.plans.ring == "plugin":

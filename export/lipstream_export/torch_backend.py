@@ -111,6 +111,8 @@ class TorchBackend:
         parts: on the device and in the precision of the computation. constants: `parts.constants()`.
     """
 
+    reuses_streams = False
+
     def __init__(self, parts: StudentParts) -> None:
         self.parts, self.constants = parts, parts.constants()
         for module in parts.modules().values():

@@ -10,8 +10,14 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .errors import BackendError
+
 LIBRARY = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _MULTIPROCESSORS, _MAJOR, _MINOR = 16, 75, 76
+TENSORRT_CUDA = 13
+"""Major version of CUDA that TensorRT's packages (tensorrt-cu13) are built for."""
+TENSORRT_DRIVER = "install a driver of version 580 or later"
+"""What to do about an older driver."""
 
 
 @dataclass(frozen=True)
@@ -69,3 +75,21 @@ def driver(library: str = LIBRARY) -> Driver:
         )
         gpus.append(Gpu(name.value.decode(errors="replace"), f"{major}.{minor}", processors, memory.value))
     return Driver(f"{version // 1000}.{version % 1000 // 10}", tuple(gpus))
+
+
+def too_old_for_tensorrt(found: Driver) -> str:
+    """Why TensorRT's packages do not run on this driver; empty if they do."""
+    if int(found.cuda.split(".")[0]) >= TENSORRT_CUDA:
+        return ""
+    return f"the driver runs CUDA up to {found.cuda}, and TensorRT's cu{TENSORRT_CUDA} packages need {TENSORRT_CUDA}"
+
+
+def require_tensorrt_driver(found: Driver, what: str) -> None:
+    """Raise BackendError if TensorRT's packages do not run on this driver. `what` names the caller in the message.
+
+    Call it before TensorRT or CUDA's runtime is called: their own errors do not name the driver.
+    """
+    if problem := too_old_for_tensorrt(found):
+        raise BackendError(
+            f"{what}: {problem}", expected=f"a driver for CUDA {TENSORRT_CUDA}.0 or later", fix=TENSORRT_DRIVER
+        )

@@ -19,7 +19,7 @@ _REBUILD = "install the CUDA toolkit, then pip install --force-reinstall --no-de
 
 def library() -> Path:
     """Path of the library. Raises BackendError if LipStream was built without it."""
-    found = Path(_native.__file__).with_name(LIBRARY)
+    found = Path(_native.__file__).parent / "lib" / LIBRARY
     if not found.is_file():
         raise BackendError(
             f"the ring's TensorRT plugin is missing: {found}",
@@ -34,6 +34,12 @@ def fingerprint() -> str:
     return hashlib.sha256(library().read_bytes()).hexdigest()
 
 
+def is_registered(registry: Any) -> bool:
+    """Whether TensorRT's registry knows this version of the plugin; `get_creator` would log an error if not."""
+    wanted = (NAME, VERSION, NAMESPACE)
+    return any((c.name, c.plugin_version, c.plugin_namespace) == wanted for c in registry.all_creators)
+
+
 def load_plugin(trt: Any) -> None:
     """Register the plugin with TensorRT, the module `trt`, once in a process.
 
@@ -41,11 +47,10 @@ def load_plugin(trt: Any) -> None:
         BackendError: the library is missing, does not load, or has another version of the plugin.
     """
     registry = trt.get_plugin_registry()
-    if registry.get_creator(NAME, VERSION, NAMESPACE) is not None:
+    if is_registered(registry):
         return
     path = library()
-    loaded = registry.load_library(str(path))
-    if loaded is None or registry.get_creator(NAME, VERSION, NAMESPACE) is None:
+    if registry.load_library(str(path)) is None or not is_registered(registry):
         raise BackendError(
             f"{path} does not give TensorRT {trt.__version__} the plugin {NAMESPACE}::{NAME}, version {VERSION}",
             expected="the library of this LipStream",

@@ -149,6 +149,17 @@ def test_an_unknown_part_is_refused(stub: Stub) -> None:
     assert not stub.called()
 
 
+def test_help_names_every_option_and_setting(stub: Stub) -> None:
+    done = stub.run("--help")
+    assert done.returncode == 0
+    for name in ("--bundles", "--list", "--fresh", "LIMIT", "SIZE", "BUNDLES", "OUT", "PYTHON"):
+        assert name in done.stdout
+    header = SCRIPT.read_text().split("\nset -")[0].splitlines()[1:]
+    assert done.stdout.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in header]
+    assert not stub.called()
+    assert not stub.out.exists()
+
+
 def test_real_commands(tmp_path: Path) -> None:
     stub = Stub(tmp_path)
     stub.python = Path(sys.executable)

@@ -62,10 +62,14 @@ def gpu(device: Device) -> Iterator[Any]:
             lipstream._native_cuda = native  # type: ignore[attr-defined]
 
 
+def plans(ring: Lowering) -> Plans:
+    """The manifest's section on plans for the double."""
+    return Plans("double", {}, ring, trt.VERSION, False, "13.0", GPU.dump(), "0" * 64, {})
+
+
 def write_plans(bundle: Bundle, ring: Lowering, out: Path) -> Bundle:
     """A bundle of plans for the double, as `lipstream build` lays one out."""
-    plans = Plans("double", {}, ring, trt.VERSION, False, "13.0", GPU.dump(), "0" * 64, {})
-    with writing(out, replace(bundle.manifest, plans=plans, files={})) as folder:
+    with writing(out, replace(bundle.manifest, plans=plans(ring), files={})) as folder:
         for graph in bundle.manifest.graphs:
             trt.write_plan(bundle, graph, ring, folder / f"{graph}.plan")
         (folder / CONSTANTS).write_bytes(bundle.file(CONSTANTS).read_bytes())

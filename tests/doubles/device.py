@@ -90,7 +90,8 @@ class Device:
         limit: bytes of its memory.
 
     Attributes:
-        counts: of calls: allocations, frees, host waits, copies by kind. hazards: conflicts found.
+        counts: of calls: allocations, contexts, captures, runs, graphs, host waits, copies by kind. hazards: conflicts
+            found.
         now: of the host's clock, in milliseconds; only waiting moves it.
     """
 
@@ -187,6 +188,7 @@ class Device:
     def begin_capture(self, stream: int) -> None:
         with self._lock:
             on = self.streams[stream]
+            self.counts["captures"] += 1
             on.capturing, on.thread, on.broken = [], threading.get_ident(), ""
 
     def end_capture(self, stream: int) -> int:

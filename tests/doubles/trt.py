@@ -13,7 +13,7 @@ import onnxruntime
 from lipstream import plugin
 from lipstream.bundle import Bundle
 from lipstream_engines.lower_ring import Lowering, load_graph, lower_ring, phases
-from onnx import external_data_helper, inliner
+from onnx import ModelProto, external_data_helper, inliner
 from trt_bodies import bodies
 
 from .device import Device
@@ -26,7 +26,7 @@ DURATIONS = {"video_encoder": 20.0, "audio_encoder": 6.0, "denoiser": 30.0, "vid
 """Milliseconds, invented: they only order the work of different lanes."""
 
 Enum = enum.IntEnum
-DataType = Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "INT64": 8})
+DataType = Enum("DataType", {"FLOAT": 0, "HALF": 1, "INT8": 2, "INT32": 3, "BOOL": 4, "BF16": 7, "INT64": 8})
 TensorIOMode = Enum("TensorIOMode", {"NONE": 0, "INPUT": 1, "OUTPUT": 2})
 TensorLocation = Enum("TensorLocation", {"DEVICE": 0, "HOST": 1})
 Strategy = Enum("ExecutionContextAllocationStrategy", {"STATIC": 0, "ON_PROFILE_CHANGE": 1, "USER_MANAGED": 2})
@@ -43,14 +43,27 @@ def write_plan(bundle: Bundle, graph: str, ring: Lowering, path: Path) -> None:
         model = inliner.inline_local_functions(model)
     external_data_helper.load_external_data_for_model(model, str(bundle.path))
     varies = ring == "function" and graph == "denoiser"
-    head = {
-        "name": graph,
-        "lengths": list(phases(geometry)) if varies else [],
-        "in_place": ring != "function",
-        "plugin": ring == "plugin" and graph == "denoiser",
-    }
-    text = json.dumps(head).encode()
-    path.write_bytes(MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString())
+    lengths = list(phases(geometry)) if varies else []
+    plugin = ring == "plugin" and graph == "denoiser"
+    path.write_bytes(plan(model, graph, lengths, in_place=ring != "function", plugin=plugin))
+
+
+def plan(model: ModelProto, graph: str, lengths: list[int], *, in_place: bool, plugin: bool) -> bytes:
+    """A lowered graph, its weights in memory and in float32, as a plan with a profile for each length of the ring."""
+    text = json.dumps({"name": graph, "lengths": lengths, "in_place": in_place, "plugin": plugin}).encode()
+    return MAGIC + len(text).to_bytes(4, "little") + text + model.SerializeToString()
+
+
+def read_plan(device: Device, registry: IPluginRegistry, data: bytes) -> ICudaEngine | None:
+    """The engine of a plan; None for other bytes, or if a plugin that it needs is not registered."""
+    if not data.startswith(MAGIC):
+        return None
+    size = int.from_bytes(data[6:10], "little")
+    head = json.loads(data[10 : 10 + size])
+    if head["plugin"] and not plugin.is_registered(registry):
+        return None
+    device.allocate(len(data))  # the weights
+    return ICudaEngine(device, head, data[10 + size :])
 
 
 _sessions: dict[bytes, onnxruntime.InferenceSession] = {}
@@ -72,23 +85,23 @@ class ILogger:
         self.ready = True
 
 
-class PluginRegistry:
+class IPluginRegistry:
     """Attributes: libraries: what each file that can be loaded registers: (name, version, namespace)."""
 
     def __init__(self) -> None:
         self.libraries = {str(LIBRARY): (plugin.NAME, plugin.VERSION, plugin.NAMESPACE)}
-        self._creators: set[tuple[str, ...]] = set()
-
-    def get_creator(self, type: str, version: str, plugin_namespace: str = "") -> object | None:
-        creator = (type, version, plugin_namespace)
-        return creator if creator in self._creators else None
+        self.all_creators: list[SimpleNamespace] = []
 
     def load_library(self, plugin_path: str) -> object | None:
         creator = self.libraries.get(plugin_path)
-        if creator is None or creator in self._creators:
+        if creator is None:
+            return None
+        name, version, namespace = creator
+        made = SimpleNamespace(name=name, plugin_version=version, plugin_namespace=namespace)
+        if made in self.all_creators:
             return None  # as TensorRT, if one of its plugins is already registered
-        self._creators.add(creator)
-        return creator
+        self.all_creators.append(made)
+        return made
 
 
 class IStreamReaderV2:
@@ -132,6 +145,8 @@ class ICudaEngine:
 
     def create_execution_context(self, strategy: Any) -> IExecutionContext:
         assert strategy == Strategy.USER_MANAGED
+        self._device.forbid_in_capture("a context")
+        self._device.counts["contexts"] += 1
         return IExecutionContext(self._device, self)
 
 
@@ -153,7 +168,7 @@ class IExecutionContext:
         self._version += 1
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        assert stream_handle in self._device.streams
+        assert self._device.streams[stream_handle].capturing is None  # this is work on the stream
         self._profile, self._version = profile_index, self._version + 1
         return 0 <= profile_index < self._engine.num_optimization_profiles
 
@@ -221,7 +236,7 @@ class IExecutionContext:
 def make(device: Device) -> ModuleType:
     """The module."""
 
-    registry = PluginRegistry()
+    registry = IPluginRegistry()
 
     class Runtime:
         def __init__(self, logger: ILogger) -> None:
@@ -233,20 +248,14 @@ def make(device: Device) -> ModuleType:
             data = b""
             while piece := stream_reader_v2.read(1 << 30, 0):  # type: ignore[attr-defined]
                 data += piece
-            if not data.startswith(MAGIC):
-                return None
-            size = int.from_bytes(data[6:10], "little")
-            head = json.loads(data[10 : 10 + size])
-            if head["plugin"] and registry.get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE) is None:
-                return None
-            device.allocate(len(data))  # the weights
-            return ICudaEngine(device, head, data[10 + size :])
+            return read_plan(device, registry, data)
 
     module = ModuleType("tensorrt")
     contents = SimpleNamespace(
         __version__=VERSION,
         ILogger=ILogger,
         IStreamReaderV2=IStreamReaderV2,
+        IPluginRegistry=IPluginRegistry,
         Runtime=Runtime,
         get_plugin_registry=lambda: registry,
         ICudaEngine=ICudaEngine,

@@ -76,6 +76,8 @@ def prepared(engine: LipSyncEngine) -> PreparedReference:
         ("dub", {"codec": {}}),
         ("warmup", {"chunks": 2.5}),
         ("warmup", {"chunks": 0}),
+        ("warmup", {"sessions": 2.0}),
+        ("warmup", {"sessions": 0}),
         ("capacity", {"share": "x"}),
         ("capacity", {"share": -1}),
         ("capacity", {"share": 1.5}),

@@ -346,3 +346,13 @@ def test_a_session_outlives_its_engine(prepared: PreparedReference) -> None:
             return len([frame async for frame in session])
 
     assert asyncio.run(main()) == 10
+
+
+def test_a_backend_that_keeps_nothing_of_a_session_is_warmed_once(
+    engine: LipSyncEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    open_stream = OnnxRuntimeBackend.open_stream
+    monkeypatch.setattr(OnnxRuntimeBackend, "open_stream", lambda self: opened.append(self) or open_stream(self))
+    assert engine.warmup(1, sessions=64) > 0
+    assert len(opened) == 1

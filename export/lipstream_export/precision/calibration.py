@@ -81,6 +81,8 @@ class _Recorder:
 
 
 class _RecordingBackend:
+    reuses_streams = False
+
     def __init__(self, backend: TorchBackend, passes: Passes) -> None:
         self._backend, self._passes = backend, passes
 

@@ -92,7 +92,13 @@ class Backend(Protocol):
 
     An entry point of the group `lipstream.backends` is called with the bundle, `threads` and the backend's own options;
     it returns the backend.
+
+    Attributes:
+        reuses_streams: whether what a closed stream leaves (memory, captured graphs) serves the next one, so that
+            warming several at once makes as many later sessions start fast.
     """
+
+    reuses_streams: bool
 
     def open_stream(self) -> ChunkStream:
         """Open a new stream, at its first chunk."""

@@ -30,6 +30,8 @@ class OnnxRuntimeBackend:
         BackendError: a graph does not load, or this backend does not support its precision.
     """
 
+    reuses_streams = False
+
     def __init__(self, bundle: Bundle, *, threads: int = 0, provider: str = "cpu") -> None:
         if provider not in PROVIDERS:
             raise BackendError(f"no provider is named {provider!r}", expected=f"one of: {', '.join(PROVIDERS)}")

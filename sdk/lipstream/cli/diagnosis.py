@@ -17,7 +17,7 @@ from ..backends.base import cores
 from ..bundle import Bundle
 from ..bundle.plans import require_runnable
 from ..errors import LipStreamError
-from ..gpu import Driver, NoDriverError, driver
+from ..gpu import TENSORRT_DRIVER, Driver, NoDriverError, driver, too_old_for_tensorrt
 from ..plugin import library
 
 RANKS = ("broken", "missing", "ok")
@@ -188,9 +188,8 @@ def _tensorrt(machine: Driver | str) -> list[Finding]:
     if int(trt.__version__.split(".")[0]) != 11:
         fix = "pip install 'lipstream[tensorrt]'"
         findings = [Finding("broken", "TensorRT", f"{trt.__version__}, but LipStream needs TensorRT 11", fix)]
-    if not isinstance(machine, str) and int(machine.cuda.split(".")[0]) < 13:
-        found = f"the driver runs CUDA up to {machine.cuda}, and TensorRT's cu13 packages need 13"
-        findings.append(Finding("broken", "CUDA", found, "install a driver of version 580 or later"))
+    if not isinstance(machine, str) and (problem := too_old_for_tensorrt(machine)):
+        findings.append(Finding("broken", "CUDA", problem, TENSORRT_DRIVER))
     for module in ("cuda-bindings", "polygraphy", "onnx"):
         if not _package(module):
             findings.append(Finding("missing", module, "not installed", "pip install 'lipstream[tensorrt]'"))
@@ -218,6 +217,8 @@ def _given(source: str | os.PathLike[str], machine: Driver | str) -> Finding:
             return Finding("ok", name, what, "lipstream build --list")
         if isinstance(machine, str) or not machine.gpus:
             return Finding("broken", name, "TensorRT plans, but no GPU to run them", "see GPU")
+        if problem := too_old_for_tensorrt(machine):
+            return Finding("broken", name, problem, TENSORRT_DRIVER)
         try:
             version = importlib.import_module("tensorrt").__version__
         except Exception as error:

@@ -184,7 +184,7 @@ async def _warm_up(state: State) -> None:
         state.references = References(engine, megabytes=settings.upload_mb, folder=folder)
         state.references.load_permanent(settings.references)
         if settings.max_sessions:
-            engine.warmup()
+            engine.warmup(sessions=settings.max_sessions)
             return engine, settings.max_sessions
         encoder = JpegEncoder()  # encoding takes its share of every session
         return engine, engine.capacity(state.references.bundled, use=lambda frame: encoder.encode(frame.picture))

@@ -19,7 +19,7 @@ from typing import Any
 import doubles
 import numpy as np
 import pytest
-from doubles import cuda_runtime
+from doubles import cuda_runtime, trt
 from doubles.device import Device, DeviceError
 from lipstream import LipSyncEngine, plugin
 from lipstream.backends.base import load_backend
@@ -175,9 +175,9 @@ def the_pictures_event_is_recorded_before_the_copy(modules: Any, patch: pytest.M
 def one_scratch_for_all_lanes(modules: Any, patch: pytest.MonkeyPatch) -> None:
     task = modules.stream.TensorRTStream._task
 
-    def common(self: Any, graph: str, lane: Any, addresses: Any, *more: Any) -> Any:
+    def common(self: Any, graph: str, addresses: Any, *more: Any) -> Any:
         self._resources.scratch = dict.fromkeys(self._resources.scratch, self._resources.scratch["encode"])
-        return task(self, graph, lane, addresses, *more)
+        return task(self, graph, addresses, *more)
 
     patch.setattr(modules.stream.TensorRTStream, "_task", common)
 
@@ -219,6 +219,7 @@ def memory_is_allocated_while_capturing(modules: Any, patch: pytest.MonkeyPatch)
 def a_graph_is_captured_without_a_direct_run(modules: Any, patch: pytest.MonkeyPatch) -> None:
     def launch(self: Any) -> None:
         if not self.captured:
+            self._bind()
             self.capture()
         self._lane.launch(self._graph)
 
@@ -265,9 +266,9 @@ def a_dropped_chunk_leaves_its_codec_memory(modules: Any, patch: pytest.MonkeyPa
 def the_context_pass_is_left_out(modules: Any, patch: pytest.MonkeyPatch) -> None:
     one_pass = modules.stream.TensorRTStream._pass
 
-    def without(self: Any, fresh: Any, lane: Any, side: int, step: int) -> None:
+    def without(self: Any, fresh: Any, side: int, step: int) -> None:
         if step < self._steps:
-            one_pass(self, fresh, lane, side, step)
+            one_pass(self, fresh, side, step)
 
     patch.setattr(modules.stream.TensorRTStream, "_pass", without)
 
@@ -372,6 +373,80 @@ def test_a_closed_session_leaves_its_memory_to_the_next(plans: dict[str, Bundle]
                 assert device.used == used
                 short(opened).same(expected["short"])
         assert not device.hazards
+
+
+@pytest.mark.parametrize("ring", ["function", "native"])
+def test_warm_sessions_create_nothing(plans: dict[str, Bundle], ring: str) -> None:
+    """Three at once, one of them with interrupts, give the frames of a cold backend, by captured graphs alone."""
+    scripts = (short, talk, short)
+    cold = {script: run(plans[ring], 5, script)[0] for script in {*scripts}}
+    device = Device(6)
+    with doubles.gpu(device) as backends:
+        backend = backends.TensorRTBackend(plans[ring])
+        assert LipSyncEngine(plans[ring], backend).warmup(sessions=3) > 0
+        before = device.counts.copy()
+        streams = [backend.open_stream() for _ in scripts]
+
+        def speak(number: int) -> Result:
+            with session(streams[number], plans[ring]) as opened:
+                return scripts[number](opened)
+
+        with ThreadPoolExecutor(3) as pool:
+            for script, found in zip(scripts, pool.map(speak, range(3)), strict=True):
+                found.same(cold[script])
+        spent = device.counts - before
+        assert spent["graphs"] > 0
+        created = ("allocations", "contexts", "captures", "runs")
+        assert {name: spent[name] for name in created} == dict.fromkeys(created, 0)
+        streams += [backend.open_stream() for _ in scripts]
+        assert device.counts["allocations"] == before["allocations"]
+        streams.append(backend.open_stream())  # a fourth is not warm: the counts can show it
+        assert device.counts["allocations"] > before["allocations"]
+    assert not device.hazards
+
+
+def test_contexts_are_created_before_a_session_takes_the_turn(
+    plans: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def created(ring: str, seed: int) -> list[bool]:
+        """For each context, whether the turn was held when it was created."""
+        held: list[bool] = []
+        with doubles.gpu(Device(seed)) as backends, monkeypatch.context() as patch:
+            backend = backends.TensorRTBackend(plans[ring])
+            create = trt.ICudaEngine.create_execution_context
+
+            def noted(self: Any, strategy: Any) -> Any:
+                held.append(backend.resources.turn._held)
+                return create(self, strategy)
+
+            patch.setattr(trt.ICudaEngine, "create_execution_context", noted)
+            if seed:
+                patch.setattr(backends.stream.TensorRTStream, "_create_contexts", lambda self, chunk: None)
+            with session(backend.open_stream(), plans[ring]) as opened:
+                short(opened)
+            g, stream = plans[ring].manifest.geometry, backend.open_stream()
+            for _ in range(2):
+                stream.encode_video(np.zeros((g.video_frames, 3, *g.crop_size), np.float32))
+        return held
+
+    for ring in plans:
+        assert len(created(ring, 0)) >= 12
+        assert not any(created(ring, 0))
+        assert any(created(ring, 1))  # a planted fault
+
+
+def test_warmup_says_how_many_sessions_fit(plans: dict[str, Bundle], expected: dict[str, Result]) -> None:
+    device = Device(7)
+    with doubles.gpu(device) as backends:
+        backend = backends.TensorRTBackend(plans["function"])
+        used = device.used
+        backend.open_stream().close()
+        device.limit = device.used + (device.used - used) * 3 // 2
+        with pytest.raises(GpuMemoryError, match="memory for 2 sessions, not for 4") as error:
+            LipSyncEngine(plans["function"], backend).warmup(sessions=4)
+        assert "--max-sessions 2" in error.value.fix
+        with session(backend.open_stream(), plans["function"]) as opened:
+            short(opened).same(expected["short"])
 
 
 def test_all_memory_is_freed_with_the_engine(plans: dict[str, Bundle]) -> None:
@@ -506,7 +581,7 @@ def test_the_plugin_must_be_there_and_of_this_version(
     with doubles.gpu(Device()) as backends:
         registry = sys.modules["tensorrt"].get_plugin_registry()
         backends.TensorRTBackend(plans["native"])
-        assert registry.get_creator(plugin.NAME, plugin.VERSION, plugin.NAMESPACE) is None
+        assert not registry.all_creators
         registry.libraries[str(doubles.LIBRARY)] = (plugin.NAME, "1", plugin.NAMESPACE)
         with pytest.raises(BackendError, match=r"does not give TensorRT .* version 2") as error:
             backends.TensorRTBackend(plans["plugin"])

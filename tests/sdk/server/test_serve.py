@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -16,7 +17,11 @@ from typing import Any
 
 import pytest
 from client_and_server import Served
+from lipstream import LipSyncEngine
 from lipstream.errors import BundleNotFoundError, ConfigError
+from lipstream.server.app import create_app
+from lipstream.server.settings import Settings
+from starlette.testclient import TestClient
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -118,3 +123,12 @@ def test_a_path_behind_a_proxy(start_server: Callable[..., Any]) -> None:
             assert json.loads(server.get(f"{path}/v1/version"))["protocol"] == 1
             assert asyncio.run(talk(server, path)) == "hello"
         assert "Warning" not in server.log.read_text()
+
+
+def test_as_many_sessions_as_may_be_open_are_warm_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    warmed = []
+    monkeypatch.setattr(LipSyncEngine, "warmup", lambda self, **options: warmed.append(options))
+    with TestClient(create_app(Settings(max_sessions=3))) as client:
+        while client.get("/v1/health/ready").status_code != 200:
+            time.sleep(0.05)
+    assert warmed == [{"sessions": 3}]

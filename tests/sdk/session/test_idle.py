@@ -218,4 +218,4 @@ def test_metrics_and_log(speaker: Any, caplog: pytest.LogCaptureFixture) -> None
     assert len(metrics.seconds["interrupt"]) == 1
     assert metrics.seconds["queue"][0] == pytest.approx(1.0)
     said = [record.getMessage() for record in caplog.records if record.name == "lipstream"]
-    assert [text.split()[0] for text in said] == ["warm:", "session", "session"]
+    assert [text.split()[0] for text in said] == ["warm", "session", "session"]

@@ -27,6 +27,8 @@ class TensorRTBackend:
         BackendError, PlanError, GpuMemoryError: see `Resources`.
     """
 
+    reuses_streams = True
+
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         self.resources = Resources(bundle)
         self._free: list[Workspace] = []

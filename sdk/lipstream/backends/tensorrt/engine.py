@@ -129,6 +129,9 @@ class Engine:
 class Task:
     """An engine bound to fixed addresses: run directly the first time, later as a captured graph.
 
+    Creating one takes time, and enqueues nothing on the lane. The first launch binds it: choosing a profile is work on
+    the lane, which another thread may be capturing until then.
+
     Args:
         addresses: of every tensor. scratch: shared by tasks of the same lane, which never run at the same time.
         shapes: of the inputs of variable size, in optimisation profile `profile`.
@@ -144,31 +147,41 @@ class Task:
         profile: int = 0,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        self._lane = lane
+        self._engine, self._lane, self._addresses, self._scratch = engine, lane, addresses, scratch
+        self._profile, self._shapes = profile, shapes or {}
+        self._bound = False
         self._graph: Any = None
-        self._context = context = engine.context()
-        context.set_device_memory(scratch.address, scratch.bytes)
-        done = [context.set_optimization_profile_async(profile, int(lane.handle))] if profile else []
-        done += [context.set_input_shape(name, shape) for name, shape in (shapes or {}).items()]
-        done += [context.set_tensor_address(name, addresses[name]) for name in engine.tensors]
-        if not all(done) or context.infer_shapes():
-            raise LipStreamInternalError("TensorRT rejects an address or shape of its own engine")
+        self._context = engine.context()
 
     @property
     def captured(self) -> bool:
         return self._graph is not None
 
     def launch(self) -> None:
-        if self._graph is None:
-            self._enqueue()
-        else:
+        if self._graph is not None:
             self._lane.launch(self._graph)
+            return
+        if not self._bound:
+            self._bind()
+        self._enqueue()
 
     def capture(self) -> None:
         """Capture the graph. Call it after a direct run: one-time work for new shapes cannot be captured."""
         self._graph = self._lane.capture(self._enqueue)
         cuda: Cuda = self._lane.cuda
         weakref.finalize(self, cuda.call, "cudaGraphExecDestroy", self._graph).atexit = False
+
+    def _bind(self) -> None:
+        context, addresses = self._context, self._addresses
+        context.set_device_memory(self._scratch.address, self._scratch.bytes)
+        done = []
+        if self._profile:
+            done.append(context.set_optimization_profile_async(self._profile, int(self._lane.handle)))
+        done += [context.set_input_shape(name, shape) for name, shape in self._shapes.items()]
+        done += [context.set_tensor_address(name, addresses[name]) for name in self._engine.tensors]
+        if not all(done) or context.infer_shapes():
+            raise LipStreamInternalError("TensorRT rejects an address or shape of its own engine")
+        self._bound = True
 
     def _enqueue(self) -> None:
         if not self._context.execute_async_v3(int(self._lane.handle)):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from ...bundle import Bundle
 from ...bundle.plans import require_runnable
 from ...errors import BackendError, PlanError
+from ...gpu import require_tensorrt_driver
 from ...plugin import load_plugin
 from ..base import GRAPHS
 from ..device import require_gpu, require_kernels
@@ -33,11 +34,11 @@ class Resources:
 
     Attributes:
         manifest, engines, constants (addresses), in_place (of the ring), kernels, cuda: used by streams.
-        encode, denoise, decode: the lanes. scratch: memory of each lane, by its name. turn: held while a chunk is
-            enqueued on the lanes.
+        encode, denoise, decode: the lanes. lane_of: the lane of each graph. scratch: memory of each lane, by its name.
+        turn: held while a chunk is enqueued on the lanes. creating: held while an execution context is created.
 
     Raises:
-        BackendError: no GPU, no kernels, no plans, or no plugin that they need.
+        BackendError: no GPU, an old driver, no kernels, no plans, or no plugin that they need.
         PlanError: plans for another TensorRT or GPU.
         GpuMemoryError: the weights do not fit.
     """
@@ -51,7 +52,9 @@ class Resources:
                 fix=f"lipstream build {bundle.path} -o PLANS",
             )
         what = 'backend "tensorrt"'
-        gpu = require_gpu(what).gpus[0]
+        driver = require_gpu(what)
+        require_tensorrt_driver(driver, what)
+        gpu = driver.gpus[0]
         self.kernels = require_kernels(what)
         require_runnable(plans, bundle.path, tensorrt=tensorrt.__version__, gpu=gpu)
         self.manifest, self.in_place = bundle.manifest, plans.in_place
@@ -67,18 +70,22 @@ class Resources:
         self._check(bundle)
         self.encode, self.denoise, self.decode = (Lane(cuda, name) for name in ("encode", "denoise", "decode"))
         self.lanes = (self.encode, self.denoise, self.decode)
-        users = {
-            "encode": ("video_encoder", "audio_encoder"),
-            "denoise": ("denoiser",),
-            "decode": ("video_decoder",),
+        self.lane_of = {
+            "video_encoder": self.encode,
+            "audio_encoder": self.encode,
+            "denoiser": self.denoise,
+            "video_decoder": self.decode,
         }
         # One block for each lane: lanes run in parallel, the tasks of a lane one after the other.
         self.scratch = {
-            lane: DeviceMemory(cuda, {"all": max(self.engines[name].scratch for name in names)})
-            for lane, names in users.items()
+            lane.name: DeviceMemory(
+                cuda, {"all": max(self.engines[name].scratch for name, of in self.lane_of.items() if of is lane)}
+            )
+            for lane in self.lanes
         }
         self._upload(bundle)
         self.turn = FairLock()
+        self.creating = threading.Lock()  # TensorRT does not say that several threads may do it at once
 
     def _check(self, bundle: Bundle) -> None:
         """Raise PlanError unless inputs and outputs fit the streams: float32, except those kept on the device."""

@@ -124,6 +124,8 @@ class TensorRTStream(ChunkStream):
         try:
             with timed("reference"):
                 self._stage(chunk)
+            with timed("denoise"):
+                self._create_contexts(chunk)
             with timed("denoise"), self._resources.turn:
                 pending = self._put(chunk)
         except BaseException:
@@ -149,6 +151,16 @@ class TensorRTStream(ChunkStream):
         self._ring.start(chunk.number)
         self._ring.fill(small)
 
+    def _create_contexts(self, chunk: ChunkInput) -> None:
+        """Create what `_put` will run and no earlier chunk did; other sessions may have the turn meanwhile."""
+        side = chunk.number % 2
+        if chunk.latents is None:
+            self._codec_task("video_encoder", side, self._codec_side["video_encoder"])
+        self._codec_task("audio_encoder", side)
+        self._codec_task("video_decoder", side, self._codec_side["video_decoder"])
+        for step in range(self._steps + 1):
+            self._pass_task(side, step)
+
     def _put(self, chunk: ChunkInput) -> _Pending:
         """Enqueue the whole chunk on the lanes."""
         work, resources = self._workspace, self._resources
@@ -161,11 +173,11 @@ class TensorRTStream(ChunkStream):
         with encode.span("encode"):
             if chunk.latents is None:
                 encode.upload(at["crops"], host["crops"])
-                self._run(fresh, encode, "video_encoder", side, self._turn("video_encoder"))
+                self._run(fresh, "video_encoder", side, self._turn("video_encoder"))
             else:
                 encode.upload(at[f"latents.{side}"], host["latents"])
             encode.upload(at["samples"], host["samples"])
-            self._run(fresh, encode, "audio_encoder", side)
+            self._run(fresh, "audio_encoder", side)
             if chunk.missing:
                 self._repeat_first(encode, f"audio.{side}", chunk.missing)
             if chunk.number == 0:
@@ -181,19 +193,19 @@ class TensorRTStream(ChunkStream):
             self._assemble(denoise, side)
         for step in range(self._steps):
             with denoise.span(f"pass {step}"):
-                self._pass(fresh, denoise, side, step)
+                self._pass(fresh, side, step)
                 self._advance(denoise, side, step)
         denoise.record(work.denoised[side])
 
         decode.wait(work.denoised[side])
         with decode.span("decode"):
-            self._run(fresh, decode, "video_decoder", side, self._turn("video_decoder"))
+            self._run(fresh, "video_decoder", side, self._turn("video_decoder"))
         with decode.span("pictures"):
             decode.download(host["frames"], at["frames"])
         decode.record(work.shown[side])
 
         with denoise.span("context"):  # after the work that the pictures need
-            self._pass(fresh, denoise, side, self._steps)
+            self._pass(fresh, side, self._steps)
         denoise.record(work.spent[side])
         for task in fresh:  # the device has work by now: capturing does not delay it
             task.capture()
@@ -255,8 +267,12 @@ class TensorRTStream(ChunkStream):
             return work.memory.at[f"clean.{side}"]
         return work.memory.at["x"] if step else work.inputs["noise.0"]
 
-    def _pass(self, fresh: list[Task], lane: Lane, side: int, step: int) -> None:
+    def _pass(self, fresh: list[Task], side: int, step: int) -> None:
         """Enqueue one run of the DiT; after the last step the context pass, whose velocity is not read."""
+        self._launch(fresh, self._pass_task(side, step))
+
+    def _pass_task(self, side: int, step: int) -> Task:
+        """The task of pass `step` of the ring's chunk, created if no chunk has needed it yet."""
         work = self._workspace
         key = ("denoiser", side, step, *self._ring.key(step))
         if key not in work.tasks:
@@ -273,11 +289,15 @@ class TensorRTStream(ChunkStream):
             }
             shapes = self._ring.shapes()
             profile = self._resources.engines["denoiser"].profile("k.0", self._ring.position.valid) if shapes else 0
-            work.tasks[key] = self._task("denoiser", lane, addresses, profile, shapes)
-        self._launch(fresh, work.tasks[key])
+            work.tasks[key] = self._task("denoiser", addresses, profile, shapes)
+        return work.tasks[key]
 
-    def _run(self, fresh: list[Task], lane: Lane, graph: str, side: int, turn: int = 0) -> None:
+    def _run(self, fresh: list[Task], graph: str, side: int, turn: int = 0) -> None:
         """Enqueue one run of an encoder or the decoder."""
+        self._launch(fresh, self._codec_task(graph, side, turn))
+
+    def _codec_task(self, graph: str, side: int, turn: int = 0) -> Task:
+        """The task of an encoder or the decoder, created if no chunk has needed it yet."""
         work = self._workspace
         key = (graph, side, turn)
         if key not in work.tasks:
@@ -294,19 +314,21 @@ class TensorRTStream(ChunkStream):
                 if name.startswith("memory"):
                     half = turn if name.startswith("memory.") else 1 - turn
                     addresses[name] = at[f"{graph}.{name.replace('memory_out', 'memory')}.{half}"]
-            work.tasks[key] = self._task(graph, lane, addresses)
-        self._launch(fresh, work.tasks[key])
+            work.tasks[key] = self._task(graph, addresses)
+        return work.tasks[key]
 
     def _task(
         self,
         graph: str,
-        lane: Lane,
         addresses: Mapping[str, int],
         profile: int = 0,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> Task:
-        engine: Engine = self._resources.engines[graph]
-        return Task(engine, lane, addresses, self._resources.scratch[lane.name], profile=profile, shapes=shapes)
+        resources = self._resources
+        engine: Engine = resources.engines[graph]
+        lane = resources.lane_of[graph]
+        with resources.creating:
+            return Task(engine, lane, addresses, resources.scratch[lane.name], profile=profile, shapes=shapes)
 
     def _launch(self, fresh: list[Task], task: Task) -> None:
         if not task.captured and task not in fresh:
@@ -317,9 +339,11 @@ class TensorRTStream(ChunkStream):
         """See `ChunkStream`."""
         at, result = self._workspace.memory.at, np.empty((2, *self._latent_shape), np.float32)
         given, lane = np.ascontiguousarray(crops, np.float32), self._resources.encode
+        turn = self._turn("video_encoder")
+        self._codec_task("video_encoder", 0, turn)  # before the turn, as in `start`
         with self._resources.turn:
             lane.upload(at["crops"], given)
-            self._run([], lane, "video_encoder", 0, self._turn("video_encoder"))
+            self._run([], "video_encoder", 0, turn)
             lane.download(result, at["latents.0"])
         lane.synchronize()
         return result
