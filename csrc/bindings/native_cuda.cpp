@@ -114,19 +114,17 @@ std::vector<Address> all(const Addresses& given) {
 
 // Addresses of every layer, all of one length; those that are not used are empty.
 std::vector<cuda::RingLayer> layers_of(const Addresses& k_ring, const Addresses* v_ring, const Addresses& sink_base,
-                                       const Addresses* scale, size_t alignment) {
+                                       size_t alignment) {
   const std::vector<Address> k = all(k_ring), base = all(sink_base);
-  const std::vector<Address> v = v_ring ? all(*v_ring) : k, scales = scale ? all(*scale) : k;
-  if (v.size() != k.size() || base.size() != k.size() || scales.size() != k.size()) {
-    throw py::value_error("the addresses are of " + std::to_string(k.size()) + ", " + std::to_string(v.size()) + ", " +
-                          std::to_string(base.size()) + " and " + std::to_string(scales.size()) +
-                          " layers, expected the same number");
+  const std::vector<Address> v = v_ring ? all(*v_ring) : k;
+  if (v.size() != k.size() || base.size() != k.size()) {
+    throw py::value_error("the addresses are of " + std::to_string(k.size()) + ", " + std::to_string(v.size()) +
+                          " and " + std::to_string(base.size()) + " layers, expected the same number");
   }
   std::vector<cuda::RingLayer> layers;
   for (size_t i = 0; i < k.size(); ++i) {
     check_addresses({{"k_ring", k[i]}, {"v_ring", v[i]}, {"sink_base", base[i]}}, alignment);
-    if (scale) check_addresses({{"scale", scales[i]}}, sizeof(float));
-    layers.push_back({at<void>(k[i]), at<void>(v[i]), at<void>(base[i]), scale ? at<const float>(scales[i]) : nullptr});
+    layers.push_back({at<void>(k[i]), at<void>(v[i]), at<void>(base[i])});
   }
   return layers;
 }
@@ -147,7 +145,7 @@ void ring_keep(const Addresses& k_ring, const Addresses& v_ring, const Addresses
   check_range("first", first, count, ring[0] - rolling);
   dispatch(dtype, [&](auto, auto stored) {
     constexpr size_t kSize = sizeof(stored);
-    const std::vector<cuda::RingLayer> layers = layers_of(k_ring, &v_ring, sink_base, nullptr, 2 * kSize);
+    const std::vector<cuda::RingLayer> layers = layers_of(k_ring, &v_ring, sink_base, 2 * kSize);
     const FrameShape shape{count, ring[1], ring[2], ring[3], 0};
     check_cuda(cuda::ring_keep(layers.data(), layers.size(), kSize, {ring[0], rolling, heads_first}, slot, first, shape,
                                at<CUstream_st>(stream)));
@@ -156,7 +154,7 @@ void ring_keep(const Addresses& k_ring, const Addresses& v_ring, const Addresses
 
 void ring_anchor(const Addresses& k_ring, const Addresses& sink_base, int64_t rolling, int64_t count, Address cos,
                  Address sin, const RingShape& ring, int64_t temporal_pairs, const std::string& dtype, bool heads_first,
-                 const Addresses& scale, Address stream) {
+                 Address stream) {
   check_ring_shape(ring);
   const FrameShape shape{count, ring[1], ring[2], ring[3], temporal_pairs};
   check_pairs(shape.head_dim, shape.temporal_pairs);
@@ -166,8 +164,7 @@ void ring_anchor(const Addresses& k_ring, const Addresses& sink_base, int64_t ro
   if (temporal_pairs > 0) check_addresses({{"cos", cos}, {"sin", sin}}, sizeof(float));
   dispatch(dtype, [&](auto, auto stored) {
     using Stored = decltype(stored);
-    const std::vector<cuda::RingLayer> layers =
-        layers_of(k_ring, nullptr, sink_base, dtype == kE4M3 ? &scale : nullptr, 2 * sizeof(Stored));
+    const std::vector<cuda::RingLayer> layers = layers_of(k_ring, nullptr, sink_base, 2 * sizeof(Stored));
     check_cuda(cuda::ring_anchor<Stored>(layers.data(), layers.size(), {ring[0], rolling, heads_first},
                                          at<const float>(cos), at<const float>(sin), shape, at<CUstream_st>(stream)));
   });
@@ -216,7 +213,7 @@ PYBIND11_MODULE(_native_cuda, module) {
              arg("stream") = Address{0});
   module.def("ring_anchor", &ring_anchor, arg("k_ring"), arg("sink_base"), arg("rolling"), arg("count"), arg("cos"),
              arg("sin"), named, arg("ring_shape"), arg("temporal_pairs"), arg("dtype"), arg("heads_first") = false,
-             arg("scale") = Address{0}, arg("stream") = Address{0});
+             arg("stream") = Address{0});
   module.def("assemble_condition", &assemble_condition, arg("condition"), arg("first"), arg("mask"), arg("masked"),
              arg("sequence"), named, arg("latent_shape"), arg("stream") = Address{0});
   module.def("advance", &advance, arg("next"), arg("clean"), arg("x"), arg("velocity"), arg("noise"), named, arg("t"),

@@ -81,12 +81,11 @@ def ring_anchor(
     temporal_pairs: int,
     dtype: _DType,
     heads_first: bool = False,
-    scale: _Layers = 0,
     stream: int = 0,
 ) -> None:
     """Fill the first `count` sink slots, rotated forward; see `_native.ring_anchor`.
 
-    `scale`, for an FP8 ring: address of K's scale; rotated numbers are divided by it again, the others' codes copied.
+    Codes of an FP8 ring are rotated, and rounded again, as numbers of scale 1.
     """
 
 def assemble_condition(

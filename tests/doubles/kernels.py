@@ -38,6 +38,7 @@ def make(device: Device) -> ModuleType:
             shaped = {key: x.view(np.float32).reshape(reads[key][1]) for key, x in given.items()}
             return compute(shaped)
 
+        device.counts[name] += 1
         device.put(
             stream,
             device.computation(name, lambda: views(reads), lambda: views(writes), run, in_place=frozenset(in_place)),
@@ -56,10 +57,18 @@ def make(device: Device) -> ModuleType:
     def back(x: Floats, heads_first: bool) -> Floats:
         return np.ascontiguousarray(x.transpose(2, 0, 1, 3) if heads_first else x)
 
+    def layers(
+        names: Sequence[str], addresses: Sequence[Sequence[int]], shapes: Sequence[Sequence[int]]
+    ) -> dict[str, tuple[int, Sequence[int]]]:
+        """Tensors of every layer, "name.i"; each of `addresses` is one for each layer."""
+        (count,) = {len(of_layers) for of_layers in addresses}
+        named = zip(names, addresses, shapes, strict=True)
+        return {f"{name}.{i}": (at[i], shape) for name, at, shape in named for i in range(count)}
+
     def ring_keep(
-        k_ring: int,
-        v_ring: int,
-        sink_base: int,
+        k_ring: Sequence[int],
+        v_ring: Sequence[int],
+        sink_base: Sequence[int],
         slot: int,
         rolling: int,
         first: int,
@@ -74,21 +83,20 @@ def make(device: Device) -> ModuleType:
         ring, sink = rings(ring_shape, rolling, heads_first)
 
         def compute(given: dict[str, Floats]) -> dict[str, Floats]:
-            k, v, base = (frames_first(given[name], heads_first) for name in ("k", "v", "base"))
-            _native.ring_keep(k, v, base, slot, rolling, first, count)
-            return {"v": back(v, heads_first), "base": back(base, heads_first)}
+            found = {}
+            for i in range(len(k_ring)):
+                k, v, base = (frames_first(given[f"{name}.{i}"], heads_first) for name in ("k", "v", "base"))
+                _native.ring_keep(k, v, base, slot, rolling, first, count)
+                found |= {f"v.{i}": back(v, heads_first), f"base.{i}": back(base, heads_first)}
+            return found
 
-        ends: dict[str, tuple[int, Sequence[int]]] = {
-            "k": (k_ring, ring),
-            "v": (v_ring, ring),
-            "base": (sink_base, sink),
-        }
-        written = {name: ends[name] for name in ("v", "base")}
-        put("ring_keep", stream, ends, written, compute, ("v", "base"))
+        ends = layers(("k", "v", "base"), (k_ring, v_ring, sink_base), (ring, ring, sink))
+        written = {name: end for name, end in ends.items() if not name.startswith("k.")}
+        put("ring_keep", stream, ends, written, compute, tuple(written))
 
     def ring_anchor(
-        k_ring: int,
-        sink_base: int,
+        k_ring: Sequence[int],
+        sink_base: Sequence[int],
         rolling: int,
         count: int,
         cos: int,
@@ -104,13 +112,17 @@ def make(device: Device) -> ModuleType:
         ring, sink = rings(ring_shape, rolling, heads_first)
 
         def compute(given: dict[str, Floats]) -> dict[str, Floats]:
-            k, base = (frames_first(given[name], heads_first) for name in ("k", "base"))
-            _native.ring_anchor(k, base, rolling, count, given["cos"], given["sin"], threads=1)
-            return {"k": back(k, heads_first)}
+            found = {}
+            for i in range(len(k_ring)):
+                k, base = (frames_first(given[f"{name}.{i}"], heads_first) for name in ("k", "base"))
+                _native.ring_anchor(k, base, rolling, count, given["cos"], given["sin"], threads=1)
+                found[f"k.{i}"] = back(k, heads_first)
+            return found
 
-        ends: dict[str, tuple[int, Sequence[int]]] = {"k": (k_ring, ring), "base": (sink_base, sink)}
+        ends = layers(("k", "base"), (k_ring, sink_base), (ring, sink))
+        written = {name: end for name, end in ends.items() if name.startswith("k.")}
         tables = {"cos": (cos, [temporal_pairs]), "sin": (sin, [temporal_pairs])}
-        put("ring_anchor", stream, ends | tables, {"k": ends["k"]}, compute, ("k",))
+        put("ring_anchor", stream, ends | tables, written, compute, tuple(written))
 
     def assemble_condition(
         condition: int,

@@ -35,9 +35,8 @@ constexpr size_t kLayersAtOnce = 64;  // of one launch
 
 struct RingLayer {
   void* k_ring;
-  void* v_ring;          // read and written by ring_keep only
-  void* sink_base;       // K of the sink as it was written
-  const float* k_scale;  // of an FP8 ring; null for others
+  void* v_ring;     // read and written by ring_keep only
+  void* sink_base;  // K of the sink as it was written
 };
 
 // How a layer's ring and its sink's copy lie: frames first, [F, T, H, D] and [S, T, H, D], or heads first, as of
@@ -52,7 +51,7 @@ struct RingLayout {
 cudaError_t ring_keep(const RingLayer* layers, size_t count, int64_t element_size, const RingLayout& layout, int64_t slot,
                       int64_t first, const FrameShape& shape, cudaStream_t stream);
 
-// Stored is a Number, or uint8_t for E4M3 codes, whose numbers are divided by the scale again when they are rotated.
+// Stored is a Number, or uint8_t for E4M3 codes, which are rotated and rounded as numbers of scale 1.
 template <typename Stored>
 cudaError_t ring_anchor(const RingLayer* layers, size_t count, const RingLayout& layout, const float* cos,
                         const float* sin, const FrameShape& shape, cudaStream_t stream);

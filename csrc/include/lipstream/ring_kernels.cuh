@@ -231,7 +231,7 @@ __global__ void ring_anchor_kernel(RingLayers layers, SinkMove move, const float
                                                           blockIdx.y * move.base_step + move.base_to);
   auto* const to =
       reinterpret_cast<Codes*>(static_cast<Stored*>(layer.k_ring) + blockIdx.y * move.ring_step + move.ring_to);
-  const float scale = layer.k_scale ? *layer.k_scale : 1.0f;
+  constexpr float scale = 1.0f;  // rotating is linear: codes of an FP8 ring are rotated without their scale
   const int packs = pairs / PAIRS;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTurns * blockDim.y + threadIdx.y;
 #pragma unroll 1

@@ -14,8 +14,8 @@ from ..gpu import Driver, NoDriverError, driver
 class Kernels(Protocol):
     """Work on device addresses: `lipstream._native_cuda`."""
 
-    def ring_keep(self, *addresses: int, **sizes: Any) -> None: ...
-    def ring_anchor(self, *addresses: int, **sizes: Any) -> None: ...
+    def ring_keep(self, *addresses: Any, **sizes: Any) -> None: ...
+    def ring_anchor(self, *addresses: Any, **sizes: Any) -> None: ...
     def assemble_condition(self, *addresses: int, **sizes: Any) -> None: ...
     def advance(self, *addresses: int, **sizes: Any) -> None: ...
     def synchronize(self) -> None: ...
@@ -42,11 +42,11 @@ def move_sink(
     g, p = geometry, position
     shape = {"ring_shape": (g.window, g.tokens, g.num_heads, g.head_dim), **options}
     rolling, pairs = g.window - g.sink, g.head_dim // 2 - 2 * (g.head_dim // 6)
-    for k, v, sink in layers:
-        if p.keep_count and keep:
-            kernels.ring_keep(k, v, sink, p.keep_slot, rolling, p.keep_first, p.keep_count, **shape)
-        if p.anchored:
-            kernels.ring_anchor(k, sink, rolling, p.anchored, *turn, temporal_pairs=pairs, **shape)
+    k, v, sink = map(list, zip(*layers, strict=True))  # all layers in one launch
+    if p.keep_count and keep:
+        kernels.ring_keep(k, v, sink, p.keep_slot, rolling, p.keep_first, p.keep_count, **shape)
+    if p.anchored:
+        kernels.ring_anchor(k, sink, rolling, p.anchored, *turn, temporal_pairs=pairs, **shape)
 
 
 def require_gpu(what: str) -> Driver:

@@ -112,33 +112,31 @@ std::string name(const char* kind, const Case& c, int64_t chunk, const char* buf
          buffer;
 }
 
-// The CPU ring, which has no FP8: numbers of its own, rounded to codes by the layer's scale.
+// The CPU ring, which has no FP8.
 void anchor(uint8_t* k_ring, const uint8_t* base, int64_t rolling, const float* cos, const float* sin,
-            const FrameShape& shape, float scale) {
+            const FrameShape& shape) {
   for (int64_t i = 0; i < shape.slot_offset(shape.frames); i += 2) {
     const int64_t j = i / 2 % shape.pairs(), to = shape.slot_offset(rolling) + i;
     k_ring[to] = base[i];
     k_ring[to + 1] = base[i + 1];
     if (j >= shape.temporal_pairs) continue;
     float real, imag;
-    rotate(from_e4m3(base[i]) * scale, from_e4m3(base[i + 1]) * scale, cos[j], sin[j], real, imag);
-    k_ring[to] = to_e4m3(real / scale);
-    k_ring[to + 1] = to_e4m3(imag / scale);
+    rotate(from_e4m3(base[i]), from_e4m3(base[i + 1]), cos[j], sin[j], real, imag);
+    k_ring[to] = to_e4m3(real);
+    k_ring[to + 1] = to_e4m3(imag);
   }
 }
 
 template <typename T>
-void anchor(T* k_ring, const T* base, int64_t rolling, const float* cos, const float* sin, const FrameShape& shape,
-            float) {
+void anchor(T* k_ring, const T* base, int64_t rolling, const float* cos, const float* sin, const FrameShape& shape) {
   cpu::ring_anchor(k_ring, base, rolling, cos, sin, shape, 1);
 }
 
 // The addresses of every layer, of frames that lie either way.
 template <typename Storage>
-std::vector<cuda::RingLayer> layers_of(std::vector<Storage*> k, std::vector<Storage*> v, std::vector<Storage*> base,
-                                       const std::vector<float>& scales) {
+std::vector<cuda::RingLayer> layers_of(std::vector<Storage*> k, std::vector<Storage*> v, std::vector<Storage*> base) {
   std::vector<cuda::RingLayer> layers;
-  for (size_t i = 0; i < k.size(); ++i) layers.push_back({k[i], v[i], base[i], sizeof(Storage) == 1 ? &scales[i] : nullptr});
+  for (size_t i = 0; i < k.size(); ++i) layers.push_back({k[i], v[i], base[i]});
   return layers;
 }
 
@@ -153,11 +151,9 @@ void stream(const char* kind, const Case& c, std::mt19937& random) {
     std::vector<T> k_heads, v_heads, base_heads;
   };
   std::vector<Layer> layers;
-  std::vector<float> scales;
   for (size_t i = 0; i < c.layers; ++i) {
     const auto twins = [&](int64_t frames) { return Twins<T>(frames * frame, c.offset, random); };
     layers.push_back({twins(g.window), twins(g.window), twins(g.sink), {}, {}, {}});
-    scales.push_back(0.37f + static_cast<float>(i));
   }
   for (int64_t chunk = 0; chunk < g.blocks() * 2 + 2; ++chunk) {
     const RingPosition p = g.position(chunk);
@@ -180,7 +176,7 @@ void stream(const char* kind, const Case& c, std::mt19937& random) {
     const int before = cuda::launches;
     for (const bool by_heads : {false, true}) {
       const size_t i = by_heads ? 3 : 0;
-      const std::vector<cuda::RingLayer> addresses = layers_of(at[i], at[i + 1], at[i + 2], scales);
+      const std::vector<cuda::RingLayer> addresses = layers_of(at[i], at[i + 1], at[i + 2]);
       const cuda::RingLayout layout{g.window, g.rolling(), by_heads};
       if (p.keep_count) {
         const FrameShape kept{p.keep_count, c.tokens, c.heads, c.head_dim, 0};
@@ -202,7 +198,7 @@ void stream(const char* kind, const Case& c, std::mt19937& random) {
       }
       if (p.anchored) {
         const FrameShape sink{p.anchored, c.tokens, c.heads, c.head_dim, temporal};
-        anchor(layer.k.cpu(), layer.base.cpu(), g.rolling(), cos, sin, sink, scales[i]);
+        anchor(layer.k.cpu(), layer.base.cpu(), g.rolling(), cos, sin, sink);
       }
       expect(same(layer.k_heads, heads_first(layer.k.cpu(), g.window, sizes)), name(kind, c, chunk, "k_ring, heads first"));
       expect(same(layer.v_heads, heads_first(layer.v.cpu(), g.window, sizes)), name(kind, c, chunk, "v_ring, heads first"));

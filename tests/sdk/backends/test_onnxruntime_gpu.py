@@ -21,6 +21,9 @@ from lipstream.bundle import Bundle
 from lipstream.errors import BackendError
 from lipstream.gpu import Driver, NoDriverError, driver
 
+Layers = list[int]
+"""Addresses, one for each layer."""
+
 
 class HostKernels:
     """`_native_cuda` with addresses in host memory."""
@@ -30,17 +33,19 @@ class HostKernels:
         return np.frombuffer(buffer, np.float32).reshape(shape)
 
     def ring_keep(
-        self, k: int, v: int, sink: int, slot: int, rolling: int, first: int, count: int, **sizes: Any
+        self, k: Layers, v: Layers, sink: Layers, slot: int, rolling: int, first: int, count: int, **sizes: Any
     ) -> None:
         shape = sizes["ring_shape"]
         frames = shape[0] - rolling
-        rings = self._ring(k, shape), self._ring(v, shape), self._ring(sink, (frames, *shape[1:]))
-        _native.ring_keep(*rings, slot, rolling, first, count)
+        for layer in zip(k, v, sink, strict=True):
+            rings = [self._ring(at, (n, *shape[1:])) for at, n in zip(layer, (*shape[:1] * 2, frames), strict=True)]
+            _native.ring_keep(*rings, slot, rolling, first, count)
 
-    def ring_anchor(self, k: int, sink: int, rolling: int, count: int, cos: int, sin: int, **sizes: Any) -> None:
+    def ring_anchor(self, k: Layers, sink: Layers, rolling: int, count: int, cos: int, sin: int, **sizes: Any) -> None:
         shape, pairs = sizes["ring_shape"], sizes["temporal_pairs"]
-        rings = self._ring(k, shape), self._ring(sink, (shape[0] - rolling, *shape[1:]))
-        _native.ring_anchor(*rings, rolling, count, self._ring(cos, (pairs,)), self._ring(sin, (pairs,)))
+        for layer in zip(k, sink, strict=True):
+            rings = self._ring(layer[0], shape), self._ring(layer[1], (shape[0] - rolling, *shape[1:]))
+            _native.ring_anchor(*rings, rolling, count, self._ring(cos, (pairs,)), self._ring(sin, (pairs,)))
 
     def synchronize(self) -> None: ...
 

@@ -26,7 +26,7 @@ from lipstream.backends.base import load_backend
 from lipstream.bundle import MANIFEST, Bundle, sha256
 from lipstream.bundle.plans import RINGS
 from lipstream.errors import BackendError, GpuError, GpuMemoryError, LipStreamError, LipStreamInternalError, PlanError
-from lipstream.session import Frame
+from lipstream.session import Frame, LipSyncSession
 from numpy_stream import assert_same_frames, noise
 from toy_sessions import (
     FRAME,
@@ -76,6 +76,22 @@ def test_frames_are_those_of_onnxruntime_in_any_order_of_the_device(
         found, device = run(plans["function"], seed, script)
         assert not device.hazards
         found.same(expected[name])
+
+
+@pytest.mark.slow
+def test_plugin_engines_over_forty_chunks_in_fifty_orders(bundle: Bundle, plans: dict[str, Bundle]) -> None:
+    """The same bits in every order; those of the native lowering and of ONNX Runtime but for rounding."""
+
+    def script(opened: LipSyncSession) -> Result:
+        return whole(opened, chunks=40)
+
+    first, _ = run(plans["plugin"], 0, script)
+    for other in (run(plans["native"], 0, script)[0], script(offline(bundle))):
+        assert max(np.abs(a - b).max() for a, b in zip(first.crops, other.crops, strict=True)) < 1e-4
+    for seed in range(1, 50):
+        found, device = run(plans["plugin"], seed, script)
+        assert not device.hazards
+        found.same(first)
 
 
 @pytest.mark.parametrize("ring", ["native", "plugin"])
@@ -320,6 +336,7 @@ def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle]) -> None:
         assert spent["cudaMemcpyDeviceToHost"] == 10  # pictures
         assert spent["cudaMemcpyDeviceToDevice"] == 0
         assert spent["graphs"] == 60  # all six runs of engines
+        assert (spent["ring_keep"], spent["ring_anchor"]) == (0, 10)  # the sink of all layers in one launch
         assert spent["runs"] == 0
 
 
