@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..bundle.onnx_header import without_output
 from ..errors import BackendError
 from .base import GRAPHS, Array, ChunkStream, default_threads
 from .onnxruntime_gpu import PROVIDERS, Device, DeviceSteps, require_provider
@@ -16,6 +18,9 @@ from .pipelined import PipelinedStream
 from .ring import Ring
 from .stepped import SteppedStream
 from .steps import Steps
+
+MOST_TWICE = 64 << 20
+"""Bytes of weights up to which the context pass has a graph of its own, without the velocity, and so a second copy."""
 
 
 class OnnxRuntimeBackend:
@@ -61,8 +66,15 @@ class OnnxRuntimeBackend:
             if f"{name}.onnx" not in bundle.manifest.files:
                 continue
             try:
-                path = str(bundle.file(f"{name}.onnx"))
-                graph = ort.InferenceSession(path, options, providers=PROVIDERS[provider])
+                path = bundle.file(f"{name}.onnx")
+                graph = ort.InferenceSession(str(path), options, providers=PROVIDERS[provider])
+                if name == "denoiser" and not self._device and _twice(bundle, path):
+                    # ONNX Runtime computes all outputs of a graph, also those that are not asked for.
+                    options.add_session_config_entry(
+                        "session.model_external_initializers_file_folder_path", str(path.parent)
+                    )
+                    only = without_output(path.read_bytes(), "velocity")
+                    self.graphs["context"] = ort.InferenceSession(only, options, providers=PROVIDERS[provider])
             except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
                 memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
                 raise BackendError(
@@ -92,6 +104,13 @@ class OnnxRuntimeBackend:
         if self._device:
             return DeviceSteps(self.graphs, self._on_device, self.manifest, self._device)
         return OnnxRuntimeSteps(self)
+
+
+def _twice(bundle: Bundle, path: Path) -> bool:
+    """Whether the context pass gets a graph of its own."""
+    weights = sum(file["bytes"] for name, file in bundle.manifest.files.items() if name.endswith(".bin"))
+    # For a graph in memory ONNX Runtime does not follow links, as in a cache of Hugging Face, to the weights.
+    return weights <= MOST_TWICE and not path.is_symlink()
 
 
 class _Memory:
@@ -170,7 +189,8 @@ class OnnxRuntimeSteps:
             tensors |= {f"k.{i}": k, f"v.{i}": v}
         for i, (k, v) in enumerate(ring.written()):
             outputs |= {f"k_out.{i}": k, f"v_out.{i}": v}
-        _call(self._graphs["denoiser"], tensors, outputs)
+        graph = "denoiser" if "velocity" in outputs or "context" not in self._graphs else "context"
+        _call(self._graphs[graph], tensors, outputs)
         ring.swap()
 
     def _with_memory(self, name: str, inputs: Mapping[str, Array], output: str) -> Array:

@@ -1,4 +1,4 @@
-"""Header of an ONNX file: its inputs, its outputs, and the names of its external weight files.
+"""Header of an ONNX file: its inputs, its outputs, and the names of its external weight files. Pruning of a graph.
 
 Read from the protocol buffer directly (https://github.com/onnx/onnx/blob/main/onnx/onnx.proto), so that a bundle can be
 checked before it is run, without the package `onnx`. Sub-graphs and functions are searched for weights, too.
@@ -56,6 +56,45 @@ def read_header(path: Path) -> OnnxHeader:
     if not found:
         raise ValueError("it holds no graph")
     return OnnxHeader(inputs, outputs, frozenset(external))
+
+
+def without_output(model: bytes, output: str) -> bytes:
+    """An ONNX model without one of its outputs, and without the nodes that only this one needs.
+
+    Nodes with sub-graphs are not supported. Raises ValueError if it is no model.
+    """
+    parts = _parts(memoryview(model))
+    return b"".join(_field(7, _pruned(_message(value), output)) if n == 7 else bytes(raw) for n, value, raw in parts)
+
+
+def _pruned(graph: memoryview, output: str) -> bytes:
+    kept: list[bytes] = []
+    needed: set[str] = set()
+    for number, value, raw in reversed([*_parts(graph)]):  # outputs come after the nodes, which are in order
+        if number == 12:
+            name, _ = _value_info(_message(value))
+            if name == output:
+                continue
+            needed.add(name)
+        elif number == 1:
+            names = [(n, bytes(_message(x)).decode()) for n, x in _fields(_message(value)) if n in (1, 2)]
+            if not needed & {name for n, name in names if n == 2}:
+                continue
+            needed |= {name for n, name in names if n == 1}
+        kept.append(bytes(raw))
+    return b"".join(reversed(kept))
+
+
+def _field(number: int, data: bytes) -> bytes:
+    return _number(number << 3 | 2) + _number(len(data)) + data
+
+
+def _number(value: int) -> bytes:
+    digits = bytearray()
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
 
 
 def _graph(data: memoryview, external: set[str], depth: int) -> None:
@@ -125,13 +164,19 @@ def _message(value: int | memoryview) -> memoryview:
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Fields of a protocol buffer message: (number, varint or bytes)."""
+    return ((number, value) for number, value, _ in _parts(data))
+
+
+def _parts(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview]]:
+    """Fields of a protocol buffer message: (number, varint or bytes, the field as it is written)."""
     position = 0
     while position < len(data):
+        begin = position
         key, position = _varint(data, position)
         kind = key & 7
         if kind == 0:
             value, position = _varint(data, position)
-            yield key >> 3, value
+            yield key >> 3, value, data[begin:position]
             continue
         if kind == 2:
             length, position = _varint(data, position)
@@ -141,8 +186,9 @@ def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
             raise ValueError(f"wire type {kind}")
         if position + length > len(data):
             raise ValueError("it ends in the middle of a field")
-        yield key >> 3, data[position : position + length]
-        position += length
+        end = position + length
+        yield key >> 3, data[position:end], data[begin:end]
+        position = end
 
 
 def _varint(data: memoryview, position: int) -> tuple[int, int]:
