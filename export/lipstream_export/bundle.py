@@ -83,7 +83,9 @@ def graph_modules(parts: StudentParts, *, frugal: bool = False) -> dict[str, nn.
     if parts.speech:
         graphs["audio_encoder"] = AudioEncoder(parts.speech, shape.video_frames)
     if encoder := parts.codec("encoder"):
-        graphs["video_encoder"] = VideoEncoder(encoder, shape.video_frames, shape.crop_size, pieces(encoder))
+        graphs["video_encoder"] = VideoEncoder(
+            encoder, shape.video_frames, shape.crop_size, pieces(encoder), parts.masks.get("pixel")
+        )
     if decoder := parts.codec("decoder"):
         graphs["video_decoder"] = VideoDecoder(decoder, shape.chunk_frames, shape.crop_size, pieces(decoder))
     return graphs
