@@ -19,6 +19,7 @@ from lipstream_models import CausalDiT, RingGeometry
 from lipstream_models.parts import StudentParts
 from torch import Tensor
 
+from ..progress import Progress, unseen
 from ..torch_backend import TorchBackend
 from .calibration import Passes
 from .fp8 import FP8Linear, linear_layers
@@ -73,7 +74,7 @@ def measure_sensitivity(
     largest: dict[str, float],
     *,
     budget: float = BUDGET,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = unseen,
 ) -> Sensitivity:
     """Make the layers that `largest` names FP8, one at a time, and play `passes`; `parts` are those of BF16.
 
@@ -93,7 +94,7 @@ def measure_sensitivity(
             if number:
                 _freeze(student, number - 1, lambda: passes.play(backend.open_steps()))
             for name in [name for name in largest if name.startswith(f"blocks.{number}.")]:
-                progress(f"sensitivity, layer {len(errors) + 1} of {len(largest)}")
+                progress("sensitivity", len(errors), len(largest), name)
                 parent, _, child = name.rpartition(".")
                 setattr(student.get_submodule(parent), child, FP8Linear(layers[name], largest[name]))
                 errors[name] = velocity_error(passes.play(backend.open_steps()), expected)
