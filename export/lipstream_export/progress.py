@@ -32,8 +32,8 @@ class Stages:
     def __call__(self, stage: str, done: int, total: int, step: str = "") -> None:
         if self._bar is None or self._bar.desc != stage:
             self._end()
-            form = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}] {postfix}"
-            self._bar = tqdm(total=total, desc=stage, disable=self._quiet or None, bar_format=form)
+            form = "{desc} {bar} {n_fmt}/{total_fmt} [{elapsed}{postfix}]"
+            self._bar = tqdm(total=total, initial=done, desc=stage, disable=self._quiet or None, bar_format=form)
             self._bar.desc = stage  # tqdm adds a colon, and leaves it out where it is disabled
         self._bar.n = done
         self._bar.set_postfix_str(step)
