@@ -175,7 +175,9 @@ def variants(
     bf16 = to_bfloat16(parts)
     assert bf16.student
     largest = largest_inputs(bf16, passes)
-    sensitivity = measure_sensitivity(bf16, passes, largest, progress=progress)
+    sensitivity = measure_sensitivity(
+        bf16, passes, largest, progress=lambda stage, done, total, step="": progress(f"{stage}, {done} of {total}")
+    )
     cut = largest_inputs(bf16, passes, "percentile")
     shipped = replace(bf16, student=quantise(bf16.student, sensitivity.quantised))
     operands = largest_operands(bf16, passes)

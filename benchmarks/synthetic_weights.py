@@ -24,6 +24,9 @@ from lipstream_models.released.wav2vec import LiveWav2Vec
 from torch import Tensor, nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
+MASKED_ROWS = slice(190, 486)
+"""Rows in which the released mask, LatentSync's at 512 x 512, hides pixels. Rows above are encoded once."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -57,7 +60,10 @@ def graphs(size: str, precision: str, *, layers: int = 0, passes: bool = False) 
     speech: nn.Module = SpeechEncoder()
     if not tiny:
         speech = LiveWav2Vec(Wav2Vec2Model(Wav2Vec2Config()), lookback=LOOKBACK, lookahead=LOOKAHEAD)  # wav2vec2-base
-    parts = StudentParts(config, student, text, taehv, speech, shared={}, wan=wan)
+    masks = {"pixel": torch.ones(config.crop_size)}
+    if not tiny:
+        masks["pixel"][MASKED_ROWS] = 0
+    parts = StudentParts(config, student, text, taehv, speech, masks, shared={}, wan=wan)
     if precision != "fp32":
         parts = to_bfloat16(parts)
         assert parts.student

@@ -23,6 +23,7 @@ from torch import nn
 from .audio import AudioEncoder
 from .denoiser import RingPass, dynamic_shapes
 from .lower import WeightFile, save, to_onnx
+from .progress import Progress, unseen
 from .video import VideoDecoder, VideoEncoder
 
 
@@ -83,7 +84,9 @@ def graph_modules(parts: StudentParts, *, frugal: bool = False) -> dict[str, nn.
     if parts.speech:
         graphs["audio_encoder"] = AudioEncoder(parts.speech, shape.video_frames)
     if encoder := parts.codec("encoder"):
-        graphs["video_encoder"] = VideoEncoder(encoder, shape.video_frames, shape.crop_size, pieces(encoder))
+        graphs["video_encoder"] = VideoEncoder(
+            encoder, shape.video_frames, shape.crop_size, pieces(encoder), parts.masks.get("pixel")
+        )
     if decoder := parts.codec("decoder"):
         graphs["video_decoder"] = VideoDecoder(decoder, shape.chunk_frames, shape.crop_size, pieces(decoder))
     return graphs
@@ -116,14 +119,13 @@ def export_bundle(
     *,
     precision: str = "fp32",
     files: Mapping[str, bytes] | None = None,
-    progress: Callable[[str], None] = lambda graph: None,
+    progress: Progress = unseen,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Write the bundle to folder `path`, atomically, and open it.
 
     Args:
         precision: of `parts`. files: further files of the bundle, by name.
-        progress: called with each graph's name before it is traced.
         check: called with the finished bundle before it is renamed to `path`; if it raises, `path` stays as it was.
 
     Raises:
@@ -135,12 +137,13 @@ def export_bundle(
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)
-            for name, module in graphs.items():
-                progress(name)
+            for done, (name, module) in enumerate(graphs.items()):
+                progress("graphs", done, len(graphs), name)
                 dynamic = dynamic_shapes(module, parts.config) if isinstance(module, RingPass) else None
                 with torch.no_grad():
                     model = to_onnx(module, dynamic=dynamic)
                 save(model, folder / f"{name}.onnx", weights)
+            progress("graphs", len(graphs), len(graphs), "writing the bundle")
             places = {name: weights.place(x) for name, x in parts.weights().items()} if precision == "fp32" else {}
         if places:
             (folder / PLACES).write_text(json.dumps(places, indent=1) + "\n")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lipstream.atomic import write_file
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import REFERENCE
@@ -17,18 +19,20 @@ from lipstream.errors import OutputError
 from lipstream_models.parts import StudentParts
 from lipstream_models.released.release import Release
 from safetensors import SafetensorError
-from tqdm import tqdm
 
-from .bundle import export_bundle, graph_modules
+from .bundle import export_bundle
 from .parity import parity_report, require_parity
 from .precision import Sensitivity, measure_sensitivity, quantise, record_passes, to_bfloat16, widen_module
 from .precision.calibration import largest_inputs, largest_operands
 from .precision.widen import widen_bundle
+from .progress import Progress, Stages
 from .reference import reference
 from .settings import Calibration
 from .source import load_source
 
 PRECISION = "precision.json"
+SMALL = 100_000_000
+"""Parameters of a student whose products are too small to be divided between threads."""
 
 
 def export(
@@ -58,27 +62,23 @@ def export(
         CheckpointError: `source` is none of these. ConfigError: its sizes contradict each other.
         OutputError: `out` cannot be written. ParityError: the graphs' outputs differ from PyTorch's.
     """
-    with tqdm(desc="load", disable=quiet or None, bar_format="{desc} {postfix} [{elapsed}]") as loading:
-        parts = load_source(source, loading.set_postfix_str).with_constants()
-    if precision == "fp32" and parts.student:
-        parts.student.float()  # the product weights of published files are bfloat16
     files: dict[str, bytes] = {}
     report: dict[str, Any] = {}
-    with tqdm(total=len(graph_modules(parts)) + 1, desc="export", unit="graph", disable=quiet or None) as bar:
-        rounded, sensitivity = _in_precision(parts, precision, calibration or Calibration(), bar.set_postfix_str)
+    with Stages(quiet) as progress, ExitStack() as stack:
+        progress("load", 0, 1)
+        parts = load_source(source, lambda name: progress("load", 0, 1, name)).with_constants()
+        if precision == "fp32" and parts.student:
+            parts.student.float()  # the product weights of published files are bfloat16
+        stack.enter_context(_threads(parts))
+        rounded, sensitivity = _in_precision(parts, precision, calibration or Calibration(), progress)
         if precision != "fp32":
-            files[REFERENCE] = reference(parts, rounded, bar.set_postfix_str).dump()
+            files[REFERENCE] = reference(parts, rounded, progress).dump()
         if sensitivity:
             files[PRECISION] = (json.dumps(sensitivity.report(), indent=1) + "\n").encode()
 
-        def progress(name: str) -> None:
-            bar.set_postfix_str(name)
-            bar.update()
-
         def check(bundle: Bundle) -> None:
-            progress("parity")
             if parity:
-                report.update(_parity(rounded, bundle))
+                report.update(_parity(rounded, bundle, progress))
                 require_parity(report)
 
         try:
@@ -101,7 +101,7 @@ def export(
 
 
 def _in_precision(
-    parts: StudentParts, precision: str, calibration: Calibration, progress: Callable[[str], None]
+    parts: StudentParts, precision: str, calibration: Calibration, progress: Progress
 ) -> tuple[StudentParts, Sensitivity | None]:
     """`parts` in `precision`, and for FP8 the sensitivity by which its layers were chosen."""
     if precision == "fp32":
@@ -112,19 +112,37 @@ def _in_precision(
     assert rounded.student
     c = calibration
     passes = record_passes(parts, c.chunks, video=c.video, audio=c.audio, progress=progress)
+    progress("ranges", 0, 1, "inputs of the layers")
     largest = largest_inputs(rounded, passes, c.method)
     sensitivity = measure_sensitivity(rounded, passes, largest, budget=c.budget, progress=progress)
     operands = largest_operands(rounded, passes) if c.attention else None
     return replace(rounded, student=quantise(rounded.student, sensitivity.quantised, operands)), sensitivity
 
 
-def _parity(parts: StudentParts, bundle: Bundle) -> dict[str, Any]:
+@contextmanager
+def _threads(parts: StudentParts) -> Iterator[None]:
+    """One thread of PyTorch for a small student.
+
+    Its threads wait for each other by spinning, after each of thousands of short operations. Where other work takes one
+    of the cores, they spin for most of the time: an export of `tiny` took 85 to 320 s in place of 30.
+    """
+    threads = torch.get_num_threads()
+    if parts.student and sum(p.numel() for p in parts.student.parameters()) < SMALL:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _parity(parts: StudentParts, bundle: Bundle, progress: Progress) -> dict[str, Any]:
     """ONNX Runtime against PyTorch. Below float32 both in float32, with the rounded weights: see `precision.widen`."""
     if bundle.manifest.precision == "fp32":
-        return parity_report(parts, bundle)
+        return parity_report(parts, bundle, progress=progress)
     wide = replace(parts, student=_wide(parts.student), taehv=_wide(parts.taehv), wan=_wide(parts.wan))
     with tempfile.TemporaryDirectory() as folder:
-        return parity_report(wide, widen_bundle(bundle, Path(folder) / "bundle"), bundle.manifest.precision)
+        widened = widen_bundle(bundle, Path(folder) / "bundle")
+        return parity_report(wide, widened, bundle.manifest.precision, progress=progress)
 
 
 def _wide(module: Any) -> Any:

@@ -15,13 +15,16 @@ from lipstream.bundle.golden import relative_error
 from lipstream.errors import ParityError
 from lipstream_models.parts import StudentParts
 
+from .progress import Progress, unseen
 from .torch_backend import TorchBackend
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 1e-2}
 """For FP8: if the last bit of an input differs, E4M3 may round it to another neighbour, 6 % away."""
 
 
-def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", *, seed: int = 0) -> dict[str, Any]:
+def parity_report(
+    parts: StudentParts, bundle: Bundle, precision: str = "fp32", *, seed: int = 0, progress: Progress = unseen
+) -> dict[str, Any]:
     """Run both on the same random inputs, until the ring is full, has moved the sink and has wrapped.
 
     Both run as streams with all their state, but every call gets new inputs, so that errors do not add up.
@@ -36,6 +39,7 @@ def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", 
     geometry, audio = manifest.geometry, manifest.audio
     c, channels, n = geometry.chunk_frames, geometry.latent_channels, geometry.video_frames
     chunks = (geometry.window - geometry.sink) // c + -(-geometry.sink // c) + 2
+    progress("parity", 0, chunks, "loading the graphs")
     streams = TorchBackend(parts).open_steps(), OnnxRuntimeBackend(bundle).open_steps()
     errors: dict[str, list[float]] = {}
     rng = np.random.default_rng(seed)
@@ -48,6 +52,7 @@ def parity_report(parts: StudentParts, bundle: Bundle, precision: str = "fp32", 
         errors.setdefault(graph, []).append(relative_error(found, expected))
 
     for chunk in range(chunks):
+        progress("parity", chunk, chunks, f"chunk {chunk}")
         if "audio_encoder.onnx" in manifest.files:
             samples = 0.1 * normal(audio.window(n))
             compare("audio_encoder", "encode_audio", samples)

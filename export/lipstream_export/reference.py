@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from lipstream.bundle.golden import Arrays, Reference, key, probe_chunks, probe_inputs, relative_error, sample
@@ -12,27 +10,25 @@ from torch import nn
 
 from .bundle import graph_modules, manifest_of
 from .precision.products import products_in_float32
+from .progress import Progress, unseen
 
 
-def reference(
-    parts: StudentParts, rounded: StudentParts, progress: Callable[[str], None] = lambda name: None
-) -> Reference:
-    """Outputs of the float32 `parts`, and the relative errors of `rounded`, the same parts in a lower precision.
-
-    Args:
-        progress: called with what is being computed.
-    """
+def reference(parts: StudentParts, rounded: StudentParts, progress: Progress = unseen) -> Reference:
+    """Outputs of the float32 `parts`, and the relative errors of `rounded`, the same parts in a lower precision."""
     manifest = manifest_of(parts)
     constants = {name: x.numpy() for name, x in parts.constants().items()}
     modules, others = (graph_modules(p, frugal=True) for p in (parts, rounded))
     outputs: Arrays = {}
     errors: dict[str, float] = {}
+    calls = {graph: probe_chunks(manifest, graph) for graph in modules}
+    done, total = 0, sum(map(len, calls.values()))
     for graph, module in modules.items():
         names = dict(zip(module.input_names, module.example(), strict=True))  # type: ignore[arg-type, operator]
         memories = {name: x.shape for name, x in names.items() if name.startswith("memory.")}
-        for chunk in probe_chunks(manifest, graph):
+        for chunk in calls[graph]:
+            progress("reference", done, total, f"{graph} in chunk {chunk}")
+            done += 1
             inputs = probe_inputs(manifest, constants, graph, memories, chunk)
-            progress(f"reference of {graph} in chunk {chunk}")
             expected = _run(module, inputs)
             found = expected if _same_weights(module, others[graph]) else _run(others[graph], inputs)
             for name in expected:

@@ -80,6 +80,7 @@ def codec(name: str, precision: str) -> StudentParts:
     config = STUDENTS["1.3b"]
     video: dict[str, Any] = {"taehv": TAEHV(TAEHVConfig())} if name == "taehv" else {"wan": WanVAE(WanVAEConfig())}
     masks = {"pixel": torch.ones(config.crop_size)}
+    masks["pixel"][190:486] = 0  # as the released mask
     return to_bfloat16(StudentParts(config, speech=speech, encoder=name, decoder=name, masks=masks, **video))
 
 

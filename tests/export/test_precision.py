@@ -37,6 +37,7 @@ from lipstream_export.precision import (
 )
 from lipstream_export.precision.calibration import largest_inputs
 from lipstream_export.precision.fp8 import LARGEST, linear_layers, scale_of, to_e4m3
+from lipstream_export.precision.products import products_in_float32
 from lipstream_export.precision.sensitivity import velocity_error
 from lipstream_export.reference import reference
 from lipstream_export.torch_backend import TorchBackend
@@ -130,6 +131,14 @@ def test_sensitivity_predicts_the_error_of_fp8(complete: Exported, passes: Passe
     )
     sensitivity = measure_sensitivity(parts, passes, largest, budget=math.inf)
     assert sensitivity.kept == []
+    shorter = passes.first(3)
+    for name in ("blocks.0.ffn.2", "blocks.1.self_attn.k", "blocks.2.self_attn.v", "blocks.3.cross_attn.o"):
+        alone = replace(parts, student=quantise(parts.student, {name: largest[name]}))
+        with products_in_float32(alone.student), products_in_float32(parts.student):
+            error = velocity_error(
+                shorter.play(TorchBackend(alone).open_steps()), shorter.play(TorchBackend(parts).open_steps())
+            )
+        assert sensitivity.layers[name] == error
     quantised = replace(parts, student=quantise(parts.student, sensitivity.quantised))
     expected = passes.play(TorchBackend(parts).open_steps())
     found = passes.play(TorchBackend(quantised).open_steps())

@@ -122,6 +122,62 @@ def test_samples_of_a_batch_are_independent() -> None:
     assert relative(both[1:], alone) < 1e-5
 
 
+@pytest.fixture
+def same_sums(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions that add in one order, whatever batch and height; oneDNN's do not."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+
+
+HEIGHT = 64
+
+
+def encoded(model: WanVAE, video: Tensor, shared: int) -> list[Tensor]:
+    """The latents of a stream of calls with 4, 12 and 8 frames."""
+    memory = model.encoder_memory(len(video), HEIGHT, 16, shared)
+    sizes = [x.shape for x in memory]
+    latents: list[Tensor] = []
+    for frames in video.split([4, 12, 8], dim=1):
+        found, memory = model.encode(frames, memory, shared)
+        latents.append(found)
+    assert [x.shape for x in memory] == sizes
+    return latents
+
+
+def alike(rows: int) -> Tensor:
+    """Two videos, the second with other pixels below its first `rows` rows."""
+    first, other = torch.rand(2, 1, 24, 3, HEIGHT, 16, generator=torch.Generator().manual_seed(0))
+    return torch.cat([first, torch.cat([first[..., :rows, :], other[..., rows:, :]], dim=-2)])
+
+
+@pytest.mark.parametrize(
+    ("rows", "starts"), [(0, []), (13, []), (18, [6]), (33, [20, 4]), (47, [34, 10]), (64, [52, 20, 2])]
+)
+def test_shared_rows_are_computed_once(same_sums: None, rows: int, starts: list[int]) -> None:
+    model = random_vae(WanVAEConfig(dim=4))
+    assert [level.start for level in model.encoder.levels(rows)[0]] == starts
+    video = alike(rows)
+    for found, expected in zip(encoded(model, video, rows), encoded(model, video, 0), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_shared_rows_of_a_larger_batch(same_sums: None) -> None:
+    model = random_vae(WanVAEConfig(dim=4))
+    (a, b), (c, d) = alike(33), alike(40)
+    video = torch.stack([a, c, b, d])
+    for found, expected in zip(encoded(model, video, 33), encoded(model, video, 0), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("rows", [33, 47])
+def test_one_more_shared_row_would_be_wrong(same_sums: None, rows: int) -> None:
+    """No row is taken from the first video that need not be: at these numbers no rounding leaves a row to spare."""
+    model = random_vae(WanVAEConfig(dim=4))
+    video = alike(rows)
+    for found, expected in zip(encoded(model, video, rows + 1), encoded(model, video, 0), strict=True):
+        assert torch.equal(found[0], expected[0])
+        assert relative(found[1], expected[1]) > 1e-5
+
+
 def test_the_released_sizes() -> None:
     """Counts of the released file, and sizes found again in the weights."""
     with torch.device("meta"):
@@ -131,6 +187,7 @@ def test_the_released_sizes() -> None:
     assert sum(x.numel() for x in weights.values()) == pytest.approx(126.9e6, rel=1e-3)
     halves = {half: sum(x.numel() for x in getattr(model, half).parameters()) for half in ("encoder", "decoder")}
     assert halves == {"encoder": pytest.approx(53.6e6, rel=2e-3), "decoder": pytest.approx(73.3e6, rel=2e-3)}
+    assert [(level.start, level.shared) for level in model.encoder.levels(190)[0]] == [(178, 92), (82, 43), (34, 19)]
     assert WanVAEConfig.of(weights) == WanVAEConfig()
     for config in (CONFIG, WanVAEConfig(4, 8, (1, 1, 3), 1, (True, False)), WanVAEConfig(4, 4, (2, 1), 3, (True,))):
         assert WanVAEConfig.of(WanVAE(config).state_dict()) == config

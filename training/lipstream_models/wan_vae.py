@@ -9,6 +9,9 @@ drops them. The first memory is 0 in the first call of a stream, then 1. In the 
 * where time is halved or doubled, the first frame skips the temporal convolution; the one that doubles also reads zeros
   in its place for the frames after it.
 
+A video and its masked copy are equal in the rows above the mask. The encoder can compute such rows once, down to a
+resolution where too few of them are left (`Encoder.levels`).
+
 Module names are those of the released weights. Norms are computed in float32.
 """
 
@@ -209,8 +212,8 @@ def _clip(x: Tensor, batch: int) -> Tensor:
     return torch.unflatten(x, 0, (batch, -1)).transpose(1, 2)
 
 
-def _through(layers: Iterable[nn.Module], x: Tensor, call: _Call, rate: int) -> Tensor:
-    """`x` [B, C, T, H, W] with `rate` frames to a latent frame, through all layers of an encoder or a decoder."""
+def _through(layers: Iterable[nn.Module], x: Tensor, call: _Call, rate: int) -> tuple[Tensor, int]:
+    """`x` [B, C, T, H, W] with `rate` frames to a latent frame, through layers of an encoder or a decoder; its rate."""
     for layer in layers:
         match layer:
             case CausalConv3d() | ResidualBlock() | Resample():
@@ -219,7 +222,25 @@ def _through(layers: Iterable[nn.Module], x: Tensor, call: _Call, rate: int) -> 
                 x = layer(x)
         if isinstance(layer, Resample) and layer.time_conv:
             rate = 2 * rate if layer.up else rate // 2
-    return x
+    return x, rate
+
+
+def _convolutions(layers: Iterable[nn.Module]) -> list[CausalConv3d]:
+    return [x for layer in layers for x in layer.modules() if isinstance(x, CausalConv3d)]
+
+
+@dataclass(frozen=True)
+class Level:
+    """The layers of one resolution, up to and with its `Resample`, for two videos that share rows.
+
+    Attributes:
+        start: first row of the second video that is computed, even.
+        shared: rows of the result in which both videos are equal. The second video's are right from there on.
+    """
+
+    layers: list[nn.Module]
+    start: int
+    shared: int
 
 
 class Encoder(nn.Module):
@@ -238,6 +259,30 @@ class Encoder(nn.Module):
 
     def layers(self) -> Iterator[nn.Module]:
         yield from (self.conv1, *self.downsamples, *self.middle, *self.head)
+
+    def levels(self, shared: int) -> tuple[list[Level], list[nn.Module]]:
+        """The first levels, where the second of two videos has rows that are not computed; and the layers after them.
+
+        A convolution reads one row above and one below. So each leaves one row less that both videos share, and one row
+        more below `start` that read zeros in place of the rows above `start`.
+
+        Args:
+            shared: number of first rows in which two videos are equal.
+        """
+        levels: list[Level] = []
+        layers: list[nn.Module] = []
+        for layer in self.layers():
+            layers.append(layer)
+            if isinstance(layer, Resample) and shared:
+                reach = len(_convolutions(layers))
+                shared = max(0, (shared - reach - 1) // 2)  # row i of the result is computed from rows 2 i to 2 i + 2
+                start = 2 * (shared - (reach + 1) // 2)
+                if start > 0:
+                    levels.append(Level(layers, start, shared))
+                    layers = []
+                else:
+                    shared = 0
+        return levels, layers
 
 
 class Decoder(nn.Module):
@@ -269,6 +314,10 @@ class WanVAE(nn.Module):
 
     Memories are lists of tensors: 1 if the stream has begun, else 0, [1], and per temporal convolution its last inputs
     [B, channels, 1 or 2, h, w].
+
+    The encoder's argument `shared` is the number of first rows in which the second half of a batch equals the first.
+    Most of them are then computed, and kept in the memories, for the first half only. The sums are the same; a library
+    whose convolutions add in an order that depends on batch and height gives other last bits.
     """
 
     mean: Tensor
@@ -284,30 +333,32 @@ class WanVAE(nn.Module):
         self.register_buffer("mean", torch.tensor(MEAN[:channels])[:, None, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(STD[:channels])[:, None, None, None], persistent=False)
 
-    def encoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
+    def encoder_memory(self, batch: int, height: int, width: int, shared: int = 0) -> list[Tensor]:
         """Zero memories of a new stream of frames [batch, _, 3, height, width]."""
-        return self._memory(self.encoder, batch, height, width)
+        levels, rest = self.encoder.levels(shared)
+        found = [self.conv1.weight.new_zeros(1)]
+        for level in levels:
+            for rows in (height, height - level.start):
+                found += self._memory(level.layers, batch // 2, rows, width)
+            height, width = height // 2, width // 2
+        return found + self._memory(rest, batch, height, width)
 
     def decoder_memory(self, batch: int, height: int, width: int) -> list[Tensor]:
         """Zero memories of a new stream that decodes to frames [batch, _, 3, height, width]."""
         spatial = self.config.spatial
-        return self._memory(self.decoder, batch, height // spatial, width // spatial)
+        memories = self._memory(self.decoder.layers(), batch, height // spatial, width // spatial)
+        return [self.conv1.weight.new_zeros(1), *memories]
 
-    def _memory(self, half: Encoder | Decoder, batch: int, height: int, width: int) -> list[Tensor]:
-        weight = self.conv1.weight
-        found = [weight.new_zeros(1)]
+    def _memory(self, layers: Iterable[nn.Module], batch: int, height: int, width: int) -> list[Tensor]:
+        found: list[Tensor] = []
 
         def add(channels: int, frames: int) -> None:
-            found.append(weight.new_zeros(batch, channels, frames, height, width))
+            found.append(self.conv1.weight.new_zeros(batch, channels, frames, height, width))
 
-        for layer in half.layers():
-            if isinstance(layer, CausalConv3d):
-                add(layer.in_channels, 2)
-            elif isinstance(layer, ResidualBlock):
-                for part in layer.residual:
-                    if isinstance(part, CausalConv3d):
-                        add(part.in_channels, 2)
-            elif isinstance(layer, Resample):
+        for layer in layers:
+            for convolution in _convolutions([layer]):
+                add(convolution.in_channels, 2)
+            if isinstance(layer, Resample):
                 if layer.up and layer.time_conv:
                     add(layer.time_conv.in_channels, 2)
                 height, width = (2 * height, 2 * width) if layer.up else (height // 2, width // 2)
@@ -315,10 +366,21 @@ class WanVAE(nn.Module):
                     add(layer.time_conv.in_channels, 1)
         return found
 
-    def encode(self, video: Tensor, memory: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    def encode(self, video: Tensor, memory: Sequence[Tensor], shared: int = 0) -> tuple[Tensor, list[Tensor]]:
         """`video` [B, 4 n, 3, H, W] -> (latents [B, n, C, H / 8, W / 8], memories after it): the posterior's mean."""
         call = _Call(memory)
-        x = _through(self.encoder.layers(), 2 * video.transpose(1, 2) - 1, call, TEMPORAL)
+        x, rate = 2 * video.transpose(1, 2) - 1, TEMPORAL
+        levels, rest = self.encoder.levels(shared)
+        if levels:
+            first, second = x.chunk(2)
+            second = second[..., levels[0].start :, :]
+            for level, start in zip(levels, [*(following.start for following in levels[1:]), 0], strict=True):
+                first, _ = _through(level.layers, first, call, rate)
+                second, rate = _through(level.layers, second, call, rate)
+                own = second[..., level.shared - level.start // 2 :, :]
+                second = torch.cat([first[..., start : level.shared, :], own], dim=-2)
+            x = torch.cat([first, second])
+        x, _ = _through(rest, x, call, rate)
         mean = self.conv1(x).chunk(2, dim=1)[0].float()
         return ((mean - self.mean) / self.std).transpose(1, 2), call.after
 
@@ -329,5 +391,6 @@ class WanVAE(nn.Module):
         """
         call = _Call(memory)
         x = self.conv2(latent.transpose(1, 2).float() * self.std + self.mean)
-        video = (_through(self.decoder.layers(), x, call, 1).transpose(1, 2).float() + 1) / 2
+        x, _ = _through(self.decoder.layers(), x, call, 1)
+        video = (x.transpose(1, 2).float() + 1) / 2
         return video.clamp(0, 1) if clamp else video, call.after

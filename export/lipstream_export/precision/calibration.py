@@ -24,6 +24,7 @@ from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 
 from ..bundle import manifest_of
+from ..progress import Progress, unseen
 from ..torch_backend import TorchBackend
 from .fp8 import linear_layers
 from .products import products_in_float32
@@ -97,7 +98,7 @@ def record_passes(
     *,
     video: Path = samples.FACE,
     audio: Path = samples.SPEECH,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = unseen,
 ) -> Passes:
     """The passes of `chunks` chunks of a session on `video` and `audio` with the whole float32 model.
 
@@ -107,6 +108,7 @@ def record_passes(
     passes = Passes()
     engine = LipSyncEngine(_masks_alone(parts), _RecordingBackend(TorchBackend(parts), passes))
     done = 0
+    progress("calibration", done, chunks, "preparing the video")
     with engine.session(video) as session:
         reader = AudioReader(audio)
         for samples in reader:
@@ -115,7 +117,7 @@ def record_passes(
                 done = sum(name == "context" for name, _ in passes.calls)
                 if done >= chunks:
                     break
-            progress(f"calibration, chunk {done} of {chunks}")
+            progress("calibration", done, chunks, f"chunk {done}")
             if done >= chunks:
                 break
     if done < chunks:

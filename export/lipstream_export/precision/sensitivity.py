@@ -10,13 +10,16 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
 from lipstream.backends.base import Array
-from lipstream_models import RingGeometry
+from lipstream_models import CausalDiT, RingGeometry
 from lipstream_models.parts import StudentParts
+from torch import Tensor
 
+from ..progress import Progress, unseen
 from ..torch_backend import TorchBackend
 from .calibration import Passes
 from .fp8 import FP8Linear, linear_layers
@@ -71,12 +74,12 @@ def measure_sensitivity(
     largest: dict[str, float],
     *,
     budget: float = BUDGET,
-    progress: Callable[[str], None] = lambda step: None,
+    progress: Progress = unseen,
 ) -> Sensitivity:
     """Make the layers that `largest` names FP8, one at a time, and play `passes`; `parts` are those of BF16.
 
     Only the first chunks are played, until the window is full: the error hardly depends on the chunk, and each layer
-    costs all of them.
+    costs all of them. Blocks before the layer's own give what they give in BF16, and are computed once.
     """
     assert parts.student
     config = parts.config
@@ -87,14 +90,41 @@ def measure_sensitivity(
     errors: dict[str, float] = {}
     with products_in_float32(student):
         expected = passes.play(backend.open_steps())
-        for i, (name, amax) in enumerate(largest.items()):
-            progress(f"sensitivity, layer {i + 1} of {len(largest)}")
-            parent, _, child = name.rpartition(".")
-            setattr(student.get_submodule(parent), child, FP8Linear(layers[name], amax))
-            errors[name] = velocity_error(passes.play(backend.open_steps()), expected)
-            setattr(student.get_submodule(parent), child, layers[name])
+        for number in range(config.num_layers):
+            if number:
+                _freeze(student, number - 1, lambda: passes.play(backend.open_steps()))
+            for name in [name for name in largest if name.startswith(f"blocks.{number}.")]:
+                progress("sensitivity", len(errors), len(largest), name)
+                parent, _, child = name.rpartition(".")
+                setattr(student.get_submodule(parent), child, FP8Linear(layers[name], largest[name]))
+                errors[name] = velocity_error(passes.play(backend.open_steps()), expected)
+                setattr(student.get_submodule(parent), child, layers[name])
     ordered = dict(sorted(errors.items(), key=lambda item: -(item[1] ** 2) / layers[item[0]].weight.numel()))
     return Sensitivity(ordered, largest, budget)
+
+
+def _freeze(student: CausalDiT, number: int, play: Callable[[], object]) -> None:
+    """Let block `number` repeat the outputs of one `play`; the blocks before it are frozen already and do nothing.
+
+    No block after them depends on anything else of theirs: each has K and V of its own.
+    """
+    before, block, after = student.layers[:number], student.layers[number], student.layers[number + 1 :]
+    outputs: list[Tensor] = []
+    hook = block.register_forward_hook(lambda block, inputs, output: outputs.append(output))
+    for other in after:
+        other.forward = _pass_on  # type: ignore[method-assign, assignment]
+    play()
+    hook.remove()
+    for other in after:
+        del other.forward
+    for other in before:
+        other.forward = _pass_on  # type: ignore[method-assign, assignment]
+    repeated = cycle(outputs)
+    block.forward = lambda *inputs: next(repeated)  # type: ignore[method-assign]
+
+
+def _pass_on(x: Tensor, *others: object) -> Tensor:
+    return x
 
 
 def velocity_error(found: list[Array], expected: list[Array]) -> float:
