@@ -124,7 +124,7 @@ def _threads(parts: StudentParts) -> Iterator[None]:
     """One thread of PyTorch for a small student.
 
     Its threads wait for each other by spinning, after each of thousands of short operations. Where other work takes one
-    of the cores, they spin for most of the time: an export of `tiny` took 85 to 320 s in place of 30.
+    of the cores, they spin for most of the time: an export of `tiny` took 138 s in place of 30.
     """
     threads = torch.get_num_threads()
     if parts.student and sum(p.numel() for p in parts.student.parameters()) < SMALL:
