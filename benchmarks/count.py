@@ -85,6 +85,7 @@ class _Counter:
         self._graph, self._frames, self._ring = graph, frames, ring
         self._root: dict[onnx_ir.Value, onnx_ir.Value] = {}
         self._constant = {*graph.initializers.values()}
+        self._inputs = {*graph.inputs}
         self._level: dict[onnx_ir.Value, int] = {}
 
     def cost(self) -> Cost:
@@ -136,6 +137,8 @@ class _Counter:
             if node.op_type == "DequantizeLinear":
                 self._root[node.outputs[0]] = self.root(inputs[0])  # the product reads the quantised numbers
             return True
+        if node.op_type == "Split" and inputs[0] in self._inputs:
+            return True  # its parts are read where they lie
         if node.op_type in _VIEWS:
             self._root[node.outputs[0]] = self.root(inputs[0])
             return True

@@ -108,7 +108,7 @@ class OnnxRuntimeBackend:
 
 def _twice(bundle: Bundle, path: Path) -> bool:
     """Whether the context pass gets a graph of its own."""
-    weights = sum(file["bytes"] for name, file in bundle.manifest.files.items() if name.endswith(".bin"))
+    weights = sum(bundle.file(name).stat().st_size for name in bundle.manifest.files if name.endswith(".bin"))
     # For a graph in memory ONNX Runtime does not follow links, as in a cache of Hugging Face, to the weights.
     return weights <= MOST_TWICE and not path.is_symlink()
 
