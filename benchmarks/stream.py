@@ -28,10 +28,11 @@ from typing import Any
 
 import numpy as np
 from lipstream import LipSyncEngine
-from lipstream.backends.base import Array, ChunkInput, PendingChunk
+from lipstream.backends.base import ChunkInput, PendingChunk, Pictures
 from lipstream.bundle import Manifest
 from lipstream.bundle.golden import relative_error
 from lipstream.errors import ConfigError
+from lipstream.face.compositing import in_unit_range
 
 from . import timeline
 from .common import main, parser, positive, write
@@ -49,8 +50,8 @@ def inputs(manifest: Manifest, seed: int, count: int, prepared: bool = False) ->
     rng = np.random.default_rng(seed)
     height, width = g.crop_size
     for number in range(count):
-        coarse = rng.random((g.video_frames, 3, 8, 8), np.float32)
-        crops = coarse.repeat(-(-height // 8), 2).repeat(-(-width // 8), 3)[:, :, :height, :width]
+        coarse = rng.integers(0, 256, (g.video_frames, 8, 8, 3), np.uint8)
+        crops = coarse.repeat(-(-height // 8), 1).repeat(-(-width // 8), 2)[:, :height, :width]
         samples = 0.1 * rng.standard_normal(a.window(g.video_frames), np.float32)
         noises = [rng.standard_normal(latent, np.float32) for _ in manifest.t_list[1:]]
         missing = g.temporal - 1 if number == 0 else 0
@@ -63,12 +64,12 @@ def inputs(manifest: Manifest, seed: int, count: int, prepared: bool = False) ->
 
 def drive(
     engine: LipSyncEngine, seed: int, count: int, prepared: bool = False, *, paced: bool = False
-) -> Iterator[tuple[Array, float]]:
+) -> Iterator[tuple[Pictures, float]]:
     """Pictures and milliseconds of each chunk of one stream, as a session drives it; `paced`: one every 480 ms."""
     chunks = engine.backend.open_stream()
     started: list[tuple[PendingChunk, float]] = []
 
-    def finish() -> tuple[Array, float]:
+    def finish() -> tuple[Pictures, float]:
         pending, at = started.pop(0)
         return pending.crops(), 1000 * (time.perf_counter() - at)
 
@@ -125,7 +126,7 @@ def measure(engine: LipSyncEngine, streams: int, count: int, prepared: bool = Fa
 def difference(engine: LipSyncEngine, other: LipSyncEngine, count: int) -> float:
     """Greatest relative error of a chunk's pictures."""
     pairs = zip(drive(engine, 0, count), drive(other, 0, count), strict=True)
-    return max(relative_error(ours, theirs) for (ours, _), (theirs, _) in pairs)
+    return max(relative_error(in_unit_range(ours), in_unit_range(theirs)) for (ours, _), (theirs, _) in pairs)
 
 
 def record(engine: LipSyncEngine, trace: Path | None) -> list[timeline.Span]:

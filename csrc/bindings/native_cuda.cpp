@@ -1,4 +1,4 @@
-// lipstream._native_cuda: the ring's CUDA kernels on device addresses, enqueued on the caller's stream.
+// lipstream._native_cuda: the CUDA kernels on device addresses, enqueued on the caller's stream.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime_api.h>
@@ -195,12 +195,41 @@ void advance(Address next, Address clean, Address x, Address velocity, Address n
                            at<const float>(noise), t, next_t, count, at<CUstream_st>(stream)));
 }
 
+using PictureShape = std::array<int64_t, 3>;  // n, H, W
+
+// Pixels of each picture.
+int64_t check_pictures(const PictureShape& shape, Address planes, Address bytes) {
+  constexpr int64_t kMostPictures = std::numeric_limits<uint16_t>::max();  // in the grid's second dimension
+  const auto [count, height, width] = shape;
+  const bool fits = count >= 1 && height >= 1 && width >= 1 && count <= kMostPictures && height <= kMostElements / width &&
+                    height * width <= kMostElements / 3 / count;
+  if (!fits) {
+    throw py::value_error("picture_shape is (" + str(count) + ", " + str(height) + ", " + str(width) +
+                          "), expected [n, H, W] from 1 up with n < 2^16 and 3 * n * H * W < 2^31");
+  }
+  check_addresses({{"planes", planes}}, sizeof(float));
+  check_addresses({{"bytes", bytes}}, 1);
+  return height * width;
+}
+
+void unpack_pictures(Address planes, Address bytes, const PictureShape& shape, Address stream) {
+  const int64_t pixels = check_pictures(shape, planes, bytes);
+  check_cuda(cuda::unpack_pictures(at<float>(planes), at<const uint8_t>(bytes), shape[0], pixels, at<CUstream_st>(stream)));
+}
+
+void pack_pictures(Address bytes, Address not_finite, Address planes, const PictureShape& shape, Address stream) {
+  const int64_t pixels = check_pictures(shape, planes, bytes);
+  check_addresses({{"not_finite", not_finite}}, sizeof(int32_t));
+  check_cuda(cuda::pack_pictures(at<uint8_t>(bytes), at<int32_t>(not_finite), at<const float>(planes), shape[0], pixels,
+                                 at<CUstream_st>(stream)));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native_cuda, module) {
   using py::arg;
   const auto named = py::kw_only();
-  module.doc() = "The K/V ring's CUDA kernels, and those between the passes.";
+  module.doc() = "The K/V ring's CUDA kernels, those between the passes, and those that convert pictures.";
   module.def("device_count", &device_count);
   module.def("synchronize", [](Address stream) { check_cuda(cudaStreamSynchronize(at<CUstream_st>(stream))); },
              arg("stream") = Address{0}, py::call_guard<py::gil_scoped_release>());
@@ -218,6 +247,10 @@ PYBIND11_MODULE(_native_cuda, module) {
              arg("sequence"), named, arg("latent_shape"), arg("stream") = Address{0});
   module.def("advance", &advance, arg("next"), arg("clean"), arg("x"), arg("velocity"), arg("noise"), named, arg("t"),
              arg("next_t"), arg("count"), arg("stream") = Address{0});
+  module.def("unpack_pictures", &unpack_pictures, arg("planes"), arg("bytes"), named, arg("picture_shape"),
+             arg("stream") = Address{0});
+  module.def("pack_pictures", &pack_pictures, arg("bytes"), arg("not_finite"), arg("planes"), named, arg("picture_shape"),
+             arg("stream") = Address{0});
 }
 
 }  // namespace lipstream

@@ -23,4 +23,15 @@ cudaError_t advance(float* next, float* clean, const float* x, const float* velo
                 next_t, count);
 }
 
+cudaError_t unpack_pictures(float* planes, const uint8_t* bytes, int64_t count, int64_t pixels, cudaStream_t stream) {
+  const dim3 grid(blocks(pixels), static_cast<unsigned>(count));
+  return launch(unpack_kernel, grid, static_cast<unsigned>(kBlock), 0, stream, planes, bytes, pixels);
+}
+
+cudaError_t pack_pictures(uint8_t* bytes, int32_t* not_finite, const float* planes, int64_t count, int64_t pixels,
+                          cudaStream_t stream) {
+  const dim3 grid(blocks(pixels), static_cast<unsigned>(count));
+  return launch(pack_kernel, grid, static_cast<unsigned>(kBlock), 0, stream, bytes, not_finite, planes, pixels);
+}
+
 }  // namespace lipstream::cuda

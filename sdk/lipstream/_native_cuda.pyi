@@ -1,4 +1,5 @@
-"""The CUDA kernels of the K/V ring, see `_native`, and between a chunk's passes, see `lipstream.backends.sampler`.
+"""The CUDA kernels of the K/V ring, see `_native`, between a chunk's passes, see `lipstream.backends.sampler`, and of
+pictures, which are bytes on the host and float32 planes in the graphs.
 
 Built only where a CUDA compiler was found.
 
@@ -115,4 +116,13 @@ def advance(
     """`clean` = `predict_x0` of `x`; with noise (not 0) also `next` = `add_noise` of that at `next_t`; it may be `x`.
 
     All float32 [count]; `lipstream.backends.sampler` has the formulas.
+    """
+
+def unpack_pictures(planes: int, bytes: int, *, picture_shape: Sequence[int], stream: int = 0) -> None:
+    """`planes` float32 [n, 3, H, W] = `bytes` uint8 [n, H, W, 3] / 255; `picture_shape` is [n, H, W]."""
+
+def pack_pictures(bytes: int, not_finite: int, planes: int, *, picture_shape: Sequence[int], stream: int = 0) -> None:
+    """`bytes` uint8 [n, H, W, 3] = `planes` float32 [n, 3, H, W], clamped to [0, 1], times 255, rounded half to even.
+
+    `not_finite` int32 [1] becomes 1 if a value is infinite or NaN, and stays as it is otherwise.
     """

@@ -238,7 +238,7 @@ class LipSyncEngine:
         """Run chunks of zeros on a stream; seconds of each of the second half."""
         m, g = self.manifest, self.manifest.geometry
         samples = np.zeros(m.audio.window(g.video_frames), np.float32)
-        crops = np.zeros((g.video_frames, 3, *g.crop_size), np.float32)
+        crops = np.zeros((g.video_frames, *g.crop_size, 3), np.uint8)
         noise = np.zeros((g.latent_channels, g.chunk_frames, *g.latent_size), np.float32)
         seconds = []
         for number in range(max(2, chunks)):

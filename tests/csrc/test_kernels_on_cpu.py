@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 HOST = Path(__file__).parent / "host"
@@ -32,9 +33,35 @@ def compiled(folder: Path, source: str | Path, *options: str, to: Path | None = 
     return program
 
 
-@pytest.mark.parametrize("options", [[], SANITIZERS], ids=["plain", "sanitized"])
-def test_kernels_give_the_bits_of_the_cpu_ring(tmp_path: Path, options: list[str]) -> None:
-    program = compiled(tmp_path, "kernels_test", *options)
-    done = subprocess.run([program], capture_output=True, text=True, timeout=600, check=False)
+@pytest.fixture(scope="module", params=[[], SANITIZERS], ids=["plain", "sanitized"])
+def kernels(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("kernels"), "kernels_test", *request.param)
+
+
+def test_kernels_give_the_bits_of_the_cpu_ring(kernels: Path) -> None:
+    done = subprocess.run([kernels], capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "340 streams, 0 differences" in done.stdout
+
+
+@pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("shape", [(3, 17, 31), (1, 1, 1), (2, 32, 16)])
+def test_pictures_are_converted_as_by_numpy(kernels: Path, shape: tuple[int, int, int], odd: float | None) -> None:
+    """Bit for bit: all grey levels, values outside [0, 1], and those half-way between two levels."""
+    count, height, width = shape
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (*shape, 3), np.uint8)
+    planes = rng.uniform(-0.2, 1.2, (count, 3, height, width)).astype(np.float32)
+    half = ((np.arange(planes.size // 2) % 255 + 0.5) / 255).astype(np.float32)
+    planes.reshape(-1)[: half.size] = half
+    planes[-1, -1, -1, -1] = 0.25 if odd is None else odd
+    given = pictures.tobytes() + planes.tobytes()
+    command = [str(kernels), "pictures", str(count), str(height * width)]
+    found = subprocess.run(command, input=given, capture_output=True, timeout=60, check=True).stdout
+    size = planes.size
+    unpacked, packed = np.frombuffer(found, np.float32, size), np.frombuffer(found, np.uint8, size, 4 * size)
+    expected = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
+    np.testing.assert_array_equal(unpacked.view(np.uint32), expected.reshape(-1).view(np.uint32))
+    rounded = np.rint(np.clip(np.nan_to_num(planes, nan=0.0), 0, 1) * np.float32(255))  # half to even
+    np.testing.assert_array_equal(packed, rounded.transpose(0, 2, 3, 1).reshape(-1).astype(np.uint8))
+    assert np.frombuffer(found, np.int32, 1, 5 * size).item() == (odd is not None)

@@ -31,6 +31,8 @@ CONDITION: Arguments = dict.fromkeys(("condition", "first", "mask", "masked", "s
 CONDITION |= {"latent_shape": (16, 3, 8, 8)}
 ADVANCE: Arguments = dict.fromkeys(("next", "clean", "x", "velocity", "noise"), ADDRESS)
 ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
+UNPACK: Arguments = {"planes": ADDRESS, "bytes": ADDRESS, "picture_shape": (12, 8, 8)}
+PACK: Arguments = UNPACK | {"not_finite": ADDRESS}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +73,14 @@ ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
         ("advance", ADVANCE, {"next": 0}, "next is 0"),
         ("advance", ADVANCE, {"count": -1}, "count is -1, expected 0"),
         ("advance", ADVANCE, {"count": 2**31}, "count is 2147483648"),
+        ("unpack_pictures", UNPACK, {"bytes": 0}, "bytes is 0, expected a device address"),
+        ("unpack_pictures", UNPACK, {"planes": ADDRESS + 2}, "a multiple of 4"),
+        ("unpack_pictures", UNPACK, {"picture_shape": (2**16, 8, 8)}, r"picture_shape is \(65536, 8, 8\), expected"),
+        ("unpack_pictures", UNPACK, {"picture_shape": (1, 2**62, 2**62)}, "picture_shape is"),
+        ("pack_pictures", PACK, {"planes": 0}, "planes is 0"),
+        ("pack_pictures", PACK, {"not_finite": ADDRESS + 2}, "not_finite is"),
+        ("pack_pictures", PACK, {"picture_shape": (12, 0, 8)}, "picture_shape is"),
+        ("pack_pictures", PACK, {"picture_shape": (12, 8192, 8192)}, "picture_shape is"),
     ],
 )
 def test_invalid_arguments_are_rejected(function: str, given: Arguments, wrong: Arguments, message: str) -> None:
@@ -89,6 +99,8 @@ def test_invalid_arguments_are_rejected(function: str, given: Arguments, wrong: 
         ("ring_keep", KEEP | {"k_ring": [ADDRESS], "v_ring": [ADDRESS], "sink_base": [ADDRESS]}),
         ("assemble_condition", CONDITION),
         ("advance", ADVANCE),
+        ("unpack_pictures", UNPACK),
+        ("pack_pictures", PACK),
     ],
 )
 def test_without_a_gpu_the_cuda_error_is_raised(function: str, given: Arguments) -> None:

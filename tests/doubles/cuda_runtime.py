@@ -144,6 +144,7 @@ def make(device: Device) -> ModuleType:
     @function
     def cudaMemcpyAsync(dst: int, src: int, count: int, kind: cudaMemcpyKind, stream: int) -> None:
         device.counts[kind.name] += 1
+        device.counts[f"{kind.name}, bytes"] += count
         source = place(src, count, kind != cudaMemcpyKind.cudaMemcpyHostToDevice)
         target = place(dst, count, kind != cudaMemcpyKind.cudaMemcpyDeviceToHost)
         pinned = any(at <= src and src + count <= at + len(memory) for at, memory in device.pinned.items())

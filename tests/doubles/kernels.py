@@ -12,10 +12,16 @@ from typing import Any
 import numpy as np
 from lipstream import _native
 from lipstream.backends import sampler
+from lipstream.backends.stepped import to_planes
 
 from .device import Bytes, Device
 
 Floats = np.ndarray[Any, np.dtype[np.float32]]
+
+
+def rounded(pictures: Floats) -> Bytes:
+    """Pictures float32 in [0, 1] as uint8, half to even; NaN as 0."""
+    return np.rint(np.clip(np.nan_to_num(pictures, nan=0.0), 0, 1) * np.float32(255)).astype(np.uint8)
 
 
 def make(device: Device) -> ModuleType:
@@ -176,7 +182,50 @@ def make(device: Device) -> ModuleType:
 
         put("advance", stream, reads, writes, compute, ("next",) if next == x else ())
 
+    def unpack_pictures(planes: int, bytes: int, *, picture_shape: Sequence[int], stream: int = 0) -> None:
+        count, height, width = picture_shape
+        size = 3 * count * height * width
+
+        def compute(given: dict[str, Bytes]) -> dict[str, Floats]:
+            return {"planes": to_planes(given["bytes"].reshape(count, height, width, 3))}
+
+        device.put(
+            stream,
+            device.computation(
+                "unpack",
+                lambda: {"bytes": device.view(bytes, size)},
+                lambda: {"planes": device.view(planes, 4 * size)},
+                compute,
+            ),
+        )
+
+    def pack_pictures(
+        bytes: int, not_finite: int, planes: int, *, picture_shape: Sequence[int], stream: int = 0
+    ) -> None:
+        count, height, width = picture_shape
+        size = 3 * count * height * width
+
+        def compute(given: dict[str, Bytes]) -> dict[str, np.ndarray[Any, Any]]:
+            x = given["planes"].view(np.float32).reshape(count, 3, height, width)
+            flag = given["not_finite"].view(np.int32) | np.int32(not np.isfinite(x).all())
+            return {"bytes": rounded(x.transpose(0, 2, 3, 1)), "not_finite": flag}
+
+        def ends(*names: str) -> Callable[[], dict[str, Bytes]]:
+            places = {"planes": (planes, 4 * size), "bytes": (bytes, size), "not_finite": (not_finite, 4)}
+            return lambda: {name: device.view(*places[name]) for name in names}
+
+        device.put(
+            stream,
+            device.computation(
+                "pack",
+                ends("planes", "not_finite"),
+                ends("bytes", "not_finite"),
+                compute,
+                in_place=frozenset({"not_finite"}),
+            ),
+        )
+
     module = ModuleType("lipstream._native_cuda")
-    for call in (ring_keep, ring_anchor, assemble_condition, advance):
+    for call in (ring_keep, ring_anchor, assemble_condition, advance, unpack_pictures, pack_pictures):
         setattr(module, call.__name__, call)
     return module

@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+from doubles import kernels
 from lipstream.backends.base import ChunkInput, ChunkStream, PendingChunk, Timed
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
@@ -29,10 +30,13 @@ POOL = ThreadPoolExecutor(4)
 
 
 class Recorded(ChunkStream):
-    """A stream that records the crops it returns. Attributes: taken: float32, one array a chunk."""
+    """A stream that records the crops it returns. Attributes: taken: one array a chunk.
 
-    def __init__(self, inner: ChunkStream) -> None:
-        self.inner, self.ahead = inner, inner.ahead
+    With `rounded`, crops of float32 are returned as the uint8 that a GPU's are rounded to.
+    """
+
+    def __init__(self, inner: ChunkStream, rounded: bool) -> None:
+        self.inner, self.ahead, self.rounded = inner, inner.ahead, rounded
         self.taken: list[np.ndarray[Any, Any]] = []
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
@@ -51,7 +55,8 @@ class _Recording:
     inner: PendingChunk
 
     def crops(self) -> np.ndarray[Any, Any]:
-        self.stream.taken.append(self.inner.crops().copy())
+        found = self.inner.crops()
+        self.stream.taken.append(kernels.rounded(found) if self.stream.rounded else found.copy())
         return self.stream.taken[-1]
 
     def drop(self) -> None:
@@ -60,7 +65,7 @@ class _Recording:
 
 @dataclass(frozen=True)
 class Result:
-    """Results of a session: frames, and the crops before they were rounded to grey levels."""
+    """Results of a session: frames, and the crops that were composited into them."""
 
     frames: list[Frame]
     crops: list[np.ndarray[Any, Any]]
@@ -101,9 +106,11 @@ def export_toy(folder: Path) -> Bundle:
     return export_bundle(parts, folder)
 
 
-def session(chunks: ChunkStream, bundle: Bundle, *, seed: int = 0, pictures: int = 0) -> LipSyncSession:
+def session(
+    chunks: ChunkStream, bundle: Bundle, *, seed: int = 0, pictures: int = 0, rounded: bool = False
+) -> LipSyncSession:
     face = LipStreamFacePipeline(bundle.manifest.geometry, np.zeros((SIDE, SIDE), np.float32))
-    recorded = Recorded(chunks)
+    recorded = Recorded(chunks, rounded)
     opened = LipSyncSession(bundle.manifest, recorded, Pictures(pictures), face, POOL, seed=seed, max_pending=90)
     CROPS[opened] = recorded.taken
     return opened

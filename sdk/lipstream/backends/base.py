@@ -17,6 +17,9 @@ from ..bundle import Bundle
 from ..errors import BackendError
 
 Array = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+Pictures = Array | Bytes
+"""RGB: float32 in [0, 1], or uint8, rounded from it."""
 GRAPHS = ("audio_encoder", "video_encoder", "denoiser", "video_decoder")
 Timed = Callable[[str], AbstractContextManager[None]]
 """``with timed("decode"): ...`` adds the time spent inside to that stage's."""
@@ -36,7 +39,7 @@ class ChunkInput:
 
     Attributes:
         number: of the chunk in its stream, 0, 1, 2, ...
-        crops: float32 [n, 3, H, W] in [0, 1], aligned; None where `latents` are known.
+        crops: uint8 [n, H, W, 3], aligned; None where `latents` are known.
         latents: float32 [2, C, c, h, w] of the crops, as they are and with the mouth masked; or None.
         samples: float32 [lookback + n * samples_per_frame + lookahead] in [-1, 1], the audio encoder's window.
         noises: unit noise [C, c, h, w] for each pass.
@@ -45,7 +48,7 @@ class ChunkInput:
     """
 
     number: int
-    crops: Array | None
+    crops: Bytes | None
     latents: Array | None
     samples: Array
     noises: Sequence[Array]
@@ -55,8 +58,15 @@ class ChunkInput:
 class PendingChunk(Protocol):
     """A chunk that was started."""
 
-    def crops(self) -> Array:
-        """Wait for crops float32 [n - missing, H, W, 3] in [0, 1]; valid until two more chunks are started."""
+    def crops(self) -> Pictures:
+        """Wait for crops [n - missing, H, W, 3], valid until two more chunks are started.
+
+        float32 in [0, 1] as computed, which whoever uses them checks for values that are not finite; or uint8, clamped
+        and rounded half to even.
+
+        Raises:
+            LipStreamInternalError: crops that are uint8 were rounded from values that were not finite.
+        """
 
     def drop(self) -> None:
         """Discard the chunk; the next one that is started has the same number and replaces it."""
@@ -77,8 +87,8 @@ class ChunkStream(Protocol):
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
         """Start a chunk; at most one other may be pending."""
 
-    def encode_video(self, crops: Array) -> Array:
-        """Crops float32 [n, 3, H, W] in [0, 1] -> latents [2, C, c, h, w], as they are and with the mouth masked.
+    def encode_video(self, crops: Bytes) -> Array:
+        """Crops uint8 [n, H, W, 3] -> latents [2, C, c, h, w], as they are and with the mouth masked.
 
         For preparing a reference, on a separate stream, because it advances the encoder's memory.
         """

@@ -11,7 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
-from .base import Array, ChunkInput, PendingChunk, Timed
+from .base import Array, Bytes, ChunkInput, PendingChunk, Timed
 from .stepped import SteppedStream
 from .steps import Steps
 
@@ -51,9 +51,9 @@ class PipelinedStream:
         self._context = self._passes.submit(self._stepped.finish, timed)
         return _Pending(self._steps, chunk, decoding, self._context)
 
-    def encode_video(self, crops: Array) -> Array:
+    def encode_video(self, crops: Bytes) -> Array:
         """See `ChunkStream`."""
-        return self._steps.encode_video(crops)
+        return self._stepped.encode_video(crops)
 
     def close(self) -> None:
         """See `ChunkStream`."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .base import Array, ChunkInput, PendingChunk, Timed
+import numpy as np
+
+from .base import Array, Bytes, ChunkInput, PendingChunk, Timed
 from .sampler import assemble_condition, generate_chunk
 from .steps import Steps
+
+
+def to_planes(crops: Bytes) -> Array:
+    """Crops uint8 [n, H, W, 3] as the graphs take them: float32 [n, 3, H, W] in [0, 1]."""
+    return np.ascontiguousarray(crops.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
 
 
 @dataclass(frozen=True)
@@ -44,9 +51,9 @@ class SteppedStream:
         self.finish(timed)
         return _Finished(self.decode(self.denoise(chunk, timed), chunk, timed))
 
-    def encode_video(self, crops: Array) -> Array:
+    def encode_video(self, crops: Bytes) -> Array:
         """See `ChunkStream`."""
-        return self._steps.encode_video(crops)
+        return self._steps.encode_video(to_planes(crops))
 
     def finish(self, timed: Timed) -> None:
         """Run the context pass of the chunk that was denoised last, if it has not run yet."""
@@ -61,7 +68,7 @@ class SteppedStream:
         with timed("reference"):
             if chunk.latents is None:
                 assert chunk.crops is not None
-                plain, masked = steps.encode_video(chunk.crops)
+                plain, masked = steps.encode_video(to_planes(chunk.crops))
             else:
                 plain, masked = chunk.latents
         with timed("audio"):

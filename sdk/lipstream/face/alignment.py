@@ -15,8 +15,8 @@ from ..media.picture import Image, Picture, as_picture
 
 Matrix = NDArray[np.float64]
 """float64 [2, 3], frame pixels -> canvas pixels."""
-Crop = NDArray[np.float32]
-"""float32 [S, S, 3], RGB in [0, 1]: a crop as generated."""
+Crop = NDArray[np.float32] | NDArray[np.uint8]
+"""[S, S, 3], RGB, float32 in [0, 1] or uint8: a crop as generated."""
 
 #: Positions (x, y) of the left brow, the right brow and the nose on the canvas.
 TEMPLATE: NDArray[np.float64] = np.array([(17, 20), (58, 20), (37.5, 40)], np.float64) * 5.6

@@ -61,7 +61,7 @@ class Compositor:
         """`frame` with the generated picture in the masked region.
 
         Args:
-            generated: float32 [S, S, 3] in [0, 1], the crop as generated.
+            generated: [S, S, 3], the crop as generated: float32 in [0, 1], or uint8.
             source: uint8 [S, S, 3], the crop of `frame` (`lipstream.face.crop`).
             matrix: float64 [2, 3], source pixels -> canvas pixels, as the crop was made with.
             share: of the generated picture in the masked region, 0 to 1.
@@ -74,7 +74,7 @@ class Compositor:
             LipStreamInternalError: crops of another size than the mask's, or generated values that are not finite.
         """
         expected = (self.size, self.size, 3)
-        generated = np.ascontiguousarray(generated, np.float32)
+        generated = in_unit_range(generated)
         if generated.shape != expected or source.shape != expected:
             raise LipStreamInternalError(f"crops of shape {generated.shape} and {source.shape}, not {expected}")
         if not math.isfinite(sum(cv2.sumElems(generated))):
@@ -134,6 +134,12 @@ class Compositor:
         trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure
         filled = _pull_push(offset.astype(np.float32), (self._ring * trust).astype(np.float32))
         return np.asarray(cv2.GaussianBlur(filled, (0, 0), _OFFSET_BLUR), np.float32)
+
+
+def in_unit_range(picture: Crop) -> NDArray[np.float32]:
+    """`picture` (of any shape; values as of `Crop`) as contiguous float32 in [0, 1]."""
+    converted = np.ascontiguousarray(picture, np.float32)
+    return converted / np.float32(255) if picture.dtype == np.uint8 else converted
 
 
 def _feathered(alpha: NDArray[np.float32], radius: int) -> NDArray[np.float32]:

@@ -21,7 +21,10 @@ class FacePipeline(Protocol):
         """The aligned face, uint8 [S, S, 3], of `frame`; `matrix` [2, 3]: frame -> canvas pixels."""
 
     def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
-        """`frame` with `generated`, float32 [S, S, 3] in [0, 1], in the masked region: see `Compositor.composite`."""
+        """`frame` with `generated` [S, S, 3], float32 in [0, 1] or uint8, in the masked region.
+
+        See `Compositor.composite`.
+        """
 
 
 class LipStreamFacePipeline:

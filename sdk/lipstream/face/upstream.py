@@ -15,6 +15,7 @@ from ..bundle.manifest import CANVAS_HEIGHT, CANVAS_WIDTH
 from ..errors import ConfigError
 from ..media.picture import Image, Picture
 from .alignment import Crop, Matrix
+from .compositing import in_unit_range
 
 _FILL = 127.0
 
@@ -44,7 +45,7 @@ class UpstreamCompositor:
     def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
         """`frame` with the face in it. Arguments as of `Compositor.composite`; the result is R'G'B'."""
         height, width = frame.height, frame.width
-        face = generated * (1 - self._keep) + source / np.float32(255) * self._keep
+        face = in_unit_range(generated) * (1 - self._keep) + source / np.float32(255) * self._keep
         canvas = np.einsum("yi,xj,ijc->yxc", self._rows, self._columns, face, optimize=True) * 2 - 1
         back = np.asarray(cv2.invertAffineTransform(_halved(matrix)), np.float64)
         pasted = np.clip(_warp(canvas, back, width, height, _FILL) / 2 + 0.5, 0, 1) * 255

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..backends.base import Array, ChunkInput, ChunkStream, PendingChunk, cores
+from ..backends.base import Array, ChunkInput, ChunkStream, PendingChunk, Pictures, cores
 from ..bundle import Manifest
 from ..face import FacePipeline
 from ..media.picture import Picture
@@ -75,7 +75,7 @@ class _Failed:
 
     error: Exception
 
-    def crops(self) -> Array:
+    def crops(self) -> Pictures:
         raise self.error
 
     def drop(self) -> None:
@@ -188,7 +188,7 @@ class ChunkPipeline:
         except Exception as error:
             self._ahead = _Started(place, [], _Failed(error))
 
-    def _composite(self, source: SourceFrame, crop: Array, share: float) -> Picture:
+    def _composite(self, source: SourceFrame, crop: Pictures, share: float) -> Picture:
         if source.matrix is None or not share:
             return source.picture
         with self._timed("composite"):

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ahead import Ahead
-from ..backends.base import Array
+from ..backends.base import Array, Bytes
 from ..bundle import Geometry
 from ..errors import ConfigError, FaceNotFoundError
 from ..face import Doubt, FaceOptions, FacePipeline, MouthWatch, Tracker
@@ -175,14 +175,13 @@ def _tracked(
         yield SourceFrame(picture, crop, seen.matrix, seen.held, seen.doubt, damaged)
 
 
-def stack_crops(geometry: Geometry, crops: list[Image]) -> Array:
-    """Crops of a chunk as input of the video encoder: float32 [n, 3, H, W] in [0, 1].
+def stack_crops(geometry: Geometry, crops: list[Image]) -> Bytes:
+    """Crops of a chunk, uint8 [n, H, W, 3]; see `ChunkInput`.
 
     The stream's first chunk has fewer: its first frame is repeated `temporal` times.
     """
     missing = geometry.video_frames - len(crops)
-    frames = np.stack([crops[0]] * missing + crops).transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(frames, np.float32) / np.float32(255)
+    return np.stack([crops[0]] * missing + crops)
 
 
 def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequence[Image] | Image:

@@ -1,4 +1,5 @@
 // The CUDA kernels that move the sink, and those between the passes, compiled for the host: the bits of the CPU ring.
+// With the argument "pictures" it converts pictures for test_kernels_on_cpu.py, which compares them with NumPy.
 //
 // Every window of a table, all types of a ring, odd sizes, and pointers that are aligned to a pair only; all layers in
 // one launch. A guard band around every buffer must stay as it was. plugin_driver.cpp runs the kernel that writes.
@@ -241,10 +242,28 @@ void sampler(std::mt19937& random) {
   }
 }
 
+// Reads from standard input uint8 [n, H, W, 3] and float32 [n, 3, H, W]; writes the first as float32 planes, the second
+// as bytes, and whether a value of it is not finite (int32).
+int convert_pictures(int64_t count, int64_t pixels) {
+  const size_t size = static_cast<size_t>(3 * count * pixels);
+  std::vector<uint8_t> bytes(size), packed(size);
+  std::vector<float> planes(size), unpacked(size);
+  int32_t not_finite = 0;
+  bool done = std::fread(bytes.data(), 1, size, stdin) == size && std::fread(planes.data(), 4, size, stdin) == size;
+  done = done && cuda::unpack_pictures(unpacked.data(), bytes.data(), count, pixels, nullptr) == cudaSuccess;
+  done = done && cuda::pack_pictures(packed.data(), &not_finite, planes.data(), count, pixels, nullptr) == cudaSuccess;
+  done = done && std::fwrite(unpacked.data(), 4, size, stdout) == size;
+  done = done && std::fwrite(packed.data(), 1, size, stdout) == size && std::fwrite(&not_finite, 4, 1, stdout) == 1;
+  return done ? 0 : 1;
+}
+
 }  // namespace
 }  // namespace lipstream
 
-int main() {
+int main(int count, char** given) {
+  if (count == 4 && std::string(given[1]) == "pictures") {
+    return lipstream::convert_pictures(std::atoll(given[2]), std::atoll(given[3]));
+  }
   using lipstream::Case;
   std::mt19937 random(0);
   int cases = 0;

@@ -102,6 +102,16 @@ def test_the_masked_region_shows_the_generated_picture(scale: float, degrees: fl
         np.testing.assert_allclose(result[wide], np.broadcast_to([229.5, 25.5, 25.5], (wide.sum(), 3)), atol=2)
 
 
+def test_a_picture_of_bytes_is_that_of_their_fractions() -> None:
+    frame, matrix = smooth_picture(160, 200), face_at(1.5, 10, 90, 80)
+    generated, compositor = smooth_picture(64, 64), Compositor(mouth_mask(64))
+    view = crop(frame, matrix, 64)
+    expected = compositor.composite(Picture.of(frame), generated / np.float32(255), view, matrix).rgb
+    found = compositor.composite(Picture.of(frame), generated, view, matrix).rgb
+    assert not np.array_equal(found, frame)
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_a_generated_source_changes_almost_nothing() -> None:
     """With the resolution of crop and source equal, compositing is the identity except for resampling."""
     frame = smooth_picture(480, 640)

@@ -106,6 +106,15 @@ def test_a_bundle_that_crops_the_canvas_is_rejected(tmp_path: Path, capsys: pyte
     assert not out.exists()
 
 
+def test_a_picture_of_bytes_is_that_of_their_fractions() -> None:
+    picture = frame()
+    view = crop(picture, MATRIX, SIZE)
+    compositor, generated = UpstreamCompositor(np.zeros((SIZE, SIZE), np.float32)), view[::-1]
+    expected = compositor.composite(Picture.of(picture), generated / np.float32(255), view, MATRIX).rgb
+    assert not np.array_equal(expected, picture)
+    np.testing.assert_array_equal(compositor.composite(Picture.of(picture), generated, view, MATRIX).rgb, expected)
+
+
 def test_a_tiny_face_leaves_the_frame_unchanged() -> None:
     picture, far = frame(), np.array([[30.0, 0, -9000], [0, 30.0, -6000]])
     view = crop(picture, far, SIZE)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lipstream.backends.stepped import to_planes
 from lipstream.errors import AudioFormatError, BackpressureError, ConfigError, SessionClosedError
 from lipstream.media import StreamResampler
 from lipstream.session import Frame
@@ -142,7 +143,7 @@ def test_inputs_of_a_pass() -> None:
         np.testing.assert_array_equal(same, features)
         np.testing.assert_array_equal(again, condition)
         pictures = [np.full((SIDE, SIDE, 3), max(0, 12 * chunk - 3 + i), np.uint8) for i in range(12)]
-        sequence, masked = twin.encode_video(stack_crops(GEOMETRY, pictures))
+        sequence, masked = twin.encode_video(to_planes(stack_crops(GEOMETRY, pictures)))
         np.testing.assert_array_equal(condition[3:], np.concatenate([masked, sequence]))
         np.testing.assert_array_equal(condition[:2], np.repeat(given[0][1][5:, :1], 3, axis=1))
         assert start.shape == (2, 3, 2, 2)
@@ -285,7 +286,7 @@ class TestSegments:
             assert [len(f.audio) for f in frames] == [640] * 45
             twin = NumpyStream()
             first = [np.full((SIDE, SIDE, 3), faceless + max(0, i - 3), np.uint8) for i in range(12)]
-            plain, _ = twin.encode_video(stack_crops(GEOMETRY, first))
+            plain, _ = twin.encode_video(to_planes(stack_crops(GEOMETRY, first)))
             condition = opened.stream.given[0][1]
             np.testing.assert_array_equal(condition[:2], np.repeat(plain[:, :1], 3, axis=1))
 

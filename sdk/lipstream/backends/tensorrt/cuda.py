@@ -158,7 +158,10 @@ class Lane:
         self.cuda.call("cudaMemcpy2DAsync", to, size, address, step, size, rows, kind, self.handle)
 
     def clear(self, memory: DeviceMemory) -> None:
-        self.cuda.call("cudaMemsetAsync", memory.address, 0, memory.bytes, self.handle)
+        self.zero(memory.address, memory.bytes)
+
+    def zero(self, address: int, size: int) -> None:
+        self.cuda.call("cudaMemsetAsync", address, 0, size, self.handle)
 
     def capture(self, work: Callable[[], None]) -> Any:
         """Capture what `work` enqueues on the lane as a graph, without running it; for any number of launches."""

@@ -4,6 +4,7 @@
     denoise                     tables, noise up | condition | pass | pass |          context pass
     decode                                                                 | decoder | pictures down
 
+Pictures are uint8 on their way up and down, and become the codec's float32 on the device, and uint8 again.
 Each lane waits only for its inputs. The host waits once, for the pictures. Buffers that one lane writes while another
 may still read the previous chunk's data exist twice; chunks use them alternately (`side`).
 """
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import GpuError, LipStreamInternalError
-from ..base import Array, ChunkInput, ChunkStream, PendingChunk, Timed
+from ..base import Array, Bytes, ChunkInput, ChunkStream, PendingChunk, Timed
 from .cuda import DeviceMemory, Event, Lane, Layout, Pinned
 from .engine import Engine, Task
 from .resources import Resources
@@ -34,7 +35,8 @@ class Workspace:
 
     Attributes:
         memory: on the device. inputs: addresses of the small inputs of a chunk. host: pinned arrays, a set for each
-            side. small: pinned arrays of the small inputs, uploaded in one copy. encoded, denoised, shown, spent:
+            side. small, found: pinned arrays of the small inputs, uploaded in one copy, and of the results,
+            downloaded in one. results: addresses of these. encoded, denoised, shown, spent:
             events of each side: latents and features are ready; the clean latents are ready; the pictures are on the
             host; the context pass has read the encoders' outputs.
     """
@@ -45,16 +47,21 @@ class Workspace:
         steps = len(resources.manifest.t_list) - 1
         inputs = {f"noise.{step}": (latent, np.float32) for step in range(steps)} | EngineRing.tables(g)
         whole = Layout({name: _bytes(*of) for name, of in inputs.items()})
+        pictures = ((g.video_frames, *g.crop_size, 3), np.uint8)
+        results = {"pictures": pictures, "not_finite": ((1,), np.int32)}
+        found = Layout({name: _bytes(*of) for name, of in results.items()})
         size = 4 * math.prod(latent)
         sizes = {
-            "crops": engines["video_encoder"].tensors["frames"].bytes,
+            "crops": _bytes(*pictures),
+            "video_encoder.frames": engines["video_encoder"].tensors["frames"].bytes,
             "samples": engines["audio_encoder"].tensors["samples"].bytes,
             "condition": size // g.latent_channels * (3 * g.latent_channels + 1),
             "first": size // g.chunk_frames,
             "inputs": whole.bytes,
             "x": size,
             "velocity": size,
-            "frames": engines["video_decoder"].tensors["frames"].bytes,
+            "video_decoder.frames": engines["video_decoder"].tensors["frames"].bytes,
+            "results": found.bytes,
         }
         for side in SIDES:
             sizes |= {f"latents.{side}": 2 * size, f"clean.{side}": size}
@@ -65,15 +72,17 @@ class Workspace:
         cuda = resources.cuda
         self.memory = DeviceMemory(cuda, sizes | EngineRing.sizes(g, engines["denoiser"], resources.in_place))
         self.inputs = {name: self.memory.at["inputs"] + offset for name, offset in whole.at.items()}
+        self.results = {name: self.memory.at["results"] + offset for name, offset in found.at.items()}
         shapes = {
-            "crops": ((g.video_frames, 3, *g.crop_size), np.float32),
+            "crops": pictures,
             "latents": ((2, *latent), np.float32),
             "samples": (engines["audio_encoder"].tensors["samples"].shape, np.float32),
-            "frames": ((g.video_frames, 3, *g.crop_size), np.float32),
         }
         self.host = [Pinned(cuda, shapes) for _ in SIDES]
-        # One copy uploads all small inputs of a chunk: these arrays have the same layout as on the device.
+        # One copy uploads all small inputs of a chunk, another downloads its results: these arrays have the same layout
+        # as on the device.
         self.small = [Pinned(cuda, inputs) for _ in SIDES]
+        self.found = [Pinned(cuda, results) for _ in SIDES]
         self.encoded, self.denoised, self.shown, self.spent = ([Event(cuda) for _ in SIDES] for _ in range(4))
         self.tasks: dict[tuple[Any, ...], Task] = {}
 
@@ -172,7 +181,7 @@ class TensorRTStream(ChunkStream):
         encode.wait(work.spent[side])
         with encode.span("encode"):
             if chunk.latents is None:
-                encode.upload(at["crops"], host["crops"])
+                self._upload_crops(encode, host["crops"])
                 self._run(fresh, "video_encoder", side, self._turn("video_encoder"))
             else:
                 encode.upload(at[f"latents.{side}"], host["latents"])
@@ -201,7 +210,8 @@ class TensorRTStream(ChunkStream):
         with decode.span("decode"):
             self._run(fresh, "video_decoder", side, self._turn("video_decoder"))
         with decode.span("pictures"):
-            decode.download(host["frames"], at["frames"])
+            self._pack(decode)
+            decode.download(work.found[side].whole, at["results"])
         decode.record(work.shown[side])
 
         with denoise.span("context"):  # after the work that the pictures need
@@ -216,6 +226,27 @@ class TensorRTStream(ChunkStream):
         side = self._codec_side[codec]
         self._codec_side[codec] = 1 - side
         return side
+
+    def _upload_crops(self, lane: Lane, crops: Bytes) -> None:
+        """Copy crops to the device, and make them the video encoder's input."""
+        at = self._workspace.memory.at
+        lane.upload(at["crops"], crops)
+        self._resources.kernels.unpack_pictures(
+            at["video_encoder.frames"], at["crops"], picture_shape=crops.shape[:3], stream=int(lane.handle)
+        )
+
+    def _pack(self, lane: Lane) -> None:
+        """Make the decoder's output uint8, and note whether all of it was finite."""
+        g, work = self._geometry, self._workspace
+        flag = work.results["not_finite"]
+        lane.zero(flag, 4)
+        self._resources.kernels.pack_pictures(
+            work.results["pictures"],
+            flag,
+            work.memory.at["video_decoder.frames"],
+            picture_shape=(g.video_frames, *g.crop_size),
+            stream=int(lane.handle),
+        )
 
     def _repeat_first(self, lane: Lane, features: str, missing: int) -> None:
         """Fill the `missing` frames of features with the stream's first one."""
@@ -303,7 +334,7 @@ class TensorRTStream(ChunkStream):
         if key not in work.tasks:
             at = work.memory.at
             addresses = {
-                "frames": at["crops" if graph == "video_encoder" else "frames"],
+                "frames": at["video_encoder.frames" if graph == "video_encoder" else "video_decoder.frames"],
                 "mask": self._resources.constants["mask.pixel"],
                 "latents": at[f"latents.{side}"],
                 "latent": at[f"clean.{side}"],
@@ -335,14 +366,14 @@ class TensorRTStream(ChunkStream):
             fresh.append(task)
         task.launch()
 
-    def encode_video(self, crops: Array) -> Array:
+    def encode_video(self, crops: Bytes) -> Array:
         """See `ChunkStream`."""
         at, result = self._workspace.memory.at, np.empty((2, *self._latent_shape), np.float32)
-        given, lane = np.ascontiguousarray(crops, np.float32), self._resources.encode
+        given, lane = np.ascontiguousarray(crops), self._resources.encode
         turn = self._turn("video_encoder")
         self._codec_task("video_encoder", 0, turn)  # before the turn, as in `start`
         with self._resources.turn:
-            lane.upload(at["crops"], given)
+            self._upload_crops(lane, given)
             self._run([], "video_encoder", 0, turn)
             lane.download(result, at["latents.0"])
         lane.synchronize()
@@ -359,12 +390,15 @@ class _Pending:
     codec_side: dict[str, int]
     done: bool = False
 
-    def crops(self) -> Array:
+    def crops(self) -> Bytes:
         work = self.stream._workspace
         work.shown[self.side].wait()
         self.done = True
-        frames: Array = work.host[self.side].at["frames"]
-        return frames[self.missing :].transpose(0, 2, 3, 1)
+        found = work.found[self.side].at
+        if found["not_finite"][0]:
+            raise LipStreamInternalError("a generated picture is not finite")
+        pictures: Bytes = found["pictures"]
+        return pictures[self.missing :]
 
     def drop(self) -> None:
         # No waiting: its replacement follows it on every lane and overwrites everything that it writes.
