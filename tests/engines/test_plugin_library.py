@@ -87,8 +87,8 @@ def test_plans_with_the_plugin_are_built_and_run(machine: Any, bundle: Bundle, t
     assert plans.manifest.plans.ring == "plugin"
     with session(machine.TensorRTBackend(plans).open_stream(), plans) as opened:
         found = short(opened)
-    expected = short(offline(bundle))
-    assert max(np.abs(a - b).max() for a, b in zip(found.crops, expected.crops, strict=True)) < 1e-4
+    expected = short(offline(bundle, rounded=True))
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(found.crops, expected.crops, strict=True)) <= 1
     _, again = build(bundle, tmp_path)
     assert (again.hit, again.key) == (True, first.key)
     plugin.library().write_bytes(b"another build of the plugin")

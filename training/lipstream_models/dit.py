@@ -54,11 +54,16 @@ def attention_heads_first(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None =
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
-def modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """`norm(x) * (1 + scale) + shift`; where all tokens share shift and scale, in one operation."""
+def modulated(norm: nn.LayerNorm, x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+    """`norm(x) * factor + shift`; where all tokens share shift and factor, in one operation."""
     if shift.numel() == x.shape[-1]:
-        return F.layer_norm(x, norm.normalized_shape, 1 + scale.flatten(), shift.flatten(), norm.eps)
-    return cast(Tensor, norm(x) * (1 + scale) + shift)
+        return F.layer_norm(x, norm.normalized_shape, factor.flatten(), shift.flatten(), norm.eps)
+    return cast(Tensor, norm(x) * factor + shift)
+
+
+def _with_factors(rows: Tensor) -> tuple[Tensor, ...]:
+    """Shift, scale, gate, shift, scale, ... [.., rows, dim] -> each by itself, [.., 1, dim], as factors 1 + scale."""
+    return tuple(1 + row if i % 3 == 1 else row for i, row in enumerate(rows.chunk(rows.shape[-2], dim=-2)))
 
 
 class Attention(nn.Module):
@@ -102,12 +107,12 @@ class Block(nn.Module):
         return self.cross_attn.key_value(context)
 
     def modulate(self, e: Tensor) -> tuple[Tensor, ...]:
-        """e [B, F, 6, dim] -> shift, scale, gate of self-attention, then of the feed-forward, each [B, F, 1, dim]."""
-        return (self.modulation + e).chunk(6, dim=2)
+        """e [B, F, 6, dim] -> shift, factor, gate of self-attention, then of the feed-forward, each [B, F, 1, dim]."""
+        return _with_factors(self.modulation + e)
 
-    def self_attention_input(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    def self_attention_input(self, x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
         """[B, F, T, dim] -> normalised and modulated tokens [B, F T, dim]."""
-        return modulated(self.norm1, x, shift, scale).flatten(1, 2)
+        return modulated(self.norm1, x, shift, factor).flatten(1, 2)
 
     def forward(
         self, x: Tensor, e: Tensor, text_kv: tuple[Tensor, Tensor], attend: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -125,14 +130,14 @@ class Block(nn.Module):
     ) -> Tensor:
         """`forward`, with the six tensors of `modulate`, and text K and V [B, H, rows, D]."""
         frames = x.shape[1]
-        shift_sa, scale_sa, gate_sa, shift_ff, scale_ff, gate_ff = modulation
-        h = self.self_attention_input(x, shift_sa, scale_sa)
+        shift_sa, factor_sa, gate_sa, shift_ff, factor_ff, gate_ff = modulation
+        h = self.self_attention_input(x, shift_sa, factor_sa)
         y = self.self_attn.output(attend(self.self_attn.query(h), *self.self_attn.key_value(h)))
         x = x + torch.unflatten(y, 1, (frames, -1)) * gate_sa
         h = self.norm3(x).flatten(1, 2)
         y = self.cross_attn.output(attention_heads_first(self.cross_attn.query(h), *text_kv))
         x = x + torch.unflatten(y, 1, (frames, -1))
-        return cast(Tensor, x + self.ffn(modulated(self.norm2, x, shift_ff, scale_ff)) * gate_ff)
+        return cast(Tensor, x + self.ffn(modulated(self.norm2, x, shift_ff, factor_ff)) * gate_ff)
 
 
 class Head(nn.Module):
@@ -145,11 +150,11 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
         """x [B, F, T, dim], t_emb [B, F, dim] -> [B, F, T, patch * channels]."""
-        return self.modulated(x, *(self.modulation + t_emb.unsqueeze(2)).chunk(2, dim=2))
+        return self.modulated(x, *_with_factors(self.modulation + t_emb.unsqueeze(2)))
 
-    def modulated(self, x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-        """`forward`, with shift and scale computed."""
-        return cast(Tensor, self.head(modulated(self.norm, x, shift, scale)))
+    def modulated(self, x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
+        """`forward`, with shift and factor computed."""
+        return cast(Tensor, self.head(modulated(self.norm, x, shift, factor)))
 
 
 class AudioPack(nn.Module):
@@ -200,9 +205,10 @@ class CausalDiT(nn.Module):
     def modulation(self, t_emb: Tensor, e: Tensor) -> Tensor:
         """t_emb [B, dim] and e [B, 6, dim] of `time` -> all that depends on time, [B, 6 L + 2, dim].
 
-        Shift, scale, gate of self-attention, then of the feed-forward, of each block; shift and scale of the head.
+        Shift, factor, gate of self-attention, then of the feed-forward, of each block; shift and factor of the head.
         """
-        return torch.cat([*(block.modulation + e for block in self.layers), self.head.modulation + t_emb[:, None]], 1)
+        rows = [*(block.modulation + e for block in self.layers), self.head.modulation + t_emb[:, None]]
+        return torch.cat([part for of_block in rows for part in _with_factors(of_block)], 1)
 
     def time_features(self, t: Tensor) -> Tensor:
         """Times `t` (any shape, in [0, 1]) -> cosines and sines [..., freq_dim], float64."""

@@ -90,8 +90,8 @@ def test_plugin_engines_over_forty_chunks_in_fifty_orders(bundle: Bundle, plans:
         return whole(opened, chunks=40)
 
     first, _ = run(plans["plugin"], 0, script)
-    for other in (run(plans["native"], 0, script)[0], script(offline(bundle))):
-        assert max(np.abs(a - b).max() for a, b in zip(first.crops, other.crops, strict=True)) < 1e-4
+    for other in (run(plans["native"], 0, script)[0], script(offline(bundle, rounded=True))):
+        assert max(np.abs(a.astype(int) - b).max() for a, b in zip(first.crops, other.crops, strict=True)) <= 1
     for seed in range(1, 50):
         found, device = run(plans["plugin"], seed, script)
         assert not device.hazards
