@@ -21,15 +21,17 @@ from lipstream.plugin import NAMESPACE, fingerprint
 from onnx import ModelProto
 
 from . import lower_attention as attention
+from . import lower_conv as conv
 from . import lower_ring as ring
 from .attends import Choice, choose
 from .cache import PlanCache, key_of
 from .lower_attention import lower_attention
+from .lower_conv import lower_conv
 from .lower_ring import Attends, load_graph, lower_ring, phases
 from .recipe import Recipe
 from .trt import Parsed, Profile, tensorrt
 
-_LOWERING = [str(module.__file__) for module in (ring, attention)]
+_LOWERING = [str(module.__file__) for module in (ring, attention, conv)]
 Progress = Callable[[str, str, int, int], None]
 """(graph, phase, step, steps)"""
 
@@ -75,6 +77,8 @@ def parse(bundle: Bundle, graph: str, recipe: Recipe) -> Parsed:
     path = bundle.file(f"{graph}.onnx")
     attends: Attends = "mask" if recipe.attends == "mask" else "length"
     model = lower_attention(lower_ring(load_graph(path), bundle.manifest.geometry, recipe.ring, attends))
+    if recipe.conv3d == "2d":
+        model = lower_conv(model)
     return Parsed(model.SerializeToString(), path, plugin=_has_plugin(model))
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from lipstream.errors import ConfigError
 from lipstream.precision import PRECISIONS
 
+from .lower_conv import Convolutions
 from .lower_ring import Attends, Lowering
 
 _PACKAGE = Path(__file__).parent
@@ -27,6 +28,7 @@ class Recipe:
         ring: "native", "plugin" or "function": see `lower_ring`.
         attends: how the attention of a ring in place is limited to the attended frames: "length" or "mask" (see
             `lower_ring`), or "auto": the first of them whose engine is right on the GPU that builds it.
+        conv3d: how 3-D convolutions are built: "3d", as they are, or "2d", see `lower_conv`.
         optimization_level: of TensorRT's builder, 0 (fast to build) to 5 (searches longest).
         workspace_gib: scratch memory that a kernel may ask for, 0 for all the GPU has.
         version_compatible: plans that later TensorRT versions of this major load, at some loss of speed.
@@ -38,6 +40,7 @@ class Recipe:
     precision: str
     ring: Lowering = "native"
     attends: Literal["auto", "length", "mask"] = "auto"
+    conv3d: Convolutions = "3d"
     optimization_level: int = 3
     workspace_gib: float = 0.0
     version_compatible: bool = False
@@ -53,6 +56,8 @@ class Recipe:
             refuse("ring", f"one of: {', '.join(get_args(Lowering))}")
         if self.attends not in ("auto", *get_args(Attends)):
             refuse("attends", f"one of: auto, {', '.join(get_args(Attends))}")
+        if self.conv3d not in get_args(Convolutions):
+            refuse("conv3d", f"one of: {', '.join(get_args(Convolutions))}")
         if type(self.optimization_level) is not int or not 0 <= self.optimization_level <= 5:
             refuse("optimization_level", "a whole number from 0 to 5")
         if isinstance(self.workspace_gib, bool) or not isinstance(self.workspace_gib, int | float):

@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,24 +45,35 @@ def test_kernels_give_the_bits_of_the_cpu_ring(kernels: Path) -> None:
     assert "340 streams, 0 differences" in done.stdout
 
 
-@pytest.mark.parametrize("odd", [None, np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("shape", [(3, 17, 31), (1, 1, 1), (2, 32, 16)])
-def test_pictures_are_converted_as_by_numpy(kernels: Path, shape: tuple[int, int, int], odd: float | None) -> None:
-    """Bit for bit: all grey levels, values outside [0, 1], and those half-way between two levels."""
+ODD = [None, np.nan, np.inf, -np.inf]
+
+
+def pictures(shape: tuple[int, int, int], odd: float | None) -> tuple[Any, Any]:
+    """uint8 [n, H, W, 3] and float32 [n, 3, H, W]: all grey levels, values outside [0, 1] and half-way, and `odd`."""
     count, height, width = shape
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 256, (*shape, 3), np.uint8)
     planes = rng.uniform(-0.2, 1.2, (count, 3, height, width)).astype(np.float32)
     half = ((np.arange(planes.size // 2) % 255 + 0.5) / 255).astype(np.float32)
     planes.reshape(-1)[: half.size] = half
     planes[-1, -1, -1, -1] = 0.25 if odd is None else odd
-    given = pictures.tobytes() + planes.tobytes()
-    command = [str(kernels), "pictures", str(count), str(height * width)]
-    found = subprocess.run(command, input=given, capture_output=True, timeout=60, check=True).stdout
-    size = planes.size
-    unpacked, packed = np.frombuffer(found, np.float32, size), np.frombuffer(found, np.uint8, size, 4 * size)
-    expected = np.ascontiguousarray(pictures.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
-    np.testing.assert_array_equal(unpacked.view(np.uint32), expected.reshape(-1).view(np.uint32))
+    return rng.integers(0, 256, (*shape, 3), np.uint8), planes
+
+
+def converted(bytes_: Any, planes: Any) -> tuple[Any, Any]:
+    """The first as planes, the second as bytes, by NumPy."""
+    unpacked = np.ascontiguousarray(bytes_.transpose(0, 3, 1, 2), np.float32) / np.float32(255)
     rounded = np.rint(np.clip(np.nan_to_num(planes, nan=0.0), 0, 1) * np.float32(255))  # half to even
-    np.testing.assert_array_equal(packed, rounded.transpose(0, 2, 3, 1).reshape(-1).astype(np.uint8))
-    assert np.frombuffer(found, np.int32, 1, 5 * size).item() == (odd is not None)
+    return unpacked, rounded.transpose(0, 2, 3, 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("shape", [(3, 17, 31), (1, 1, 1), (2, 32, 16)])
+def test_pictures_are_converted_as_by_numpy(kernels: Path, shape: tuple[int, int, int], odd: float | None) -> None:
+    """Bit for bit."""
+    given, planes = pictures(shape, odd)
+    command = [str(kernels), "pictures", str(shape[0]), str(shape[1] * shape[2])]
+    sent = given.tobytes() + planes.tobytes()
+    found = subprocess.run(command, input=sent, capture_output=True, timeout=60, check=True).stdout
+    unpacked, packed = converted(given, planes)
+    assert found[: 5 * planes.size] == unpacked.tobytes() + packed.tobytes()
+    assert np.frombuffer(found, np.int32, 1, 5 * planes.size).item() == (odd is not None)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lipstream import _native
+from test_kernels_on_cpu import ODD, converted, pictures
 from test_plugin import SIZES, Case, check
 
 cuda: Any = pytest.importorskip(
@@ -165,6 +166,24 @@ def test_the_sink_moves_as_on_the_cpu(
     for ours, theirs in zip(device, layers, strict=True):
         for x, expected in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(as_numpy(turned(x.cpu(), back=True)), as_numpy(expected))
+
+
+@on_gpu
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("shape", [(12, 512, 512), (3, 17, 31)])
+def test_pictures_are_converted_as_by_numpy(shape: tuple[int, int, int], odd: float | None) -> None:
+    given, planes = pictures(shape, odd)
+    unpacked, packed = converted(given, planes)
+    device = [torch.from_numpy(x).cuda() for x in (given, planes)]
+    found_planes, found_bytes = torch.from_numpy(unpacked).cuda() * 0, torch.from_numpy(packed).cuda() * 0
+    flag = torch.zeros(1, dtype=torch.int32, device="cuda")
+    torch.cuda.synchronize()
+    cuda.unpack_pictures(found_planes.data_ptr(), device[0].data_ptr(), picture_shape=shape)
+    cuda.pack_pictures(found_bytes.data_ptr(), flag.data_ptr(), device[1].data_ptr(), picture_shape=shape)
+    cuda.synchronize()
+    assert found_planes.cpu().numpy().tobytes() == unpacked.tobytes()
+    np.testing.assert_array_equal(found_bytes.cpu().numpy(), packed)
+    assert flag.item() == (odd is not None)
 
 
 @on_gpu

@@ -2,7 +2,7 @@
 """Export a bundle of a released size with random weights, and build its engines: does TensorRT build it, at what cost?
 
     python tests/engines/full_size.py export PART PRECISION FOLDER [--layers N]
-    python tests/engines/full_size.py build FOLDER RING          (with a TensorRT that builds)
+    python tests/engines/full_size.py build FOLDER RING [--conv3d 2d]        (with a TensorRT that builds)
 
 PART is a student's size, or `wan` or `taehv`: that codec with wav2vec 2.0, in the sizes of a 1.3B bundle.
 Prints JSON: seconds, peak memory of the process in GiB, megabytes.
@@ -84,13 +84,13 @@ def codec(name: str, precision: str) -> StudentParts:
     return to_bfloat16(StudentParts(config, speech=speech, encoder=name, decoder=name, masks=masks, **video))
 
 
-def build(folder: Path, ring: str) -> dict[str, Any]:
+def build(folder: Path, ring: str, conv3d: str) -> dict[str, Any]:
     from lipstream.bundle import Bundle
     from lipstream_engines.build import parse, profiles
     from lipstream_engines.recipe import Recipe
 
     bundle = Bundle.load(folder, verify=False)
-    recipe = Recipe("test", "", bundle.manifest.precision, ring=ring)  # type: ignore[arg-type]
+    recipe = Recipe("test", "", bundle.manifest.precision, ring=ring, conv3d=conv3d)  # type: ignore[arg-type]
     found = {}
     for graph in sorted(bundle.manifest.graphs):
         start = time.perf_counter()
@@ -115,8 +115,9 @@ if __name__ == "__main__":
     second = commands.add_parser("build")
     second.add_argument("folder", type=Path)
     second.add_argument("ring", choices=("native", "function"))
+    second.add_argument("--conv3d", choices=("3d", "2d"), default="3d")
     args = options.parse_args()
     if args.command == "export":
         print(json.dumps(export(args.part, args.precision, args.folder, args.layers)))
     else:
-        print(json.dumps(build(args.folder, args.ring)))
+        print(json.dumps(build(args.folder, args.ring, args.conv3d)))

@@ -246,6 +246,7 @@ class TestKeys:
         before = self.key(tiny["bf16"])
         for change in (
             {"ring": "function"},
+            {"conv3d": "2d"},
             {"optimization_level": 5},
             {"workspace_gib": 1},
             {"weight_streaming": True},
