@@ -30,9 +30,9 @@ __device__ inline void store(float& to, float value) { to = value; }
 __device__ inline void store(__half& to, float value) { to = __float2half_rn(value); }
 __device__ inline void store(__nv_bfloat16& to, float value) { to = __float2bfloat16_rn(value); }
 
-// Two numbers, and two codes of an FP8 ring (uint8_t), which stand for code * scale.
+// Two numbers, and two codes of an FP8 ring (uint8_t), which stand for code * scale; loaded without their scale.
 template <typename Number>
-__device__ inline void load_pair(const Number* from, float, float& a, float& b) {
+__device__ inline void load_pair(const Number* from, float& a, float& b) {
   a = load(from[0]);
   b = load(from[1]);
 }
@@ -43,16 +43,16 @@ __device__ inline void store_pair(Number* to, float a, float b, float) {
   store(to[1], b);
 }
 
-__device__ inline void load_pair(const uint8_t* from, float scale, float& a, float& b) {
+__device__ inline void load_pair(const uint8_t* from, float& a, float& b) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
   __half2_raw halves;
   const auto codes = static_cast<uint16_t>(from[0] | from[1] << 8);
   asm("{.reg .b32 both; cvt.rn.f16x2.e4m3x2 both, %2; mov.b32 {%0, %1}, both;}" : "=h"(halves.x), "=h"(halves.y) : "h"(codes));
-  a = __half2float(__half_raw{halves.x}) * scale;
-  b = __half2float(__half_raw{halves.y}) * scale;
+  a = __half2float(__half_raw{halves.x});
+  b = __half2float(__half_raw{halves.y});
 #else
-  a = from_e4m3(from[0]) * scale;
-  b = from_e4m3(from[1]) * scale;
+  a = from_e4m3(from[0]);
+  b = from_e4m3(from[1]);
 #endif
 }
 
@@ -231,7 +231,6 @@ __global__ void ring_anchor_kernel(RingLayers layers, SinkMove move, const float
                                                           blockIdx.y * move.base_step + move.base_to);
   auto* const to =
       reinterpret_cast<Codes*>(static_cast<Stored*>(layer.k_ring) + blockIdx.y * move.ring_step + move.ring_to);
-  constexpr float scale = 1.0f;  // rotating is linear: codes of an FP8 ring are rotated without their scale
   const int packs = pairs / PAIRS;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kTurns * blockDim.y + threadIdx.y;
 #pragma unroll 1
@@ -252,9 +251,9 @@ __global__ void ring_anchor_kernel(RingLayers layers, SinkMove move, const float
       for (int i = 0; i < PAIRS; ++i) {
         if (i >= left) continue;
         float a, b, real, imag;
-        load_pair(codes.values + 2 * i, scale, a, b);
+        load_pair(codes.values + 2 * i, a, b);  // rotating is linear, so codes do not need their scale
         rotate(a, b, c[i], s[i], real, imag);
-        store_pair(codes.values + 2 * i, real, imag, scale);
+        store_pair(codes.values + 2 * i, real, imag, 1.0f);
       }
       to[row * packs + p] = codes;
     }
