@@ -122,7 +122,7 @@ def test_the_sound_of_the_video_by_default(engine: LipSyncEngine, media: Path, t
     assert shown == [(i, 31) for i in range(1, 32)]
     assert {*result.stages} == {"reference", "audio", "denoise", "decode", "wait", "composite", "context", "encode"}
     assert 0 < result.first_frame < result.seconds
-    assert sum(result.stages.values()) < result.seconds
+    assert all(seconds > 0 for seconds in result.stages.values())  # some at the same time, so not their sum
     assert result.fps == pytest.approx(31 / result.seconds)
     assert result.real_time_factor == pytest.approx(result.seconds / (31 / 25))
 
