@@ -178,8 +178,7 @@ def whole(engine: LipSyncEngine, video: Path, streams: int, count: int) -> dict[
     }
 
 
-def run_whole(args: argparse.Namespace) -> bool:
-    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+def run_whole(engine: LipSyncEngine, args: argparse.Namespace) -> bool:
     engine.warmup()
     rows = []
     for streams in args.streams:
@@ -195,9 +194,9 @@ def run_whole(args: argparse.Namespace) -> bool:
 
 
 def run(args: argparse.Namespace) -> bool:
-    if args.whole:
-        return run_whole(args)
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads)
+    if args.whole:
+        return run_whole(engine, args)
     results: dict[str, Any] = {"backend": type(engine.backend).__name__}
     passed = True
     if args.against:

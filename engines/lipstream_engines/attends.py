@@ -59,8 +59,7 @@ def choose(
     refused: dict[str, list[str]] = {}
     for form in forms:
         errors = graph_errors(bundle, reference, "denoiser", open_runner(build(form)), in_place=True)
-        off = [name for name, error in errors.items() if not error <= reference.allowed(name)]
-        if not off:
+        if not (off := reference.off(errors)):
             return Choice(form, True, refused)
         refused[form] = off
     raise VerificationError(

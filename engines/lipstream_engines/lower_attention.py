@@ -33,6 +33,11 @@ def lower_attention(model: ModelProto) -> ModelProto:
             raise LipStreamInternalError(f"type or head size of the attention {node.name} is not known")
         else:
             nodes += _lowered(node, dtype, size)
+    return with_nodes(model, nodes)
+
+
+def with_nodes(model: ModelProto, nodes: list[NodeProto]) -> ModelProto:
+    """A copy of `model` with these nodes."""
     lowered = ModelProto()
     lowered.CopyFrom(model)
     del lowered.graph.node[:]

@@ -15,6 +15,8 @@ from typing import Any, Literal
 from lipstream.errors import LipStreamInternalError
 from onnx import ModelProto, NodeProto, helper, shape_inference
 
+from .lower_attention import with_nodes
+
 Convolutions = Literal["3d", "2d"]
 Shape = tuple[int, ...]
 
@@ -34,11 +36,7 @@ def lower_conv(model: ModelProto) -> ModelProto:
             nodes += _lowered(node, shapes)
         else:
             nodes.append(node)
-    lowered = ModelProto()
-    lowered.CopyFrom(model)
-    del lowered.graph.node[:]
-    lowered.graph.node.extend(nodes)
-    return lowered
+    return with_nodes(model, nodes)
 
 
 def _shapes(model: ModelProto) -> dict[str, Shape]:

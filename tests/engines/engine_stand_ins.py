@@ -9,7 +9,7 @@ import onnxruntime
 from lipstream.bundle import Bundle
 from lipstream_engines.lower_ring import ATTENDED, load_graph, lower_ring
 from lipstream_export.precision.widen import widen
-from onnx import external_data_helper, inliner
+from onnx import ModelProto, external_data_helper, inliner
 from trt_bodies import bodies
 
 Arrays = dict[str, Any]
@@ -21,6 +21,11 @@ def session_of(source: Bundle, graph: str, ring: Any, attends: Any = "length") -
     if any(node.domain in ("trt", "lipstream") for node in model.graph.node):
         model.functions.extend(bodies(attends))
         model = inliner.inline_local_functions(model)
+    return open_session(model, source)
+
+
+def open_session(model: ModelProto, source: Bundle) -> onnxruntime.InferenceSession:
+    """A graph of standard operators with the weights of `source`, in float32."""
     external_data_helper.load_external_data_for_model(model, str(source.path))
     widen(model)
     return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])

@@ -11,13 +11,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from engine_stand_ins import open_session
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import relative_error
 from lipstream.errors import LipStreamInternalError
 from lipstream_engines.lower_attention import LARGEST_HEAD, lower_attention
 from lipstream_engines.lower_ring import load_graph
-from lipstream_export.precision.widen import widen
-from onnx import TensorProto, external_data_helper, helper
+from onnx import TensorProto, helper
 from rig import environment
 from small_release import small_release
 
@@ -69,14 +69,13 @@ def test_lowered_attention_computes_the_same(wan: Bundle, graph: str) -> None:
     assert (kinds(model).count("Attention"), kinds(lowered).count("Attention")) == (1, 0)
     results = []
     for each in (model, lowered):
-        external_data_helper.load_external_data_for_model(each, str(wan.path))
-        widen(each)
+        session = open_session(each, wan)
         rng = np.random.default_rng(0)
         inputs = {
             x.name: rng.random([d.dim_value for d in x.type.tensor_type.shape.dim], np.float32)
             for x in each.graph.input
         }
-        results.append(run(each, inputs))
+        results.append(session.run(None, inputs))
     for expected, found in zip(*results, strict=True):
         assert np.abs(expected).max() > 0
         assert relative_error(found, expected) < 1e-5

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from engine_stand_ins import open_session
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import relative_error
 from lipstream.errors import ConfigError, LipStreamInternalError
@@ -19,8 +20,7 @@ from lipstream_engines.build import parse
 from lipstream_engines.lower_conv import lower_conv
 from lipstream_engines.lower_ring import load_graph
 from lipstream_engines.recipe import Recipe, load_recipe
-from lipstream_export.precision.widen import widen
-from onnx import TensorProto, external_data_helper, helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from rig import environment
 from small_release import small_release
 
@@ -31,12 +31,6 @@ RECIPE = Recipe("small", "", "bf16")
 @pytest.fixture(scope="module")
 def wan(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return small_release(tmp_path_factory.mktemp("small") / "wan", "wan", "bf16")
-
-
-def run(model: onnx.ModelProto, inputs: dict[str, Any]) -> list[np.ndarray[Any, Any]]:
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    found: list[np.ndarray[Any, Any]] = session.run(None, inputs)
-    return found
 
 
 def ranks(model: onnx.ModelProto) -> list[int]:
@@ -58,14 +52,13 @@ def test_the_wan_vae_computes_the_same(wan: Bundle, graph: str) -> None:
     assert len(ranks(lowered)) == len(ranks(model))
     results = []
     for each in (model, lowered):
-        external_data_helper.load_external_data_for_model(each, str(wan.path))
-        widen(each)
+        session = open_session(each, wan)
         rng, found = np.random.default_rng(0), []
         shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in each.graph.input}
         memory = {name: np.zeros(shape, np.float32) for name, shape in shapes.items() if name.startswith("memory.")}
         for _ in range(2):
             given = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name not in memory}
-            outputs = dict(zip([x.name for x in each.graph.output], run(each, given | memory), strict=True))
+            outputs = dict(zip([x.name for x in each.graph.output], session.run(None, given | memory), strict=True))
             found += list(outputs.values())
             memory = {name: outputs[name.replace("memory", "memory_out")] for name in memory}
         results.append(found)
@@ -109,7 +102,9 @@ def test_every_stride_and_padding(x: tuple[int, ...], weight: tuple[int, ...], a
     lowered = lower_conv(model)
     onnx.checker.check_model(lowered, full_check=True)
     assert ranks(lowered) == [4]
-    (expected,), (found,) = run(model, given), run(lowered, given)
+    cpu = ["CPUExecutionProvider"]
+    sessions = [onnxruntime.InferenceSession(x.SerializeToString(), providers=cpu) for x in (model, lowered)]
+    (expected,), (found,) = (session.run(None, given) for session in sessions)
     assert found.shape == expected.shape
     assert relative_error(found, expected) < 1e-6
 

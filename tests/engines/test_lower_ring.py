@@ -6,22 +6,19 @@ from typing import Any, get_args
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
+from engine_stand_ins import open_session
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import probe_chunks, probe_inputs, relative_error
 from lipstream.bundle.plans import RINGS
 from lipstream_engines.lower_ring import Attends, Lowering, load_graph, lower_ring, phases
 from lipstream_engines.verify import from_native, to_native
-from lipstream_export.precision.widen import widen
-from onnx import TensorProto, external_data_helper, helper, inliner
+from onnx import TensorProto, helper, inliner
 from trt_bodies import bodies
 
 
 def run(model: onnx.ModelProto, bundle: Bundle, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    external_data_helper.load_external_data_for_model(model, str(bundle.path))
-    widen(model)
-    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = open_session(model, bundle)
     wanted = {x.name for x in session.get_inputs()}
     assert wanted <= {*inputs}
     names = [x.name for x in session.get_outputs()]

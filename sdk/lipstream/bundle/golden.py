@@ -140,6 +140,10 @@ class Reference:
         """Allowed relative error of an engine at the output `name`."""
         return FACTOR * self.errors[name] + FLOOR
 
+    def off(self, errors: Mapping[str, float]) -> list[str]:
+        """Names of the outputs whose relative error, by `key`, is larger than allowed, or NaN."""
+        return [name for name, error in errors.items() if not error <= self.allowed(name)]
+
     def compare(self, graph: str, chunk: int, outputs: Mapping[str, NDArray[Any]]) -> dict[str, float]:
         """Relative errors of the `outputs` of `graph` as in `chunk`, by `key`."""
         names = {key(graph, name, chunk): x for name, x in outputs.items()}
