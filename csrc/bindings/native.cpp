@@ -13,6 +13,7 @@
 
 #include "arguments.h"
 #include "lipstream/composite.h"
+#include "lipstream/composite_pixel.h"
 #include "lipstream/e4m3.h"
 #include "lipstream/ring_call.h"
 #include "lipstream/ring_cpu.h"
@@ -229,7 +230,7 @@ py::dict ring_call(const std::vector<std::pair<std::string, Shape>>& tensors) {
   return found;
 }
 
-// Float32 samples, [h, w, 3] or [h, w], none of the sizes 0.
+// Float32 samples, [h, w, 4] or [h, w], none of the sizes 0.
 Samples samples(const py::array& array, const char* name) {
   for (const int64_t size : shape_of(array)) {
     if (size < 1) throw py::value_error(std::string(name) + " is of shape " + str(shape_of(array)) + ", expected pixels");
@@ -250,23 +251,47 @@ Affine affine(const char* name, const py::object& object) {
   return map;
 }
 
+// Weights [kPhases, taps] for an axis of `size` samples.
+Filter filter(const py::array& array, const char* name, int64_t multiple, int64_t size) {
+  const int64_t taps = array.shape(1);
+  if (taps < 2 || taps % multiple != 0) {
+    throw py::value_error(std::string(name) + " has " + str(taps) + " taps, expected a multiple of " + str(multiple));
+  }
+  if (taps > size) throw py::value_error(std::string(name) + " has " + str(taps) + " taps for " + str(size) + " samples");
+  return {data<float>(array), taps};
+}
+
 void render_(const py::object& block_, const std::array<int64_t, 2>& corner, float strength, const py::object& picture_,
-             const py::object& to_picture_, const py::object& alpha_, const py::object& to_alpha_,
-             const py::object& gate_, const py::object& to_gate_) {
+             const py::object& to_picture_, const py::object& filter_x, const py::object& filter_y,
+             const py::object& alpha_, const py::object& to_alpha_) {
   const py::array block = writable("block", block_, {kAny, kAny, 4});
   floats("block", block_, {kAny, kAny, 4});
   const auto [x, y] = corner;
-  const py::array picture = floats("picture", picture_, {kAny, kAny, 3});
-  const py::array alpha = floats("alpha", alpha_, {kAny, kAny});
-  const py::array gate = gate_.is_none() ? alpha : floats("gate", gate_, {kAny, kAny});
-  check_disjoint({block}, {picture, alpha, gate});
+  const py::array picture = floats("picture", picture_, {kAny, kAny, 4}), alpha = floats("alpha", alpha_, {kAny, kAny});
+  const py::array across = floats("filter_x", filter_x, {kPhases, kAny});
+  const py::array down = floats("filter_y", filter_y, {kPhases, kAny});
+  check_disjoint({block}, {picture, alpha, across, down});
   const Affine to_picture = affine("to_picture", to_picture_), to_alpha = affine("to_alpha", to_alpha_);
-  const Affine to_gate = gate_.is_none() ? to_alpha : affine("to_gate", to_gate_);
-  const Samples found[] = {samples(picture, "picture"), samples(alpha, "alpha"), samples(gate, "gate")};
+  const Samples colours = samples(picture, "picture"), opacities = samples(alpha, "alpha");
+  const Filter fx = filter(across, "filter_x", 2, colours.width), fy = filter(down, "filter_y", 2, colours.height);
   const Region region{x, y, x + block.shape(1), y + block.shape(0)};
   const py::gil_scoped_release released;
-  render(data<float>(block), region, strength, found[0], to_picture, found[1], to_alpha,
-         gate_.is_none() ? nullptr : &found[2], to_gate);
+  render(data<float>(block), region, strength, colours, to_picture, fx, fy, opacities, to_alpha);
+}
+
+void resample_(const py::object& view_, const py::object& plane_, const py::object& to_plane_, const py::object& filter_x,
+               const py::object& filter_y) {
+  const py::array view = writable("view", view_, {kAny, kAny});
+  floats("view", view_, {kAny, kAny});
+  const py::array plane = floats("plane", plane_, {kAny, kAny});
+  const py::array across = floats("filter_x", filter_x, {kPhases, kAny});
+  const py::array down = floats("filter_y", filter_y, {kPhases, kAny});
+  check_disjoint({view}, {plane, across, down});
+  const Affine to_plane = affine("to_plane", to_plane_);
+  const Samples found = samples(plane, "plane");
+  const Filter fx = filter(across, "filter_x", kLanes, found.width), fy = filter(down, "filter_y", 2, found.height);
+  const py::gil_scoped_release released;
+  resample(data<float>(view), view.shape(0), view.shape(1), found, to_plane, fx, fy);
 }
 
 void blend_(const py::object& plane_, const std::array<int64_t, 4>& region_, const py::object& block_,
@@ -333,7 +358,8 @@ PYBIND11_MODULE(_native, module) {
              arg("sin"), arg("threads") = 0);
   module.def("ring_call", &ring_call, arg("tensors"));
   module.def("render", &render_, arg("block"), arg("corner"), arg("strength"), arg("picture"), arg("to_picture"),
-             arg("alpha"), arg("to_alpha"), arg("gate") = py::none(), arg("to_gate") = py::none());
+             arg("filter_x"), arg("filter_y"), arg("alpha"), arg("to_alpha"));
+  module.def("resample", &resample_, arg("view"), arg("plane"), arg("to_plane"), arg("filter_x"), arg("filter_y"));
   module.def("blend", &blend_, arg("plane"), arg("region"), arg("block"), arg("first"), arg("step"), arg("weights_x"),
              arg("weights_y"), arg("row"), arg("most"));
   module.def("e4m3", py::vectorize([](float x) { return to_e4m3(x); }), arg("x"));

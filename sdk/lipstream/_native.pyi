@@ -105,16 +105,29 @@ def render(
     strength: float,
     picture: NDArray[np.float32],
     to_picture: NDArray[np.float64],
+    filter_x: NDArray[np.float32],
+    filter_y: NDArray[np.float32],
     alpha: NDArray[np.float32],
     to_alpha: NDArray[np.float64],
-    gate: NDArray[np.float32] | None = None,
-    to_gate: NDArray[np.float64] | None = None,
 ) -> None:
     """Fill `block` [h, w, 4], whose first pixel is the frame's at `corner` (x, y), with what is blended into the frame.
 
-    A pixel becomes the picture, limited to 0..1 and times the opacity a, and a = ``strength * alpha``; all 0 where a,
-    or the gate, is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The picture
-    [h, w, 3] is sampled cubically, its border repeated; `alpha` [h, w] and `gate` linearly, 0 around them.
+    A pixel becomes the picture, limited to 0..1 and times the opacity a, and a = ``strength * alpha``; all 0 where a
+    is not above 0. The maps [2, 3] take pixel centres of the frame to those of each array. The picture [h, w, 4] (red,
+    green, blue, 0) is sampled by the filters (`lipstream.media.lanczos`), which have no more taps than it has samples,
+    `alpha` [h, w] linearly, 0 around it.
+    """
+
+def resample(
+    view: NDArray[np.float32],
+    plane: NDArray[np.float32],
+    to_plane: NDArray[np.float64],
+    filter_x: NDArray[np.float32],
+    filter_y: NDArray[np.float32],
+) -> None:
+    """Fill `view` [h, w] with `plane` [H, W] at the places that `to_plane` [2, 3] maps the view's pixel centres to.
+
+    The filters are those of `render`; the first has a multiple of 4 samples.
     """
 
 def blend(

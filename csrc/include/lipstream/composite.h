@@ -1,4 +1,5 @@
 // A generated picture as it is blended into a frame, seen through affine maps: one pass over the pixels it can touch.
+// Also the resampling of a plane, with the same filters.
 #pragma once
 
 #include <cstdint>
@@ -21,14 +22,27 @@ struct Region {
   int64_t x0, y0, x1, y1;
 };
 
+// Weights [kPhases, taps] of a resampling filter along one axis: at position p the samples from floor(p) - taps / 2 + 1 on
+// are weighted by the row of p's fraction, rounded to 1 / kPhases. taps is even.
+constexpr int64_t kPhases = 256;
+struct Filter {
+  const float* weights;
+  int64_t taps;
+};
+
 // block [y1 - y0, x1 - x0, 4] becomes red, green and blue of the picture, limited to 0..1 and times the opacity, and the
 // opacity, strength * alpha.
 //
-// picture [h, w, 3] is sampled cubically (Keys, a = -0.75, as OpenCV), its border repeated; alpha [_, _]
-// linearly, with 0 around it. A pixel whose alpha or, where there is one, gate [_, _]
-// (sampled as alpha) is not above 0 is all 0.
+// picture [h, w, 4], of red, green, blue and 0, is sampled by the filters, at least as large as they are; beyond it
+// samples those of its border. alpha [_, _] is sampled linearly, with 0 around it; a pixel whose alpha is not above 0 is
+// all 0.
 void render(float* block, const Region& region, float strength, const Samples& picture, const Affine& to_picture,
-            const Samples& alpha, const Affine& to_alpha, const Samples* gate, const Affine& to_gate);
+            const Filter& x, const Filter& y, const Samples& alpha, const Affine& to_alpha);
+
+// view [height, width] becomes plane [h, w] sampled by the filters, as `render` samples a picture; x.taps is a multiple
+// of 4.
+void resample(float* view, int64_t height, int64_t width, const Samples& plane, const Affine& to_plane, const Filter& x,
+              const Filter& y);
 
 // How one axis of a plane's samples lies over the pixels of a block: sample i of a region takes the pixels from
 // first + i * step on, each by its weight; beyond the block its border is repeated.

@@ -107,10 +107,9 @@ def crop_matrix(matrix: NDArray[np.float64], size: int, box: Box = WHOLE_CANVAS)
 def crop(frame: Picture | Image, matrix: Matrix, size: int, box: Box = WHOLE_CANVAS) -> Image:
     """The aligned face, uint8 [size, size, 3], in a single resampling of `frame`, a picture or uint8 [H, W, 3] RGB.
 
-    Bilinear where the crop magnifies, averaged over whole pixels where it shrinks. Beyond the frame its border is
-    repeated.
+    See `lipstream.media.lanczos`. Beyond the frame its border is repeated.
     """
-    return as_picture(frame).view(crop_matrix(matrix, size, box), size, size)
+    return as_picture(frame).cropped(crop_matrix(matrix, size, box), size, size)
 
 
 def _normalised(points: NDArray[np.float64]) -> tuple[NDArray[np.float32], np.float32, NDArray[np.float32]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import cv2
 import numpy as np
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 
 from .._native import render
 from ..errors import ConfigError, LipStreamInternalError
+from ..media.lanczos import filtered
 from ..media.picture import Image, Picture
 from .alignment import WHOLE_CANVAS, Box, Crop, Matrix, crop_matrix
 
 _MARGIN = 16  # crop pixels around the mask that resampling may read
-_FINER = 1.1  # up to a tenth more pixels than the source cause no aliasing
 _OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cells a side
 _OFFSET_REACH = 0.15  # distance from the mask within which kept pixels count, in crop sides
 _OFFSET_SPREAD = 0.12  # offsets farther than this from their median come from misplaced edges, not from colour
@@ -54,8 +53,6 @@ class Compositor:
             low = (max(0, int(x.min()) - _MARGIN) for x in (columns, rows))
             high = (min(self.size, int(x.max()) + _MARGIN) for x in (columns, rows))
             self._shown = (*low, *high)
-        # Cached by size: a tracked face changes its size little from frame to frame.
-        self._resized_alpha = lru_cache(16)(self._resize_alpha)
 
     def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
         """`frame` with the generated picture in the masked region.
@@ -86,24 +83,14 @@ class Compositor:
         offset = self._colour_offset(generated, source)
         generated = generated + cv2.resize(offset, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
         left, top, right, bottom = self._shown
-        shown, to_shown = generated[top:bottom, left:right], to_crop.copy()
+        to_shown = to_crop.copy()
         to_shown[:, 2] -= left, top
-        size = _size_in_source(shown.shape, to_shown)
-        picture, to_picture = _resized(np.ascontiguousarray(shown), to_shown, size)
-        size = _size_in_source(self._alpha.shape, to_crop)
-        alpha, to_alpha = self._resized_alpha(size), _scaled(to_crop, np.array(size) / self.size)
-        # The mean over a coarse source pixel covers several mask pixels; pixels whose centres are kept must not change.
-        gate = (None, None) if alpha is self._alpha else (self._alpha, to_crop)
+        seen = filtered(generated[top:bottom, left:right], to_shown)
         left, top, right, bottom = region
         block = np.empty((bottom - top, right - left, 4), np.float32)
-        render(block, (left, top), share, picture, to_picture, alpha, to_alpha, *gate)
+        colours = seen.picture, seen.to_picture, seen.filter_x, seen.filter_y
+        render(block, (left, top), share, *colours, self._alpha, to_crop)
         return frame.blended(left, top, block)
-
-    def _resize_alpha(self, size: tuple[int, int]) -> NDArray[np.float32]:
-        """The opacity resized to `size` (width, height)."""
-        if size == (self.size, self.size):
-            return self._alpha
-        return np.asarray(cv2.resize(self._alpha, size, interpolation=cv2.INTER_AREA), np.float32)
 
     def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
         """Part of the frame (x0, y0, x1, y1) that the masked region can touch; None if there is none."""
@@ -173,29 +160,3 @@ def _pull_push(values: NDArray[np.float32], weight: NDArray[np.float32]) -> NDAr
     coarse = _pull_push(pulled.astype(np.float32), np.minimum(2 * pulled_weight, 1).astype(np.float32))
     filled = cv2.resize(coarse.reshape(half[1], half[0], 3), (columns, rows), interpolation=cv2.INTER_LINEAR)
     return np.asarray(filled + weight[..., None] * (values - filled), np.float32)
-
-
-def _size_in_source(shape: tuple[int, ...], to_image: NDArray[np.float64]) -> tuple[int, int]:
-    """Size (width, height) to resize an image [h, w, ...] to: the source's resolution, but at most its present size."""
-    height, width = shape[:2]
-    zoom = np.linalg.norm(to_image[:, :2], axis=1)  # image pixels per source pixel, along the image's x and y
-    zoom = np.where(zoom < _FINER, 1, zoom)
-    return max(1, round(width / zoom[0])), max(1, round(height / zoom[1]))
-
-
-def _resized(
-    image: NDArray[np.float32], to_image: NDArray[np.float64], size: tuple[int, int]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """`image` averaged down to `size` (width, height), and the matrix source -> it."""
-    height, width = image.shape[:2]
-    if size == (width, height):
-        return image, to_image
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return np.asarray(small, np.float32), _scaled(to_image, np.array(size) / (width, height))
-
-
-def _scaled(to_image: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`to_image`, composed with the image's resize by `scale` (x, y); edges map to edges."""
-    matrix = to_image * scale[:, None]
-    matrix[:, 2] += 0.5 * scale - 0.5
-    return matrix

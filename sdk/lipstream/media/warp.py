@@ -27,7 +27,7 @@ def warp(
     """
     shrink = 1 / np.linalg.norm(matrix[:, :2], axis=1)  # plane pixels per view pixel, along x and y of the view
     block = max(1, math.floor(shrink.min()))
-    part, matrix = _block_mean(plane, matrix, width, height, block)
+    part, matrix = part_under(plane, matrix, width, height, block)
     x, y = (max(1, math.ceil(s / block - 0.1)) for s in shrink)  # a tenth too few samples do not alias
     fine = matrix * np.array([[x], [y]])
     fine[:, 2] += [(x - 1) / 2, (y - 1) / 2]
@@ -44,23 +44,32 @@ def warp(
     return np.asarray(view, np.float32)
 
 
-def _block_mean(
-    image: cv2.typing.MatLike, matrix: NDArray[np.float64], width: int, height: int, block: int
+def part_under(
+    image: cv2.typing.MatLike, matrix: NDArray[np.float64], width: int, height: int, block: int, margin: int = 1
 ) -> tuple[cv2.typing.MatLike, NDArray[np.float64]]:
-    """The part of `image` under the view averaged over block x block pixels, and the matrix from that to the view."""
+    """The part of `image` under the view averaged over block x block pixels, and the matrix from that to the view.
+
+    Args:
+        margin: pixels of the view around it that the part has, too, where the image does.
+    """
     rows, columns = image.shape[:2]
     inverse = cv2.invertAffineTransform(matrix)
-    corners = np.array([(-1, -1), (width, -1), (-1, height), (width, height)], np.float64) @ inverse[:, :2].T
-    corners += inverse[:, 2]
+    ends = [(x, y) for x in (-margin, width - 1 + margin) for y in (-margin, height - 1 + margin)]
+    corners = np.array(ends, np.float64) @ inverse[:, :2].T + inverse[:, 2]
     limit = np.array([columns, rows])
     low = np.clip(np.floor(corners.min(axis=0)).astype(int) - 2 * block, 0, limit - 1)
     high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 2 * block, low + 1, limit)
-    part = image[low[1] : high[1], low[0] : high[0]]
-    if block > 1:
-        pad_x, pad_y = (int(-n % block) for n in high - low)
-        if pad_x or pad_y:
-            part = cv2.copyMakeBorder(part, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
-        part = cv2.resize(part, (part.shape[1] // block, part.shape[0] // block), interpolation=cv2.INTER_AREA)
+    part = block_mean(image[low[1] : high[1], low[0] : high[0]], block)
     linear = matrix[:, :2] * block
     translation = matrix[:, 2] + matrix[:, :2] @ (low + (block - 1) / 2)
     return part, np.column_stack([linear, translation])
+
+
+def block_mean(image: cv2.typing.MatLike, block: int) -> cv2.typing.MatLike:
+    """`image` averaged over block x block pixels, its border repeated to whole blocks."""
+    if block == 1:
+        return image
+    pad_y, pad_x = (-n % block for n in image.shape[:2])
+    if pad_x or pad_y:
+        image = cv2.copyMakeBorder(image, 0, pad_y, 0, pad_x, cv2.BORDER_REPLICATE)
+    return cv2.resize(image, (image.shape[1] // block, image.shape[0] // block), interpolation=cv2.INTER_AREA)

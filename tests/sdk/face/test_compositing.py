@@ -9,11 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lipstream.errors import ConfigError, LipStreamInternalError
 from lipstream.face import crop, crop_matrix
+from lipstream.face.alignment import WHOLE_CANVAS, Box
 from lipstream.face.compositing import Compositor
 from lipstream.media import Picture
 from numpy.typing import NDArray
+from portraits import placed, similarity
 
 Array = NDArray[np.float64]
+
+PORTRAIT: Array = np.array([[3.99, 0.27, -394.65], [-0.27, 3.99, -208.92]])
+"""The portrait's pixels -> canvas; its face is 96 pixels wide."""
+LOWER_FACE: Box = (58.0, 248.0, 362.0, 552.0)
 
 
 def mouth_mask(size: int, sigma: float = 0.0) -> NDArray[np.float32]:
@@ -36,10 +42,10 @@ def face_at(scale: float, degrees: float, x: float, y: float) -> Array:
     return np.column_stack([linear, np.array([210.0, 280.0]) - linear @ (x, y)])
 
 
-def mask_in_source(mask: NDArray[np.float32], matrix: Array, width: int, height: int) -> Array:
+def mask_in_source(mask: NDArray[np.float32], matrix: Array, width: int, height: int, box: Box = WHOLE_CANVAS) -> Array:
     """The mask's value at every source pixel's centre, 1 outside the crop: sampled in plain float64."""
     size = len(mask)
-    to_crop = crop_matrix(matrix, size)
+    to_crop = crop_matrix(matrix, size, box)
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     u, v = np.tensordot(to_crop[:, :2], np.stack([x, y]), 1) + to_crop[:, 2, None, None]
     padded = np.pad(mask.astype(np.float64), 1, constant_values=1)
@@ -122,6 +128,27 @@ def test_a_generated_source_changes_almost_nothing() -> None:
         difference = np.abs(result.astype(int) - frame)
         assert difference.max() <= 4
         assert difference.mean() < 0.1
+
+
+@pytest.mark.parametrize(("scale", "degrees"), [(0.5, 0), (0.7, 12), (1.0, -5)])
+def test_a_true_crop_pasted_back_keeps_the_picture(scale: float, degrees: float) -> None:
+    """Faces of up to 100 pixels through a crop of 64 pixels: what is lost there, no network can bring back."""
+    frame = placed(similarity(scale, degrees, 150, 140), 300, 300)
+    to_portrait = cv2.invertAffineTransform(similarity(scale, degrees, 150, 140))
+    matrix = PORTRAIT @ np.vstack([to_portrait, (0, 0, 1)])
+    view = crop(frame, matrix, 64, LOWER_FACE)
+    compositor = Compositor(mouth_mask(64), box=LOWER_FACE)
+    result = compositor.composite(Picture.of(frame), view, view, matrix).rgb
+    inside = mask_in_source(mouth_mask(64), matrix, 300, 300, LOWER_FACE) < 0.05
+    lost = np.square(result[inside].astype(float) - frame[inside]).mean()
+    assert 10 * np.log10(255**2 / lost) >= 40
+    assert _gradient_energy(result, inside) >= 0.9 * _gradient_energy(frame, inside)
+
+
+def _gradient_energy(picture: NDArray[np.uint8], inside: NDArray[np.bool_]) -> float:
+    luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(float)
+    rows, columns = (np.square(np.diff(luma, axis=axis)) for axis in (0, 1))
+    return float(rows[inside[1:]].mean() + columns[inside[:, 1:]].mean())
 
 
 @pytest.mark.parametrize("cast", [(0.12, -0.08, 0.05), (-0.25, -0.25, -0.25)])
