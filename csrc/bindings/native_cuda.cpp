@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <initializer_list>
 #include <limits>
@@ -15,6 +16,7 @@
 #include <vector>
 
 #include "arguments.h"
+#include "lipstream/composite_cuda.h"
 #include "lipstream/ring_cuda.h"
 #include "lipstream/sampler_cuda.h"
 
@@ -224,12 +226,113 @@ void pack_pictures(Address bytes, Address not_finite, Address planes, const Pict
                                  at<CUstream_st>(stream)));
 }
 
+// Addresses of compositing: float32, float32 in whole groups of four, or bytes.
+void check_composite(std::initializer_list<std::pair<const char*, Address>> floats,
+                     std::initializer_list<std::pair<const char*, Address>> fours,
+                     std::initializer_list<std::pair<const char*, Address>> bytes) {
+  check_addresses(floats, sizeof(float));
+  check_addresses(fours, 4 * sizeof(float));
+  check_addresses(bytes, 1);
+}
+
+void check_size(const char* name, int64_t found, int64_t least, int64_t most) {
+  if (found < least || found > most) {
+    throw py::value_error(std::string(name) + " is " + str(found) + ", expected " + str(least) + " to " + str(most));
+  }
+}
+
+void check_area(const char* name, const std::array<int64_t, 2>& shape) {
+  if (shape[0] < 1 || shape[1] < 1 || shape[0] > kMostElements / shape[1] / 4) {
+    throw py::value_error(std::string(name) + " is (" + str(shape[0]) + ", " + str(shape[1]) +
+                          "), expected [h, w] from 1 up with 4 * h * w < 2^31");
+  }
+}
+
+Affine affine(const char* name, const std::array<double, 6>& values) {
+  Affine map{};
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (!(values[i] > -1e9 && values[i] < 1e9)) throw py::value_error(std::string(name) + " holds " + std::to_string(values[i]));
+    map.m[i] = values[i];
+  }
+  return map;
+}
+
+// Of the generated picture and the grid over it.
+void check_grid(int64_t size, int64_t cells) {
+  check_size("size", size, 1, 1 << 14);
+  check_size("cells", cells, 1, std::min(cuda::kMostCells, size));
+}
+
+void colour_offset(Address offset, Address generated, Address wanted, Address trusted, int64_t size, int64_t cells,
+                   Address stream) {
+  check_composite({{"offset", offset}, {"wanted", wanted}, {"trusted", trusted}}, {}, {{"generated", generated}});
+  check_grid(size, cells);
+  check_cuda(cuda::colour_offset(at<float>(offset), at<const uint8_t>(generated), size, at<const float>(wanted),
+                                 at<const float>(trusted), cells, at<CUstream_st>(stream)));
+}
+
+void corrected_part(Address part, Address generated, Address offset, int64_t size, int64_t cells,
+                    const std::array<int64_t, 4>& shown, int64_t block, int64_t pad, Address stream) {
+  check_composite({{"offset", offset}}, {{"part", part}}, {{"generated", generated}});
+  check_grid(size, cells);
+  const auto [x0, y0, x1, y1] = shown;
+  if (x0 < 0 || y0 < 0 || x0 >= x1 || y0 >= y1 || x1 > size || y1 > size) {
+    throw py::value_error("shown is not a part of a picture of " + str(size) + " pixels a side");
+  }
+  check_size("block", block, 1, size);
+  check_size("pad", pad, 0, 1 << 10);
+  check_cuda(cuda::corrected_part(at<float>(part), at<const uint8_t>(generated), size, at<const float>(offset), cells,
+                                  {{x0, y0, x1, y1}, block, pad}, at<CUstream_st>(stream)));
+}
+
+void render_(Address block, Address picture, Address filter_x, Address filter_y, Address alpha,
+            const std::array<int64_t, 4>& region, const std::array<int64_t, 2>& picture_shape,
+            const std::array<double, 6>& to_picture, const std::array<int64_t, 2>& taps,
+            const std::array<int64_t, 2>& alpha_shape, const std::array<double, 6>& to_alpha, Address stream) {
+  check_composite({{"filter_x", filter_x}, {"filter_y", filter_y}, {"alpha", alpha}},
+                  {{"block", block}, {"picture", picture}}, {});
+  const auto [x0, y0, x1, y1] = region;
+  check_area("region", {y1 - y0, x1 - x0});
+  check_area("picture_shape", picture_shape);
+  check_area("alpha_shape", alpha_shape);
+  for (const size_t axis : {0, 1}) {
+    check_size("taps", taps[axis], 2, picture_shape[1 - axis]);
+    if (taps[axis] % 2 != 0) throw py::value_error("taps are " + str(taps[axis]) + ", expected an even number");
+  }
+  check_cuda(cuda::render(at<float>(block), {x0, y0, x1, y1},
+                          {at<const float>(picture), picture_shape[0], picture_shape[1]}, affine("to_picture", to_picture),
+                          {at<const float>(filter_x), taps[0]}, {at<const float>(filter_y), taps[1]},
+                          {at<const float>(alpha), alpha_shape[0], alpha_shape[1]}, affine("to_alpha", to_alpha),
+                          at<CUstream_st>(stream)));
+}
+
+void blend_(Address samples, Address block, Address weights_x, Address weights_y, const std::array<int64_t, 2>& shape,
+           const std::array<int64_t, 2>& block_shape, const std::array<int64_t, 2>& first,
+           const std::array<int64_t, 2>& step, const std::array<int64_t, 2>& taps, const std::array<float, 4>& row, float most,
+           const std::string& dtype, Address stream) {
+  check_composite({{"weights_x", weights_x}, {"weights_y", weights_y}}, {{"block", block}}, {{"samples", samples}});
+  check_area("shape", shape);
+  check_area("block_shape", block_shape);
+  for (const size_t axis : {0, 1}) check_size("taps", taps[axis], 1, 64);
+  const Taps x{first[0], step[0], at<const float>(weights_x), taps[0]};
+  const Taps y{first[1], step[1], at<const float>(weights_y), taps[1]};
+  const auto run = [&](auto sample) {
+    using T = decltype(sample);
+    check_addresses({{"samples", samples}}, sizeof(T));
+    check_cuda(cuda::blend(at<T>(samples), shape[0], shape[1], at<const float>(block), block_shape[0], block_shape[1], x, y,
+                           row.data(), most, at<CUstream_st>(stream)));
+  };
+  if (dtype == "uint8") return run(uint8_t{});
+  if (dtype == "uint16") return run(uint16_t{});
+  throw py::value_error("dtype is '" + dtype + "', expected 'uint8' or 'uint16'");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native_cuda, module) {
   using py::arg;
   const auto named = py::kw_only();
-  module.doc() = "The K/V ring's CUDA kernels, those between the passes, and those that convert pictures.";
+  module.doc() = "The K/V ring's CUDA kernels, those between the passes, those that convert pictures, and compositing.";
   module.def("device_count", &device_count);
   module.def("synchronize", [](Address stream) { check_cuda(cudaStreamSynchronize(at<CUstream_st>(stream))); },
              arg("stream") = Address{0}, py::call_guard<py::gil_scoped_release>());
@@ -248,6 +351,16 @@ PYBIND11_MODULE(_native_cuda, module) {
   module.def("advance", &advance, arg("next"), arg("clean"), arg("x"), arg("velocity"), arg("noise"), named, arg("t"),
              arg("next_t"), arg("count"), arg("stream") = Address{0});
   module.def("unpack_pictures", &unpack_pictures, arg("planes"), arg("bytes"), named, arg("picture_shape"),
+             arg("stream") = Address{0});
+  module.def("colour_offset", &colour_offset, arg("offset"), arg("generated"), arg("wanted"), arg("trusted"), named,
+             arg("size"), arg("cells"), arg("stream") = Address{0});
+  module.def("corrected_part", &corrected_part, arg("part"), arg("generated"), arg("offset"), named, arg("size"),
+             arg("cells"), arg("shown"), arg("block"), arg("pad"), arg("stream") = Address{0});
+  module.def("render", &render_, arg("block"), arg("picture"), arg("filter_x"), arg("filter_y"), arg("alpha"), named,
+             arg("region"), arg("picture_shape"), arg("to_picture"), arg("taps"), arg("alpha_shape"), arg("to_alpha"),
+             arg("stream") = Address{0});
+  module.def("blend", &blend_, arg("samples"), arg("block"), arg("weights_x"), arg("weights_y"), named, arg("shape"),
+             arg("block_shape"), arg("first"), arg("step"), arg("taps"), arg("row"), arg("most"), arg("dtype"),
              arg("stream") = Address{0});
   module.def("pack_pictures", &pack_pictures, arg("bytes"), arg("not_finite"), arg("planes"), named, arg("picture_shape"),
              arg("stream") = Address{0});

@@ -1,5 +1,5 @@
-"""The CUDA kernels of the K/V ring, see `_native`, between a chunk's passes, see `lipstream.backends.sampler`, and of
-pictures, which are bytes on the host and float32 planes in the graphs.
+"""The CUDA kernels of the K/V ring, see `_native`, between a chunk's passes, see `lipstream.backends.sampler`, of
+pictures, which are bytes on the host and float32 planes in the graphs, and of compositing, see `lipstream.face`.
 
 Built only where a CUDA compiler was found.
 
@@ -126,3 +126,63 @@ def pack_pictures(bytes: int, not_finite: int, planes: int, *, picture_shape: Se
 
     `not_finite` int32 [1] becomes 1 if a value is infinite or NaN, and stays as it is otherwise.
     """
+
+def colour_offset(
+    offset: int, generated: int, wanted: int, trusted: int, *, size: int, cells: int, stream: int = 0
+) -> None:
+    """`offset` [cells, cells, 3] of the colour of `generated` uint8 [size, size, 3], as `Compositor` computes it.
+
+    `wanted` [cells, cells, 3] and `trusted` [cells, cells] are those of an overlay and its mask; up to 32 cells.
+    """
+
+def corrected_part(
+    part: int,
+    generated: int,
+    offset: int,
+    *,
+    size: int,
+    cells: int,
+    shown: Sequence[int],
+    block: int,
+    pad: int,
+    stream: int = 0,
+) -> None:
+    """`part` [h, w, 4]: what `Filter.prepared` makes of the part `shown` (x0, y0, x1, y1) of `generated`.
+
+    The offset, resized linearly to the picture, is added first. h is ceil(shown height / block) + 2 pad; w likewise.
+    """
+
+def render(
+    block: int,
+    picture: int,
+    filter_x: int,
+    filter_y: int,
+    alpha: int,
+    *,
+    region: Sequence[int],
+    picture_shape: Sequence[int],
+    to_picture: Sequence[float],
+    taps: Sequence[int],
+    alpha_shape: Sequence[int],
+    to_alpha: Sequence[float],
+    stream: int = 0,
+) -> None:
+    """`_native.render` of the pixels `region` (x0, y0, x1, y1), strength 1; matrices row by row, `taps` along x, y."""
+
+def blend(
+    samples: int,
+    block: int,
+    weights_x: int,
+    weights_y: int,
+    *,
+    shape: Sequence[int],
+    block_shape: Sequence[int],
+    first: Sequence[int],
+    step: Sequence[int],
+    taps: Sequence[int],
+    row: Sequence[float],
+    most: float,
+    dtype: Literal["uint8", "uint16"],
+    stream: int = 0,
+) -> None:
+    """`_native.blend` of `samples` `shape` [h, w], the region alone; pairs but shapes are along x and y."""

@@ -13,6 +13,8 @@ import numpy as np
 from lipstream import _native
 from lipstream.backends import sampler
 from lipstream.backends.stepped import to_planes
+from lipstream.face import compositing
+from lipstream.media.lanczos import prepared
 
 from .device import Bytes, Device
 
@@ -225,7 +227,138 @@ def make(device: Device) -> ModuleType:
             ),
         )
 
+    def put_arrays(
+        name: str,
+        stream: int,
+        reads: dict[str, tuple[int, Sequence[int], str]],
+        writes: dict[str, tuple[int, Sequence[int], str]],
+        compute: Callable[[dict[str, Any]], dict[str, np.ndarray[Any, Any]]],
+    ) -> None:
+        """A step of compositing: arrays by name, with their addresses, shapes and types."""
+
+        def views(ends: dict[str, tuple[int, Sequence[int], str]]) -> dict[str, Bytes]:
+            return {
+                key: device.view(address, int(np.prod(shape)) * np.dtype(dtype).itemsize)
+                for key, (address, shape, dtype) in ends.items()
+            }
+
+        def run(given: dict[str, Bytes]) -> dict[str, np.ndarray[Any, Any]]:
+            return compute({key: x.view(reads[key][2]).reshape(reads[key][1]) for key, x in given.items()})
+
+        device.counts[name] += 1
+        computation = device.computation(
+            name, lambda: views(reads), lambda: views(writes), run, in_place=frozenset({*reads} & {*writes})
+        )
+        device.put(stream, computation)
+
+    def colour_offset(
+        offset: int, generated: int, wanted: int, trusted: int, *, size: int, cells: int, stream: int = 0
+    ) -> None:
+        reads = {
+            "generated": (generated, (size, size, 3), "uint8"),
+            "wanted": (wanted, (cells, cells, 3), "float32"),
+            "trusted": (trusted, (cells, cells), "float32"),
+        }
+
+        def compute(given: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            pictures = given["generated"] / np.float32(255)
+            return {"offset": compositing.colour_offset(pictures, given["wanted"], given["trusted"])}
+
+        put_arrays("colour_offset", stream, reads, {"offset": (offset, (cells, cells, 3), "float32")}, compute)
+
+    def corrected_part(
+        part: int,
+        generated: int,
+        offset: int,
+        *,
+        size: int,
+        cells: int,
+        shown: Sequence[int],
+        block: int,
+        pad: int,
+        stream: int = 0,
+    ) -> None:
+        left, top, right, bottom = shown
+        shape = (-(-(bottom - top) // block) + 2 * pad, -(-(right - left) // block) + 2 * pad, 4)
+        reads = {
+            "generated": (generated, (size, size, 3), "uint8"),
+            "offset": (offset, (cells, cells, 3), "float32"),
+        }
+
+        def compute(given: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            whole = compositing.corrected(given["generated"] / np.float32(255), given["offset"])
+            return {"part": prepared(whole[top:bottom, left:right], block, pad)}
+
+        put_arrays("corrected_part", stream, reads, {"part": (part, shape, "float32")}, compute)
+
+    def render(
+        block: int,
+        picture: int,
+        filter_x: int,
+        filter_y: int,
+        alpha: int,
+        *,
+        region: Sequence[int],
+        picture_shape: Sequence[int],
+        to_picture: Sequence[float],
+        taps: Sequence[int],
+        alpha_shape: Sequence[int],
+        to_alpha: Sequence[float],
+        stream: int = 0,
+    ) -> None:
+        x0, y0, x1, y1 = region
+        reads = {
+            "picture": (picture, (*picture_shape, 4), "float32"),
+            "filter_x": (filter_x, (256, taps[0]), "float32"),
+            "filter_y": (filter_y, (256, taps[1]), "float32"),
+            "alpha": (alpha, alpha_shape, "float32"),
+        }
+        of_picture, of_alpha = (np.array(values, np.float64).reshape(2, 3) for values in (to_picture, to_alpha))
+
+        def compute(given: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            found = np.empty((y1 - y0, x1 - x0, 4), np.float32)
+            filters = given["filter_x"], given["filter_y"]
+            _native.render(found, (x0, y0), 1.0, given["picture"], of_picture, *filters, given["alpha"], of_alpha)
+            return {"block": found}
+
+        put_arrays("render", stream, reads, {"block": (block, (y1 - y0, x1 - x0, 4), "float32")}, compute)
+
+    def blend(
+        samples: int,
+        block: int,
+        weights_x: int,
+        weights_y: int,
+        *,
+        shape: Sequence[int],
+        block_shape: Sequence[int],
+        first: tuple[int, int],
+        step: tuple[int, int],
+        taps: Sequence[int],
+        row: Sequence[float],
+        most: float,
+        dtype: str,
+        stream: int = 0,
+    ) -> None:
+        place = (samples, shape, dtype)
+        reads = {
+            "samples": place,
+            "block": (block, (*block_shape, 4), "float32"),
+            "weights_x": (weights_x, (taps[0],), "float32"),
+            "weights_y": (weights_y, (taps[1],), "float32"),
+        }
+
+        def compute(given: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+            plane = given["samples"].copy()
+            region = (0, 0, shape[1], shape[0])
+            weights = given["weights_x"], given["weights_y"]
+            _native.blend(plane, region, given["block"], first, step, *weights, row, most)
+            return {"samples": plane}
+
+        put_arrays("blend", stream, reads, {"samples": place}, compute)
+
+    overlays = (colour_offset, corrected_part, render, blend)
     module = ModuleType("lipstream._native_cuda")
-    for call in (ring_keep, ring_anchor, assemble_condition, advance, unpack_pictures, pack_pictures):
+    conversions = (unpack_pictures, pack_pictures)
+    for call in (ring_keep, ring_anchor, assemble_condition, advance, *conversions, *overlays):
         setattr(module, call.__name__, call)
     return module

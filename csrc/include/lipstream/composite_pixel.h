@@ -66,10 +66,16 @@ LIPSTREAM_HD inline Lanes operator*(Lanes lanes, const Lanes& other) {
 }
 #endif
 
+// On the device `four` is aligned to all of it.
 LIPSTREAM_HD inline Lanes load(const float* four) {
+#if defined(__CUDA_ARCH__)
+  const float4 found = *reinterpret_cast<const float4*>(four);
+  return {{found.x, found.y, found.z, found.w}};
+#else
   Lanes lanes;
   memcpy(&lanes, four, sizeof(lanes));
   return lanes;
+#endif
 }
 
 // The taps of a filter at a position along an axis of `size` samples, at least as many as the taps.

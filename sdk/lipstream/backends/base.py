@@ -14,7 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..errors import BackendError
+from ..errors import BackendError, LipStreamInternalError
+from ..face import Overlay
+from ..media.av_frame import Plane
 
 Array = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
@@ -43,6 +45,8 @@ class ChunkInput:
         latents: float32 [2, C, c, h, w] of the crops, as they are and with the mouth masked; or None.
         samples: float32 [lookback + n * samples_per_frame + lookahead] in [-1, 1], the audio encoder's window.
         noises: unit noise [C, c, h, w] for each pass.
+        overlays: for each of the n - `missing` pictures, how it goes into its frame, None where it goes into none: a
+            stream that composites then gives patches in place of crops.
         missing: how many pictures fewer than n the chunk has. A stream's first latent frame holds one video frame, so
             its first crop and first features are repeated in front.
     """
@@ -53,6 +57,7 @@ class ChunkInput:
     samples: Array
     noises: Sequence[Array]
     missing: int
+    overlays: Sequence[Overlay | None] | None = None
 
 
 class PendingChunk(Protocol):
@@ -68,6 +73,16 @@ class PendingChunk(Protocol):
             LipStreamInternalError: crops that are uint8 were rounded from values that were not finite.
         """
 
+    def patches(self) -> list[list[Plane] | None]:
+        """Wait for the samples of each overlay's regions with the crop in them, valid as long as `crops`.
+
+        Only of a chunk that was started with overlays, by a stream that composites.
+
+        Raises:
+            LipStreamInternalError: as of `crops`.
+        """
+        raise LipStreamInternalError("this stream does not composite")
+
     def drop(self) -> None:
         """Discard the chunk; the next one that is started has the same number and replaces it."""
 
@@ -80,9 +95,11 @@ class ChunkStream(Protocol):
     Attributes:
         ahead: whether `start` returns before the chunk is done, so that the next one should be started before this
             one's pictures are taken.
+        composites: whether it takes overlays.
     """
 
     ahead: bool
+    composites: bool
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
         """Start a chunk; at most one other may be pending."""

@@ -30,6 +30,7 @@ class PipelinedStream:
     """See `ChunkStream`; arguments as of `SteppedStream`. `close` does not wait for a graph that is running."""
 
     ahead = True
+    composites = False
 
     def __init__(self, steps: RetractableSteps, t_list: Sequence[float], sequence: str, latent_mask: Array) -> None:
         self._steps, self._stepped = steps, SteppedStream(steps, t_list, sequence, latent_mask)
@@ -62,7 +63,7 @@ class PipelinedStream:
 
 
 @dataclass(frozen=True)
-class _Pending:
+class _Pending(PendingChunk):
     """See `PendingChunk`."""
 
     steps: RetractableSteps

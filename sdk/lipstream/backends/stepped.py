@@ -18,7 +18,7 @@ def to_planes(crops: Bytes) -> Array:
 
 
 @dataclass(frozen=True)
-class _Finished:
+class _Finished(PendingChunk):
     """A chunk that is complete when `start` returns. See `PendingChunk`."""
 
     found: Array
@@ -40,6 +40,7 @@ class SteppedStream:
     """
 
     ahead = False
+    composites = False
 
     def __init__(self, steps: Steps, t_list: Sequence[float], sequence: str, latent_mask: Array) -> None:
         self._steps, self._t_list, self._sequence, self._latent_mask = steps, t_list, sequence, latent_mask

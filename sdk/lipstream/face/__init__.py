@@ -1,6 +1,7 @@
 """Detects, tracks, aligns and composites faces."""
 
 from .alignment import Aligner, alignment_points, crop, crop_matrix
+from .compositing import Overlay
 from .detector import Face, FaceDetector
 from .doubt import Doubt, MouthWatch
 from .landmarks import FaceMesh, Roi, lip_gap
@@ -20,6 +21,7 @@ __all__ = [
     "FaceTracker",
     "LipStreamFacePipeline",
     "MouthWatch",
+    "Overlay",
     "Roi",
     "Tracker",
     "UpstreamFacePipeline",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -10,8 +11,8 @@ from numpy.typing import NDArray
 
 from .._native import render
 from ..errors import ConfigError, LipStreamInternalError
-from ..media.lanczos import filtered
-from ..media.picture import Image, Picture
+from ..media.lanczos import Filter
+from ..media.picture import Image, Picture, PlaneRegion
 from .alignment import WHOLE_CANVAS, Box, Crop, Matrix, crop_matrix
 
 _MARGIN = 16  # crop pixels around the mask that resampling may read
@@ -19,10 +20,49 @@ _OFFSET_CELLS = 32  # the colour offset is estimated on a grid of this many cell
 _OFFSET_REACH = 0.15  # distance from the mask within which kept pixels count, in crop sides
 _OFFSET_SPREAD = 0.12  # offsets farther than this from their median come from misplaced edges, not from colour
 _OFFSET_BLUR = 1.5  # standard deviation of the low pass of the offset, in cells
+_BESIDE = 0.1  # weight above which a cell counts as beside the mask
+
+
+@dataclass(frozen=True, eq=False)
+class OverlayMask:
+    """What all overlays of a mask share.
+
+    Attributes:
+        alpha: float32 [S, S], opacity of the generated picture.
+        trusted: float32 [cells, cells], weight of each cell of a coarse grid over the crop for the colour offset.
+        shown: x0, y0, x1, y1, the part of the crop that is seen.
+    """
+
+    alpha: NDArray[np.float32]
+    trusted: NDArray[np.float32]
+    shown: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """Where and how a generated crop goes into one frame.
+
+    Attributes:
+        region: x0, y0, x1, y1, the pixels of the frame that it can touch. samples: of the frame's planes, likewise.
+        to_crop: float64 [2, 3], frame -> crop.
+        filter: by which the part `mask.shown` of the crop is sampled. wanted: float32 [cells, cells, 3], R'G'B' in
+            [0, 1], the mean colour of the source's crop in each cell.
+    """
+
+    frame: Picture
+    mask: OverlayMask
+    region: tuple[int, int, int, int]
+    samples: list[PlaneRegion]
+    to_crop: NDArray[np.float64]
+    filter: Filter
+    wanted: NDArray[np.float32]
 
 
 class Compositor:
     """Blends generated crops of one mask into frames. Holds no state between frames; usable from many threads.
+
+    Attributes:
+        size: S. mask: what its overlays share.
 
     Args:
         keep_mask: float32 [S, S] in [0, 1], in crop pixels: 1 keeps the source, 0 takes the generated picture.
@@ -43,16 +83,20 @@ class Compositor:
         edge = max(1, self.size // 32 if edge is None else edge)
         outlined = np.pad(1 - keep, 1)
         steepest = max(float(np.abs(np.diff(outlined, axis=axis)).max()) for axis in (0, 1))
-        self._alpha = _feathered(1 - keep, edge) if steepest * edge > 1 else 1 - keep
-        self._ring = _ring_weight(keep)
-        self._beside = self._ring > 0.1
-        rows, columns = np.nonzero(self._alpha)
+        alpha = np.asarray(_feathered(1 - keep, edge) if steepest * edge > 1 else 1 - keep, np.float32)
+        rows, columns = np.nonzero(alpha)
         self._extent = None
+        shown = (0, 0, self.size, self.size)
         if rows.size:
-            self._extent = (float(columns.min()), float(rows.min()), float(columns.max()), float(rows.max()))
-            low = (max(0, int(x.min()) - _MARGIN) for x in (columns, rows))
-            high = (min(self.size, int(x.max()) + _MARGIN) for x in (columns, rows))
-            self._shown = (*low, *high)
+            left, right, top, bottom = int(columns.min()), int(columns.max()), int(rows.min()), int(rows.max())
+            self._extent = (float(left), float(top), float(right), float(bottom))
+            shown = (
+                max(0, left - _MARGIN),
+                max(0, top - _MARGIN),
+                min(self.size, right + _MARGIN),
+                min(self.size, bottom + _MARGIN),
+            )
+        self.mask = OverlayMask(alpha, _ring_weight(keep), shown)
 
     def composite(self, frame: Picture, generated: Crop, source: Image, matrix: Matrix, share: float = 1.0) -> Picture:
         """`frame` with the generated picture in the masked region.
@@ -76,21 +120,30 @@ class Compositor:
             raise LipStreamInternalError(f"crops of shape {generated.shape} and {source.shape}, not {expected}")
         if not math.isfinite(sum(cv2.sumElems(generated))):
             raise LipStreamInternalError("the generated picture is not finite")
+        overlay = self.overlay(frame, source, matrix)
+        if overlay is None:
+            return frame
+        generated = corrected(generated, colour_offset(generated, overlay.wanted, self.mask.trusted))
+        (left, top, right, bottom), seen = self.mask.shown, overlay.filter
+        picture = seen.prepared(generated[top:bottom, left:right])
+        left, top, right, bottom = overlay.region
+        block = np.empty((bottom - top, right - left, 4), np.float32)
+        colours = picture, seen.to_picture, seen.x, seen.y
+        render(block, (left, top), share, *colours, self.mask.alpha, overlay.to_crop)
+        return frame.blended(overlay.samples, block)
+
+    def overlay(self, frame: Picture, source: Image, matrix: Matrix) -> Overlay | None:
+        """Where and how a generated crop goes into `frame`; None if nowhere. Arguments as of `composite`."""
         to_crop = crop_matrix(matrix, self.size, self._box)
         region = self._region(to_crop, frame.width, frame.height)
         if region is None:
-            return frame
-        offset = self._colour_offset(generated, source)
-        generated = generated + cv2.resize(offset, (self.size, self.size), interpolation=cv2.INTER_LINEAR)
-        left, top, right, bottom = self._shown
+            return None
         to_shown = to_crop.copy()
-        to_shown[:, 2] -= left, top
-        seen = filtered(generated[top:bottom, left:right], to_shown)
-        left, top, right, bottom = region
-        block = np.empty((bottom - top, right - left, 4), np.float32)
-        colours = seen.picture, seen.to_picture, seen.filter_x, seen.filter_y
-        render(block, (left, top), share, *colours, self._alpha, to_crop)
-        return frame.blended(left, top, block)
+        to_shown[:, 2] -= self.mask.shown[:2]
+        cells = self.mask.trusted.shape
+        wanted = cv2.resize(source, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / np.float32(255)
+        samples = frame.regions(region[0], region[1], region[2] - region[0], region[3] - region[1])
+        return Overlay(frame, self.mask, region, samples, to_crop, Filter.of(to_shown), np.asarray(wanted, np.float32))
 
     def _region(self, to_crop: NDArray[np.float64], width: int, height: int) -> tuple[int, int, int, int] | None:
         """Part of the frame (x0, y0, x1, y1) that the masked region can touch; None if there is none."""
@@ -110,17 +163,30 @@ class Compositor:
             return None
         return int(low[0]), int(low[1]), int(high[0]), int(high[1])
 
-    def _colour_offset(self, generated: NDArray[np.float32], source: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Offset that gives `generated` the colour of the source around the mask, as a coarse grid over the crop."""
-        cells = self._ring.shape
-        if not self._beside.any():
-            return np.zeros((*cells, 3), np.float32)
-        wanted = cv2.resize(source, cells, interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-        offset = wanted - cv2.resize(generated, cells, interpolation=cv2.INTER_AREA)
-        deviation = offset - np.median(offset[self._beside], axis=0)
-        trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure
-        filled = _pull_push(offset.astype(np.float32), (self._ring * trust).astype(np.float32))
-        return np.asarray(cv2.GaussianBlur(filled, (0, 0), _OFFSET_BLUR), np.float32)
+
+def colour_offset(
+    generated: NDArray[np.float32], wanted: NDArray[np.float32], trusted: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Offset that gives `generated` [S, S, 3] the colour of the source around the mask, as a coarse grid over the crop.
+
+    Args:
+        wanted: [cells, cells, 3], the source's colour.
+        trusted: [cells, cells], the weight of each cell; above 0 only where the source is kept.
+    """
+    beside = trusted > _BESIDE
+    if not beside.any():
+        return np.zeros((*trusted.shape, 3), np.float32)
+    offset = wanted - cv2.resize(generated, trusted.shape, interpolation=cv2.INTER_AREA)
+    deviation = offset - np.median(offset[beside], axis=0)
+    trust = np.square(1 / (1 + np.square(deviation / _OFFSET_SPREAD).max(axis=2)))  # Geman-McClure
+    filled = _pull_push(offset.astype(np.float32), (trusted * trust).astype(np.float32))
+    return np.asarray(cv2.GaussianBlur(filled, (0, 0), _OFFSET_BLUR), np.float32)
+
+
+def corrected(generated: NDArray[np.float32], offset: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`generated` [S, S, 3] plus `offset`, resized linearly."""
+    size = len(generated)
+    return np.asarray(generated + cv2.resize(offset, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def in_unit_range(picture: Crop) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -11,11 +12,17 @@ from ..bundle import Geometry
 from ..media.picture import Image, Picture
 from . import upstream
 from .alignment import Crop, Matrix, crop
-from .compositing import Compositor
+from .compositing import Compositor, Overlay
 
 
 class FacePipeline(Protocol):
-    """Crops and composites the faces of one bundle. Stateless; shared by all sessions."""
+    """Crops and composites the faces of one bundle. Stateless; shared by all sessions.
+
+    Attributes:
+        overlay: see `Compositor.overlay`; None if only `composite` can composite.
+    """
+
+    overlay: Callable[[Picture, Image, Matrix], Overlay | None] | None
 
     def crop(self, frame: Picture, matrix: Matrix) -> Image:
         """The aligned face, uint8 [S, S, 3], of `frame`; `matrix` [2, 3]: frame -> canvas pixels."""
@@ -36,7 +43,9 @@ class LipStreamFacePipeline:
 
     def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
         self._size, self._box = geometry.crop_size[0], geometry.crop_box
-        self.composite = Compositor(keep_mask, box=geometry.crop_box).composite
+        compositor = Compositor(keep_mask, box=geometry.crop_box)
+        self.composite = compositor.composite
+        self.overlay: Callable[[Picture, Image, Matrix], Overlay | None] | None = compositor.overlay
 
     def crop(self, frame: Picture, matrix: Matrix) -> Image:
         """See `FacePipeline`."""
@@ -49,6 +58,8 @@ class UpstreamFacePipeline:
     Raises:
         ConfigError: the bundle's crop is not the upstream system's, the whole canvas.
     """
+
+    overlay: Callable[[Picture, Image, Matrix], Overlay | None] | None = None
 
     def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
         upstream.check_geometry(geometry.crop_box, geometry.crop_size)

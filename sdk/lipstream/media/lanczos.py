@@ -73,33 +73,40 @@ def resample(
 
 
 @dataclass(frozen=True)
-class Filtered:
-    """What `_native.render` samples.
+class Filter:
+    """How a picture [h, w] is seen through an affine map: see `_native.render`.
 
     Attributes:
-        picture: float32 [h, w, 4], the fourth channel 0. to_picture: float64 [2, 3], frame -> picture.
-        filter_x, filter_y: see `lanczos`.
+        block: side of the blocks that are averaged first, where the result is much coarser.
+        pad: how often the border of the averaged picture is repeated.
+        to_picture: float64 [2, 3], frame -> the averaged and padded picture.
+        x, y: weights, see `lanczos`.
     """
 
-    picture: NDArray[np.float32]
+    block: int
+    pad: int
     to_picture: NDArray[np.float64]
-    filter_x: NDArray[np.float32]
-    filter_y: NDArray[np.float32]
+    x: NDArray[np.float32]
+    y: NDArray[np.float32]
+
+    @classmethod
+    def of(cls, to_picture: NDArray[np.float64]) -> Filter:
+        """The filter for `to_picture` [2, 3], frame -> picture."""
+        block = coarseness(np.asarray(cv2.invertAffineTransform(to_picture), np.float64))
+        to_small = to_picture / block
+        to_small[:, 2] += 0.5 / block - 0.5
+        x, y = (lanczos(stretch, 2) for stretch in stretches(to_small))
+        pad = max(x.shape[1], y.shape[1])
+        to_small[:, 2] += pad
+        return cls(block, pad, to_small, x, y)
+
+    def prepared(self, picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `prepared`."""
+        return prepared(picture, self.block, self.pad)
 
 
-def filtered(picture: NDArray[np.float32], to_picture: NDArray[np.float64]) -> Filtered:
-    """`picture` [h, w, 3] prepared for being seen through `to_picture` [2, 3], frame -> picture.
-
-    It is averaged over blocks where the frame is much coarser, and its border is repeated.
-    """
-    block = coarseness(np.asarray(cv2.invertAffineTransform(to_picture), np.float64))
-    small = block_mean(picture, block)
-    to_small = to_picture / block
-    to_small[:, 2] += 0.5 / block - 0.5
-    x, y = (lanczos(stretch, 2) for stretch in stretches(to_small))
-    pad = max(x.shape[1], y.shape[1])
-    four = cv2.cvtColor(small, cv2.COLOR_RGB2RGBA)
+def prepared(picture: NDArray[np.float32], block: int, pad: int) -> NDArray[np.float32]:
+    """`picture` [h, w, 3] averaged over blocks and padded with its border, with a fourth channel of 0."""
+    four = cv2.cvtColor(block_mean(picture, block), cv2.COLOR_RGB2RGBA)
     four[..., 3] = 0
-    to_small[:, 2] += pad
-    padded = np.asarray(cv2.copyMakeBorder(four, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.float32)
-    return Filtered(padded, to_small, x, y)
+    return np.asarray(cv2.copyMakeBorder(four, pad, pad, pad, pad, cv2.BORDER_REPLICATE), np.float32)

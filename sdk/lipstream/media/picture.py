@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -140,23 +140,44 @@ class Picture:
         rgb += 0.5
         return rgb.astype(np.uint8)
 
-    def blended(self, left: int, top: int, block: NDArray[np.float32]) -> Picture:
+    def regions(self, left: int, top: int, width: int, height: int) -> list[PlaneRegion]:
+        """The samples that a block of pixels touches, in each plane but alpha; `left`, `top` are of the block."""
+        return [
+            PlaneRegion(
+                _samples_of(layout, 0, left, width, plane.shape[1]),
+                _samples_of(layout, 1, top, height, plane.shape[0]),
+                layout.step,
+                row,
+                (1 << self.format.depth) - 1,
+            )
+            for plane, layout, row in zip(self.planes, self.format.planes, self.format.from_rgb.tolist(), strict=False)
+        ]
+
+    def blended(self, regions: Sequence[PlaneRegion], block: NDArray[np.float32]) -> Picture:
         """A new picture with `block` blended in; samples that it does not cover keep their bits.
 
         A chroma sample takes the mean over the pixels that it stands for, at its position.
 
         Args:
-            left, top: of the block, in pixels.
+            regions: of the block.
             block: float32 [h, w, 4]: red, green, blue in [0, 1], times the opacity, and the opacity in [0, 1]; 0 at a
                 margin of a pixel around what is opaque, except at the picture's border.
         """
         frame, planes = self._copy()
-        most = (1 << self.format.depth) - 1
-        for plane, layout, row in zip(planes, self.format.planes, self.format.from_rgb, strict=False):  # without alpha
-            x = _samples_of(layout, 0, left, block.shape[1], plane.shape[1])
-            y = _samples_of(layout, 1, top, block.shape[0], plane.shape[0])
-            region = x.start, y.start, x.stop, y.stop
-            blend(plane, region, block, (x.first, y.first), layout.step, x.weights, y.weights, row.tolist(), most)
+        for plane, region in zip(planes, regions, strict=False):
+            x, y = region.x, region.y
+            ends = x.start, y.start, x.stop, y.stop
+            first = x.first, y.first
+            blend(plane, ends, block, first, region.step, x.weights, y.weights, region.row, region.most)
+        return Picture(frame, self.format)
+
+    def patched(self, regions: Sequence[PlaneRegion], samples: Sequence[Plane], share: float = 1.0) -> Picture:
+        """A new picture with `samples` in `regions`; with a `share` below 1 between these and its own, rounded."""
+        frame, planes = self._copy()
+        for plane, region, new in zip(planes, regions, samples, strict=False):
+            own = plane[region.at].astype(np.float32)
+            mixed = own + np.float32(share) * (new - own) + np.float32(0.5)
+            plane[region.at] = new if share == 1 else mixed.astype(plane.dtype)
         return Picture(frame, self.format)
 
     def turned(self, transposed: bool, mirrored: bool, flipped: bool) -> Picture:
@@ -260,7 +281,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class _Samples:
+class AxisSamples:
     """The samples of a plane that a block touches along an axis.
 
     Attributes:
@@ -274,7 +295,32 @@ class _Samples:
     weights: NDArray[np.float32]
 
 
-def _samples_of(layout: PlaneLayout, axis: int, origin: int, size: int, length: int) -> _Samples:
+@dataclass(frozen=True)
+class PlaneRegion:
+    """The samples of a plane that a block touches, and what they become: see `_native.blend`.
+
+    Attributes:
+        x, y: along the axes. step: pixels from sample to sample, along x and y. row: of the matrix from R'G'B' in
+            [0, 1]. most: the largest value.
+    """
+
+    x: AxisSamples
+    y: AxisSamples
+    step: tuple[int, int]
+    row: list[float]
+    most: int
+
+    @property
+    def at(self) -> tuple[slice, slice]:
+        """The index of the samples in their plane."""
+        return slice(self.y.start, self.y.stop), slice(self.x.start, self.x.stop)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return max(0, self.y.stop - self.y.start), max(0, self.x.stop - self.x.start)
+
+
+def _samples_of(layout: PlaneLayout, axis: int, origin: int, size: int, length: int) -> AxisSamples:
     """The samples along `axis` (0 is x) of a plane with `length`, for a block of `size` pixels from `origin` on."""
     step, centre = layout.step[axis], layout.start[axis]
     low, high = (centre - step / 2, centre + step / 2) if step > 1 else (centre - 0.5, centre + 0.5)
@@ -282,7 +328,7 @@ def _samples_of(layout: PlaneLayout, axis: int, origin: int, size: int, length: 
     weights = np.minimum(high, spots + 0.5) - np.maximum(low, spots - 0.5)
     start = max(0, (origin - int(spots[-1])) // step)
     stop = min(length, -(-(origin + size - int(spots[0])) // step))
-    return _Samples(start, stop, start * step + int(spots[0]) - origin, (weights / step).astype(np.float32))
+    return AxisSamples(start, stop, start * step + int(spots[0]) - origin, (weights / step).astype(np.float32))
 
 
 def check_colour(colour: object) -> None:

@@ -17,7 +17,8 @@ import numpy as np
 
 from ..backends.base import Array, ChunkInput, ChunkStream, PendingChunk, Pictures, cores
 from ..bundle import Manifest
-from ..face import FacePipeline
+from ..face import FacePipeline, Overlay
+from ..media.av_frame import Plane
 from ..media.picture import Picture
 from ..media.threads import may_overlap
 from .reference import Reference, SourceFrame, stack_crops
@@ -66,11 +67,12 @@ class _Started:
 
     place: Place
     sources: list[SourceFrame]
+    overlays: list[Overlay | None] | None
     pending: PendingChunk
 
 
 @dataclass(frozen=True)
-class _Failed:
+class _Failed(PendingChunk):
     """A chunk that could not be started ahead of its turn; the error is raised when its turn comes."""
 
     error: Exception
@@ -140,10 +142,15 @@ class ChunkPipeline:
         if self._stream.ahead and place.number and place.segment is not None:
             self._start_ahead(following())
         with self._timed("wait"):
-            crops = started.pending.crops()
+            crops = started.pending.crops() if started.overlays is None else None
+            patches = started.pending.patches() if started.overlays is not None else None
         applied = [0.0 if source.matrix is None else share for source, share in zip(sources, shares, strict=True)]
         submit = _workers().submit if may_overlap() else _run
-        pictures = [submit(self._composite, *of) for of in zip(sources, crops, applied, strict=True)]
+        if crops is not None:
+            pictures = [submit(self._composite, *of) for of in zip(sources, crops, applied, strict=True)]
+        else:
+            parts = zip(sources, started.overlays or (), patches or (), applied, strict=True)
+            pictures = [submit(self._patch, *of) for of in parts]
         self._compositing.update(pictures)
         for picture in pictures:
             picture.add_done_callback(self._compositing.discard)
@@ -176,8 +183,17 @@ class ChunkPipeline:
             samples = np.zeros(self._manifest.audio.window(g.video_frames), np.float32)
         else:
             samples = self._sound(place, place.first - missing, g.video_frames)
-        chunk = ChunkInput(place.number, crops, latents, samples, self._noise(place.number), missing)
-        return _Started(place, sources, self._stream.start(chunk, self._timed))
+        overlays = self._overlays(sources)
+        chunk = ChunkInput(place.number, crops, latents, samples, self._noise(place.number), missing, overlays)
+        return _Started(place, sources, overlays, self._stream.start(chunk, self._timed))
+
+    def _overlays(self, sources: list[SourceFrame]) -> list[Overlay | None] | None:
+        """How each crop goes into its frame, if the stream composites."""
+        overlay = self._face.overlay
+        if overlay is None or not self._stream.composites:
+            return None
+        with self._timed("composite"):
+            return [None if x.matrix is None else overlay(x.picture, x.crop, x.matrix) for x in sources]
 
     def _start_ahead(self, place: Place | None) -> None:
         """Start the chunk at `place`: the device works while frames are composited."""
@@ -186,13 +202,21 @@ class ChunkPipeline:
         try:
             self._ahead = self._start(place, self._source_frames(place))
         except Exception as error:
-            self._ahead = _Started(place, [], _Failed(error))
+            self._ahead = _Started(place, [], None, _Failed(error))
 
     def _composite(self, source: SourceFrame, crop: Pictures, share: float) -> Picture:
         if source.matrix is None or not share:
             return source.picture
         with self._timed("composite"):
             return self._face.composite(source.picture, crop, source.crop, source.matrix, share)
+
+    def _patch(
+        self, source: SourceFrame, overlay: Overlay | None, samples: list[Plane] | None, share: float
+    ) -> Picture:
+        if overlay is None or samples is None or not share:
+            return source.picture
+        with self._timed("composite"):
+            return source.picture.patched(overlay.samples, samples, share)
 
     def _noise(self, chunk: int) -> list[Array]:
         """Unit noise [C, c, h, w] for each pass of a chunk: a function of the seed and the chunk alone."""

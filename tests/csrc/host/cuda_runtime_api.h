@@ -7,6 +7,7 @@
 #define __device__
 #define __host__
 #define __shared__
+#define __launch_bounds__(threads)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 
 enum cudaError_t { cudaSuccess = 0, cudaErrorInvalidValue = 1 };

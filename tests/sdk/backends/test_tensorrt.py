@@ -66,9 +66,12 @@ def expected(bundle: Bundle) -> dict[str, Result]:
 
 
 def run(plans: Bundle, seed: int, script: Script) -> tuple[Result, Device]:
+    """With an odd seed the device composites."""
     device = Device(seed)
-    with doubles.gpu(device) as backends, session(backends.TensorRTBackend(plans).open_stream(), plans) as opened:
-        return script(opened), device
+    with doubles.gpu(device) as backends:
+        stream = backends.TensorRTBackend(plans).open_stream()
+        with session(stream, plans, composites=bool(seed % 2)) as opened:
+            return script(opened), device
 
 
 @pytest.mark.parametrize("part", [0, *(pytest.param(part, marks=pytest.mark.slow) for part in range(1, 4))])
@@ -107,7 +110,7 @@ def test_engines_with_the_ring_in_place_give_the_same_frames_but_for_rounding(
         found, device = run(plans[ring], seed, talk)
         assert not device.hazards
         found.same(first)
-    whole_way, _ = run(plans[ring], 1, whole)
+    whole_way, _ = run(plans[ring], 2, whole)
     for found, wanted in ((first, expected["talk"]), (whole_way, expected["whole"])):
         assert len(found.frames) == len(wanted.frames)
         levels = [np.abs(a.astype(int) - b) for a, b in zip(found.crops, wanted.crops, strict=True)]
@@ -301,6 +304,38 @@ def a_stream_begins_with_what_another_left(modules: Any, patch: pytest.MonkeyPat
     patch.setattr(modules.cuda.Lane, "clear", lambda self, memory: None)
 
 
+@fault
+def patches_come_down_from_before_they_are_blended(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    enqueue = modules.compositing.FrameCompositor.enqueue
+
+    def early(self: Any, side: int, lane: Any, *more: Any) -> None:
+        enqueue(self, side, lane, *more)
+        staged = self._staged[side]
+        lane.upload(self._memory.device.at["samples"], staged.samples)
+        lane.download(staged.results, self._memory.device.at["samples"])
+
+    patch.setattr(modules.compositing.FrameCompositor, "enqueue", early)
+
+
+@fault
+def one_set_of_pinned_patches(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    init = modules.compositing._Memory.__init__
+
+    def once(self: Any, *arguments: Any) -> None:
+        init(self, *arguments)
+        self.host[1] = self.host[0]
+
+    patch.setattr(modules.compositing._Memory, "__init__", once)
+
+
+@fault
+def the_first_chunk_counts_repeated_crops(modules: Any, patch: pytest.MonkeyPatch) -> None:
+    composite = modules.stream.TensorRTStream._composite
+    patch.setattr(
+        modules.stream.TensorRTStream, "_composite", lambda self, lane, side, _: composite(self, lane, side, 0)
+    )
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_planted_fault_is_noticed(
     plans: dict[str, Bundle], expected: dict[str, Result], name: str, monkeypatch: pytest.MonkeyPatch
@@ -312,7 +347,7 @@ def test_a_planted_fault_is_noticed(
             try:
                 backend = backends.TensorRTBackend(plans["function"])
                 for name_of, script in (("talk", talk), ("short", short)):
-                    with session(backend.open_stream(), plans["function"]) as opened:
+                    with session(backend.open_stream(), plans["function"], composites=bool(seed % 2)) as opened:
                         script(opened).same(expected[name_of])
                 assert not device.hazards
             except (AssertionError, LipStreamError, LipStreamInternalError, DeviceError):
@@ -320,14 +355,15 @@ def test_a_planted_fault_is_noticed(
     pytest.fail("nothing showed")
 
 
-def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle]) -> None:
+@pytest.mark.parametrize("composites", [False, True])
+def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle], composites: bool) -> None:
     """One wait, no allocation, and no copies but those of frames, crops, sound and tables."""
     g = plans["native"].manifest.geometry
     for ring in RINGS:
         device = Device(0)
         with (
             doubles.gpu(device) as backends,
-            session(backends.TensorRTBackend(plans[ring]).open_stream(), plans[ring]) as opened,
+            session(backends.TensorRTBackend(plans[ring]).open_stream(), plans[ring], composites=composites) as opened,
         ):
             opened.push_audio(noise(30 * g.video_frames * FRAME), RATE)
             frames = iter(opened)
@@ -339,15 +375,25 @@ def test_cost_of_a_chunk_in_steady_state(plans: dict[str, Bundle]) -> None:
             spent = device.counts - before
         assert spent["waits"] == 10
         assert spent["allocations"] == 0
-        assert spent["cudaMemcpyHostToDevice"] == 30  # crops, sound, and the small inputs in one
-        assert spent["cudaMemcpyDeviceToHost"] == 10  # pictures
+        # Crops, sound, and the small inputs in one; what overlays need in one, and the frames' samples.
+        assert spent["cudaMemcpyHostToDevice"] == (50 if composites else 30)
+        assert spent["cudaMemcpyDeviceToHost"] == (20 if composites else 10)  # pictures, or a flag and samples
+        each = g.video_frames * 10
+        kernels_of = {"colour_offset": each, "corrected_part": each, "render": each, "blend": 3 * each}
+        assert {name: spent[name] for name in kernels_of} == {
+            name: count if composites else 0 for name, count in kernels_of.items()
+        }
         up, down = (spent[f"cudaMemcpy{way}, bytes"] / 10 for way in ("HostToDevice", "DeviceToHost"))
         crops = g.video_frames * SIDE * SIDE * 3
         noises = 2 * g.latent_channels * g.chunk_frames * math.prod(g.latent_size)
         numbers = plans[ring].manifest.audio.window(g.video_frames) + noises
         tables = 10 * 256  # each is small, and begins at a multiple of 256 bytes
-        assert crops + 4 * numbers < up <= crops + 4 * numbers + tables
-        assert crops < down <= crops + 2 * 256  # and whether they are finite
+        samples = crops  # the toy's frames are as large as its crops, and all of a frame can be touched
+        if composites:
+            assert samples < down <= samples + 3 * g.video_frames * 256 + 256
+        else:
+            assert crops + 4 * numbers < up <= crops + 4 * numbers + tables
+            assert crops < down <= crops + 2 * 256  # and whether they are finite
         assert spent["cudaMemcpyDeviceToDevice"] == 0
         assert spent["graphs"] == 60  # all six runs of engines
         assert (spent["ring_keep"], spent["ring_anchor"]) == (0, 10)  # the sink of all layers in one launch

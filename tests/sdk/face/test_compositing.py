@@ -195,7 +195,7 @@ def test_the_edge_is_soft_even_of_a_hard_mask_or_one_cut_off_by_the_crop(cut_off
     frame = np.zeros((800, 800, 3), np.uint8)
     matrix = face_at(scale, 0, 400, 400)
     compositor = Compositor(mask)
-    compositor._beside[:] = False
+    compositor.mask.trusted[:] = 0
     result = composited(compositor, frame, np.ones((size, size, 3), np.float32), crop(frame, matrix, size), matrix)
     assert result.max() == 255
     crop_pixels = np.linalg.norm(crop_matrix(matrix, size)[:, :2], axis=1).max()  # crop pixels per source pixel

@@ -122,6 +122,7 @@ class TwoBuffers(ChunkStream):
     """As a GPU's: pictures of chunk k are in memory that chunk k + 2 is generated into, from its start on."""
 
     ahead = True
+    composites = False
 
     def __init__(self) -> None:
         self._memory = [np.zeros((12, SIDE, SIDE, 3), np.float32) for _ in range(2)]

@@ -2,8 +2,9 @@
 
     encode    crops, sound up | video encoder, audio encoder
     denoise                     tables, noise up | condition | pass | pass |          context pass
-    decode                                                                 | decoder | pictures down
+    decode                                      frames up                  | decoder | composite | frames down
 
+Of a frame only what the mouth can touch goes up and comes down (compositing.py); without overlays pictures come down.
 Pictures are uint8 on their way up and down, and become the codec's float32 on the device, and uint8 again.
 Each lane waits only for its inputs. The host waits once, for the pictures. Buffers that one lane writes while another
 may still read the previous chunk's data exist twice; chunks use them alternately (`side`).
@@ -21,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import GpuError, LipStreamInternalError
+from ...media.av_frame import Plane
 from ..base import Array, Bytes, ChunkInput, ChunkStream, PendingChunk, Timed
-from .cuda import DeviceMemory, Event, Lane, Layout, Pinned
+from .compositing import FrameCompositor
+from .cuda import Anything, DeviceMemory, Event, Lane, Layout, Pinned
 from .engine import Engine, Task
 from .resources import Resources
 from .ring import EngineRing
@@ -85,6 +88,7 @@ class Workspace:
         self.found = [Pinned(cuda, results) for _ in SIDES]
         self.encoded, self.denoised, self.shown, self.spent = ([Event(cuda) for _ in SIDES] for _ in range(4))
         self.tasks: dict[tuple[Any, ...], Task] = {}
+        self.compositor = FrameCompositor(resources)
 
 
 def _bytes(shape: tuple[int, ...], dtype: Any) -> int:
@@ -96,6 +100,7 @@ class TensorRTStream(ChunkStream):
     """See `ChunkStream`."""
 
     ahead = True
+    composites = True
 
     def __init__(self, resources: Resources, workspace: Workspace, give_back: Callable[[Workspace], None]) -> None:
         self._resources, self._workspace = resources, workspace
@@ -157,6 +162,8 @@ class TensorRTStream(ChunkStream):
         host["samples"][:] = chunk.samples
         for step, noise in enumerate(chunk.noises):
             small[f"noise.{step}"][:] = noise
+        if chunk.overlays is not None:
+            self._workspace.compositor.stage(side, chunk.overlays)
         self._ring.start(chunk.number)
         self._ring.fill(small)
 
@@ -211,7 +218,11 @@ class TensorRTStream(ChunkStream):
             self._run(fresh, "video_decoder", side, self._turn("video_decoder"))
         with decode.span("pictures"):
             self._pack(decode)
-            decode.download(work.found[side].whole, at["results"])
+            if chunk.overlays is None:
+                decode.download(work.found[side].whole, at["results"])
+        if chunk.overlays is not None:
+            with decode.span("composite"):
+                self._composite(decode, side, chunk.missing)
         decode.record(work.shown[side])
 
         with denoise.span("context"):  # after the work that the pictures need
@@ -247,6 +258,14 @@ class TensorRTStream(ChunkStream):
             picture_shape=(g.video_frames, *g.crop_size),
             stream=int(lane.handle),
         )
+
+    def _composite(self, lane: Lane, side: int, missing: int) -> None:
+        """Place the pictures in their frames, and bring down what of these they touch."""
+        g, work = self._geometry, self._workspace
+        size = g.crop_size[0]
+        first = work.results["pictures"] + missing * size * size * 3
+        work.compositor.enqueue(side, lane, first, size)
+        lane.download(work.found[side].at["not_finite"], work.results["not_finite"])
 
     def _repeat_first(self, lane: Lane, features: str, missing: int) -> None:
         """Fill the `missing` frames of features with the stream's first one."""
@@ -381,7 +400,7 @@ class TensorRTStream(ChunkStream):
 
 
 @dataclass
-class _Pending:
+class _Pending(PendingChunk):
     """See `PendingChunk`. Attributes: codec_side: of the stream before the chunk. done: taken, or dropped."""
 
     stream: TensorRTStream
@@ -391,14 +410,22 @@ class _Pending:
     done: bool = False
 
     def crops(self) -> Bytes:
+        pictures: Bytes = self._found()["pictures"]
+        return pictures[self.missing :]
+
+    def patches(self) -> list[list[Plane] | None]:
+        self._found()
+        return self.stream._workspace.compositor.patches(self.side)
+
+    def _found(self) -> Mapping[str, Anything]:
+        """Wait for the chunk's results."""
         work = self.stream._workspace
         work.shown[self.side].wait()
         self.done = True
         found = work.found[self.side].at
         if found["not_finite"][0]:
             raise LipStreamInternalError("a generated picture is not finite")
-        pictures: Bytes = found["pictures"]
-        return pictures[self.missing :]
+        return found
 
     def drop(self) -> None:
         # No waiting: its replacement follows it on every lane and overwrites everything that it writes.
