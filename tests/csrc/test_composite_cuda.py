@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cv2
@@ -100,7 +101,7 @@ def differences(program: Path, scene: tuple[Compositor, Picture, Any, Any, Any])
     return float(np.abs(offset - expected).max()), [int(x.max()) for x in apart], sum(int((x > 0).sum()) for x in apart)
 
 
-@pytest.mark.parametrize(
+SCENES = pytest.mark.parametrize(
     ("name", "size", "scale"),
     [
         ("yuv420p", 64, 1.0),  # the frame is as fine as the crop
@@ -111,6 +112,9 @@ def differences(program: Path, scene: tuple[Compositor, Picture, Any, Any, Any])
         ("gray", 24, 3.0),  # fewer cells than 32, and sides that are not halves
     ],
 )
+
+
+@SCENES
 def test_the_device_composites_as_the_cpu_does(program: Path, name: str, size: int, scale: float) -> None:
     for seed in range(2):
         offset, apart, count = differences(program, scene(seed, name, size, scale))
@@ -122,3 +126,38 @@ def test_the_device_composites_as_the_cpu_does(program: Path, name: str, size: i
 def test_a_missing_barrier_would_show(tmp_path: Path) -> None:
     program = compiled(tmp_path, "composite_cuda_test", WITHOUT_BARRIERS)
     assert not differences(program, scene(0, "yuv420p", 64, 1.0))[0] < 1e-3
+
+
+@SCENES
+def test_a_gpu_composites_as_the_cpu_does(name: str, size: int, scale: float) -> None:
+    """Through what the TensorRT backend calls, on a GPU."""
+    native: Any = pytest.importorskip("lipstream._native_cuda", reason="the CUDA kernels are not built")
+    if native.device_count() == 0:
+        pytest.skip("needs a GPU")
+    pytest.importorskip("tensorrt", reason="needs TensorRT's package, which the backend imports")
+    from cuda.bindings import runtime
+    from lipstream.backends.tensorrt.compositing import FrameCompositor
+    from lipstream.backends.tensorrt.cuda import Cuda, DeviceMemory, Lane
+
+    scenes = [scene(seed, name, size, scale) for seed in range(3)]
+    api = Cuda(runtime)
+    lane = Lane(api, "decode")
+    on_gpu = FrameCompositor(SimpleNamespace(cuda=api, decode=lane, kernels=native))  # type: ignore[arg-type]
+    for side in (0, 1):
+        mask = scenes[0][0]
+        overlays = [mask.overlay(frame, view, matrix) for _, frame, _, view, matrix in scenes]
+        pictures = np.stack([generated for _, _, generated, _, _ in scenes])
+        memory = DeviceMemory(api, {"pictures": pictures.nbytes})
+        on_gpu.stage(side, overlays)
+        lane.upload(memory.address, pictures)
+        on_gpu.enqueue(side, lane, memory.address, size)
+        lane.synchronize()
+        for patch, overlay, (_, frame, generated, view, matrix) in zip(
+            on_gpu.patches(side), overlays, scenes, strict=True
+        ):
+            assert patch is not None
+            assert overlay is not None
+            found = frame.patched(overlay.samples, patch)
+            expected = mask.composite(frame, generated, view, matrix)
+            for a, b in zip(found.planes, expected.planes, strict=True):
+                assert np.abs(a.astype(int) - b).max() <= 1

@@ -34,6 +34,15 @@ ADVANCE: Arguments = dict.fromkeys(("next", "clean", "x", "velocity", "noise"), 
 ADVANCE |= {"t": 1.0, "next_t": 0.5, "count": 12}
 UNPACK: Arguments = {"planes": ADDRESS, "bytes": ADDRESS, "picture_shape": (12, 8, 8)}
 PACK: Arguments = UNPACK | {"not_finite": ADDRESS}
+OFFSET: Arguments = dict.fromkeys(("offset", "generated", "wanted", "trusted"), ADDRESS) | {"size": 64, "cells": 32}
+PART: Arguments = dict.fromkeys(("part", "generated", "offset"), ADDRESS) | {"size": 64, "cells": 32}
+PART |= {"shown": (3, 4, 60, 62), "block": 2, "pad": 6}
+RENDER: Arguments = dict.fromkeys(("block", "picture", "filter_x", "filter_y", "alpha"), ADDRESS)
+RENDER |= {"region": (5, 6, 50, 60), "picture_shape": (40, 41), "taps": (6, 8), "alpha_shape": (64, 64)}
+RENDER |= {"to_picture": (1, 0, 0, 0, 1, 0), "to_alpha": (1, 0, 0, 0, 1, 0)}
+BLEND: Arguments = dict.fromkeys(("samples", "block", "weights_x", "weights_y"), ADDRESS)
+BLEND |= {"shape": (20, 30), "block_shape": (41, 61), "first": (0, -1), "step": (2, 2), "taps": (2, 3)}
+BLEND |= {"row": (0.2, 0.7, 0.1, 16.0), "most": 255, "dtype": "uint8"}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +91,22 @@ PACK: Arguments = UNPACK | {"not_finite": ADDRESS}
         ("pack_pictures", PACK, {"not_finite": ADDRESS + 2}, "not_finite is"),
         ("pack_pictures", PACK, {"picture_shape": (12, 0, 8)}, "picture_shape is"),
         ("pack_pictures", PACK, {"picture_shape": (12, 8192, 8192)}, "picture_shape is"),
+        ("colour_offset", OFFSET, {"wanted": 0}, "wanted is 0, expected a device address"),
+        ("colour_offset", OFFSET, {"cells": 33}, "cells is 33, expected 1 to 32"),
+        ("colour_offset", OFFSET, {"size": 20}, "cells is 32, expected 1 to 20"),
+        ("corrected_part", PART, {"part": ADDRESS + 4}, "part is 1048580, expected a device address, a multiple of 16"),
+        ("corrected_part", PART, {"shown": (3, 4, 65, 62)}, "shown is not a part of a picture of 64"),
+        ("corrected_part", PART, {"block": 0}, "block is 0"),
+        ("corrected_part", PART, {"pad": -1}, "pad is -1"),
+        ("render", RENDER, {"region": (5, 6, 5, 60)}, "region is"),
+        ("render", RENDER, {"region": (0, 0, 2**20, 2**20)}, "region is"),
+        ("render", RENDER, {"taps": (7, 8)}, "taps are 7, expected an even number"),
+        ("render", RENDER, {"taps": (42, 8)}, "taps is 42, expected 2 to 41"),
+        ("render", RENDER, {"to_alpha": (1, 0, np.nan, 0, 1, 0)}, "to_alpha holds nan"),
+        ("blend", BLEND, {"block_shape": (0, 61)}, "block_shape is"),
+        ("blend", BLEND, {"taps": (0, 3)}, "taps is 0"),
+        ("blend", BLEND, {"dtype": "uint16", "samples": ADDRESS + 1}, "a multiple of 2"),
+        ("blend", BLEND, {"dtype": "float32"}, "expected 'uint8' or 'uint16'"),
     ],
 )
 def test_invalid_arguments_are_rejected(function: str, given: Arguments, wrong: Arguments, message: str) -> None:
@@ -102,6 +127,10 @@ def test_invalid_arguments_are_rejected(function: str, given: Arguments, wrong: 
         ("advance", ADVANCE),
         ("unpack_pictures", UNPACK),
         ("pack_pictures", PACK),
+        ("colour_offset", OFFSET),
+        ("corrected_part", PART),
+        ("render", RENDER),
+        ("blend", BLEND | {"dtype": "uint16"}),
     ],
 )
 def test_without_a_gpu_the_cuda_error_is_raised(function: str, given: Arguments) -> None:
