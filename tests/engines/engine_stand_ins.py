@@ -17,19 +17,28 @@ from trt_bodies import with_bodies
 Arrays = dict[str, Any]
 
 
-def session_of(source: Bundle, graph: str, ring: Any, attends: Any = "length") -> onnxruntime.InferenceSession:
+def session_of(
+    source: Bundle, graph: str, ring: Any, attends: Any = "length", *, fused: bool = True
+) -> onnxruntime.InferenceSession:
     """A graph, lowered; TensorRT's operators and the plugin are given bodies."""
     model = lower_ring(load_graph(source.path / f"{graph}.onnx"), source.manifest.geometry, ring, attends)
     if any(node.domain in ("trt", "lipstream") for node in model.graph.node):
         model = with_bodies(model)
-    return open_session(model, source)
+    return open_session(model, source, fused=fused)
 
 
-def open_session(model: ModelProto, source: Bundle) -> onnxruntime.InferenceSession:
-    """A graph of standard operators with the weights of `source`, in float32."""
+def open_session(model: ModelProto, source: Bundle, *, fused: bool = True) -> onnxruntime.InferenceSession:
+    """A graph of standard operators with the weights of `source`, in float32.
+
+    Args:
+        fused: whether ONNX Runtime may fuse nodes, which changes the last bits of sums.
+    """
     external_data_helper.load_external_data_for_model(model, str(source.path))
     widen(model)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Engine:

@@ -29,14 +29,12 @@ from lipstream.gpu import Driver
 from lipstream_engines.build import build_plans, write_plans
 from lipstream_engines.cache import PlanCache
 from lipstream_engines.codes import E4M3, nearest, to_codes
-from lipstream_engines.lower_ring import load_graph, lower_ring, ring_scales
+from lipstream_engines.lower_ring import Lowering, load_graph, lower_ring, ring_scales
 from lipstream_engines.recipe import Recipe
-from lipstream_engines.verify import graph_errors, to_native, verify
+from lipstream_engines.verify import Scales, graph_errors, to_native, verify
 from lipstream_export.precision.widen import widen_bundle
 from onnx import TensorProto, helper, numpy_helper
 from toy_sessions import TOY, export_fp8_toy, session, short
-
-Scales = list[tuple[float, float]]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +50,8 @@ def scales(bundle: Bundle) -> Scales:
 
 
 @pytest.fixture(scope="module")
-def sessions(bundle: Bundle) -> dict[str, Any]:
-    return {ring: session_of(bundle, "denoiser", ring) for ring in ("native", "plugin")}
+def plugin_session(bundle: Bundle) -> Any:
+    return session_of(bundle, "denoiser", "plugin")
 
 
 def test_codes_are_those_of_the_kernels_and_tell_how_far_off_a_number_was() -> None:
@@ -121,10 +119,10 @@ def test_only_the_plugin_holds_codes(bundle: Bundle, ring: Any) -> None:
     assert ring_scales(load_graph(bundle.file("denoiser.onnx")), bundle.manifest.geometry, ring) is None
 
 
-def test_a_pass_computes_the_bits_of_the_native_graph(bundle: Bundle, scales: Scales, sessions: dict[str, Any]) -> None:
-    """Given the codes of the native graph's ring, it leaves the codes of the ring which that leaves."""
+def same_bits(bundle: Bundle, scales: Scales) -> None:
+    """Given the codes of the native graph's ring, the plugin's leaves the codes of the ring which that leaves."""
     g = bundle.manifest.geometry
-    native, own = (Engine(sessions[ring]) for ring in ("native", "plugin"))
+    native, own = (Engine(session_of(bundle, "denoiser", ring, fused=False)) for ring in ("native", "plugin"))
     for chunk in probe_chunks(bundle.manifest, "denoiser"):
         inputs = probe_inputs(bundle.manifest, bundle.constants, "denoiser", {}, chunk)
         expected, found = native.infer(to_native(inputs, g)), own.infer(to_native(inputs, g, scales))
@@ -133,6 +131,10 @@ def test_a_pass_computes_the_bits_of_the_native_graph(bundle: Bundle, scales: Sc
             for kind, scale in zip("kv", pair, strict=True):
                 codes = to_codes(expected[f"{kind}_out.{layer}"], scale)
                 np.testing.assert_array_equal(found[f"{kind}_out.{layer}"].view(np.uint8), codes.view(np.uint8))
+
+
+def test_a_pass_computes_the_bits_of_the_native_graph(bundle: Bundle, scales: Scales) -> None:
+    same_bits(bundle, scales)
 
 
 class OtherScale(Engine):
@@ -162,10 +164,10 @@ class CodesBeyond(WritesBeyond):
     ],
 )
 def test_engines_are_compared_as_those_with_a_wider_ring(
-    bundle: Bundle, scales: Scales, sessions: dict[str, Any], engine: type[Engine], off: set[str]
+    bundle: Bundle, scales: Scales, plugin_session: Any, engine: type[Engine], off: set[str]
 ) -> None:
     reference = Reference.load(bundle.file(REFERENCE))
-    errors = graph_errors(bundle, reference, "denoiser", engine(sessions["plugin"]), in_place=True, scales=scales)
+    errors = graph_errors(bundle, reference, "denoiser", engine(plugin_session), in_place=True, scales=scales)
     found = {*reference.off(errors)}
     assert off <= found
     assert bool(off) == bool(found)
@@ -181,10 +183,10 @@ class Machine:
     modules: Any
     folder: Path
 
-    def build(self, bundle: Bundle, name: str = "plans") -> Bundle:
-        recipe = Recipe("test", "", "fp8", ring="plugin")
+    def build(self, bundle: Bundle, ring: Lowering = "plugin") -> Bundle:
+        recipe = Recipe("test", "", "fp8", ring=ring)
         built = build_plans(bundle, recipe, PlanCache(self.folder / "cache"), lambda *step: None)
-        return write_plans(bundle, recipe, built, self.folder / name)
+        return write_plans(bundle, recipe, built, self.folder / ring)
 
 
 @pytest.fixture
@@ -400,22 +402,25 @@ def shipped(tiny: dict[str, Bundle]) -> Bundle:
 
 @pytest.mark.slow
 def test_the_shipped_bundle_with_its_own_scales(shipped: Bundle, machine: Machine, tmp_path: Path) -> None:
-    """Exported, built, checked, verified and streamed while the sink moves four times."""
-    bundle = shipped
-    plans = machine.build(bundle)
+    """Exported, built, checked, verified, and streamed while the sink moves four times.
+
+    Frames differ from those of the bundle's graph no more than the native engines' do: both round softmax, too.
+    """
+    plans = machine.build(shipped)
     assert plans.manifest.plans
     assert plans.manifest.plans.graphs["denoiser"]["attention"]["checked"]
-    found = verify(plans)
-    print({name: (error, found["allowed"][name]) for name, error in found["errors"].items()})
-    reference = Reference.load(bundle.file(REFERENCE))
-    for kind, off in ((IgnoresTheLength, "denoiser/velocity@0"), (OneFrameLess, "denoiser/velocity@2")):
-        engine = kind(session_of(bundle, "denoiser", "plugin"))
-        errors = graph_errors(bundle, reference, "denoiser", engine, in_place=True, scales=plans.manifest.plans.scales)
-        print(off, errors[off], reference.allowed(off))
-        assert off in reference.off(errors)
-    wide = widen_bundle(bundle, tmp_path / "wide")
+    assert verify(plans)["passed"]
+    same_bits(shipped, plans.manifest.plans.scales)
+    reference = Reference.load(shipped.file(REFERENCE))
+    for kind in (IgnoresTheLength, OneFrameLess):
+        engine = kind(session_of(shipped, "denoiser", "plugin"))
+        errors = graph_errors(shipped, reference, "denoiser", engine, in_place=True, scales=plans.manifest.plans.scales)
+        assert "denoiser/velocity@0" in reference.off(errors)
+    wide = widen_bundle(shipped, tmp_path / "wide")
     chunks = random_chunks(wide, 6)
-    stream = machine.modules.TensorRTBackend(plans).open_stream()
-    for chunk, crops in zip(chunks, on_onnxruntime(wide, chunks), strict=True):
-        level = np.abs(stream.start(chunk, untimed).crops().astype(int) - crops)
-        print(chunk.number, level.max(), level.mean())
+    native = machine.build(shipped, "native")
+    streams = [machine.modules.TensorRTBackend(bundle).open_stream() for bundle in (plans, native)]
+    for chunk, expected in zip(chunks, on_onnxruntime(wide, chunks), strict=True):
+        own, other = (np.abs(stream.start(chunk, untimed).crops().astype(int) - expected) for stream in streams)
+        assert own.max() <= 2
+        assert own.mean() < 1.25 * other.mean()
