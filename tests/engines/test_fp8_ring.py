@@ -6,6 +6,7 @@ Engines run on ONNX Runtime and a simulated GPU. The bundle is a toy whose self-
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -34,6 +35,7 @@ from lipstream_engines.recipe import Recipe
 from lipstream_engines.verify import Scales, graph_errors, to_native, verify
 from lipstream_export.precision.widen import widen_bundle
 from onnx import TensorProto, helper, numpy_helper
+from rig import environment
 from toy_sessions import TOY, export_fp8_toy, session, short
 
 
@@ -424,3 +426,47 @@ def test_the_shipped_bundle_with_its_own_scales(shipped: Bundle, machine: Machin
         own, other = (np.abs(stream.start(chunk, untimed).crops().astype(int) - expected) for stream in streams)
         assert own.max() <= 2
         assert own.mean() < 1.25 * other.mean()
+
+
+BUILD = """
+import sys, tensorrt
+from pathlib import Path
+from lipstream_engines.recipe import Recipe
+from lipstream_engines.trt import Parsed
+
+parsed = Parsed(Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]))
+parsed.require("denoiser")
+inputs = [parsed.network.get_input(i) for i in range(parsed.network.num_inputs)]
+print(*sorted(x.dtype.name for x in inputs if x.name.startswith(("k.", "v."))))
+plan, _ = parsed.build("denoiser", Recipe("test", "", "fp8", optimization_level=0), [], b"", lambda *step: True)
+print(plan.nbytes)
+"""
+
+
+@pytest.mark.slow
+def test_tensorrt_builds_attention_that_reads_codes(needs_rig: None, shipped: Bundle, tmp_path: Path) -> None:
+    """Without the plugin, which TensorRT-RTX's builder has not: the rings are only read."""
+    g = shipped.manifest.geometry
+    model = lower_ring(load_graph(shipped.file("denoiser.onnx")), g, "plugin")
+    graph = model.graph
+    nodes = [node for node in graph.node if node.op_type != "KVRingWrite"]
+    written = {name: name.replace("_out", "") for x in graph.output if (name := x.name) != "velocity"}
+    for node in nodes:
+        node.input[:] = [written.get(name, name) for name in node.input]
+    outputs = [x for x in graph.output if x.name == "velocity"]
+    del graph.node[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.output.extend(outputs)
+    (tmp_path / "read.onnx").write_bytes(model.SerializeToString())
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, tmp_path / "read.onnx", shipped.file("denoiser.onnx")],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    types, size = done.stdout.splitlines()
+    assert types.split() == ["FP8"] * 2 * g.num_layers
+    assert int(size) > 1 << 20
