@@ -131,13 +131,14 @@ def _errors_in_place(
     given = to_native(inputs, geometry, scales)
     outputs = from_native(runner.infer(given), geometry)
     before = from_native({name.replace(".", "_out."): given[name] for name in _scaled(inputs, scales)}, geometry)
+    rings = _scaled(outputs, scales)
     changed = {
         key(graph, name, chunk): 1.0
-        for name, x in before.items()
-        if not np.array_equal(outputs[name][attended:], x[attended:])
+        for name in rings
+        if not np.array_equal(outputs[name][attended:], before[name][attended:])
     }
-    outputs |= {name: outputs[name][:attended] for name in before}
-    codes = {name: scale for name, scale in _scaled(outputs, scales).items() if scale is not None}
+    outputs |= {name: outputs[name][:attended] for name in rings}
+    codes = {name: scale for name, scale in rings.items() if scale is not None}
     errors = reference.compare(graph, chunk, {name: x for name, x in outputs.items() if name not in codes})
     for name, scale in codes.items():
         place = key(graph, name, chunk)

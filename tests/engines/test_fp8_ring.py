@@ -27,6 +27,7 @@ from lipstream.bundle import MANIFEST, Bundle
 from lipstream.bundle.golden import REFERENCE, Reference, probe_chunks, probe_inputs
 from lipstream.errors import BundleCorruptError, PlanError, VerificationError
 from lipstream.gpu import Driver
+from lipstream_engines.attends import choose
 from lipstream_engines.build import build_plans, write_plans
 from lipstream_engines.cache import PlanCache
 from lipstream_engines.codes import E4M3, nearest, to_codes
@@ -175,6 +176,17 @@ def test_engines_are_compared_as_those_with_a_wider_ring(
     assert bool(off) == bool(found)
 
 
+def test_an_engine_that_ignores_the_length_is_replaced(bundle: Bundle, scales: Scales) -> None:
+    def opened(plan: Path) -> Engine:
+        engine = IgnoresTheLength if plan.name == "length" else Engine
+        return engine(session_of(bundle, "denoiser", "plugin", plan.name))
+
+    recipe = Recipe("test", "", "fp8", ring="plugin")
+    choice = choose(bundle, recipe, Path, runs_here=True, scales=scales, open_runner=opened)
+    assert (choice.attends, choice.checked) == ("mask", True)
+    assert "denoiser/velocity@0" in choice.refused["length"]
+
+
 # Built on a simulated builder.
 
 
@@ -312,6 +324,8 @@ def streamed(plans: Bundle, chunks: list[ChunkInput], seed: int) -> list[After]:
                 rings[name] = numbers.reshape(g.num_heads, g.window, g.tokens, g.head_dim)
             found.append(After(crops, rings))
     assert not device.hazards
+    # All layers in one launch: frame 0 becomes the sink once, and is turned in every chunk from then on.
+    assert (device.counts["ring_keep"], device.counts["ring_anchor"]) == (1, len(chunks) - 2)
     return found
 
 
@@ -387,13 +401,21 @@ def test_a_stream_stays_close_to_the_bundles_own_graph(
 
 
 def test_memory_of_a_session(plans: dict[str, Bundle]) -> None:
-    """A byte for each number of K, V and the sink's copy of K."""
+    """A byte for each number of K, V and the sink's copy of K, where float32 takes four."""
     frame = TOY.num_heads * TOY.head_dim * plans["plugin"].manifest.geometry.tokens
-    with doubles.gpu(Device()) as modules:
-        for ring, size in (("plugin", 1), ("native", 4)):
-            stream = modules.TensorRTBackend(plans[ring]).open_stream()
+    numbers = TOY.num_layers * (2 * TOY.window + TOY.sink) * frame
+    spent = {}
+    for ring, size in (("plugin", 1), ("native", 4)):
+        device = Device()
+        with doubles.gpu(device) as modules:
+            backend = modules.TensorRTBackend(plans[ring])
+            before = device.used
+            stream = backend.open_stream()
             sizes = modules.ring.EngineRing.sizes(TOY, stream._resources.engines["denoiser"], True)
-            assert sum(sizes.values()) == TOY.num_layers * (2 * TOY.window + TOY.sink) * frame * size
+            spent[ring] = device.used - before
+        assert sum(sizes.values()) == numbers * size
+    parts = 3 * TOY.num_layers  # each begins at a multiple of 256 bytes
+    assert abs(spent["native"] - spent["plugin"] - 3 * numbers) <= 256 * parts
 
 
 @pytest.fixture
