@@ -18,7 +18,7 @@ from lipstream.errors import VerificationError
 from .lower_ring import Attends
 from .recipe import Recipe
 from .runner import PolygraphyRunner, Runner
-from .verify import graph_errors
+from .verify import Scales, graph_errors
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ def choose(
     build: Callable[[Attends], Path],
     *,
     runs_here: bool,
+    scales: Scales | None = None,
     open_runner: Callable[[Path], Runner] = PolygraphyRunner,
 ) -> Choice:
     """Build the denoiser in the recipe's form, or in the first form whose engine is right.
@@ -43,7 +44,7 @@ def choose(
     Args:
         bundle: of ONNX graphs. build: builds the denoiser in a form; returns the plan's path.
         runs_here: whether there is a GPU to run it; without one, and without a reference in the bundle, nothing is
-            checked, and "auto" is "length".
+            checked, and "auto" is "length". scales: of the ring, if the recipe's is in FP8.
 
     Raises:
         VerificationError: no form gives the right numbers. And what `build` raises.
@@ -58,7 +59,7 @@ def choose(
     reference = Reference.load(bundle.file(REFERENCE))
     refused: dict[str, list[str]] = {}
     for form in forms:
-        errors = graph_errors(bundle, reference, "denoiser", open_runner(build(form)), in_place=True)
+        errors = graph_errors(bundle, reference, "denoiser", open_runner(build(form)), in_place=True, scales=scales)
         if not (off := reference.off(errors)):
             return Choice(form, True, refused)
         refused[form] = off

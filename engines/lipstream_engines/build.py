@@ -27,7 +27,7 @@ from .attends import Choice, choose
 from .cache import PlanCache, key_of
 from .lower_attention import lower_attention
 from .lower_conv import lower_conv
-from .lower_ring import Attends, load_graph, lower_ring, phases
+from .lower_ring import Attends, load_graph, lower_ring, phases, ring_scales
 from .recipe import Recipe
 from .trt import Parsed, Profile, tensorrt
 
@@ -154,8 +154,17 @@ def _build_in_place(bundle: Bundle, graph: str, recipe: Recipe, cache: PlanCache
         built[attends] = _build(bundle, graph, replace(recipe, attends=attends), cache, progress)
         return built[attends].path
 
-    choice = choose(bundle, recipe, build, runs_here=_gpu()["gpu"] is not None)
+    scales = _scales(bundle, recipe)
+    choice = choose(bundle, recipe, build, runs_here=_gpu()["gpu"] is not None, scales=scales)
     return replace(built[choice.attends], attention=choice)
+
+
+def _scales(bundle: Bundle, recipe: Recipe) -> list[list[float]] | None:
+    """The scales of the ring's K and V in each layer, None if it is not in FP8."""
+    if "denoiser" not in bundle.manifest.graphs:
+        return None
+    found = ring_scales(load_graph(bundle.file("denoiser.onnx")), bundle.manifest.geometry, recipe.ring)
+    return [list(pair) for pair in found] if found else None
 
 
 def _build(bundle: Bundle, graph: str, recipe: Recipe, cache: PlanCache, progress: Progress) -> Built:
@@ -237,6 +246,7 @@ def write_plans(bundle: Bundle, recipe: Recipe, built: list[Built], out: Path) -
         gpu=about["gpu"],
         source=key_of({name: file["sha256"] for name, file in files.items()}),
         graphs={plan.graph: _described(plan) for plan in built},
+        scales=_scales(bundle, recipe),
     )
     with writing(out, replace(bundle.manifest, plans=plans, files={})) as folder:
         try:

@@ -7,7 +7,8 @@ reads
           a given number of keys. TensorRT's cache is [1, H, window * T, D]: heads first, of fixed length, and bound as
           input and output at one address. ONNX has no operator for that, so the graph is rewritten.
 plugin    as native, but one node, LipStream's own plugin, does what comes between the linear layers of K and V and the
-          ring: K's RMSNorm, rotation, heads first, and the write in place.
+          ring: K's RMSNorm, rotation, heads first, and the write in place. If every layer's attention quantises K and
+          V, the rings hold their codes in FP8, rounded once when they are written, not in every pass that reads them.
 
 How many keys the last two attend to is either the attention's own run-time length, or a mask over the whole window.
 
@@ -19,6 +20,7 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 from lipstream.bundle import Geometry
 from lipstream.bundle.golden import first_chunks
@@ -50,6 +52,11 @@ def lower_ring(model: ModelProto, geometry: Geometry, lowering: Lowering, attend
     lowered.CopyFrom(model)
     (_Plugin if lowering == "plugin" else _Native)(lowered, geometry, attends).run()
     return lowered
+
+
+def ring_scales(model: ModelProto, geometry: Geometry, lowering: Lowering) -> list[tuple[float, float]] | None:
+    """The scales of K and V in each layer's ring, as `lower_ring` lowers a bundle's graph; None for 16-bit rings."""
+    return _Plugin(model, geometry, "length").scales if lowering == "plugin" else None
 
 
 class _Native:
@@ -102,18 +109,17 @@ class _Native:
         self._write(layer, write, dtype)
         q, out = self._rotated(attention.input[0]), attention.output[0]
         attention.output[0] = f"native.gone.{layer}"
-        pairs = [self._quantised(name) for name in attention.input[:3]]
-        if not all(pairs):
+        pairs = self._pairs(attention)
+        if not pairs:
             self._node("Mul", [q, "native.scale"], f"native.q.{layer}.scaled")
             self._cast(f"native.q.{layer}.scaled", f"native.q.{layer}", dtype)
             inputs = [f"native.q.{layer}", *write.output, self.mask, "", self.length]
             self._node("TRT_Attention", inputs, out, domain=TRT)
             return
         self._cast(q, f"native.q.{layer}", dtype)  # TRT_QuantizedAttention scales itself
-        inputs = [
-            self._pair(x, *scale)
-            for x, scale in zip((f"native.q.{layer}", *write.output), filter(None, pairs), strict=True)
-        ]
+        q_pair, *ring_pairs = pairs
+        inputs = [self._pair(f"native.q.{layer}", *q_pair)]
+        inputs += [self._ring_pair(ring, *pair) for ring, pair in zip(write.output, ring_pairs, strict=True)]
         # Softmax gives at most 1, so 1/448 lets E4M3 reach it.
         inputs += [self.mask, "native.softmax", "", self.length]
         self._node("TRT_QuantizedAttention", inputs, out, domain=TRT, normalization_quantize_to_type="fp8")
@@ -127,6 +133,11 @@ class _Native:
         for ring, new, out in zip((k_ring, v_ring), "kv", write.output, strict=True):
             self._node("TRT_KVCacheUpdate", [ring, f"native.{new}.{layer}", "native.index"], out, domain=TRT)
 
+    def _pairs(self, attention: NodeProto) -> list[tuple[str, str]]:
+        """Scale and zero point of an attention's Q, K and V; empty unless all three are quantised."""
+        pairs = [pair for name in attention.input[:3] if (pair := self._quantised(name))]
+        return pairs if len(pairs) == 3 else []
+
     def _quantised(self, x: str) -> tuple[str, str] | None:
         """Scale and zero point of the quantise-dequantise pair before an attention's input, or None."""
         node = self.producer.get(x)
@@ -138,6 +149,10 @@ class _Native:
         self._node("QuantizeLinear", [x, scale, zero], f"{x}.e4m3")
         self._node("DequantizeLinear", [f"{x}.e4m3", scale, zero], f"{x}.rounded")
         return f"{x}.rounded"
+
+    def _ring_pair(self, ring: str, scale: str, zero: str) -> str:
+        """The numbers of a ring as its attention takes them."""
+        return self._pair(ring, scale, zero)
 
     def _attention(self, node: NodeProto) -> NodeProto:
         """The attention that reads `node`, skipping nodes that only change the shape."""
@@ -181,8 +196,13 @@ class _Native:
         for value in [*self.graph.input, *self.graph.output]:
             if value.name.startswith(("k.", "v.", "k_out.", "v_out.")):
                 shape = [1, g.num_heads, g.window * g.tokens, g.head_dim]
-                value.CopyFrom(helper.make_tensor_value_info(value.name, value.type.tensor_type.elem_type, shape))
+                dtype = self._ring_type(value.type.tensor_type.elem_type)
+                value.CopyFrom(helper.make_tensor_value_info(value.name, dtype, shape))
         del self.graph.value_info[:]  # some describe removed tensors
+
+    def _ring_type(self, dtype: int) -> int:
+        """The type of a ring that is of `dtype` in the bundle's graph."""
+        return dtype
 
     def _prune(self, writes: list[NodeProto]) -> None:
         """Add the new nodes, and keep only those old nodes whose outputs are read."""
@@ -225,12 +245,26 @@ class _Native:
 
 
 class _Plugin(_Native):
+    def __init__(self, model: ModelProto, geometry: Geometry, attends: Attends) -> None:
+        super().__init__(model, geometry, attends)
+        self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
+        writes = [node for node in self.graph.node if node.op_type == "KVRingWrite"]
+        pairs = [self._pairs(self._attention(self.consumers[node.output[0]][0])) for node in writes]
+        self.scales = [(self._number(k), self._number(v)) for _, (k, _), (v, _) in pairs] if all(pairs) else None
+
+    def _number(self, name: str) -> float:
+        """The value of a scalar, as float32."""
+        return float(numpy_helper.to_array(self.constants[name]).astype(np.float32))
+
     def _write(self, layer: int, write: NodeProto, dtype: int) -> None:
         k_ring, v_ring, k, v = write.input[:4]
         rows, weight, eps = self._normalised(self._source(k))
+        scales = [f"native.{kind}_scale.{layer}" for kind in "kv"] if self.scales else []
+        for name, scale in zip(scales, self.scales[layer] if self.scales else (), strict=True):
+            self.graph.initializer.append(helper.make_tensor(name, TensorProto.FLOAT, [], [scale]))
         node = helper.make_node(
             NAME,
-            [k_ring, v_ring, rows, self._source(v), weight, *write.input[4:9]],
+            [k_ring, v_ring, rows, self._source(v), weight, *write.input[4:9], *scales],
             [*write.output],
             name=f"{NAME}.{layer}",
             domain=NAMESPACE,
@@ -239,6 +273,15 @@ class _Plugin(_Native):
             plugin_namespace=NAMESPACE,
         )
         self.new.append(node)
+
+    def _ring_pair(self, ring: str, scale: str, zero: str) -> str:
+        if not self.scales:
+            return super()._ring_pair(ring, scale, zero)
+        self._node("DequantizeLinear", [ring, scale, zero], f"{ring}.rounded")
+        return f"{ring}.rounded"
+
+    def _ring_type(self, dtype: int) -> int:
+        return TensorProto.FLOAT8E4M3FN if self.scales else dtype
 
     def _source(self, x: str) -> str:
         """The tensor [1, n, H D] that `x` is another shape of."""
@@ -258,8 +301,7 @@ class _Plugin(_Native):
         root = self._expect(self._expect(inverse, "Reciprocal").input[0], "Sqrt")
         mean, eps = self._expect(root.input[0], "Add").input
         self._expect(self._expect(mean, "ReduceMean").input[0], "Pow")
-        constants = {tensor.name: tensor for tensor in self.graph.initializer}
-        return self._skip_casts(x), weight, float(numpy_helper.to_array(constants[eps]))
+        return self._skip_casts(x), weight, float(numpy_helper.to_array(self.constants[eps]))
 
     def _expect(self, x: str, kind: str) -> NodeProto:
         if x not in self.producer or self.producer[x].op_type != kind:

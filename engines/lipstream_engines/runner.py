@@ -23,6 +23,7 @@ from lipstream.errors import MissingExtraError
 from lipstream.gpu import Driver, require_tensorrt_driver
 from lipstream.plugin import load_plugin
 
+from .codes import E4M3
 from .trt import tensorrt
 
 
@@ -32,8 +33,14 @@ class Runner(Protocol):
     def memories(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the inputs `memory.i`."""
 
+    def ring_in_fp8(self) -> bool:
+        """Whether the inputs `k.i` and `v.i` are codes."""
+
     def infer(self, inputs: Arrays) -> Arrays:
-        """Inputs by name, float32 or int64 as `lipstream.bundle.golden` makes them -> outputs, float32."""
+        """Inputs by name, float32 or int64 as `lipstream.bundle.golden` makes them -> outputs, float32.
+
+        A ring in FP8 is of type `codes.E4M3`, in and out.
+        """
 
 
 def require_gpu_for(bundle: Bundle) -> Driver:
@@ -64,7 +71,7 @@ def polygraphy(module: str) -> Any:
 
 
 class PolygraphyRunner:
-    """See `Runner`. Tensors in bfloat16, which NumPy lacks, are passed on the device."""
+    """See `Runner`. Tensors in bfloat16 and FP8, which NumPy lacks, are passed on the device."""
 
     def __init__(self, plan: Path) -> None:
         self._trt = trt = polygraphy("backend.trt")
@@ -75,6 +82,9 @@ class PolygraphyRunner:
         return {
             name: tuple(self._engine.get_tensor_shape(name)) for name in self._names() if name.startswith("memory.")
         }
+
+    def ring_in_fp8(self) -> bool:
+        return "k.0" in self._names() and self._engine.get_tensor_dtype("k.0") == tensorrt().DataType.FP8
 
     def infer(self, inputs: Arrays) -> Arrays:
         runner = self._trt.TrtRunner(self._engine, optimization_profile=self._profile(inputs))
@@ -96,19 +106,27 @@ class PolygraphyRunner:
 
     def _given(self, name: str, x: np.ndarray[Any, Any], given: ExitStack) -> Any:
         """The input on the device, freed with `given`, or on the host."""
-        if self._engine.get_tensor_dtype(name) != tensorrt().DataType.BF16:
+        types = tensorrt().DataType
+        narrow = {
+            types.BF16: (ml_dtypes.bfloat16, self._types.BFLOAT16),
+            types.FP8: (E4M3, self._types.FLOAT8E4M3FN),
+        }
+        dtype = self._engine.get_tensor_dtype(name)
+        if dtype not in narrow:
             return np.ascontiguousarray(x)
-        data = np.ascontiguousarray(x.astype(ml_dtypes.bfloat16)).view(np.uint8).reshape(-1)
+        of_numpy, of_polygraphy = narrow[dtype]
+        data = np.ascontiguousarray(x.astype(of_numpy)).view(np.uint8).reshape(-1)
         array = given.enter_context(self._cuda.DeviceArray.raw((data.nbytes,))).copy_from(data)
-        return array.view(shape=x.shape, dtype=self._types.BFLOAT16)
+        return array.view(shape=x.shape, dtype=of_polygraphy)
 
     def _taken(self, view: Any) -> np.ndarray[Any, Any]:
         data = np.empty(view.nbytes, np.uint8)
         kind = self._cuda.MemcpyKind.DeviceToHost
         self._cuda.wrapper().memcpy(dst=data.ctypes.data, src=view.ptr, nbytes=view.nbytes, kind=kind)
-        narrow = view.nbytes == 2 * math.prod(view.shape)  # all outputs are bfloat16 or float32
-        dtype = ml_dtypes.bfloat16 if narrow else np.float32
-        return data.view(dtype).reshape(view.shape).astype(np.float32)
+        # All outputs are float32, bfloat16 or codes.
+        dtype = {4: np.float32, 2: ml_dtypes.bfloat16, 1: E4M3}[view.nbytes // math.prod(view.shape)]
+        found: np.ndarray[Any, Any] = data.view(dtype).reshape(view.shape)
+        return found if dtype == E4M3 else found.astype(np.float32)
 
 
 def layer_information(plan: Path) -> dict[str, Any]:

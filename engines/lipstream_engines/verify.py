@@ -6,7 +6,7 @@ must not be written is compared, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,26 @@ from typing import Any
 import numpy as np
 from lipstream.atomic import write_file
 from lipstream.bundle import MANIFEST, Bundle, Geometry
-from lipstream.bundle.golden import REFERENCE, UNREAD, Arrays, Reference, key, probe_chunks, probe_inputs
+from lipstream.bundle.golden import (
+    REFERENCE,
+    UNREAD,
+    Arrays,
+    Reference,
+    key,
+    probe_chunks,
+    probe_inputs,
+    relative_error,
+    sample,
+)
+from lipstream.bundle.plans import require_scales
 from lipstream.errors import ConfigError, VerificationError
 
+from .codes import nearest, to_codes
 from .lower_ring import ATTENDED
 from .runner import PolygraphyRunner, Runner
+
+Scales = Sequence[Sequence[float]]
+"""Of K and V, for each layer."""
 
 
 def verify(
@@ -32,8 +47,8 @@ def verify(
         `passed`, `errors` and `allowed`: relative error of each output, by "graph/output@chunk".
 
     Raises:
-        ConfigError: a bundle without plans or without a reference. VerificationError: an engine deviates too much; the
-            manifest records it before the error is raised.
+        ConfigError: a bundle without plans or without a reference. PlanError: its manifest lacks the scales of a ring
+            in FP8. VerificationError: an engine deviates too much; the manifest records it before the error is raised.
     """
     manifest = bundle.manifest
     if manifest.plans is None or REFERENCE not in manifest.files:
@@ -52,7 +67,12 @@ def verify(
     for graph in sorted(manifest.graphs):
         progress(graph)
         runner = open_runner(bundle.file(f"{graph}.plan"))
-        errors |= graph_errors(bundle, reference, graph, runner, in_place=manifest.plans.in_place)
+        if graph == "denoiser":
+            layers = manifest.geometry.num_layers
+            require_scales(manifest.plans, bundle.path, layers=layers, fp8=runner.ring_in_fp8())
+        errors |= graph_errors(
+            bundle, reference, graph, runner, in_place=manifest.plans.in_place, scales=manifest.plans.scales
+        )
     allowed = {name: reference.allowed(name) for name in errors}
     off = reference.off(errors)
     found = {"passed": not off and {*errors} == {*reference.outputs}, "errors": errors, "allowed": allowed}
@@ -70,43 +90,82 @@ def verify(
 
 
 def graph_errors(
-    bundle: Bundle, reference: Reference, graph: str, runner: Runner, *, in_place: bool
+    bundle: Bundle,
+    reference: Reference,
+    graph: str,
+    runner: Runner,
+    *,
+    in_place: bool,
+    scales: Scales | None = None,
 ) -> dict[str, float]:
     """Run one graph's engine on the probe's inputs. Returns the relative error of each output, by "graph/output@chunk".
 
     Args:
         bundle: with the manifest and constants of the graph. in_place: whether the engine writes its ring in place.
+        scales: of its ring, if that is in FP8.
     """
     manifest, errors = bundle.manifest, dict[str, float]()
     for chunk in probe_chunks(manifest, graph):
         inputs = probe_inputs(manifest, bundle.constants, graph, runner.memories(), chunk)
         if in_place and "k.0" in inputs:
-            errors |= _errors_in_place(manifest.geometry, reference, graph, chunk, runner, inputs)
+            errors |= _errors_in_place(manifest.geometry, reference, graph, chunk, runner, inputs, scales)
         else:
             errors |= reference.compare(graph, chunk, runner.infer(inputs))
     return errors
 
 
 def _errors_in_place(
-    geometry: Geometry, reference: Reference, graph: str, chunk: int, runner: Runner, inputs: Arrays
+    geometry: Geometry,
+    reference: Reference,
+    graph: str,
+    chunk: int,
+    runner: Runner,
+    inputs: Arrays,
+    scales: Scales | None,
 ) -> dict[str, float]:
-    """Relative errors as in `chunk`; 1 for a ring that was changed where it is not attended."""
+    """Relative errors as in `chunk`; 1 for a ring that was changed where it is not attended.
+
+    A ring in FP8 is compared before its rounding, as far as codes show that (`nearest`): what is allowed is the same.
+    """
     attended = len(inputs["k.0"])
-    outputs = from_native(runner.infer(to_native(inputs, geometry)), geometry)
-    rings = {name for name in outputs if name.startswith(("k_out.", "v_out."))}
-    changed = {key(graph, name, chunk): 1.0 for name in rings if not np.all(outputs[name][attended:] == UNREAD)}
+    given = to_native(inputs, geometry, scales)
+    outputs = from_native(runner.infer(given), geometry)
+    before = from_native({name.replace(".", "_out."): given[name] for name in _scaled(inputs, scales)}, geometry)
+    rings = _scaled(outputs, scales)
+    changed = {
+        key(graph, name, chunk): 1.0
+        for name in rings
+        if not np.array_equal(outputs[name][attended:], before[name][attended:])
+    }
     outputs |= {name: outputs[name][:attended] for name in rings}
-    return reference.compare(graph, chunk, outputs) | changed
+    codes = {name: scale for name, scale in rings.items() if scale is not None}
+    errors = reference.compare(graph, chunk, {name: x for name, x in outputs.items() if name not in codes})
+    for name, scale in codes.items():
+        place = key(graph, name, chunk)
+        expected = reference.outputs[place]
+        errors[place] = relative_error(nearest(sample(outputs[name]), scale, expected), expected)
+    return errors | changed
 
 
-def to_native(inputs: Arrays, geometry: Geometry) -> Arrays:
+def _scaled(tensors: Arrays, scales: Scales | None) -> dict[str, float | None]:
+    """The rings among `tensors`, by name, with their scales, None for a ring of numbers."""
+    found: dict[str, float | None] = {}
+    for name in tensors:
+        kind, _, layer = name.partition(".")
+        if kind in ("k", "v", "k_out", "v_out"):
+            found[name] = scales[int(layer)]["kv".index(kind[0])] if scales else None
+    return found
+
+
+def to_native(inputs: Arrays, geometry: Geometry, scales: Scales | None = None) -> Arrays:
     """Convert rings [attended, T, H, D] to inputs of natively lowered graphs: [1, H, window T, D], and the length.
 
-    Slots that are not attended hold UNREAD.
+    Slots that are not attended hold UNREAD, or with the scales of a ring in FP8 its code: the largest.
     """
-    turned = {
-        name: _heads_first(x, geometry.window) if name.startswith(("k.", "v.")) else x for name, x in inputs.items()
-    }
+    turned = dict(inputs)
+    for name, scale in _scaled(inputs, scales).items():
+        ring = _heads_first(inputs[name], geometry.window)
+        turned[name] = ring if scale is None else to_codes(ring, scale)
     return turned | ({ATTENDED: np.array([len(inputs["k.0"])], np.int64)} if "k.0" in inputs else {})
 
 

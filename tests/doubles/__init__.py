@@ -16,7 +16,7 @@ from lipstream import plugin
 from lipstream.bundle import CONSTANTS, Bundle, writing
 from lipstream.bundle.plans import Plans
 from lipstream.gpu import Driver, Gpu
-from lipstream_engines.lower_ring import Lowering
+from lipstream_engines.lower_ring import Lowering, load_graph, ring_scales
 
 from . import cuda_runtime, kernels, trt
 from .device import Device
@@ -62,14 +62,16 @@ def gpu(device: Device) -> Iterator[Any]:
             lipstream._native_cuda = native  # type: ignore[attr-defined]
 
 
-def plans(ring: Lowering) -> Plans:
+def plans(ring: Lowering, scales: list[list[float]] | None = None) -> Plans:
     """The manifest's section on plans for the double."""
-    return Plans("double", {}, ring, trt.VERSION, False, "13.0", GPU.dump(), "0" * 64, {})
+    return Plans("double", {}, ring, trt.VERSION, False, "13.0", GPU.dump(), "0" * 64, {}, scales)
 
 
 def write_plans(bundle: Bundle, ring: Lowering, out: Path) -> Bundle:
     """A bundle of plans for the double, as `lipstream build` lays one out."""
-    with writing(out, replace(bundle.manifest, plans=plans(ring), files={})) as folder:
+    found = ring_scales(load_graph(bundle.file("denoiser.onnx")), bundle.manifest.geometry, ring)
+    scales = [list(pair) for pair in found] if found else None
+    with writing(out, replace(bundle.manifest, plans=plans(ring, scales), files={})) as folder:
         for graph in bundle.manifest.graphs:
             trt.write_plan(bundle, graph, ring, folder / f"{graph}.plan")
         (folder / CONSTANTS).write_bytes(bundle.file(CONSTANTS).read_bytes())

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx
 from lipstream_export.precision.widen import widen
-from onnx import external_data_helper, inliner
-from trt_bodies import bodies
+from onnx import external_data_helper
+from trt_bodies import with_bodies
 
 from . import trt
 from .device import Device
@@ -124,9 +124,7 @@ class Builder:
         plugin = "KVRingWrite" in kinds
         in_place = "TRT_KVCacheUpdate" in kinds or (plugin and config.aliases)
         if any(node.domain for node in model.graph.node):
-            masked = any(node.op_type == "TRT_Attention" and node.input[3] for node in model.graph.node)
-            model.functions.extend(bodies("mask" if masked else "length"))
-            model = inliner.inline_local_functions(model)
+            model = with_bodies(model)
         widen(model)
         config.progress_monitor.phase_start("building", None, 1)
         config.progress_monitor.step_complete("building", 0)
@@ -171,13 +169,31 @@ def polygraphy(device: Device) -> dict[str, Any]:
         def __exit__(self, *error: object) -> None: ...
 
         def infer(self, feed: dict[str, Any], copy_outputs_to_host: bool) -> dict[str, Any]:
-            names = [x.name for x in self._engine._run.get_outputs()]
-            found = dict(zip(names, map(np.ascontiguousarray, self._engine._run.run(names, feed)), strict=True))
-            return {name: View(x) for name, x in found.items()}
+            found = trt.run(
+                self._engine._run, {name: x.codes if isinstance(x, Codes) else x for name, x in feed.items()}
+            )
+            return {name: View(np.ascontiguousarray(x)) for name, x in found.items()}
 
     class View:
         def __init__(self, x: np.ndarray[Any, Any]) -> None:
             self.x, self.shape, self.nbytes, self.ptr = x, x.shape, x.nbytes, x.ctypes.data
+
+    class Codes:
+        """A tensor in FP8 on the device. Attributes: codes: uint8."""
+
+        def __enter__(self) -> Codes:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+        def copy_from(self, codes: np.ndarray[Any, Any]) -> Codes:
+            self.codes = codes
+            return self
+
+        def view(self, shape: tuple[int, ...], dtype: str) -> Codes:
+            assert dtype == "FLOAT8E4M3FN"
+            self.codes = self.codes.reshape(shape)
+            return self
 
     def memcpy(dst: int, src: int, nbytes: int, kind: str) -> None:
         ctypes.memmove(dst, src, nbytes)
@@ -186,6 +202,10 @@ def polygraphy(device: Device) -> dict[str, Any]:
         "backend.trt": SimpleNamespace(
             EngineFromBytes=lambda plan: lambda: trt.read_plan(device, Builder.registry, plan), TrtRunner=TrtRunner
         ),
-        "cuda": SimpleNamespace(MemcpyKind=Names(), wrapper=lambda: SimpleNamespace(memcpy=memcpy)),
+        "cuda": SimpleNamespace(
+            MemcpyKind=Names(),
+            wrapper=lambda: SimpleNamespace(memcpy=memcpy),
+            DeviceArray=SimpleNamespace(raw=lambda shape: Codes()),
+        ),
         "datatype": SimpleNamespace(DataType=Names()),
     }

@@ -1,6 +1,7 @@
 """`lipstream._native_cuda` on a `Device`: the formulas in NumPy, and the ring's kernels of the CPU.
 
-tests/csrc/host checks that the CUDA kernels compute the same bits.
+tests/csrc/host checks that the CUDA kernels compute the same bits. A ring in FP8 is moved as the numbers that its codes
+stand for without their scale, and rounded again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from lipstream import _native
 from lipstream.backends import sampler
@@ -26,6 +28,17 @@ def rounded(pictures: Floats) -> Bytes:
     return np.rint(np.clip(np.nan_to_num(pictures, nan=0.0), 0, 1) * np.float32(255)).astype(np.uint8)
 
 
+def decoded(codes: Bytes) -> Floats:
+    """What E4M3 codes stand for."""
+    return codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+
+
+def is_fp8(dtype: str, heads_first: bool) -> bool:
+    """Whether a ring holds codes, of the types that the double has."""
+    assert dtype == "float32" or (dtype == "float8_e4m3" and heads_first)
+    return dtype != "float32"
+
+
 def make(device: Device) -> ModuleType:
     """The module."""
 
@@ -36,15 +49,20 @@ def make(device: Device) -> ModuleType:
         writes: dict[str, tuple[int, Sequence[int]]],
         compute: Callable[[dict[str, Floats]], dict[str, Floats]],
         in_place: tuple[str, ...] = (),
+        codes: frozenset[str] = frozenset(),
     ) -> None:
-        """float32 tensors by name: their addresses and shapes."""
+        """float32 tensors by name, in memory as E4M3 if named in `codes`: their addresses and shapes."""
 
         def views(ends: dict[str, tuple[int, Sequence[int]]]) -> dict[str, Bytes]:
-            return {key: device.view(address, 4 * int(np.prod(shape))) for key, (address, shape) in ends.items()}
+            return {
+                key: device.view(address, (1 if key in codes else 4) * int(np.prod(shape)))
+                for key, (address, shape) in ends.items()
+            }
 
-        def run(given: dict[str, Bytes]) -> dict[str, Floats]:
-            shaped = {key: x.view(np.float32).reshape(reads[key][1]) for key, x in given.items()}
-            return compute(shaped)
+        def run(given: dict[str, Bytes]) -> dict[str, np.ndarray[Any, Any]]:
+            floats = {key: decoded(x) if key in codes else x.view(np.float32) for key, x in given.items()}
+            found = compute({key: x.reshape(reads[key][1]) for key, x in floats.items()})
+            return {key: _native.e4m3(x) if key in codes else x for key, x in found.items()}
 
         device.counts[name] += 1
         device.put(
@@ -87,7 +105,7 @@ def make(device: Device) -> ModuleType:
         heads_first: bool = False,
         stream: int = 0,
     ) -> None:
-        assert dtype == "float32"
+        fp8 = is_fp8(dtype, heads_first)
         ring, sink = rings(ring_shape, rolling, heads_first)
 
         def compute(given: dict[str, Floats]) -> dict[str, Floats]:
@@ -100,7 +118,7 @@ def make(device: Device) -> ModuleType:
 
         ends = layers(("k", "v", "base"), (k_ring, v_ring, sink_base), (ring, ring, sink))
         written = {name: end for name, end in ends.items() if not name.startswith("k.")}
-        put("ring_keep", stream, ends, written, compute, tuple(written))
+        put("ring_keep", stream, ends, written, compute, tuple(written), frozenset(ends) if fp8 else frozenset())
 
     def ring_anchor(
         k_ring: Sequence[int],
@@ -116,7 +134,7 @@ def make(device: Device) -> ModuleType:
         heads_first: bool = False,
         stream: int = 0,
     ) -> None:
-        assert dtype == "float32"
+        fp8 = is_fp8(dtype, heads_first)
         ring, sink = rings(ring_shape, rolling, heads_first)
 
         def compute(given: dict[str, Floats]) -> dict[str, Floats]:
@@ -130,7 +148,8 @@ def make(device: Device) -> ModuleType:
         ends = layers(("k", "base"), (k_ring, sink_base), (ring, sink))
         written = {name: end for name, end in ends.items() if name.startswith("k.")}
         tables = {"cos": (cos, [temporal_pairs]), "sin": (sin, [temporal_pairs])}
-        put("ring_anchor", stream, ends | tables, written, compute, tuple(written))
+        codes = frozenset(ends) if fp8 else frozenset()
+        put("ring_anchor", stream, ends | tables, written, compute, tuple(written), codes)
 
     def assemble_condition(
         condition: int,

@@ -6,29 +6,39 @@ from typing import Any
 
 import numpy as np
 import onnxruntime
+from doubles import trt
 from lipstream.bundle import Bundle
+from lipstream_engines.codes import E4M3
 from lipstream_engines.lower_ring import ATTENDED, load_graph, lower_ring
 from lipstream_export.precision.widen import widen
-from onnx import ModelProto, external_data_helper, inliner
-from trt_bodies import bodies
+from onnx import ModelProto, external_data_helper
+from trt_bodies import with_bodies
 
 Arrays = dict[str, Any]
 
 
-def session_of(source: Bundle, graph: str, ring: Any, attends: Any = "length") -> onnxruntime.InferenceSession:
+def session_of(
+    source: Bundle, graph: str, ring: Any, attends: Any = "length", *, fused: bool = True
+) -> onnxruntime.InferenceSession:
     """A graph, lowered; TensorRT's operators and the plugin are given bodies."""
     model = lower_ring(load_graph(source.path / f"{graph}.onnx"), source.manifest.geometry, ring, attends)
     if any(node.domain in ("trt", "lipstream") for node in model.graph.node):
-        model.functions.extend(bodies(attends))
-        model = inliner.inline_local_functions(model)
-    return open_session(model, source)
+        model = with_bodies(model)
+    return open_session(model, source, fused=fused)
 
 
-def open_session(model: ModelProto, source: Bundle) -> onnxruntime.InferenceSession:
-    """A graph of standard operators with the weights of `source`, in float32."""
+def open_session(model: ModelProto, source: Bundle, *, fused: bool = True) -> onnxruntime.InferenceSession:
+    """A graph of standard operators with the weights of `source`, in float32.
+
+    Args:
+        fused: whether ONNX Runtime may fuse nodes, which changes the last bits of sums.
+    """
     external_data_helper.load_external_data_for_model(model, str(source.path))
     widen(model)
-    return onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if not fused:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class Engine:
@@ -40,11 +50,13 @@ class Engine:
     def memories(self) -> dict[str, tuple[int, ...]]:
         return {x.name: tuple(x.shape) for x in self.session.get_inputs() if x.name.startswith("memory.")}
 
+    def ring_in_fp8(self) -> bool:
+        return any(x.type == "tensor(float8e4m3fn)" for x in self.session.get_inputs())
+
     def infer(self, inputs: Arrays) -> Arrays:
-        given = self.given(inputs)
-        names = [x.name for x in self.session.get_outputs()]
-        found = self.session.run(names, {x.name: given[x.name] for x in self.session.get_inputs()})
-        return self.taken(dict(zip(names, found, strict=True)))
+        given = {name: x.view(np.uint8) if x.dtype == E4M3 else x for name, x in self.given(inputs).items()}
+        found = trt.run(self.session, given)
+        return self.taken({name: x.view(E4M3) if x.dtype == np.uint8 else x for name, x in found.items()})
 
     def given(self, inputs: Arrays) -> Arrays:
         return inputs

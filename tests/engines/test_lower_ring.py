@@ -13,8 +13,8 @@ from lipstream.bundle.golden import probe_chunks, probe_inputs, relative_error
 from lipstream.bundle.plans import RINGS
 from lipstream_engines.lower_ring import Attends, Lowering, load_graph, lower_ring, phases
 from lipstream_engines.verify import from_native, to_native
-from onnx import TensorProto, helper, inliner
-from trt_bodies import bodies
+from onnx import TensorProto, helper
+from trt_bodies import with_bodies
 
 
 def run(model: onnx.ModelProto, bundle: Bundle, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
@@ -40,10 +40,9 @@ def test_native_and_function_lowering_compute_the_same(tiny: dict[str, Bundle], 
     assert "KVRingWrite" not in kinds
     shapes = {x.name: [d.dim_value for d in x.type.tensor_type.shape.dim] for x in native.graph.input}
     assert shapes["k.0"] == [1, g.num_heads, g.window * g.tokens, g.head_dim]
-    native.functions.extend(bodies())
 
     inputs = probe_inputs(bundle.manifest, bundle.constants, "denoiser", {})
-    found = from_native(run(inliner.inline_local_functions(native), bundle, to_native(inputs, g)), g)
+    found = from_native(run(with_bodies(native), bundle, to_native(inputs, g)), g)
     expected = run(lower_ring(load_graph(path), g, "function"), bundle, inputs)
     assert {*found} == {*expected}
     # E4M3 may round a last bit's difference to the other neighbour; with its attention, softmax is rounded, too.
@@ -65,9 +64,8 @@ def test_plugin_and_native_lowering_compute_the_same_bits(tiny: dict[str, Bundle
             named = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
             assert named == {"eps": pytest.approx(1e-6), "plugin_version": b"2", "plugin_namespace": b"lipstream"}
             assert not node.input[2].startswith("native.")  # K as the linear layer gives it
-        model.functions.extend(bodies())
         inputs = to_native(probe_inputs(bundle.manifest, bundle.constants, "denoiser", {}), g)
-        found[lowering] = run(inliner.inline_local_functions(model), bundle, inputs)
+        found[lowering] = run(with_bodies(model), bundle, inputs)
     for name, expected in found["native"].items():
         np.testing.assert_array_equal(found["plugin"][name], expected)
 
@@ -83,8 +81,7 @@ def test_a_mask_limits_the_attention_as_a_length_does(tiny: dict[str, Bundle], r
             model = lower_ring(load_graph(bundle.path / "denoiser.onnx"), g, ring, attends)
             (attention,) = {(*node.input[3:],) for node in model.graph.node if node.op_type == "TRT_Attention"}
             assert attention == (("", "", "native.length") if attends == "length" else ("native.mask", "", ""))
-            model.functions.extend(bodies(attends))
-            found[attends] = run(inliner.inline_local_functions(model), bundle, inputs)
+            found[attends] = run(with_bodies(model), bundle, inputs)
         for name, expected in found["length"].items():
             assert relative_error(found["mask"][name], expected) < 1e-5
 
@@ -101,8 +98,7 @@ def test_only_the_attended_frames_count(tiny: dict[str, Bundle]) -> None:
             for i in range(g.num_layers):
                 inputs[f"{kind}.{i}"][:, :, g.chunk_frames * g.tokens :] = value
         native = lower_ring(load_graph(path), g, "native")
-        native.functions.extend(bodies())
-        velocities.append(run(inliner.inline_local_functions(native), bundle, inputs)["velocity"])
+        velocities.append(run(with_bodies(native), bundle, inputs)["velocity"])
     np.testing.assert_array_equal(*velocities)
 
 

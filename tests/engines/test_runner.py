@@ -79,10 +79,10 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, dict[str, Any]]]:
             EngineFromBytes=lambda plan: lambda: Engine(LENGTHS if plan == b"function" else (7,)), TrtRunner=TrtRunner
         ),
         "cuda": types.SimpleNamespace(DeviceArray=types.SimpleNamespace(raw=lambda shape: Array())),
-        "datatype": types.SimpleNamespace(DataType=types.SimpleNamespace(BFLOAT16="bf16")),
+        "datatype": types.SimpleNamespace(DataType=types.SimpleNamespace(BFLOAT16="bf16", FLOAT8E4M3FN="fp8")),
     }
     monkeypatch.setattr(module, "polygraphy", modules.__getitem__)
-    tensorrt = types.SimpleNamespace(DataType=types.SimpleNamespace(BF16="bf16"))
+    tensorrt = types.SimpleNamespace(DataType=types.SimpleNamespace(BF16="bf16", FP8="fp8"))
     monkeypatch.setattr(module, "tensorrt", lambda: tensorrt)
     return runs
 

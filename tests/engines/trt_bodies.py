@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import onnx
+from onnx import ModelProto, TensorProto, inliner
 
 
-def bodies(attends: str = "length") -> list[onnx.FunctionProto]:
-    """KVCacheUpdate, attention with key lengths or with a mask, and the ring's plugin."""
+def with_bodies(model: ModelProto) -> ModelProto:
+    """A lowered graph of standard operators only, with the bodies inlined."""
+    attentions = ("TRT_Attention", "TRT_QuantizedAttention")
+    masked = any(node.op_type in attentions and node.input[3] for node in model.graph.node)
+    types = {value.name: value.type.tensor_type.elem_type for value in model.graph.input}
+    codes = types.get("k.0") == TensorProto.FLOAT8E4M3FN
+    model.functions.extend(_bodies("mask" if masked else "length", codes))
+    return inliner.inline_local_functions(model)
+
+
+def _bodies(attends: str, codes: bool) -> list[onnx.FunctionProto]:
+    """KVCacheUpdate, attention with key lengths or with a mask, and the plugin with a ring of numbers or of codes."""
     window = "keys = Slice (k, zero, length, axis) values = Slice (v, zero, length, axis)"
     seen = "seen = Identity (logits)"
     if attends == "mask":
@@ -57,9 +68,23 @@ def bodies(attends: str = "length") -> list[onnx.FunctionProto]:
             out = MatMul (weights, values)
         }"""
     # With numbers of type N: float32(k) / rms, rounded to N, times the weight, rotated, rounded to N; heads first.
-    plugin = onnx.parser.parse_function("""
+    # Codes are those of QuantizeLinear; ONNX Runtime has Slice and Concat of float32, which holds them exactly.
+    scales, old, new, out = "", "KIND_old = Identity (KIND_ring)", "KIND_new = Identity (KIND_own)", "Identity"
+    if codes:
+        scales, old, out = ", k_scale, v_scale", "KIND_old = Cast <to = 1> (KIND_ring)", "Cast <to = 17>"
+        new = "KIND_wide = Cast <to = 1> (KIND_own) "
+        new += "KIND_code = QuantizeLinear <output_dtype = 17> (KIND_wide, KIND_scale) "
+        new += "KIND_new = Cast <to = 1> (KIND_code)"
+    write = f"""
+            {old}
+            {new}
+            KIND_before = Slice (KIND_old, zero, index, axis)
+            KIND_after = Slice (KIND_old, end, far, axis)
+            KIND_all = Concat <axis = 2> (KIND_before, KIND_new, KIND_after)
+            KIND_out = {out} (KIND_all)"""
+    plugin = """
         <domain: "lipstream", opset_import: ["": 23]>
-        KVRingWrite <eps> (k_ring, v_ring, k, v, weight, slot, cos_t, sin_t, cos_s, sin_s) => (k_out, v_out) {
+        KVRingWrite <eps> (k_ring, v_ring, k, v, weight, slot, cos_t, sin_t, cos_s, sin_s SCALES) => (k_out, v_out) {
             zero = Constant <value_ints = [0]> ()
             one = Constant <value_ints = [1]> ()
             two = Constant <value_float = 2.0> ()
@@ -86,7 +111,7 @@ def bodies(attends: str = "length") -> list[onnx.FunctionProto]:
             k_rows = Reshape (normal, rows)
             k_heads = Transpose <perm = [0, 2, 1, 3]> (k_rows)
             v_rows = Reshape (v, rows)
-            v_new = Transpose <perm = [0, 2, 1, 3]> (v_rows)
+            v_own = Transpose <perm = [0, 2, 1, 3]> (v_rows)
             cos_t_one = Unsqueeze (cos_t, one)
             sin_t_one = Unsqueeze (sin_t, one)
             cos_s_one = Unsqueeze (cos_s, zero)
@@ -102,16 +127,12 @@ def bodies(attends: str = "length") -> list[onnx.FunctionProto]:
             cos = Reshape (cos_all, table)
             sin = Reshape (sin_all, table)
             turned = RotaryEmbedding <interleaved = 1> (k_heads, cos, sin)
-            k_new = CastLike (turned, k_ring)
+            k_own = CastLike (turned, k)
             index = Mul (slot, tokens)
-            length = Shape <start = 2, end = 3> (k_new)
+            length = Shape <start = 2, end = 3> (k_own)
             end = Add (index, length)
-            k_before = Slice (k_ring, zero, index, axis)
-            k_after = Slice (k_ring, end, far, axis)
-            k_out = Concat <axis = 2> (k_before, k_new, k_after)
-            v_before = Slice (v_ring, zero, index, axis)
-            v_after = Slice (v_ring, end, far, axis)
-            v_out = Concat <axis = 2> (v_before, v_new, v_after)
-        }""")
+            WRITES
+        }"""
+    plugin = plugin.replace("SCALES", scales).replace("WRITES", "".join(write.replace("KIND", kind) for kind in "kv"))
     attentions = [text.replace("WINDOW", window).replace("SEEN", seen) for text in (attention, quantised)]
-    return [update, *map(onnx.parser.parse_function, attentions), plugin]
+    return [update, *map(onnx.parser.parse_function, [*attentions, plugin])]

@@ -14,11 +14,14 @@ from doubles import kernels
 from lipstream.backends.base import ChunkInput, ChunkStream, PendingChunk, Timed
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
+from lipstream.bundle.golden import REFERENCE
 from lipstream.face import LipStreamFacePipeline
 from lipstream.media import Picture
 from lipstream.session import Frame, LipSyncSession
 from lipstream.session.reference import SourceFrame
 from lipstream_export.bundle import export_bundle
+from lipstream_export.precision import quantise, to_bfloat16
+from lipstream_export.reference import reference
 from numpy_stream import assert_same_frames, noise
 from toys import CONFIG, toy_parts
 
@@ -109,6 +112,20 @@ def export_toy(folder: Path) -> Bundle:
     weight.data *= 10 / weight.data.abs().max()  # pictures of all greys
     bias.data[:] = 0.5
     return export_bundle(parts, folder)
+
+
+def export_fp8_toy(folder: Path) -> Bundle:
+    """A toy whose self-attention is in FP8, with a reference: see `lipstream export --precision fp8 --fp8-attention`.
+
+    Its linear layers are in bfloat16. Every scale is another; what is out of their range does not occur.
+    """
+    parts = toy_parts(TOY)
+    rounded = to_bfloat16(parts)
+    assert rounded.student
+    operands = [(12.0 + i, 20.0 + 2 * i, 9.0 + i) for i in range(TOY.num_layers)]
+    rounded = replace(rounded, student=quantise(rounded.student, {}, operands))
+    files = {REFERENCE: reference(parts, rounded).dump()}
+    return export_bundle(rounded, folder, precision="fp8", files=files)
 
 
 def session(

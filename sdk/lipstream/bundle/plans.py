@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ class Plans:
         source: SHA-256 over the files of the bundle that they were built from.
         graphs: for each graph the `key` in the cache and `seconds` of its build; for one that writes its ring in
             place, how its `attention` is limited to the attended frames, and whether that was checked.
+        scales: of a ring in FP8, for each layer those of K and V: a code c stands for c times the scale. None for a
+            ring in the type of the products.
         verified: the last result of `lipstream verify`; None before.
     """
 
@@ -36,6 +39,7 @@ class Plans:
     gpu: dict[str, Any] | None
     source: str
     graphs: dict[str, Any]
+    scales: list[list[float]] | None = None
     verified: dict[str, Any] | None = None
 
     @property
@@ -50,10 +54,34 @@ class Plans:
             raise ValueError(f"plans of {texts!r}")
         if not isinstance(self.options, dict) or not isinstance(self.graphs, dict):
             raise ValueError("plans without options or graphs")
+        if self.scales is not None and not (isinstance(self.scales, list) and all(map(_are_scales, self.scales))):
+            raise ValueError(f"plans with scales {self.scales!r}")
         if self.gpu is not None:
             Gpu(**self.gpu)
         if self.verified is not None and not isinstance(self.verified, Mapping):
             raise ValueError(f"plans verified by {self.verified!r}")
+
+
+def _are_scales(pair: Any) -> bool:
+    numbers = isinstance(pair, list) and len(pair) == 2 and all(type(scale) is float for scale in pair)
+    return numbers and all(0 < scale < math.inf for scale in pair)
+
+
+def require_scales(plans: Plans, where: object, *, layers: int, fp8: bool) -> None:
+    """Raise PlanError, which states found and expected, unless the plans say the scales of this ring.
+
+    Args:
+        layers: of the ring. fp8: whether the engine of the denoiser has it in FP8.
+    """
+    found = None if plans.scales is None else len(plans.scales)
+    expected = layers if fp8 else None
+    if found != expected:
+        raise PlanError(
+            f"the denoiser of {where} has a ring {'in FP8' if fp8 else 'of 16 or 32 bits'}, and its manifest scales of "
+            f"{found or 'no'} layers",
+            expected=f"scales of {expected or 'no'} layers",
+            fix=f"lipstream build BUNDLE --recipe {plans.recipe} -o {where}",
+        )
 
 
 def require_runnable(plans: Plans, where: object, *, tensorrt: str, gpu: Gpu) -> None:

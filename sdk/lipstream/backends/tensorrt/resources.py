@@ -12,7 +12,7 @@ from cuda.bindings import runtime
 from numpy.typing import NDArray
 
 from ...bundle import Bundle
-from ...bundle.plans import require_runnable
+from ...bundle.plans import require_runnable, require_scales
 from ...errors import BackendError, PlanError
 from ...gpu import require_tensorrt_driver
 from ...plugin import load_plugin
@@ -39,7 +39,7 @@ class Resources:
 
     Raises:
         BackendError: no GPU, an old driver, no kernels, no plans, or no plugin that they need.
-        PlanError: plans for another TensorRT or GPU.
+        PlanError: plans for another TensorRT or GPU, or of another LipStream.
         GpuMemoryError: the weights do not fit.
     """
 
@@ -68,6 +68,12 @@ class Resources:
             self._runtime.engine_host_code_allowed = True  # such plans carry the part of TensorRT that runs them
         self.engines = {name: Engine(tensorrt, self._runtime, bundle.file(f"{name}.plan")) for name in GRAPHS}
         self._check(bundle)
+        require_scales(
+            plans,
+            bundle.path,
+            layers=self.manifest.geometry.num_layers,
+            fp8=self.engines["denoiser"].tensors["k.0"].dtype == "FP8",
+        )
         self.encode, self.denoise, self.decode = (Lane(cuda, name) for name in ("encode", "denoise", "decode"))
         self.lanes = (self.encode, self.denoise, self.decode)
         self.lane_of = {

@@ -13,7 +13,8 @@ from ..device import Kernels, move_sink
 from .cuda import Anything, Lane
 from .engine import Engine
 
-_TYPES = {"FLOAT": "float32", "BF16": "bfloat16"}
+_TYPES = {"FLOAT": "float32", "BF16": "bfloat16", "FP8": "float8_e4m3"}
+"""The kernels' names of TensorRT's types."""
 
 
 class EngineRing:
