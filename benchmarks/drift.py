@@ -93,6 +93,8 @@ class Still:
 class Untouched:
     """See `lipstream.face.FacePipeline`: returns the frame unchanged."""
 
+    overlay = None
+
     def crop(self, frame: Picture, matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
         return frame.rgb
 

@@ -16,13 +16,11 @@ from .compositing import Compositor, Overlay
 
 
 class FacePipeline(Protocol):
-    """Crops and composites the faces of one bundle. Stateless; shared by all sessions.
+    """Crops and composites the faces of one bundle. Stateless; shared by all sessions."""
 
-    Attributes:
-        overlay: see `Compositor.overlay`; None if only `composite` can composite.
-    """
-
-    overlay: Callable[[Picture, Image, Matrix], Overlay | None] | None
+    @property
+    def overlay(self) -> Callable[[Picture, Image, Matrix], Overlay | None] | None:
+        """See `Compositor.overlay`; None if only `composite` can composite."""
 
     def crop(self, frame: Picture, matrix: Matrix) -> Image:
         """The aligned face, uint8 [S, S, 3], of `frame`; `matrix` [2, 3]: frame -> canvas pixels."""
@@ -45,7 +43,7 @@ class LipStreamFacePipeline:
         self._size, self._box = geometry.crop_size[0], geometry.crop_box
         compositor = Compositor(keep_mask, box=geometry.crop_box)
         self.composite = compositor.composite
-        self.overlay: Callable[[Picture, Image, Matrix], Overlay | None] | None = compositor.overlay
+        self.overlay = compositor.overlay
 
     def crop(self, frame: Picture, matrix: Matrix) -> Image:
         """See `FacePipeline`."""
@@ -59,7 +57,7 @@ class UpstreamFacePipeline:
         ConfigError: the bundle's crop is not the upstream system's, the whole canvas.
     """
 
-    overlay: Callable[[Picture, Image, Matrix], Overlay | None] | None = None
+    overlay = None
 
     def __init__(self, geometry: Geometry, keep_mask: NDArray[np.float32]) -> None:
         upstream.check_geometry(geometry.crop_box, geometry.crop_size)

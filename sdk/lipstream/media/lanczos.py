@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _native
+from .._native import resample as resample_plane
 from .warp import block_mean, part_under
 
 LOBES = 3  # of the kernel, a side
@@ -68,7 +68,7 @@ def resample(
     padded = cv2.copyMakeBorder(np.asarray(part, np.float32), pad, pad, pad, pad, cv2.BORDER_REPLICATE)
     to_part[:, 2] += pad
     view = np.empty((height, width), np.float32)
-    _native.resample(view, np.asarray(padded, np.float32), to_part, x, y)
+    resample_plane(view, np.asarray(padded, np.float32), to_part, x, y)
     return view
 
 

@@ -130,11 +130,11 @@ class Picture:
         """A view to be shown again: sharper than `view`, and slower. The border is repeated around the picture."""
         return self._rgb_of(
             resample(plane, matrix @ layout.to_picture, width, height)
-            for plane, layout in zip(self.planes, self.format.planes, strict=False)
+            for plane, layout, _ in zip(self.planes, self.format.planes, self.format.from_rgb, strict=False)
         )
 
     def _rgb_of(self, layers: Iterable[NDArray[np.float32]]) -> Image:
-        """Views of the planes, float32 [h, w] -> R'G'B', uint8 [h, w, 3]."""
+        """Views of the planes but alpha, float32 [h, w] -> R'G'B', uint8 [h, w, 3]."""
         rgb = np.asarray(cv2.transform(cv2.merge([*layers]), self.format.to_rgb), np.float32)
         np.clip(rgb, 0, 255, out=rgb)
         rgb += 0.5

@@ -84,7 +84,7 @@ def test_blending_changes_what_the_block_covers_and_no_other_bit(
 ) -> None:
     format = PictureFormat(name, WIDTH, HEIGHT, colour, siting)
     picture, (left, top, block) = noise(format), blob(format)
-    result = picture.blended(left, top, block)
+    result = picture.blended(picture.regions(left, top, block.shape[1], block.shape[0]), block)
     assert result.format == format
     canvas = np.zeros((HEIGHT + 8, WIDTH + 8, 4))
     canvas[top + 4 : top + 4 + block.shape[0], left + 4 : left + 4 + block.shape[1]] = block
@@ -122,7 +122,8 @@ def test_saturated_colours_stay_in_range(name: str, rgb: tuple[int, int, int]) -
     """In full range the chroma of pure red and blue would round to one more than the largest code value."""
     format = PictureFormat(name, 32, 32, Colour(6, full_range=True))
     block = np.ones((32, 32, 4), np.float32) * np.float32([*rgb, 1])
-    result = noise(format).blended(0, 0, block)
+    picture = noise(format)
+    result = picture.blended(picture.regions(0, 0, 32, 32), block)
     top = 2**format.depth - 1
     for plane, wanted in zip(result.planes, code_values(format, np.array(rgb, float)), strict=True):
         assert np.abs(plane.astype(float) - min(wanted, top)).max() <= 0.5 + 1e-5 * top
@@ -138,11 +139,11 @@ def test_a_view_equals_ffmpegs_conversion(name: str, colour: Colour) -> None:
     y, x = np.mgrid[:height, :width]
     image = np.stack([80 + x, 200 - y, 60 + x // 2 + y], -1).astype(np.uint8)
     picture = Picture.of(image).converted(PictureFormat(name, width, height, colour))
-    seen = picture.view(np.eye(3)[:2], width, height)
     inner = np.s_[4:-4, 8:-8]  # at the border, interpolation of chroma may continue it differently
-    assert np.abs(seen.astype(int) - picture.rgb)[inner].max() <= 3
-    if "gray" not in name:
-        assert np.abs(seen.astype(int) - image)[inner].max() <= 4
+    for seen in (picture.view(np.eye(3)[:2], width, height), picture.cropped(np.eye(3)[:2], width, height)):
+        assert np.abs(seen.astype(int) - picture.rgb)[inner].max() <= 3
+        if "gray" not in name:
+            assert np.abs(seen.astype(int) - image)[inner].max() <= 4
 
 
 def test_a_view_of_a_part_that_shrinks_is_its_mean() -> None:
@@ -155,6 +156,17 @@ def test_a_view_of_a_part_that_shrinks_is_its_mean() -> None:
     inside = (brightness > 60) & (brightness < 200)  # where noisy chroma is not clipped
     assert inside.sum() > 20
     assert np.abs(seen - brightness)[inside].mean() < 3
+
+
+def test_a_crop_that_shrinks_keeps_waves_that_it_can_hold_and_no_others() -> None:
+    """From 240 to 100 pixels: half a wave in a pixel of the crop is the limit."""
+    rows = np.arange(240)
+    kept, lost = (np.tile(128 + 100 * np.sin(2 * np.pi * rows / period), (240, 1)) for period in (7.2, 3.3))
+    matrix = np.array([[100 / 240, 0, (100 / 240 - 1) / 2], [0, 100 / 240, (100 / 240 - 1) / 2]])
+    for wave, least, most in ((kept, 85, 105), (lost, 0, 8)):
+        picture = Picture.of(np.repeat(np.rint(wave).astype(np.uint8)[..., None], 3, axis=2))
+        seen = picture.cropped(matrix, 100, 100)[20:-20, 20:-20, 0].astype(float)
+        assert least <= np.ptp(seen) / 2 <= most
 
 
 @pytest.mark.parametrize("border", [True, False])
