@@ -37,14 +37,14 @@ def _room(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float
     image = np.ones((height, width, 3), np.float32) * tint.astype(np.float32)
     for _ in range(rng.integers(1, 4)):
         knots = rng.standard_normal((rng.integers(2, 6), rng.integers(2, 6), 3)).astype(np.float32)
-        wave = cv2.resize(knots, (width, height), interpolation=cv2.INTER_CUBIC)
+        wave = np.asarray(cv2.resize(knots, (width, height), interpolation=cv2.INTER_CUBIC))
         image *= np.exp(0.3 * wave[..., :1] + 0.08 * wave)
     for _ in range(rng.integers(0, 7)):
         middle, sides = rng.uniform(-0.2, 1.2, 2) * (width, height), rng.uniform(0.03, 0.5, 2) * (width, height)
         corners = cv2.boxPoints((tuple(middle), tuple(sides), rng.uniform(-20, 20)))
-        area = np.zeros((height, width), np.float32)
-        cv2.fillPoly(area, [corners.astype(np.int32)], 1.0)
-        area = cv2.GaussianBlur(area, (0, 0), rng.uniform(0.5, 8))[..., None]
+        shape = np.zeros((height, width), np.float32)
+        cv2.fillPoly(shape, [corners.astype(np.int32)], 1.0)
+        area = np.asarray(cv2.GaussianBlur(shape, (0, 0), rng.uniform(0.5, 8)), np.float32)[..., None]
         colour = rng.uniform(0.0, 0.8) * rng.dirichlet([6, 6, 6]) * 3
         image = image * (1 - area) + area * colour.astype(np.float32)
     return image

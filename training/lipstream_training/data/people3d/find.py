@@ -47,6 +47,7 @@ class FaceFinder:
 
     def _view(self, pose: Pose) -> NDArray[np.float64]:
         """Picture units -> pixels of a picture around the face."""
-        x, y = self._shot.project(_FACE + (pose.x / 110 + pose.yaw * 0.5, -pose.y / 110 - pose.pitch * 0.5, 0))[0]
+        across, down = pose.x / 110 + pose.yaw * 0.5, -pose.y / 110 - pose.pitch * 0.5
+        x, y = self._shot.project(_FACE + np.array([across, down, 0]))[0]
         zoom = _SIDE / _SPAN
         return np.array([[zoom, 0, (_SIDE - 1) / 2 - zoom * x], [0, zoom, (_SIDE - 1) / 2 - zoom * y]])

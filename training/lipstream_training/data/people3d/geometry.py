@@ -66,8 +66,8 @@ def rasterise(
         area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
         if area == 0 or (cull and area > 0):
             continue
-        left, right = max(0, int(math.ceil(min(ax, bx, cx)))), min(width - 1, int(math.floor(max(ax, bx, cx))))
-        top, bottom = max(0, int(math.ceil(min(ay, by, cy)))), min(height - 1, int(math.floor(max(ay, by, cy))))
+        left, right = max(0, math.ceil(min(ax, bx, cx))), min(width - 1, math.floor(max(ax, bx, cx)))
+        top, bottom = max(0, math.ceil(min(ay, by, cy))), min(height - 1, math.floor(max(ay, by, cy)))
         for y in range(top, bottom + 1):
             for x in range(left, right + 1):
                 u = ((bx - x) * (cy - y) - (by - y) * (cx - x)) / area
@@ -93,7 +93,7 @@ def turn(yaw: float, pitch: float, roll: float) -> NDArray[np.float64]:
 
 
 def from_light(direction: NDArray[np.float64], size: int) -> NDArray[np.float64]:
-    """Affine map [3, 4] from the scene to a square picture of `size` pixels seen from a light; the last row is depth."""
+    """Affine map [3, 4] from the scene to a square picture of `size` pixels seen from a light; third row: depth."""
     forward = direction / np.linalg.norm(direction)
     up = np.array([0.0, 1, 0]) if abs(forward[1]) < 0.95 else np.array([1.0, 0, 0])
     right = np.cross(up, forward)

@@ -51,10 +51,8 @@ class Glasses:
             result.append(
                 np.array([[hinge, _EYE[1] + 0.05, front - 0.11], [hinge * 1.08, _EYE[1] + 0.05, front - 0.35]])
             )
-        inner = _EYE[0] - self.half_width
-        result.append(
-            np.array([[-inner, _EYE[1] + 0.03, front], [0, _EYE[1] + 0.06, front], [inner, _EYE[1] + 0.03, front]])
-        )
+        inner, nose, bridge = _EYE[0] - self.half_width, _EYE[1] + 0.03, _EYE[1] + 0.06
+        result.append(np.array([[-inner, nose, front], [0, bridge, front], [inner, nose, front]]))
         return result
 
     def draw(

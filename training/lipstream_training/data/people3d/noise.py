@@ -32,7 +32,7 @@ def at(volume: NDArray[np.float32], x: float, y: float, z: float) -> float:
     b = volume[i, j1, k] * (1 - w) + volume[i, j1, k1] * w
     c = volume[i1, j, k] * (1 - w) + volume[i1, j, k1] * w
     d = volume[i1, j1, k] * (1 - w) + volume[i1, j1, k1] * w
-    return (a * (1 - v) + b * v) * (1 - u) + (c * (1 - v) + d * v) * u
+    return float((a * (1 - v) + b * v) * (1 - u) + (c * (1 - v) + d * v) * u)
 
 
 @compiled

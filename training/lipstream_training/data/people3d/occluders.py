@@ -33,7 +33,8 @@ class Hand:
 
     Attributes:
         colour: uint8 [3]. x, y: of the first finger's tip. lean: direction of the fingers, radians from upwards.
-        thickness: of a finger. fingers: how many. sway: movement. rise: how far it moves up and down. pace: radians a frame.
+        thickness: of a finger. fingers: how many. sway: movement. rise: how far it moves up
+            and down. pace: radians a frame.
     """
 
     colour: NDArray[np.uint8]
@@ -97,7 +98,7 @@ class Strands:
         n = int(rng.integers(3, 12))
         start, bend, end = rng.uniform(0.05, 0.95), rng.normal(0, 0.15), rng.normal(0, 0.2)
         spread = rng.normal(0, 1, (n, 3)) * (0.06, 0.07, 0.10)
-        lines = np.column_stack([spread + (start, start + bend, start + end), rng.uniform(0.006, 0.025, n)])
+        lines = np.column_stack([spread + np.array([start, start + bend, start + end]), rng.uniform(0.006, 0.025, n)])
         return cls(colour, lines, float(rng.uniform(0, 0.03)))
 
     def hold(self, picture: NDArray[np.uint8], moment: int) -> NDArray[np.uint8]:

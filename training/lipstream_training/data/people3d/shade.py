@@ -93,7 +93,7 @@ def shade(
                     look, lip, inner, beard, blush, cloth, scalp, brow, large, middle, small, rx, ry
                 )
                 in_mouth = min(1.0, inner)
-            elif part == UPPER_TEETH or part == _LOWER_TEETH:
+            elif part in (UPPER_TEETH, _LOWER_TEETH):
                 r, g, bl = _tooth(look, part == UPPER_TEETH, rx, ry, rz)
                 gloss, rough, through = 0.35, 0.18, 0.3
             elif part == TONGUE:
@@ -178,7 +178,7 @@ def _skin(
     gloss += lip * look.lip_gloss
     rough += (look.lip_roughness - rough) * lip * 0.8
 
-    k = beard * look.beard * (1 - lip) * min(1.0, max(0.0, 0.82 + 0.28 * small + 0.12 * middle))
+    k = beard * look.beard * (1 - lip) * min(1.0, max(0.0, 0.88 + 0.16 * small + 0.05 * middle))
     k = min(k, 0.95)
     r, g, b = _towards(r, g, b, look.hair, 1 + 0.12 * small, k)
     gloss *= 1 - 0.7 * k
@@ -260,7 +260,7 @@ def _texel(image: NDArray[np.uint8], s: float, t: float) -> float:
     v, u = y - row, x - column
     above = image[row, column] * (1 - u) + image[row, column + 1] * u
     below = image[row + 1, column] * (1 - u) + image[row + 1, column + 1] * u
-    return (above * (1 - v) + below * v) / 255.0
+    return float((above * (1 - v) + below * v) / 255.0)
 
 
 @compiled
@@ -282,7 +282,7 @@ def _unit(x: float, y: float, z: float) -> tuple[float, float, float]:
 
 @compiled
 def _mix(values: NDArray[np.float32], a: int, b: int, c: int, u: float, v: float, w: float, column: int) -> float:
-    return u * values[a, column] + v * values[b, column] + w * values[c, column]
+    return float(u * values[a, column] + v * values[b, column] + w * values[c, column])
 
 
 @compiled

@@ -64,7 +64,7 @@ class Shot:
         """Points [n, 3] of the scene -> float64 [n, 2], picture units, y down."""
         away = self._eye[2] - points[:, 2]
         x, y = points[:, 0] - self._eye[0], self._eye[1] - points[:, 1]
-        return np.stack([x, y], 1).astype(np.float64) * (self._focal / away)[:, None]
+        return np.asarray(np.stack([x, y], 1) * (self._focal / away)[:, None], np.float64)
 
     def render(
         self, vertices: Vertices, to_image: NDArray[np.float64], size: tuple[int, int], fineness: int = 2
@@ -114,13 +114,11 @@ class Shot:
         )
         if person.glasses:
             moved = self._head_motion(vertices)
-            person.glasses.draw(
-                colours,
-                coverage,
-                self._glasses_front,
-                lambda points: to_pixels(points @ moved[:, :3].T + moved[:, 3]),
-                scale,
-            )
+
+            def head_to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
+                return to_pixels(points @ moved[:, :3].T + moved[:, 3])
+
+            person.glasses.draw(colours, coverage, self._glasses_front, head_to_pixels, scale)
         return Layer(colours, coverage, fineness)
 
     def _head_motion(self, vertices: Vertices) -> NDArray[np.float64]:
@@ -135,7 +133,7 @@ class Shot:
         height, width = layer.coverage.shape
         linear = layer.colours * self.exposure + background * (1 - layer.coverage[..., None])
         small = (width // layer.fineness, height // layer.fineness)
-        return _to_srgb(cv2.resize(np.minimum(linear, 1.6), small, interpolation=cv2.INTER_AREA))
+        return _to_srgb(np.asarray(cv2.resize(np.minimum(linear, 1.6), small, interpolation=cv2.INTER_AREA)))
 
     def colour(self, linear: NDArray[np.float64]) -> NDArray[np.uint8]:
         """uint8 [3] RGB that a matt surface of this colour has on average in this light."""

@@ -28,78 +28,48 @@ _FPS, _STEPS = 25, 8  # the mouth is computed 8 times a frame and averaged, like
 _REST = "rest"
 _Wish = dict[str, tuple[float, float]]
 
-# Articulator: (value, weight). What a sound leaves out, its neighbours decide.
-_VISEMES: dict[str, _Wish] = {
-    "p": {
-        "jaw": (0.05, 2),
-        "press": (1, 6),
-        "pucker": (0, 0.3),
-        "spread": (0, 0.3),
-        "lower": (0, 4),
-        "upper": (0, 4),
-        "tuck": (0, 2),
-    },
-    "f": {
-        "jaw": (0.07, 2),
-        "tuck": (1, 6),
-        "press": (0, 3),
-        "upper": (0.35, 2),
-        "lower": (0, 2),
-        "pucker": (0, 0.5),
-        "spread": (0.15, 0.6),
-    },
-    "w": {"jaw": (0.10, 2), "pucker": (1, 4), "funnel": (0.25, 2), "spread": (0, 3), "lower": (0, 1), "upper": (0, 1)},
-    "u": {"jaw": (0.16, 2), "pucker": (0.85, 3), "funnel": (0.35, 2), "spread": (0, 2)},
-    "o": {"jaw": (0.34, 2.5), "pucker": (0.45, 2.5), "funnel": (0.5, 2), "spread": (0, 2)},
-    "a": {"jaw": (0.72, 3), "spread": (0.12, 1), "lower": (0.25, 1), "upper": (0.15, 1), "tongue": (0, 1)},
-    "ae": {"jaw": (0.55, 3), "spread": (0.4, 1.5), "lower": (0.35, 1), "upper": (0.3, 1), "tongue": (0.1, 1)},
-    "e": {"jaw": (0.36, 2.5), "spread": (0.5, 1.5), "lower": (0.35, 1), "upper": (0.25, 1), "tongue": (0.25, 1)},
-    "i": {
-        "jaw": (0.15, 2.5),
-        "spread": (0.95, 2.5),
-        "lower": (0.4, 1.2),
-        "upper": (0.3, 1.2),
-        "pucker": (0, 2),
-        "tongue": (0.5, 1),
-    },
-    "schwa": {
-        "jaw": (0.28, 1.2),
-        "spread": (0.15, 0.5),
-        "lower": (0.15, 0.5),
-        "upper": (0.1, 0.5),
-        "tongue": (0.25, 0.5),
-    },
-    "r": {"jaw": (0.18, 1.5), "pucker": (0.45, 1.5), "funnel": (0.45, 1.5), "spread": (0, 1), "tongue": (0.3, 1)},
-    "sh": {
-        "jaw": (0.09, 2.5),
-        "funnel": (0.75, 2.5),
-        "pucker": (0.25, 1),
-        "lower": (0.45, 2),
-        "upper": (0.4, 2),
-        "tongue": (0.3, 1),
-    },
-    "s": {"jaw": (0.04, 2.5), "spread": (0.45, 1), "lower": (0.55, 2), "upper": (0.30, 2), "tongue": (0.4, 1)},
-    "t": {"jaw": (0.12, 1.5), "lower": (0.3, 0.6), "upper": (0.15, 0.6), "tongue": (0.8, 2)},
-    "th": {"jaw": (0.16, 2), "lower": (0.35, 1.5), "upper": (0.2, 1.5), "tongue": (1, 3)},
-    "l": {"jaw": (0.24, 1.5), "lower": (0.25, 0.6), "upper": (0.12, 0.6), "tongue": (0.9, 2.5)},
-    "k": {"jaw": (0.20, 0.8), "lower": (0.2, 0.4), "tongue": (0.3, 0.6)},
-    "h": {"jaw": (0.22, 0.3)},
-    _REST: {
-        "jaw": (0.02, 1.5),
-        "pucker": (0, 0.6),
-        "funnel": (0, 0.8),
-        "spread": (0, 0.6),
-        "lower": (0, 1),
-        "upper": (0, 1),
-        "press": (0.12, 0.8),
-        "tuck": (0, 1),
-        "tongue": (0, 0.6),
-    },
-}
-for _name, _wish in _VISEMES.items():  # only labials bring the lips together, whatever else a sound leaves open
-    if _name != _REST:
-        _wish.setdefault("press", (0, 3.5))
-        _wish.setdefault("tuck", (0, 3.5))
+# viseme: articulator value:weight. What a sound leaves out, its neighbours decide.
+_TABLE = """
+    p: jaw 0.05:2, press 1:6, pucker 0:0.3, spread 0:0.3, lower 0:4, upper 0:4, tuck 0:2
+    f: jaw 0.07:2, tuck 1:6, press 0:3, upper 0.35:2, lower 0:2, pucker 0:0.5, spread 0.15:0.6
+    w: jaw 0.1:2, pucker 1:4, funnel 0.25:2, spread 0:3, lower 0:1, upper 0:1
+    u: jaw 0.16:2, pucker 0.85:3, funnel 0.35:2, spread 0:2
+    o: jaw 0.34:2.5, pucker 0.45:2.5, funnel 0.5:2, spread 0:2
+    a: jaw 0.72:3, spread 0.12:1, lower 0.25:1, upper 0.15:1, tongue 0:1
+    ae: jaw 0.55:3, spread 0.4:1.5, lower 0.35:1, upper 0.3:1, tongue 0.1:1
+    e: jaw 0.36:2.5, spread 0.5:1.5, lower 0.35:1, upper 0.25:1, tongue 0.25:1
+    i: jaw 0.15:2.5, spread 0.95:2.5, lower 0.4:1.2, upper 0.3:1.2, pucker 0:2, tongue 0.5:1
+    schwa: jaw 0.28:1.2, spread 0.15:0.5, lower 0.15:0.5, upper 0.1:0.5, tongue 0.25:0.5
+    r: jaw 0.18:1.5, pucker 0.45:1.5, funnel 0.45:1.5, spread 0:1, tongue 0.3:1
+    sh: jaw 0.09:2.5, funnel 0.75:2.5, pucker 0.25:1, lower 0.45:2, upper 0.4:2, tongue 0.3:1
+    s: jaw 0.04:2.5, spread 0.45:1, lower 0.55:2, upper 0.3:2, tongue 0.4:1
+    t: jaw 0.12:1.5, lower 0.3:0.6, upper 0.15:0.6, tongue 0.8:2
+    th: jaw 0.16:2, lower 0.35:1.5, upper 0.2:1.5, tongue 1:3
+    l: jaw 0.24:1.5, lower 0.25:0.6, upper 0.12:0.6, tongue 0.9:2.5
+    k: jaw 0.2:0.8, lower 0.2:0.4, tongue 0.3:0.6
+    h: jaw 0.22:0.3
+    rest: jaw 0.02:1.5, pucker 0:0.6, funnel 0:0.8, spread 0:0.6, lower 0:1, upper 0:1, press 0.12:0.8, tuck 0:1, tongue 0:0.6
+"""
+
+
+def _read_table() -> dict[str, _Wish]:
+    """Visemes with values and weights of articulators."""
+    visemes: dict[str, _Wish] = {}
+    for line in _TABLE.strip().splitlines():
+        viseme, wishes = line.strip().split(": ")
+        wish: _Wish = {}
+        for part in wishes.split(", "):
+            articulator, numbers = part.split()
+            value, weight = numbers.split(":")
+            wish[articulator] = float(value), float(weight)
+        if viseme != _REST:  # only labials bring the lips together, whatever else a sound leaves open
+            wish.setdefault("press", (0.0, 3.5))
+            wish.setdefault("tuck", (0.0, 3.5))
+        visemes[viseme] = wish
+    return visemes
+
+
+_VISEMES = _read_table()
 
 _SYMBOLS = {
     "p": "pbmɓʙ",
