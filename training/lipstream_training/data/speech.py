@@ -144,6 +144,8 @@ class _Event(ctypes.Structure):
 
 
 _END_OF_EVENTS, _PHONEME = 0, 7
+_PLOSIVES = ("p", "b", "t", "d", "k", "g", "ɡ", "c", "q", "ʈ", "ɖ")
+_CLOSURE = 0.07  # seconds
 
 
 def espeak_phonemes(
@@ -211,7 +213,20 @@ def espeak_phonemes(
     sound = np.concatenate(chunks) / 32768.0
     ends = [start for start, _ in starts[1:]] + [len(sound) / rate_in]
     phonemes = [Phoneme(symbol, start, end) for (start, symbol), end in zip(starts, ends, strict=True)]
-    return resample(sound, rate_in), phonemes
+    return resample(sound, rate_in), _with_closures(phonemes)
+
+
+def _with_closures(phonemes: list[Phoneme]) -> list[Phoneme]:
+    """Plosives begun at their closure: eSpeak NG reports them where they burst, `_CLOSURE` later (measured)."""
+    result: list[Phoneme] = []
+    for phoneme in phonemes:
+        before = result[-1] if result else None
+        if before and phoneme.symbol[:1] in _PLOSIVES:
+            start = max(phoneme.start - _CLOSURE, (before.start + before.end) / 2)
+            result[-1] = Phoneme(before.symbol, before.start, start)
+            phoneme = Phoneme(phoneme.symbol, start, phoneme.end)
+        result.append(phoneme)
+    return result
 
 
 def resample(audio: NDArray[np.floating], rate: int) -> NDArray[np.float64]:

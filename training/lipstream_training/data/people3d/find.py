@@ -12,7 +12,7 @@ from .backdrop import Backdrop
 from .geometry import Vertices
 from .shot import Shot, finer
 
-_SIDE = 192  # pixels of the picture that is searched
+_SIDE = 128  # pixels of the picture that is searched
 _SPAN = 320.0  # picture units that it shows; a face is about 200 high
 _FACE = np.array([[0.0, 6.95, 1.1]])  # the middle of the resting face, decimetres
 

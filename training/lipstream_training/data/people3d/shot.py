@@ -141,7 +141,7 @@ class Shot:
 
 
 def _to_srgb(linear: NDArray[np.floating]) -> NDArray[np.uint8]:
-    x = np.clip(linear.astype(np.float64), 0, None)
+    x = np.clip(linear.astype(np.float32), 0, None)
     x = np.where(x > 0.7, 0.7 + 0.3 * np.tanh((x - 0.7) / 0.3 * 0.8), x)  # a film's shoulder
     srgb = np.where(x < 0.0031, 12.92 * x, 1.055 * np.maximum(x, 1e-6) ** (1 / 2.4) - 0.055)
     return np.round(np.clip(srgb, 0, 1) * 255).astype(np.uint8)

@@ -48,7 +48,7 @@ _TABLE = """
     l: jaw 0.24:1.5, lower 0.25:0.6, upper 0.12:0.6, tongue 0.9:2.5
     k: jaw 0.2:0.8, lower 0.2:0.4, tongue 0.3:0.6
     h: jaw 0.22:0.3
-    rest: jaw 0.02:1.5, pucker 0:0.6, funnel 0:0.8, spread 0:0.6, lower 0:1, upper 0:1, press 0.12:0.8, tuck 0:1, tongue 0:0.6
+    rest: jaw 0.02:1.5, press 0.12:0.8, pucker 0:0.6, funnel 0:0.8, spread 0:0.6, lower 0:1, upper 0:1, tuck 0:1
 """
 
 
@@ -165,16 +165,20 @@ class VisemeTrack:
 
     @cached_property
     def opening(self) -> NDArray[np.float32]:
-        """Gap between the lips, float32 [frames], 0 closed .. about 1 wide open."""
+        """Gap between the lips, float32 [frames], 0 closed .. 1 wide open (0.3 of the distance of the eyes' corners).
+
+        The weights here and in `width` are fitted to the rendered mesh.
+        """
         y = self.articulators
-        gap = 1.05 * y[:, _JAW] + 0.30 * y[:, _LOWER] + 0.22 * y[:, _UPPER]
-        return np.asarray(np.clip(gap * (1 - y[:, _PRESS]) * (1 - 0.6 * y[:, _TUCK]), 0, 1), np.float32)
+        gap = y[:, _JAW] + 0.12 * (y[:, _LOWER] + y[:, _UPPER]) + 0.39 * y[:, _FUNNEL]
+        return np.asarray(np.clip(gap * (1 - y[:, _PRESS]) - 0.12 * y[:, _PRESS], 0, 1), np.float32)
 
     @cached_property
     def width(self) -> NDArray[np.float32]:
-        """Float32 [frames], -1 rounded .. 1 spread, 0 at rest."""
+        """Distance of the corners of the mouth, float32 [frames], -1 rounded .. 1 spread, 0 at rest."""
         y = self.articulators
-        return np.asarray(np.clip(y[:, _SPREAD] - y[:, _PUCKER] - 0.6 * y[:, _FUNNEL], -1, 1), np.float32)
+        wide = y[:, _SPREAD] + 0.6 * y[:, _TUCK] - 0.67 * y[:, _PUCKER] - 0.31 * y[:, _FUNNEL]
+        return np.asarray(np.clip(wide - 0.44 * y[:, _JAW] - 0.28 * y[:, _UPPER], -1, 1), np.float32)
 
     @cached_property
     def rounding(self) -> NDArray[np.float32]:
@@ -209,7 +213,7 @@ class VisemeTrack:
         jaw, pucker, funnel, spread, lower, upper, press, tuck, _tongue = (float(x) for x in self.articulators[frame])
         apart = 1 - press
         units = {
-            "jawOpen": 0.02 + 0.85 * jaw * (1 - 0.8 * press),
+            "jawOpen": 0.02 + jaw * (1 - 0.8 * press),
             "mouthPucker": 0.85 * pucker * (1 - 0.5 * press),
             "mouthFunnel": 0.75 * funnel * apart,
             "mouthStretch": 0.40 * spread,
