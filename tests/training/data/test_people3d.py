@@ -44,6 +44,7 @@ if not (natural_available() and synthesiser_available()):
     pytest.skip('NO 3D PEOPLE TESTED: a voice is missing; pip install "lipstream[people]"', allow_module_level=True)
 
 TEXT = "Please bring my mother five spoons of warm fresh soup. We found a big map of the farm above the bay."
+ROUND_AND_WIDE = "We choose cheese. You see two blue shoes, she sees who needs food."
 BOX = (58.0, 248.0, 362.0, 552.0)
 PRESS, TUCK = ARTICULATORS.index("press"), ARTICULATORS.index("tuck")
 
@@ -73,18 +74,17 @@ class Watched:
 
 
 @cache
-def spoken(natural_voice: bool) -> tuple[NDArray[np.float64], VisemeTrack]:
-    voice = Voice(None if natural_voice else "en-us+m3", 0.85)
-    sound, said = voice.say(TEXT, np.random.default_rng(0))
-    return sound, viseme_track(said, 45, Manner(jaw=1.3))
+def spoken(text: str, natural_voice: bool) -> VisemeTrack:
+    _, said = Voice(None if natural_voice else "en-us+m3", 0.85).say(text, np.random.default_rng(0))
+    return viseme_track(said, 45, Manner(jaw=1.3))
 
 
 @cache
-def watched() -> list[tuple[NDArray[np.float64], NDArray[np.float64], VisemeTrack]]:
+def watched(text: str) -> list[tuple[NDArray[np.float64], NDArray[np.float64], VisemeTrack]]:
     """Gap and width of the mouth by FaceMesh, over the distance of the eyes, and the track, for shaven people."""
     result = []
     for seed in (1, 3, 8, 9):
-        person, (_, track) = Watched(seed), spoken(seed % 2 == 1)
+        person, track = Watched(seed), spoken(text, seed % 2 == 1)
         found = [person.landmarks(track, frame) for frame in range(len(track))]
         eyes = np.array([np.hypot(*(x[263] - x[33])[:2]) for x in found])
         width = np.array([np.hypot(*(x[291] - x[61])[:2]) for x in found]) / eyes
@@ -97,19 +97,19 @@ def correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
 
 
 def test_opening_width_and_rounding_are_seen_in_the_picture() -> None:
-    opening = [correlation(gap, track.opening) for gap, _, track in watched()]
-    width = [correlation(wide, track.width) for _, wide, track in watched()]
-    rounding = [correlation(-wide, track.rounding) for _, wide, track in watched()]
+    opening = [correlation(gap, track.opening) for gap, _, track in watched(TEXT)]
+    width = [correlation(wide, track.width) for _, wide, track in watched(ROUND_AND_WIDE)]
+    rounding = [correlation(-wide, track.rounding) for _, wide, track in watched(ROUND_AND_WIDE)]
     print(f"FaceMesh against track: opening {opening}, width {width}, rounding {rounding}")
     assert np.median(opening) >= 0.9
     assert min(opening) >= 0.7
-    assert np.median(width) >= 0.7
-    assert np.median(rounding) >= 0.5
+    assert np.median(width) >= 0.75
+    assert np.median(rounding) >= 0.65
 
 
 def test_lips_meet_at_p_b_m_and_only_there() -> None:
     """Inner lips of the mesh overlap in closures, and FaceMesh sees them at the least gap of the clip."""
-    for gap, _, track in watched():
+    for gap, _, track in watched(TEXT):
         closed = track.articulators[:, PRESS] > 0.7
         assert closed.sum() >= 4
         assert gap[closed].mean() < np.percentile(gap, 40)
