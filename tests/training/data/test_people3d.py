@@ -76,14 +76,14 @@ class Watched:
 @cache
 def spoken(text: str, natural_voice: bool) -> VisemeTrack:
     _, said = Voice(None if natural_voice else "en-us+m3", 0.85).say(text, np.random.default_rng(0))
-    return viseme_track(said, 45, Manner(jaw=1.3))
+    return viseme_track(said, 40, Manner(jaw=1.3))
 
 
 @cache
 def watched(text: str) -> list[tuple[NDArray[np.float64], NDArray[np.float64], VisemeTrack]]:
     """Gap and width of the mouth by FaceMesh, over the distance of the eyes, and the track, for shaven people."""
     result = []
-    for seed in (1, 3, 8, 9):
+    for seed in (1, 3, 9):
         person, track = Watched(seed), spoken(text, seed % 2 == 1)
         found = [person.landmarks(track, frame) for frame in range(len(track))]
         eyes = np.array([np.hypot(*(x[263] - x[33])[:2]) for x in found])
@@ -120,6 +120,12 @@ def test_lips_meet_at_p_b_m_and_only_there() -> None:
             track = viseme_track([Segment(viseme, 0.0, 0.2)], 5, Manner())
             lips = lip_heights(shot, track, 2)
             assert (lips[2] - lips[1] <= 0) == meet, (seed, viseme, lips)
+        for middle, meet in (("p", True), ("t", False)):  # 70 ms between two open vowels
+            said = [Segment("a", -0.2, 0.205), Segment(middle, 0.205, 0.275), Segment("a", 0.275, 0.6)]
+            track = viseme_track(said, 12, Manner())
+            lips = lip_heights(shot, track, 5), lip_heights(shot, track, 6), lip_heights(shot, track, 2)
+            gaps = [x[2] - x[1] for x in lips]
+            assert (min(gaps[:2]) <= 0.1 * gaps[2]) == meet, (seed, middle, gaps)
 
 
 def lip_heights(shot: Shot, track: VisemeTrack, frame: int) -> NDArray[np.float64]:
@@ -136,9 +142,11 @@ def test_f_and_v_bring_the_lower_lip_to_the_teeth_and_w_narrows_the_mouth() -> N
         track = viseme_track([Segment(viseme, 0.0, 0.4)], 10, Manner())
         return shot.place(track.units(5, Manner()), Pose()).astype(np.float64)
 
+    back = shape("rest")[lip_vertices()[4], 2] - shape("f")[lip_vertices()[4], 2]
+    assert back > 0.02  # decimetres
     edge = {viseme: shape(viseme)[teeth, 1].min() for viseme in ("f", "a")}
     lower = {viseme: shape(viseme)[lip_vertices()[4], 1] for viseme in ("f", "a")}
-    assert abs(lower["f"] - edge["f"]) < 0.05  # decimetres
+    assert abs(lower["f"] - edge["f"]) < 0.05
     assert edge["a"] - lower["a"] > 0.1
 
     def width(viseme: str) -> float:
@@ -194,18 +202,21 @@ def test_closures_are_where_the_sound_dips(voice: str) -> None:
     assert abs(late) <= 20
 
 
-def test_twelve_people_are_found_and_their_mouths_are_where_real_ones_are() -> None:
+def test_people_are_found_and_their_mouths_are_where_real_ones_are() -> None:
     """In aligned crops of 64 pixels real men's mouths are at 0.31..0.35 of the height and 30.5..34.9 pixels wide."""
     heights, widths = [], []
-    for seed in range(100, 112):
+    for seed in range(100, 116):
         person = Watched(seed)
         assert person.face, f"no face is detected for person {seed}"
+        if person.shot.person.nature.childhood:
+            continue  # the real ones are grown
         landmarks = person.landmarks(rest_track(1), 0)
         matrix = crop_matrix(Aligner().solve(alignment_points(landmarks)), 64, BOX)
         corners = landmarks[[61, 291], :2] @ matrix[:, :2].T + matrix[:, 2]
         heights.append(corners[:, 1].mean() / 64)
         widths.append(corners[1, 0] - corners[0, 0])
-    print(f"mouth: height {np.mean(heights):.3f}, width {np.mean(widths):.1f} px")
+    assert len(heights) >= 12
+    print(f"mouth of {len(heights)}: height {np.mean(heights):.3f}, width {np.mean(widths):.1f} px")
     assert 0.30 <= np.mean(heights) <= 0.35
     assert 30.0 <= np.mean(widths) <= 35.0
 

@@ -16,12 +16,13 @@ class Nature(NamedTuple):
 
     Attributes:
         origin: shares of African, Asian and Caucasian, float64 [3]. male: 0..1. age: 0 young .. 1 old.
-        melanin: 0 light .. 1 dark.
+        childhood: 0 grown .. 1 a child. melanin: 0 light .. 1 dark.
     """
 
     origin: NDArray[np.float64]
     male: float
     age: float
+    childhood: float
     melanin: float
 
     @classmethod
@@ -30,7 +31,10 @@ class Nature(NamedTuple):
         male = float(np.clip(rng.normal(0.5, 0.6), 0, 1))
         age = float(rng.uniform(0, 1) ** 1.3 * 0.9)
         melanin = float(np.clip(origin @ (0.85, 0.18, 0.03) + rng.normal(0, 0.08), 0, 1))
-        return cls(origin, male, age, melanin)
+        childhood = float(rng.uniform(0.2, 0.8)) if rng.random() < 0.15 else 0.0
+        if childhood:
+            age = 0.0
+        return cls(origin, male, age, childhood, melanin)
 
 
 class Look(NamedTuple):
@@ -81,7 +85,7 @@ class Look(NamedTuple):
         skin = np.exp(light * (1 - nature.melanin) + dark * nature.melanin) * rng.uniform(0.85, 1.15)
         skin *= 1 + np.array([0.06, -0.10, -0.08]) * rng.uniform(-0.4, 0.4)  # blood
         lips = skin * np.array([0.92, 0.52, 0.55]) ** rng.uniform(0.5, 1.3)
-        if nature.male < 0.45 and rng.random() < 0.5:
+        if nature.male < 0.45 and not nature.childhood and rng.random() < 0.5:
             lipstick = np.array([0.40, 0.05, 0.08]) * rng.uniform(0.5, 1.3) * rng.uniform(0.7, 1.3, 3)
             lips = lips * 0.35 + lipstick * 0.65
         hair = np.array([0.035, 0.022, 0.014]) * np.exp(rng.uniform(-1, 1.6 * (1 - nature.melanin) + 0.2))
@@ -90,7 +94,7 @@ class Look(NamedTuple):
             hair = np.full(3, 0.3) * rng.uniform(0.4, 1.4)
         kind = rng.random()
         stubble, full = rng.uniform(0.1, 0.4), rng.uniform(0.6, 0.98)
-        beard = 0.0 if nature.male <= 0.5 or kind < 0.3 else stubble if kind < 0.75 else full
+        beard = 0.0 if nature.male <= 0.5 or nature.childhood or kind < 0.3 else stubble if kind < 0.75 else full
         irises = np.array([[0.05, 0.02, 0.01], [0.05, 0.10, 0.16], [0.06, 0.07, 0.03]])
         iris = irises[0 if nature.melanin > 0.35 else rng.integers(3)] * rng.uniform(0.7, 1.5)
         return cls(

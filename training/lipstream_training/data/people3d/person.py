@@ -169,14 +169,15 @@ def _lengthen(shaped: Vertices, asset: HeadAsset) -> None:
     down = smooth_step(-y, -7.02, -6.78) * smooth_step(y, 5.5, 6.1) * front
     wide = np.exp(-(((y - 6.65) / 0.35) ** 2)) * front
     shaped[:, 1] -= (0.06 * down).astype(np.float32)
-    shaped[:, 0] *= (1 + 0.12 * wide).astype(np.float32)
+    shaped[:, 0] *= (1 + 0.18 * wide).astype(np.float32)
 
 
 def _macro_weights(nature: Nature, rng: np.random.Generator) -> dict[str, float]:
     """Weights of the targets for origin, sex, age, muscle and weight: each is interpolated between its extremes."""
     muscle, weight = rng.uniform(0, 1), float(np.clip(rng.normal(0.42, 0.2), 0, 1))
     sexes = (("female", 1 - nature.male), ("male", nature.male))
-    ages = (("young", 1 - nature.age), ("old", nature.age))
+    grown = 1 - nature.childhood
+    ages = (("child", nature.childhood), ("young", grown * (1 - nature.age)), ("old", grown * nature.age))
 
     def three(value: float, noun: str) -> tuple[tuple[str, float], ...]:
         return (

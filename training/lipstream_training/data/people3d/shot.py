@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..faces import Pose
-from .asset import load_asset
+from .asset import EYE, load_asset
 from .geometry import Vertices, from_light, normals, rasterise
 from .light import Light
 from .noise import COARSE, FINE
@@ -52,6 +52,8 @@ class Shot:
         near = (np.abs(asset.vertices[:, 1] - _BROW_HEIGHT) < 0.15) & (np.abs(asset.vertices[:, 0]) < 0.4)
         self._glasses_front = float(person.base[near, 2].max()) + 0.09
         self._rest = asset.vertices
+        eyes = asset.has(EYE)
+        self._eyes_moved = np.array([0.0, float((person.base[eyes, 1] - asset.vertices[eyes, 1]).mean()), 0.0])
 
     def place(self, units: Units, pose: Pose) -> Vertices:
         """The mesh in the scene, float32 [V, 3]. `Pose.scale` is a step towards the camera."""
@@ -116,7 +118,7 @@ class Shot:
             moved = self._head_motion(vertices)
 
             def head_to_pixels(points: NDArray[np.float64]) -> NDArray[np.float64]:
-                return to_pixels(points @ moved[:, :3].T + moved[:, 3])
+                return to_pixels((points + self._eyes_moved) @ moved[:, :3].T + moved[:, 3])
 
             person.glasses.draw(colours, coverage, self._glasses_front, head_to_pixels, scale)
         return Layer(colours, coverage, fineness)
