@@ -86,10 +86,10 @@ def draw_clip(
     poses = track[:frames]
     camera, recording = Camera.random(rng, harshness=rng.uniform(0.3, 1.6)), Recording.random(rng)
     microphone = Microphone.random(rng) if rng.random() < 0.06 else None
-    wander = _detector_error(frames + 1, rng)
+    wander = detector_error(frames + 1, rng)
 
     def draw(moment: int, pose: Pose, mouths: list[MouthShape]) -> list[NDArray[np.uint8]]:
-        to_crop = crop_matrix((wander[moment] @ _square(align(painter.landmarks3(pose))))[:2], size, box)
+        to_crop = crop_matrix((wander[moment] @ square(align(painter.landmarks3(pose))))[:2], size, box)
         pictures = painter.render(pose, mouths, to_crop, (size, size))
         return [microphone.hold(picture, moment) for picture in pictures] if microphone else pictures
 
@@ -160,11 +160,12 @@ def align(points: Points) -> Points:
     return np.concatenate([turn, (goal - turn @ centre)[:, None]], axis=1)
 
 
-def _square(matrix: Points) -> Points:
+def square(matrix: Points) -> Points:
+    """[2, 3] -> [3, 3], to be multiplied."""
     return np.concatenate([matrix, [[0.0, 0.0, 1.0]]])
 
 
-def _detector_error(frames: int, rng: np.random.Generator) -> Points:
+def detector_error(frames: int, rng: np.random.Generator) -> Points:
     """Small similarities on the canvas, float64 [frames, 3, 3]: the error of a face detector.
 
     One error for the clip (2 % of the crop) and one that drifts from frame to frame (0.4 %).

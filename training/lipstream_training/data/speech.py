@@ -19,9 +19,9 @@ from .sentences import sentence
 SAMPLE_RATE = 16_000
 """Samples per second of everything this module returns."""
 
-_ENGLISH = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
-_OTHERS = ("de", "fr", "es", "it", "pt", "nl", "sv", "pl", "fi", "hi", "ru", "tr", "id", "sw", "ro", "cs", "hu", "cmn")
-_TIMBRES = (
+ENGLISH = ("en-us", "en-gb-scotland", "en-gb-x-rp", "en-029", "en-gb-x-gbclan", "en-gb-x-gbcwmd")
+OTHERS = ("de", "fr", "es", "it", "pt", "nl", "sv", "pl", "fi", "hi", "ru", "tr", "id", "sw", "ro", "cs", "hu", "cmn")
+TIMBRES = (
     *(f"m{i}" for i in range(1, 9)),
     *(f"f{i}" for i in range(1, 6)),
     *("klatt", "klatt2", "klatt3", "klatt4", "croak", "whisper", "whisperf", "Annie", "Andy", "Michael", "Denis"),
@@ -59,8 +59,7 @@ def speech(seconds: float, rng: np.random.Generator) -> SpeechClip:
     """
     samples = round(seconds * SAMPLE_RATE)
     if rng.random() < 0.04:
-        hush = _noise(samples, rng) * 10 ** (rng.uniform(-75, -30) / 20)
-        return SpeechClip(clean=np.zeros(samples, np.float32), recorded=np.clip(hush, -1, 1).astype(np.float32))
+        return SpeechClip(clean=np.zeros(samples, np.float32), recorded=hush(samples, rng))
     clean = _utterances(samples, rng)
     return SpeechClip(clean=clean, recorded=degrade(clean, rng))
 
@@ -85,27 +84,73 @@ def degrade(clean: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.
     return np.clip(recorded * min(gain, 0.99 / peak), -1, 1).astype(np.float32)
 
 
+def hush(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Noise of a room where nobody speaks, float32 [samples], -75..-30 dBFS."""
+    return np.clip(_noise(samples, rng) * 10 ** (rng.uniform(-75, -30) / 20), -1, 1).astype(np.float32)
+
+
+def level(said: NDArray[np.float64], rng: np.random.Generator) -> float:
+    """The factor that brings speech to a random level of -27..-18 dBFS, pauses not counted."""
+    return float(10 ** (rng.uniform(-27, -18) / 20) / max(_rms(said[np.abs(said) > 1e-3]), 1e-4))
+
+
 def _utterances(samples: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Sentences of one voice and the silences between them, cut at a random place to `samples`."""
-    base = _ENGLISH if rng.random() < 0.7 else _OTHERS
+    base = ENGLISH if rng.random() < 0.7 else OTHERS
     voice = base[rng.integers(len(base))]
     if rng.random() < 0.9:
-        voice += "+" + _TIMBRES[rng.integers(len(_TIMBRES))]
+        voice += "+" + TIMBRES[rng.integers(len(TIMBRES))]
     rate, pitch, pitch_range = rng.integers(115, 235), rng.integers(10, 90), rng.integers(20, 95)
     start = int(rng.integers(0, SAMPLE_RATE))  # clips begin in the middle of a sentence
     pieces: list[NDArray[np.float64]] = []
     length = 0
     while length < start + samples:
         said = espeak(" ".join(sentence(rng) for _ in range(2)), voice, int(rate), int(pitch), int(pitch_range))
-        level = 10 ** (rng.uniform(-27, -18) / 20) / max(_rms(said[np.abs(said) > 1e-3]), 1e-4)
+        gain = level(said, rng)
         pause = rng.uniform(0.05, 1.3) if rng.random() < 0.45 else 0.0
-        pieces += [said * level, np.zeros(int(pause * SAMPLE_RATE))]
+        pieces += [said * gain, np.zeros(int(pause * SAMPLE_RATE))]
         length += len(pieces[-2]) + len(pieces[-1])
     track = np.concatenate(pieces)[start : start + samples]
     return np.clip(track, -1, 1).astype(np.float32)
 
 
+@dataclass(frozen=True)
+class Phoneme:
+    """One sound of speech: its symbol (IPA, with marks of stress and length), start and end in seconds."""
+
+    symbol: str
+    start: float
+    end: float
+
+
 def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range: int = 50) -> NDArray[np.float64]:
+    """`espeak_phonemes` without the phonemes."""
+    return espeak_phonemes(text, voice, rate, pitch, pitch_range)[0]
+
+
+class _Event(ctypes.Structure):
+    """What eSpeak NG reports with its sound; only phonemes are read."""
+
+    _fields_ = (
+        ("type", ctypes.c_int),
+        ("identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("milliseconds", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 8),
+    )
+
+
+_END_OF_EVENTS, _PHONEME = 0, 7
+_PLOSIVES = ("p", "b", "t", "d", "k", "g", "ɡ", "c", "q", "ʈ", "ɖ")
+_CLOSURE = 0.07  # seconds
+
+
+def espeak_phonemes(
+    text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range: int = 50
+) -> tuple[NDArray[np.float64], list[Phoneme]]:
     """Speak `text`; the same arguments always give the same samples.
 
     The library keeps state between utterances, so a new copy is loaded for each (about 10 ms). For the same reason it
@@ -117,7 +162,7 @@ def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range:
         pitch, pitch_range: 0..99.
 
     Returns:
-        float64 [n] at 16 kHz in [-1, 1].
+        float64 [n] at 16 kHz in [-1, 1], and its phonemes; a pause is a phoneme with an empty symbol.
 
     Raises:
         MissingExtraError: the synthesiser is not installed.
@@ -130,18 +175,26 @@ def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range:
         ) from error
 
     chunks: list[NDArray[np.int16]] = []
+    starts: list[tuple[float, str]] = []
 
-    def receive(samples: ctypes._Pointer[ctypes.c_short], count: int, _events: int | None) -> int:
+    def receive(samples: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
         if samples and count > 0:
             chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+        i = 0
+        while events and events[i].type != _END_OF_EVENTS:
+            if events[i].type == _PHONEME:
+                starts.append((events[i].milliseconds / 1000, events[i].name.decode(errors="ignore")))
+            i += 1
         return 0
 
-    signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
+    signature = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
     callback = signature(receive)  # must outlive the synthesis
     library = ctypes.CDLL(espeakng_loader.get_library_path())
     try:
-        synchronous, no_exit, characters, utf8 = 2, 0x8000, 1, 1
-        rate_in = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), no_exit)
+        synchronous, characters, utf8 = 2, 1, 1
+        phoneme_events, ipa, no_exit = 1, 2, 0x8000
+        options = phoneme_events | ipa | no_exit
+        rate_in = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), options)
         if rate_in <= 0:
             raise MissingExtraError("eSpeak NG did not start", fix="pip install --force-reinstall espeakng-loader")
         library.espeak_SetSynthCallback(callback)
@@ -155,7 +208,25 @@ def espeak(text: str, voice: str, rate: int = 170, pitch: int = 50, pitch_range:
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
-    return resample(np.concatenate(chunks) / 32768.0, rate_in) if chunks else np.zeros(0)
+    if not chunks:
+        return np.zeros(0), []
+    sound = np.concatenate(chunks) / 32768.0
+    ends = [start for start, _ in starts[1:]] + [len(sound) / rate_in]
+    phonemes = [Phoneme(symbol, start, end) for (start, symbol), end in zip(starts, ends, strict=True)]
+    return resample(sound, rate_in), _with_closures(phonemes)
+
+
+def _with_closures(phonemes: list[Phoneme]) -> list[Phoneme]:
+    """Plosives begun at their closure: eSpeak NG reports them where they burst, `_CLOSURE` later (measured)."""
+    result: list[Phoneme] = []
+    for phoneme in phonemes:
+        before = result[-1] if result else None
+        if before and phoneme.symbol[:1] in _PLOSIVES:
+            start = max(phoneme.start - _CLOSURE, (before.start + before.end) / 2)
+            result[-1] = Phoneme(before.symbol, before.start, start)
+            phoneme = Phoneme(phoneme.symbol, start, phoneme.end)
+        result.append(phoneme)
+    return result
 
 
 def resample(audio: NDArray[np.floating], rate: int) -> NDArray[np.float64]:
