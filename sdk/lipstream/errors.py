@@ -202,7 +202,7 @@ class ProtocolError(LipStreamError):
 
 
 class SlowClientError(LipStreamError):
-    """A client does not read the data sent to it."""
+    """A client does not read the data sent to it, or sends a request's body too slowly."""
 
     code, exit_code = "slow_client", 51
 
@@ -239,6 +239,18 @@ class OriginError(LipStreamError):
     """A server does not admit pages of this origin."""
 
     code, exit_code = "origin", 56
+
+
+class HostError(LipStreamError):
+    """A request names a host that is not the server's."""
+
+    code, exit_code = "host", 57
+
+
+class RateError(LipStreamError):
+    """A client sends more requests, or more wrong tokens, than a server answers."""
+
+    code, exit_code = "rate", 58
 
 
 class LipStreamInternalError(Exception):

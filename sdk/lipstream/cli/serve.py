@@ -34,6 +34,35 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="origins",
         help="origin of another site whose pages may connect; repeatable",
     )
+    add(
+        "--allowed-host",
+        action="append",
+        default=[],
+        dest="hosts",
+        metavar="NAME",
+        help="name by which clients may address the server (default: any, with a token); repeatable",
+    )
+    add("--private", action="store_true", help="metrics, version and openapi.json need the token, too")
+    add("--tls-cert", default=s.tls_cert, metavar="FILE", help="certificate for HTTPS, PEM")
+    add("--tls-key", default=s.tls_key, metavar="FILE", help="its key, PEM")
+    add(
+        "--behind-proxy",
+        action="store_true",
+        help="a proxy in front of the server has TLS, and limits connections by address",
+    )
+    add("--most-connections", type=int, default=s.most_connections, help="open at once (default %(default)s)")
+    add(
+        "--connections-per-address",
+        type=int,
+        default=s.connections_per_address,
+        help="open at once from one address, except with --behind-proxy (default %(default)s)",
+    )
+    add(
+        "--requests-per-second",
+        type=float,
+        default=s.requests_per_second,
+        help="of one address; four times as many in a burst (default %(default)g)",
+    )
     add("--max-sessions", type=int, default=s.max_sessions, help="concurrent sessions (default: measured at the start)")
     add("--idle-limit", type=float, default=s.idle_limit, help="seconds without sound after which a session ends")
     add("--total-limit", type=float, default=s.total_limit, help="maximum seconds of a session")
@@ -82,7 +111,7 @@ def _run(args: argparse.Namespace) -> None:
         from ..server.command import serve
 
     given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    lists = {name: tuple(given[name]) for name in ("origins", "ice_servers", "references")}
+    lists = {name: tuple(given[name]) for name in ("origins", "hosts", "ice_servers", "references")}
     serve(Settings(**given | lists))
 
 

@@ -14,25 +14,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastapi import Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
 
 from ..backends.base import cores
 from ..engine import LipSyncEngine
-from ..errors import LipStreamError, OriginError, TokenError, UnavailableError, UploadTooLargeError
+from ..errors import UnavailableError
 from .access import TICKET_SECONDS
-from .failures import add_handlers, response
+from .failures import add_handlers
 from .frame_encoder import JpegEncoder
+from .gate import Gate
 from .ice import ice_servers
 from .prometheus import PrometheusMetrics
-from .protocol import GOING_AWAY, POLICY, TRY_AGAIN, VERSION, failure
+from .protocol import GOING_AWAY, TRY_AGAIN, VERSION, failure
 from .references import References
 from .settings import Settings
 from .state import Connection, State
 from .transports.websocket import WebSocketConnection
 
 LOG = logging.getLogger("lipstream")
+MOST_UNSTARTED = 32
+"""Connections that may wait for their message `start`, beside as many as there are sessions."""
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -60,6 +63,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.root_path = settings.root_path  # as an argument it is deprecated; uvicorn's needs a proxy that removes the path
     app.state.lipstream = state
     add_handlers(app)
+    app.add_middleware(Gate, state=state)
     has_webrtc = find_spec("aiortc") is not None
     if settings.origins:
         app.add_middleware(
@@ -77,24 +81,17 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             state.connections.discard(connection)
 
-    def authorised(request: Request) -> None:
-        """Raise TokenError or OriginError unless the request has the token, and comes from an allowed origin."""
-        state.access.check(request)
-
     base = f'<base href="{escape(settings.root_path.rstrip("/"))}/">' if settings.root_path else ""
     text = PAGE.read_text().replace("<!-- base -->", base)
 
     @app.get("/", include_in_schema=False)
     async def page() -> HTMLResponse:
         policy = "default-src 'none'; script-src 'unsafe-inline' blob:; style-src 'unsafe-inline'; "
-        policy += "connect-src 'self' ws: wss:; img-src 'self' data: blob:; media-src 'self' blob:; worker-src blob:"
+        policy += "frame-ancestors 'none'; connect-src 'self' ws: wss:; "
+        policy += "img-src 'self' data: blob:; media-src 'self' blob:; worker-src blob:"
         return HTMLResponse(
             text,
-            headers={
-                "Content-Security-Policy": policy,
-                "Cache-Control": "no-store",
-                "Referrer-Policy": "no-referrer",
-            },
+            headers={"Content-Security-Policy": policy, "Cache-Control": "no-store"},
         )
 
     @app.get("/v1/health/live")
@@ -126,23 +123,21 @@ def create_app(settings: Settings) -> FastAPI:
         """Metrics in Prometheus's text format."""
         return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/v1/ice", dependencies=[Depends(authorised)])
+    @app.get("/v1/ice")
     async def ice() -> dict[str, Any]:
         """STUN and TURN servers for a WebRTC client's `RTCPeerConnection`, with credentials for one session."""
         return {"ice_servers": ice_servers(settings)}
 
-    @app.post("/v1/tickets", dependencies=[Depends(authorised)])
+    @app.post("/v1/tickets")
     async def ticket() -> dict[str, Any]:
         """A ticket that opens one WebSocket, as its query `ticket`, within `seconds`: for clients without headers."""
         return {"ticket": state.access.ticket(), "seconds": TICKET_SECONDS}
 
-    @app.post("/v1/references", dependencies=[Depends(authorised)])
+    @app.post("/v1/references")
     async def upload(request: Request) -> JSONResponse:
         """Upload a video or picture with a face, as the body; use the response's `reference` in the message `start`."""
         if state.references is None:
             raise state.refusal() or UnavailableError("the server is warming up", label="warming_up")
-        if int(request.headers.get("content-length", 0)) > settings.upload_mb << 20:
-            raise UploadTooLargeError(f"more than {settings.upload_mb} MB", fix="cut it to a few seconds")
         name, prepared = await state.references.upload(request.stream())
         width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
@@ -150,18 +145,16 @@ def create_app(settings: Settings) -> FastAPI:
     if has_webrtc:
         from .transports.webrtc import add_route
 
-        add_route(app, state, authorised, run_connection)
+        add_route(app, state, run_connection)
 
     @app.websocket("/v1/session")
     async def session(socket: WebSocket) -> None:
         """A session over WebSocket: docs/protocol.md."""
-        try:
-            state.access.check(socket, ticket=True)
-        except (TokenError, OriginError) as error:
-            state.log_refusal(error)
-            return await _deny(socket, error)
         await socket.accept()  # some proxies hide the status of an upgrade that is denied
-        if refusal := state.refusal():
+        refusal = state.refusal()
+        if refusal is None and state.unstarted >= MOST_UNSTARTED + state.most:
+            refusal = UnavailableError("too many connections without a session", label="unstarted", fix="retry later")
+        if refusal:
             state.log_refusal(refusal)
             with contextlib.suppress(RuntimeError, WebSocketDisconnect):
                 await socket.send_json(failure(refusal, fatal=True))
@@ -198,14 +191,6 @@ async def _warm_up(state: State) -> None:
     state.most = most
     state.metrics.most.set(most)
     LOG.info("ready for %d sessions", most)
-
-
-async def _deny(socket: WebSocket, error: LipStreamError) -> None:
-    """Answer a WebSocket's upgrade with the error's status, or with 403 if the server cannot do that."""
-    if "websocket.http.response" in socket.scope.get("extensions", {}):
-        await socket.send_denial_response(response(error))
-    else:
-        await socket.close(POLICY)
 
 
 async def drain(state: State) -> None:

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..errors import LipStreamError, ProtocolError, SlowClientError, UnavailableError
 from ..media import FPS
+from ..session import PreparedReference
 from .failures import unexpected
 from .protocol import INTERNAL, NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
 from .realtime_session import RealtimeSession, Transport
-from .state import State
+from .state import Place, State
 
 LOG = logging.getLogger("lipstream")
 MOST_ERRORS = 50
@@ -32,15 +33,15 @@ class ClientSession:
     """Runs at most one session, within the limits of the settings.
 
     Args:
-        transport: to the client.
+        transport: to the client. place: that the session has; None if it still has to take one.
 
     Attributes:
         id: in the log, and in the message `started`.
     """
 
-    def __init__(self, state: State, transport: Transport) -> None:
+    def __init__(self, state: State, transport: Transport, place: Place | None = None) -> None:
         self.id = secrets.token_hex(4)
-        self._state, self._transport = state, transport
+        self._state, self._transport, self._place = state, transport, place
         self._live: RealtimeSession | None = None
         self._errors = 0
         self._begun = time.monotonic()
@@ -57,9 +58,16 @@ class ClientSession:
         state = self._state
         assert state.references is not None
         reference = await state.references.get(start.reference)
-        if refusal := state.refusal():  # other clients were admitted since
-            state.log_refusal(refusal)
-            raise refusal
+        place = self._place or state.take_place()
+        try:
+            return await self._open(start, reference, listen)
+        finally:
+            place.release()
+
+    async def _open(
+        self, start: Start, reference: PreparedReference, listen: Callable[[RealtimeSession], Awaitable[End]]
+    ) -> End:
+        state = self._state
         assert state.engine is not None
         self._live = live = RealtimeSession(
             state.engine, reference, start, self._transport, state.metrics, max_late=state.settings.max_late

@@ -12,6 +12,8 @@ import uvicorn
 
 from ..errors import ConfigError
 from .app import create_app, drain
+from .connections import guarded
+from .rate import LogBudget
 from .settings import Settings
 from .state import State
 
@@ -46,11 +48,17 @@ def serve(settings: Settings) -> None:
         ConfigError: the address cannot be listened at. What `LipSyncEngine.load` raises.
     """
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(LogBudget())
     logging.getLogger("lipstream").setLevel(logging.INFO)
     with listen(settings.host, settings.port) as listener:
         app = create_app(settings)
+        trusted = frozenset(settings.forwarded_allow_ips.split(",")) if settings.behind_proxy else frozenset()
         config = uvicorn.Config(
             app,
+            http=guarded(settings.most_connections, settings.connections_per_address, trusted),
+            ssl_certfile=settings.tls_cert or None,
+            ssl_keyfile=settings.tls_key or None,
             ws_max_size=1 << 20,
             ws_max_queue=32,
             ws_per_message_deflate=False,
@@ -60,7 +68,8 @@ def serve(settings: Settings) -> None:
             timeout_graceful_shutdown=5,
         )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
-        address = f"http://{host}:{listener.getsockname()[1]}{settings.root_path.rstrip('/')}/"
+        scheme = "https" if settings.tls_cert else "http"
+        address = f"{scheme}://{host}:{listener.getsockname()[1]}{settings.root_path.rstrip('/')}/"
         note = " and enter the token" if settings.token else ""
         print(f"LipStream: open {address}{note}", file=sys.stderr, flush=True)
         state = app.state.lipstream

@@ -13,9 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import (
+    HostError,
     LipStreamError,
     OriginError,
     ProtocolError,
+    RateError,
+    SlowClientError,
     TokenError,
     UnavailableError,
     UploadTooLargeError,
@@ -23,12 +26,24 @@ from ..errors import (
 from .protocol import INTERNAL, failure
 
 LOG = logging.getLogger("lipstream")
-_STATUS = {TokenError: 401, OriginError: 403, UploadTooLargeError: 413, UnavailableError: 503}
-_HEADERS = {TokenError: {"WWW-Authenticate": "Bearer"}, UnavailableError: {"Retry-After": "5"}}
+_STATUS = {
+    TokenError: 401,
+    OriginError: 403,
+    HostError: 403,
+    SlowClientError: 408,
+    UploadTooLargeError: 413,
+    RateError: 429,
+    UnavailableError: 503,
+}
+_HEADERS = {
+    TokenError: {"WWW-Authenticate": "Bearer"},
+    RateError: {"Retry-After": "1"},
+    UnavailableError: {"Retry-After": "5"},
+}
 
 
 def response(error: LipStreamError) -> JSONResponse:
-    """The answer to a request that failed: 401, 403, 413 or 503, and 422 for every other error."""
+    """The answer to a request that failed: 401, 403, 408, 413, 429 or 503, and 422 for every other error."""
     return JSONResponse(failure(error, fatal=True), _STATUS.get(type(error), 422), _HEADERS.get(type(error)))
 
 

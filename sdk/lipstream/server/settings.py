@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from ..errors import ConfigError
 
+_MOST = 10**7
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -19,6 +21,13 @@ class Settings:
         root_path: path under which a proxy publishes the server, such as "/lips".
         forwarded_allow_ips: proxies whose X-Forwarded-* headers are believed, separated by commas; "*": all.
         origins: of web pages that may connect, besides the server's own.
+        hosts: names by which clients may address the server, besides this machine's own; without any, every name with
+            a token.
+        private: metrics, version and openapi.json need the token, too.
+        tls_cert, tls_key: PEM files, for HTTPS.
+        behind_proxy: a proxy terminates TLS, and limits connections by address.
+        most_connections, connections_per_address: open at once. requests_per_second: of an address, four times as many
+            in a burst.
         max_sessions: open at once; 0 to measure it at the start.
         start_within, idle_limit, total_limit: seconds until the first message, without sound, and in all.
         max_late: seconds that sound waits for pictures which the machine makes too slowly; then pictures are skipped.
@@ -35,6 +44,14 @@ class Settings:
     root_path: str = ""
     forwarded_allow_ips: str = "127.0.0.1"
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    private: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+    behind_proxy: bool = False
+    most_connections: int = 1024
+    connections_per_address: int = 128
+    requests_per_second: float = 20.0
     max_sessions: int = 0
     start_within: float = 30.0
     idle_limit: float = 120.0
@@ -57,6 +74,16 @@ class Settings:
                 f"host {self.host} without a token: any client could use this machine",
                 fix="give --token SECRET (or LIPSTREAM_TOKEN), or leave --host at 127.0.0.1",
             )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError("a TLS certificate without its key, or a key without its certificate", fix="give both")
+        for file in filter(None, (self.tls_cert, self.tls_key)):
+            if not os.access(file, os.R_OK):
+                raise ConfigError(f"{file} cannot be read", expected="a PEM file")
+        if not is_loopback(self.host) and not self.tls_cert and not self.behind_proxy:
+            raise ConfigError(
+                f"host {self.host} without TLS: the token, sound and pictures could be read on their way",
+                fix="give --tls-cert FILE --tls-key FILE, or --behind-proxy if a proxy in front of it has TLS",
+            )
         if not 0 <= self.port <= 65535:
             raise ConfigError(f"port {self.port}", expected="0 to 65535; 0 takes a free one")
         if self.root_path and not self.root_path.startswith("/"):
@@ -72,11 +99,15 @@ class Settings:
                 f"reference folder {self.reference_dir} does not exist or cannot be written",
                 fix=f"mkdir -p {self.reference_dir}",
             )
-        for name, least in (("max_sessions", 0), ("drain", 0), ("upload_mb", 1)):
-            if not getattr(self, name) >= least:
-                raise ConfigError(f"{name} {getattr(self, name)}", expected=f"at least {least}")
+        for name, least in (("max_sessions", 0), ("drain", 0), ("upload_mb", 1), ("connections_per_address", 1)):
+            if not least <= getattr(self, name) <= _MOST:
+                raise ConfigError(f"{name} {getattr(self, name)}", expected=f"{least} to {_MOST}")
+        if not 8 <= self.most_connections <= _MOST:
+            raise ConfigError(f"most_connections {self.most_connections}", expected=f"8 to {_MOST}")
+        if not 0 < self.requests_per_second <= _MOST:
+            raise ConfigError(f"requests_per_second {self.requests_per_second}", expected="more than 0")
         for name in ("start_within", "idle_limit", "total_limit", "max_late"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) <= _MOST:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="seconds, more than 0")
         for url in self.ice_servers:
             if not re.fullmatch(r"(stun|stuns|turn|turns):[^\s@/]+", url):

@@ -28,12 +28,24 @@ class Connection(Protocol):
         """Close it, with a close code of the protocol."""
 
 
+class Place:
+    """One of the sessions that are admitted at once; `release` may be called again."""
+
+    def __init__(self, taken: set[Place]) -> None:
+        self._taken = taken
+        taken.add(self)
+
+    def release(self) -> None:
+        self._taken.discard(self)
+
+
 @dataclass
 class State:
     """The state of a server.
 
     Attributes:
         live: open sessions, by name. connections: all open connections. most: sessions admitted at once.
+        places: taken by sessions, also by those that are being opened.
         draining: no more sessions are admitted. failed: why the engine could not be loaded.
         access: who may connect.
     """
@@ -44,6 +56,7 @@ class State:
     references: References | None = None
     live: dict[str, RealtimeSession] = field(default_factory=dict)
     connections: set[Connection] = field(default_factory=set)
+    places: set[Place] = field(default_factory=set)
     most: int = 0
     draining: bool = False
     failed: Exception | None = None
@@ -61,19 +74,27 @@ class State:
     def ready(self) -> bool:
         return self.most > 0 and not self.draining and not self.overloaded
 
-    def refusal(self, connected: int = 0) -> UnavailableError | None:
-        """Why a session is not admitted now; None if it is.
+    @property
+    def unstarted(self) -> int:
+        """Connections without a session."""
+        return len(self.connections) - len(self.live)
 
-        Args:
-            connected: clients that count towards the limit already, though perhaps without a session yet.
-        """
+    def take_place(self) -> Place:
+        """Admit a session, which may still be opened afterwards. Raises UnavailableError."""
+        if refusal := self.refusal():
+            self.log_refusal(refusal)
+            raise refusal
+        return Place(self.places)
+
+    def refusal(self) -> UnavailableError | None:
+        """Why a session is not admitted now; None if it is."""
         if self.draining:
             label, why = "draining", "the server is shutting down"
         elif not self.most:
             label, why = "warming_up", "the engine could not be loaded" if self.failed else "the server is warming up"
         elif self.overloaded:
             label, why = "overload", "the server is overloaded"
-        elif max(len(self.live), connected) >= self.most:
+        elif len(self.places) >= self.most:
             label, why = "capacity", f"all {self.most} sessions are in use"
         else:
             return None

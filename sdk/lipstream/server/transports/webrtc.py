@@ -30,7 +30,7 @@ from aiortc.codecs import h264, vpx
 from aiortc.mediastreams import MediaStreamError
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -44,7 +44,7 @@ from ..frame_encoder import live_format
 from ..ice import ice_servers
 from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
-from ..state import State
+from ..state import Place, State
 from .lost_packets import Gaps, pass_on_arrival
 
 RATE = 48_000
@@ -144,13 +144,13 @@ class AudioTrack(MediaStreamTrack):
 class WebRtcConnection:
     """A peer and its session. It is the session's transport; closed when the peer disconnects or the session ends."""
 
-    def __init__(self, state: State, offer: Offer) -> None:
+    def __init__(self, state: State, offer: Offer, place: Place) -> None:
         self._state, self._offer = state, offer
         self._start = offer.start.model_copy(update={"sample_rate": RATE, "channels": 1})
         servers = [RTCIceServer(**server) for server in ice_servers(state.settings)]
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._pictures, self._sound = VideoTrack(), AudioTrack()
-        self._client = ClientSession(state, self)
+        self._client = ClientSession(state, self, place)
         self._channel: RTCDataChannel | None = None
         self._unsent: list[str] = []
         self._shown = 0
@@ -296,29 +296,32 @@ class WebRtcConnection:
 def add_route(
     app: FastAPI,
     state: State,
-    authorised: Callable[[Request], None],
     run_connection: Callable[[WebRtcConnection], Awaitable[None]],
 ) -> None:
     """Add `POST /v1/webrtc` to `app`.
 
     Args:
-        authorised: raises for a request that is not. run_connection: runs a registered connection.
+        run_connection: runs a registered connection.
     """
     peers: set[asyncio.Future[None]] = set()
     _set_bitrate(1000 * state.settings.bitrate)
 
-    @app.post("/v1/webrtc", dependencies=[Depends(authorised)])
+    @app.post("/v1/webrtc")
     async def webrtc(offer: Offer) -> JSONResponse:
         """Answer a WebRTC client's offer, or say why not: docs/protocol.md."""
-        # A peer that is still connecting counts, too: else any number of them could be opened.
-        if refusal := state.refusal(connected=len(peers)):
-            state.log_refusal(refusal)
-            raise refusal
-        assert state.references is not None
-        await state.references.get(offer.start.reference)
-        connection = WebRtcConnection(state, offer)
-        answer = await connection.answer()
-        peers.add(running := asyncio.ensure_future(run_connection(connection)))
+        # A peer that is still connecting takes a place, too: else any number of them could be opened.
+        place = state.take_place()
+        try:
+            assert state.references is not None
+            await state.references.get(offer.start.reference)
+            connection = WebRtcConnection(state, offer, place)
+            answer = await connection.answer()
+        except BaseException:
+            place.release()
+            raise
+        running = asyncio.ensure_future(run_connection(connection))
+        running.add_done_callback(lambda _: place.release())
+        peers.add(running)  # else it could be collected while it runs
         running.add_done_callback(peers.discard)
         return JSONResponse(answer)
 

@@ -17,6 +17,7 @@ from ...media import to_int16
 from ...session import Frame
 from ..client_session import ClientSession, DisconnectedError, End, ended
 from ..frame_encoder import frame_encoder
+from ..pace import Pace
 from ..protocol import IDLE, KEY, LAST, NORMAL, PCM, POLICY, SPEAKING, Start, hello, pack, parse
 from ..realtime_session import RealtimeSession
 from ..state import State
@@ -96,13 +97,16 @@ class WebSocketConnection:
         return message
 
     async def _read(self, live: RealtimeSession) -> End:
+        pace = Pace()
         while True:
+            await pace.wait()
             message = await self._receive()
             try:
-                if (data := message.get("bytes")) is not None:
-                    live.push(data)
-                elif end := self._client.handle_message(parse(message["text"])):
-                    return end
+                with pace.handling():
+                    if (data := message.get("bytes")) is not None:
+                        live.push(data)
+                    elif end := self._client.handle_message(parse(message["text"])):
+                        return end
             except LipStreamError as error:  # the message is not valid; the session continues
                 await self._client.report_error(error)
 

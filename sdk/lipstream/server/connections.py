@@ -1,0 +1,75 @@
+"""Limits on connections, below HTTP: how many there are, in all and by address, and how long headers may take."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+LOG = logging.getLogger("lipstream")
+HEADER_SECONDS = 10.0
+"""In which a connection must have sent the headers of its next request."""
+
+
+def guarded(most: int, by_address: int, trusted: frozenset[str]) -> type[H11Protocol]:
+    """uvicorn's protocol with these limits.
+
+    Args:
+        most: connections in all; at most half of the descriptors that the process may have.
+        by_address: of one address, except the proxies `trusted`.
+    """
+    if resource is not None:
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = min(most, descriptors // 2) if descriptors > 0 else most
+
+    class Guarded(H11Protocol):
+        _timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            address = self.client[0] if self.client else ""
+            of_it = sum(_address(other) == address for other in self.connections)
+            if len(self.connections) > most or (of_it > by_address and address not in trusted):
+                LOG.info("refused a connection: %d are open, %d of this address", len(self.connections) - 1, of_it - 1)
+                transport.abort()
+            else:
+                self._expect_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            upgraded = self.transport.get_protocol() is not self
+            if upgraded or (self.cycle is not None and not self.cycle.response_complete):
+                self._cancel()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._expect_headers()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._cancel()
+            super().connection_lost(exc)
+
+        def _expect_headers(self) -> None:
+            self._cancel()
+            self._timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
+
+        def _cancel(self) -> None:
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
+
+    return Guarded
+
+
+def _address(connection: Any) -> str:
+    """The address of a connection over either protocol."""
+    transport = getattr(connection, "transport", None)
+    peer = transport.get_extra_info("peername") if transport is not None else None
+    return str(peer[0]) if peer else ""

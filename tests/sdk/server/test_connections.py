@@ -1,0 +1,113 @@
+"""Limits on connections: uvicorn's server with a small application, and clients that open, or send, half of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from lipstream.server import connections
+from lipstream.server.command import listen
+from lipstream.server.connections import guarded
+
+GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+Client = Callable[[int], Awaitable[None]]
+
+
+async def answering(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    if scope["type"] == "lifespan":
+        return
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+def serve(client: Client, **limits: Any) -> None:
+    """Run `client` with the port of a server."""
+
+    async def both() -> None:
+        with listen("127.0.0.1", 0) as listener:
+            protocol = guarded(**{"most": 100, "by_address": 100, "trusted": frozenset(), **limits})
+            config = uvicorn.Config(answering, http=protocol, lifespan="off", log_level="critical")
+            server = uvicorn.Server(config)
+            running = asyncio.ensure_future(server.serve(sockets=[listener]))
+            await client(listener.getsockname()[1])
+            server.should_exit = True
+            await running
+
+    asyncio.run(asyncio.wait_for(both(), 30))
+
+
+async def connected(port: int, sent: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(sent)
+    return reader, writer
+
+
+async def is_closed(reader: asyncio.StreamReader) -> bool:
+    """Whether the server closes the connection, rather than answering."""
+    try:
+        return await asyncio.wait_for(reader.read(1), 10) == b""
+    except ConnectionResetError:
+        return True
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HTTP/1.1\r\nHost: local", GET + b"GET / HT"])
+def test_half_of_the_headers_is_not_waited_for(sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+
+    async def client(port: int) -> None:
+        reader, _ = await connected(port, sent)
+        if sent.startswith(GET):
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        assert await is_closed(reader)
+
+    serve(client)
+
+
+def test_a_websocket_is_not_taken_for_slow_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    upgrade = GET[:-2] + (
+        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+
+    async def client(port: int) -> None:
+        reader, _ = await connected(port, upgrade)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(reader.read(1), 0.6)
+
+    serve(client)
+
+
+@pytest.mark.parametrize(
+    ("limits", "open_ones"),
+    [
+        ({"most": 5}, 5),
+        ({"by_address": 3}, 3),
+        ({"by_address": 3, "trusted": frozenset({"127.0.0.1"})}, 8),  # a proxy
+    ],
+)
+def test_connections_beyond_a_limit_are_closed_and_leave_room_again(limits: dict[str, Any], open_ones: int) -> None:
+    async def client(port: int) -> None:
+        held = [await connected(port) for _ in range(8)]
+        await asyncio.sleep(0.2)
+        closed = [await is_closed(reader) for reader, _ in held[open_ones:]]
+        assert all(closed)
+        for reader, writer in held[:open_ones]:
+            writer.write(GET)
+            assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+            writer.close()
+        await asyncio.sleep(0.2)
+        reader, _ = await connected(port, GET)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+
+    serve(client, **limits)
