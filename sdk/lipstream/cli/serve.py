@@ -95,6 +95,15 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="STUN or TURN server for WebRTC; repeatable",
     )
     add(
+        "--ice-network",
+        action="append",
+        default=[],
+        dest="ice_networks",
+        metavar="NETWORK",
+        help="network, such as 10.0.0.0/8, to whose addresses any client may direct WebRTC packets (default: its "
+        "own, public ones, and private ones for a client on a private network); repeatable",
+    )
+    add(
         "--turn-secret",
         default=os.environ.get("LIPSTREAM_TURN_SECRET", s.turn_secret),
         metavar="SECRET",
@@ -111,7 +120,7 @@ def _run(args: argparse.Namespace) -> None:
         from ..server.command import serve
 
     given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    lists = {name: tuple(given[name]) for name in ("origins", "hosts", "ice_servers", "references")}
+    lists = {name: tuple(given[name]) for name in ("origins", "hosts", "ice_servers", "ice_networks", "references")}
     serve(Settings(**given | lists))
 
 

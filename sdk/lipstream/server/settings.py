@@ -34,6 +34,7 @@ class Settings:
         drain: seconds that open sessions may continue after SIGTERM.
         references: names and files of further faces. reference_dir: existing folder of uploads that replicas share.
         bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
+        ice_networks: to whose addresses any WebRTC client may direct the server's packets, such as "10.0.0.0/8".
         turn_secret: shared with the TURN servers; from it each client gets credentials that expire.
         bundle, backend, threads: of the engine.
     """
@@ -63,6 +64,7 @@ class Settings:
     reference_dir: str = ""
     bitrate: int = 1500
     ice_servers: tuple[str, ...] = ()
+    ice_networks: tuple[str, ...] = ()
     turn_secret: str = field(default="", repr=False)
     bundle: str = "tiny"
     backend: str | None = None
@@ -116,6 +118,11 @@ class Settings:
                     expected="stun:HOST:PORT, turn:HOST:PORT or turns:HOST:PORT, without a user name",
                     fix="give the secret of a TURN server as LIPSTREAM_TURN_SECRET",
                 )
+        for text in self.ice_networks:
+            try:
+                ipaddress.ip_network(text)
+            except ValueError as error:
+                raise ConfigError(f"ICE network {text!r}: {error}", expected="a network such as 10.0.0.0/8") from error
         if not 100 <= self.bitrate <= 20_000:
             raise ConfigError(f"bitrate {self.bitrate}", expected="100 to 20000 kbit/s")
 

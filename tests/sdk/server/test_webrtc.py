@@ -56,6 +56,25 @@ def test_a_peer_speaks_and_is_answered(served: Served, codec: str, name: str) ->
     served.wait_for("lipstream_sessions_active", 0)
 
 
+def test_pictures_of_a_peer_are_not_received(served: Served) -> None:
+    """Nobody would read them: they would fill the server's memory."""
+
+    async def talk() -> Peer:
+        peer = speaker()
+        for transceiver in peer.peer.getTransceivers():
+            if transceiver.kind == "video":
+                transceiver.direction = "sendrecv"
+        sdp = await peer.open(served)
+        picture = sdp[sdp.index("m=video") :].split("\r\nm=")[0]
+        assert "a=sendonly" in picture
+        await peer.until(lambda p: len(p.pictures) >= 5)
+        await peer.close()
+        return peer
+
+    asyncio.run(talk())
+    served.wait_for("lipstream_sessions_active", 0)
+
+
 @pytest.mark.slow  # a measurement in real time: on a busy machine arrival says little
 def test_sound_and_pictures_of_a_peer_are_synchronised(served: Served) -> None:
     """By arrival time; a browser improves on that with the RTP clocks. A fault would show in each of three runs."""

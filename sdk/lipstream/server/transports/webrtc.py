@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -30,7 +31,7 @@ from aiortc.codecs import h264, vpx
 from aiortc.mediastreams import MediaStreamError
 from av.audio.frame import AudioFrame
 from av.video.frame import VideoFrame
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
@@ -46,6 +47,7 @@ from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import Place, State
 from .lost_packets import Gaps, pass_on_arrival
+from .sdp import checked
 
 RATE = 48_000
 """Samples per second; Opus uses no other."""
@@ -174,6 +176,7 @@ class WebRtcConnection:
         codecs = [c for c in RTCRtpSender.getCapabilities("video").codecs if c.mimeType.lower() == wanted]
         for transceiver in peer.getTransceivers():
             if transceiver.kind == "video":
+                transceiver.direction = "sendonly"  # nobody reads pictures of a client
                 transceiver.setCodecPreferences(codecs)  # before the offer: later it is ignored
         try:
             await peer.setRemoteDescription(RTCSessionDescription(self._offer.sdp, "offer"))
@@ -304,17 +307,19 @@ def add_route(
         run_connection: runs a registered connection.
     """
     peers: set[asyncio.Future[None]] = set()
+    networks = [ipaddress.ip_network(text) for text in state.settings.ice_networks]
     _set_bitrate(1000 * state.settings.bitrate)
 
     @app.post("/v1/webrtc")
-    async def webrtc(offer: Offer) -> JSONResponse:
+    async def webrtc(offer: Offer, request: Request) -> JSONResponse:
         """Answer a WebRTC client's offer, or say why not: docs/protocol.md."""
         # A peer that is still connecting takes a place, too: else any number of them could be opened.
         place = state.take_place()
         try:
             assert state.references is not None
             await state.references.get(offer.start.reference)
-            connection = WebRtcConnection(state, offer, place)
+            sdp = checked(offer.sdp, request.client.host if request.client else "", networks)
+            connection = WebRtcConnection(state, offer.model_copy(update={"sdp": sdp}), place)
             answer = await connection.answer()
         except BaseException:
             place.release()
