@@ -103,6 +103,7 @@ def proxied(network: LossyNetwork, folder: Path, *options: str) -> Iterator[Prox
     configuration.write_text(NGINX.format(folder=folder, port=PORT, location=documented_location()))
     token = secrets.token_hex()
     serve = ["env", f"LIPSTREAM_TOKEN={token}", sys.executable, "-m", "lipstream", "serve", "--root-path", PATH]
+    serve.append("--behind-proxy")
     nginx = ["nginx", "-c", str(configuration), "-e", str(folder / "nginx-errors.log")]
     log = folder / "server.log"
     with (
