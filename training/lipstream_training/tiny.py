@@ -1,4 +1,4 @@
-"""Trains the tiny student from scratch: draw people, fit the codec, train the audio encoder, student and decoder.
+"""Trains the tiny student from scratch: people and voices, the codec, the audio encoder, the student and the decoder.
 
 Each stage is saved in the output folder when it is done and reused by the next run; the longest, the student, continues
 where an interrupted run stopped.
@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
 from lipstream_models.condition import fill_first_latent_frame
 from lipstream_models.config import TINY_TAEHV
 from lipstream_models.layers import round_to_bfloat16
-from lipstream_models.mel import LOOKAHEAD, LOOKBACK, PAST_FRAMES, SAMPLES_PER_FRAME
 from lipstream_models.parts import StudentParts
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
@@ -28,8 +26,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .audio_encoder import AudioEncoderRecipe, speak, train_audio_encoder
+from .clip_set import ClipSet, make_clips
 from .codec import DecoderRecipe, encode_clip, fit_codec, train_decoder
-from .data.clips import draw_clip, training_rng
 from .data.mask import compositing_mask, latent_mask, mouth_mask
 from .diffusion import Latents, StudentRecipe, generate_clips, start_as_identity, train_student
 
@@ -44,9 +42,10 @@ MODEL = {
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """Sizes of data and training; the defaults give the shipped bundle."""
+    """Sizes of data and training. `drawn`: share of drawn people in the clips."""
 
     clips: int = 2400
+    drawn: float = 0.35
     latent_frames: int = 9
     rollouts: int = 320
     seed: int = 0
@@ -55,22 +54,11 @@ class TinyRecipe:
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Drawn clips: `target` and `reference` uint8 [N, V, S, S, 3], `identity` uint8 [N, S, S, 3], `audio` float32
-    [N, samples] as `SpeechEncoder` takes them, `mouth` float32 [N, V, 4]."""
-
-    target: NDArray[np.uint8]
-    reference: NDArray[np.uint8]
-    identity: NDArray[np.uint8]
-    audio: NDArray[np.float32]
-    mouth: NDArray[np.float32]
-
-
 def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
     """Run all stages; write the student to `folder`/checkpoint and return it."""
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = _drawn(folder, recipe)
+    frames = CONFIG.temporal * (recipe.latent_frames - 1) + 1
+    clips = make_clips(folder, CONFIG, recipe.clips, frames, recipe.drawn)
     masks = {
         "pixel": torch.from_numpy(mouth_mask(SIZE)),
         "latent": torch.from_numpy(latent_mask(SIZE, CONFIG.spatial)),
@@ -86,9 +74,9 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
 
     torch.manual_seed(recipe.seed)
     taehv = TAEHV(TINY_TAEHV)
-    fit_codec(taehv, drawn.target, masks["pixel"], seed=recipe.seed)
+    fit_codec(taehv, clips.target, masks["pixel"], seed=recipe.seed)
     round_to_bfloat16(taehv)
-    data = _latents(folder / "latents.safetensors", taehv, speech, drawn, masks)
+    data = _latents(folder / "latents.safetensors", taehv, speech, clips, masks)
 
     text = torch.randn(CONFIG.text_len, CONFIG.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
     torch.manual_seed(recipe.seed)
@@ -106,48 +94,12 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
             batches = tqdm(torch.split(rows, 16), "rollouts", unit="batch")
             rollouts = torch.cat([generate_clips(model, data, text, batch, seed=int(batch[0])) for batch in batches])
             train_decoder(
-                taehv, drawn.target, data.target[rows], rollouts, recipe.decoder, seed=recipe.seed, progress=run
+                taehv, clips.target, data.target[rows], rollouts, recipe.decoder, seed=recipe.seed, progress=run
             )
     round_to_bfloat16(taehv)
     parts = StudentParts(CONFIG, model.eval(), text, taehv, speech, masks, MODEL)
     parts.save(folder / "checkpoint")
     return parts
-
-
-def _drawn(folder: Path, recipe: TinyRecipe) -> Drawn:
-    """The clips, drawn on all cores."""
-    clips, frames = recipe.clips, CONFIG.temporal * (recipe.latent_frames - 1) + 1
-    shapes: dict[str, tuple[tuple[int, ...], type]] = {
-        "target": ((frames, SIZE, SIZE, 3), np.uint8),
-        "reference": ((frames, SIZE, SIZE, 3), np.uint8),
-        "identity": ((SIZE, SIZE, 3), np.uint8),
-        "audio": ((LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD,), np.float32),
-        "mouth": ((frames, 4), np.float32),
-    }
-    paths = {name: folder / f"{name}-{clips}x{frames}.npy" for name in shapes}
-    if not all(path.exists() for path in paths.values()):
-        arrays: dict[str, NDArray[Any]] = {name: np.empty((clips, *s), dtype) for name, (s, dtype) in shapes.items()}
-        drawn = in_processes(_draw, [(index, frames) for index in range(clips)])
-        for i, clip in enumerate(tqdm(drawn, "drawing", clips, unit="clip")):
-            for name, array in clip.items():
-                arrays[name][i] = array
-        for name, path in paths.items():
-            with new_file(path) as partial, partial.open("wb") as file:
-                np.save(file, arrays[name])
-    return Drawn(**{name: np.load(path, mmap_mode="r") for name, path in paths.items()})
-
-
-def _draw(job: tuple[int, int]) -> dict[str, NDArray[Any]]:
-    index, frames = job
-    clip = draw_clip(training_rng(index), frames, SIZE, CONFIG.crop_box)
-    first = PAST_FRAMES * SAMPLES_PER_FRAME
-    return {
-        "target": clip.target,
-        "reference": clip.reference,
-        "identity": clip.identity,
-        "audio": clip.audio[first - LOOKBACK : first + frames * SAMPLES_PER_FRAME + LOOKAHEAD],
-        "mouth": clip.mouth.stacked(),
-    }
 
 
 def _voices(recipe: AudioEncoderRecipe) -> tuple[Tensor, Tensor]:
@@ -161,23 +113,23 @@ def _speak(job: tuple[int, float]) -> tuple[NDArray[np.float32], NDArray[np.floa
     return speak(*job)
 
 
-def _latents(path: Path, taehv: TAEHV, speech: SpeechEncoder, drawn: Drawn, masks: dict[str, Tensor]) -> Latents:
+def _latents(path: Path, taehv: TAEHV, speech: SpeechEncoder, clips: ClipSet, masks: dict[str, Tensor]) -> Latents:
     if not path.exists():
         encoded: dict[str, list[Tensor]] = {"target": [], "masked": [], "first": []}
-        clips = zip(drawn.target, drawn.reference, drawn.identity, strict=True)
-        for target, reference, identity in tqdm(clips, "encoding", len(drawn.target), unit="clip"):
+        pictures = zip(clips.target, clips.reference, clips.identity, strict=True)
+        for target, reference, identity in tqdm(pictures, "encoding", len(clips.target), unit="clip"):
             encoded["target"].append(encode_clip(taehv, target).half())
             encoded["masked"].append(encode_clip(taehv, reference, masks["pixel"]).half())
             encoded["first"].append(encode_clip(taehv, identity[None]).half())
         tensors = {name: torch.stack(x) for name, x in encoded.items()}
         with torch.inference_mode():
             tensors["audio"] = torch.cat(
-                [speech(torch.from_numpy(np.array(part))) for part in np.array_split(drawn.audio, 32)]
+                [speech(torch.from_numpy(np.array(part))) for part in np.array_split(clips.audio, 32)]
             )
         with new_file(path) as partial:
             save_file(tensors, partial)
     tensors = load_file(path)
-    mouth = torch.from_numpy(np.array(drawn.mouth))
+    mouth = torch.from_numpy(np.array(clips.mouth))
     audio, mouth = (fill_first_latent_frame(x) for x in (tensors.pop("audio"), mouth))
     return Latents(**tensors, sequence=tensors["masked"], audio=audio, mouth=mouth, mask=masks["latent"])
 

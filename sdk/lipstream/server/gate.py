@@ -24,7 +24,8 @@ from .rate import TokenBuckets
 from .settings import is_loopback
 from .state import State
 
-OPEN = frozenset({"/", "/v1/health/live", "/v1/health/ready"})
+HEALTH = frozenset({"/v1/health/live", "/v1/health/ready"})
+PAGE = "/"
 """Paths that need no token."""
 PUBLIC = frozenset({"/v1/version", "/v1/metrics", "/openapi.json"})
 """Paths that need one only with `Settings.private`."""
@@ -73,8 +74,10 @@ class Gate:
     def _admit(self, request: HTTPConnection, path: str, *, websocket: bool) -> None:
         """Raise unless the request may go on; of its body nothing is known yet."""
         settings, client = self._state.settings, request.client.host if request.client else ""
+        if path in HEALTH and not websocket:  # a supervisor addresses the machine as it likes
+            return
         self._check_host(request.headers.get("host", ""))
-        if path in OPEN and not websocket:
+        if path == PAGE and not websocket:
             return
         if not self._requests.take(client):
             raise RateError(f"more than {settings.requests_per_second:g} requests a second", fix="send fewer")

@@ -128,7 +128,7 @@ def test_a_path_behind_a_proxy(start_server: Callable[..., Any]) -> None:
 def test_as_many_sessions_as_may_be_open_are_warm_before_it_is_ready(monkeypatch: pytest.MonkeyPatch) -> None:
     warmed = []
     monkeypatch.setattr(LipSyncEngine, "warmup", lambda self, **options: warmed.append(options))
-    with TestClient(create_app(Settings(max_sessions=3))) as client:
+    with TestClient(create_app(Settings(max_sessions=3)), base_url="http://localhost") as client:
         while client.get("/v1/health/ready").status_code != 200:
             time.sleep(0.05)
     assert warmed == [{"sessions": 3}]
