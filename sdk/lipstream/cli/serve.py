@@ -76,6 +76,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drain", type=float, default=s.drain, help="seconds that sessions may continue after SIGTERM")
     add("--upload-mb", type=int, default=s.upload_mb, help="size limit of an uploaded video, MB")
     add(
+        "--no-sandbox",
+        action="store_false",
+        dest="sandbox",
+        help="decode uploads in the server's own process (default: in one with limits, and without network)",
+    )
+    add(
         "--reference",
         action="append",
         default=[],

@@ -92,16 +92,24 @@ class VideoReader:
     Args:
         path: a regular file.
         retimed: False yields the stored frames without resampling: a video of another rate changes its speed.
+        codecs: decoders that may run, by FFmpeg's names; None for all. most_pixels: of a picture.
 
     Raises:
-        MediaOpenError: missing, a directory, unreadable, not media, or larger than `MAX_PIXELS`.
+        MediaOpenError: missing, a directory, unreadable, not media, of another codec, or larger than `most_pixels`.
         NoVideoError: no video stream (cover art does not count), or one without frames.
         MediaTruncatedError: the file is damaged, or ends before its header says; also raised during iteration.
     """
 
-    def __init__(self, path: PathLike, *, retimed: bool = True) -> None:
+    def __init__(
+        self,
+        path: PathLike,
+        *,
+        retimed: bool = True,
+        codecs: frozenset[str] | None = None,
+        most_pixels: int = MAX_PIXELS,
+    ) -> None:
         self.path = Path(path)
-        self._retimed = retimed
+        self._retimed, self._codecs, self._most_pixels = retimed, codecs, most_pixels
         self._damaged: set[int] = set()
         self._held = 0
         self._sizes: set[tuple[int, int]] = set()  # of stored pictures, other than the first one's
@@ -169,7 +177,7 @@ class VideoReader:
 
     def _open(self) -> _Opened:
         container = open_input(self.path)
-        stream = _pick(container, self.path)
+        stream = _pick(container, self.path, self._codecs, self._most_pixels)
         return container, stream, self._progressive(decode(container, stream, self.path))
 
     def _progressive(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
@@ -238,7 +246,7 @@ def _first_held(items: Iterable[_T], times: int) -> Iterator[_T]:
         yield item
 
 
-def _pick(container: InputContainer, path: Path) -> VideoStream:
+def _pick(container: InputContainer, path: Path, codecs: frozenset[str] | None, most_pixels: int) -> VideoStream:
     """The stream that a player would show: no cover art; the default one, then the largest."""
     candidates = [s for s in container.streams.video if not s.disposition & _PICTURE]
     if not candidates:
@@ -255,10 +263,16 @@ def _pick(container: InputContainer, path: Path) -> VideoStream:
     if not known:
         raise MediaOpenError(f"{path}: the codec of stream {whole[0].index} is unknown to this FFmpeg")
     stream = max(known, key=lambda s: (bool(s.disposition & Disposition.default), s.width * s.height))
-    if stream.width * stream.height > MAX_PIXELS:
+    if codecs is not None and stream.codec_context.name not in codecs:
+        raise MediaOpenError(
+            f"{path} is encoded as {stream.codec_context.name}, which is not decoded here",
+            expected="H.264, HEVC, VP8, VP9, AV1, MPEG-4, ProRes, or a picture",
+            fix="convert it: ffmpeg -i FILE out.mp4",
+        )
+    if stream.width * stream.height > most_pixels:
         raise MediaOpenError(
             f"{path} shows {stream.width} x {stream.height} pixels",
-            expected=f"at most {MAX_PIXELS >> 20} Mi pixels",
+            expected=f"at most {most_pixels / (1 << 20):g} Mi pixels",
             fix="scale it down first",
         )
     stream.thread_type = "AUTO"

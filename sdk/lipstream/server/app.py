@@ -138,7 +138,8 @@ def create_app(settings: Settings) -> FastAPI:
         """Upload a video or picture with a face, as the body; use the response's `reference` in the message `start`."""
         if state.references is None:
             raise state.refusal() or UnavailableError("the server is warming up", label="warming_up")
-        name, prepared = await state.references.upload(request.stream())
+        owner = request.client.host if request.client else ""
+        name, prepared = await state.references.upload(request.stream(), owner, request.is_disconnected)
         width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
 
@@ -174,7 +175,7 @@ async def _warm_up(state: State) -> None:
             settings.bundle, backend=settings.backend, threads=settings.threads, metrics=state.metrics
         )
         folder = Path(settings.reference_dir) if settings.reference_dir else None
-        state.references = References(engine, megabytes=settings.upload_mb, folder=folder)
+        state.references = References(engine, megabytes=settings.upload_mb, folder=folder, sandbox=settings.sandbox)
         state.references.load_permanent(settings.references)
         if settings.max_sessions:
             engine.warmup(sessions=settings.max_sessions)

@@ -40,7 +40,7 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
-    "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
+    "Permissions-Policy": "camera=(self), geolocation=(), microphone=(self)",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
 
@@ -115,7 +115,7 @@ class _Body:
 
     def __init__(self, receive: Receive, most: int, declared: str) -> None:
         self._receive, self._most = receive, most
-        self._begun, self._size = time.monotonic(), 0
+        self._begun, self._size, self._complete = time.monotonic(), 0, False
         if declared.isdecimal() and int(declared) > most:
             raise self._too_large()
 
@@ -125,6 +125,8 @@ class _Body:
         Raises:
             UploadTooLargeError, SlowClientError.
         """
+        if self._complete:  # what comes now is the client's end
+            return await self._receive()
         left = self._begun + GRACE + self._size / LEAST_RATE - time.monotonic()
         try:
             message = await asyncio.wait_for(self._receive(), max(0.01, left))
@@ -134,6 +136,7 @@ class _Body:
                 expected=f"something in {GRACE:g} s, then at least {LEAST_RATE >> 10} KiB a second",
             ) from None
         self._size += len(message.get("body", b""))
+        self._complete = not message.get("more_body", False)
         if self._size > self._most:
             raise self._too_large()
         return message

@@ -1,7 +1,8 @@
 """Prepared references for sessions: the bundled one, the operator's, and uploads, which are kept for a limited time.
 
-An upload is in a temporary file while it is decoded. Only its frames are kept, in an unnamed file that disappears with
-the process. Where replicas share a folder, the upload itself is kept there, so that each of them can prepare it.
+An upload is in an unnamed temporary file while it is decoded, by a process of its own (`lipstream.media.sandbox`). Only
+its frames are kept, in another unnamed file: neither outlives the server. Where replicas share a folder, the upload
+itself is kept there, so that each of them can prepare it.
 """
 
 from __future__ import annotations
@@ -14,22 +15,28 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from .. import samples
 from ..engine import LipSyncEngine
-from ..errors import UnknownReferenceError, UploadTooLargeError
+from ..errors import UnavailableError, UnknownReferenceError, UploadTooLargeError
+from ..media.sandbox import SandboxedReader
 from ..session import PreparedReference
 
 BUNDLED = "bundled"
+_MOST_RECEIVING = 8
+"""Uploads that may be received, or wait to be prepared, at once."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 @dataclass
 class _Kept:
     prepared: PreparedReference
+    owner: str
     used: float = field(default_factory=time.monotonic)
 
 
@@ -37,10 +44,11 @@ class References:
     """Prepared references by name.
 
     Args:
-        most: uploads that are kept; beyond that the least recently used one is dropped.
+        most: uploads that are kept; beyond that the least recently used one is dropped, of the owner with most of them.
         seconds: used of a video. keep: seconds for which an unused upload is kept.
         megabytes: limit of an upload; its frames may take ten times as much on disk.
         folder: where uploads are kept for other replicas; None keeps them in this process alone.
+        sandbox: whether uploads are decoded in a process of their own.
     """
 
     def __init__(
@@ -52,12 +60,14 @@ class References:
         megabytes: int = 64,
         keep: float = 900.0,
         folder: Path | None = None,
+        sandbox: bool = True,
     ) -> None:
         self._engine, self._most, self._seconds = engine, most, seconds
-        self._bytes, self._keep, self._folder = megabytes << 20, keep, folder
+        self._bytes, self._keep, self._folder, self._sandbox = megabytes << 20, keep, folder, sandbox
         self._permanent: dict[str, PreparedReference] = {}
         self._kept: dict[str, _Kept] = {}
         self._one_at_a_time = asyncio.Lock()
+        self._receiving = 0
 
     def load_permanent(self, own: Sequence[tuple[str, str]] = ()) -> None:
         """Prepare the shipped face and those of `own`, names and files; takes a second for each.
@@ -90,7 +100,7 @@ class References:
         if name not in self._kept and self._folder and _NAME.fullmatch(name):
             async with self._one_at_a_time:
                 if name not in self._kept and (self._folder / name).is_file():
-                    self._kept[name] = _Kept(await self._prepare(self._folder / name))
+                    self._kept[name] = _Kept(await self._prepare(self._folder / name), owner="")
         if name not in self._kept:
             raise UnknownReferenceError(
                 f"no reference {name!r}",
@@ -103,15 +113,23 @@ class References:
                 os.utime(self._folder / name)
         return self._kept[name].prepared
 
-    async def upload(self, body: AsyncIterator[bytes]) -> tuple[str, PreparedReference]:
+    async def upload(
+        self, body: AsyncIterator[bytes], owner: str = "", gone: Callable[[], Awaitable[bool]] | None = None
+    ) -> tuple[str, PreparedReference]:
         """Prepare a video or picture; its random name is known to the uploader alone.
 
+        Args:
+            owner: of the upload, such as its address. gone: whether its client has left; then decoding stops.
+
         Raises:
-            UploadTooLargeError; and what `LipSyncEngine.prepare` raises: no face, no video, ...
+            UploadTooLargeError, UnavailableError; and what `LipSyncEngine.prepare` raises: no face, no video, ...
         """
+        if self._receiving >= _MOST_RECEIVING:
+            raise UnavailableError("too many uploads at once", label="uploads", fix="retry later")
         name = secrets.token_urlsafe(12)
-        async with self._one_at_a_time:
-            with tempfile.NamedTemporaryFile(prefix="lipstream-", suffix=".video") as file:
+        self._receiving += 1
+        try:
+            with tempfile.TemporaryFile(prefix="lipstream-") as file:
                 size = 0
                 async for piece in body:
                     size += len(piece)
@@ -121,27 +139,68 @@ class References:
                         )
                     file.write(piece)
                 file.flush()
-                prepared = await self._prepare(Path(file.name))
+                async with self._one_at_a_time, _readable(file) as path:
+                    prepared = await self._prepare(path, gone)
                 if self._folder:
-                    partial = self._folder / f".{name}"
-                    await asyncio.to_thread(shutil.copyfile, file.name, partial)
-                    partial.replace(self._folder / name)
-        self._kept[name] = _Kept(prepared)
+                    file.seek(0)
+                    await asyncio.to_thread(_keep_in, self._folder, name, file)
+        finally:
+            self._receiving -= 1
+        self._kept[name] = _Kept(prepared, owner)
         self._forget()
         return name, prepared
 
-    async def _prepare(self, file: Path) -> PreparedReference:
-        return await asyncio.to_thread(
-            self._engine.prepare, str(file), seconds=self._seconds, loop_bytes=10 * self._bytes
-        )
+    async def _prepare(self, file: Path, gone: Callable[[], Awaitable[bool]] | None = None) -> PreparedReference:
+        def prepare() -> PreparedReference:
+            return self._engine.prepare(source, seconds=self._seconds, loop_bytes=10 * self._bytes)
+
+        if not self._sandbox:
+            source: SandboxedReader | str = str(file)
+            return await asyncio.to_thread(prepare)
+        source = reader = await asyncio.to_thread(SandboxedReader, file)
+        preparing = asyncio.ensure_future(asyncio.to_thread(prepare))
+        try:
+            while not preparing.done():
+                await asyncio.wait({preparing}, timeout=0.5)
+                if gone is not None and not preparing.done() and await gone():
+                    reader.stop()
+                    gone = None
+            return preparing.result()
+        finally:
+            reader.stop()
 
     def _forget(self) -> None:
-        uploads = sorted((kept.used, name) for name, kept in self._kept.items())
         now = time.monotonic()
-        for i, (used, name) in enumerate(uploads):
-            if len(uploads) - i > self._most or now - used > self._keep:
-                del self._kept[name]
+        for name in [name for name, kept in self._kept.items() if now - kept.used > self._keep]:
+            del self._kept[name]
+        while len(self._kept) > self._most:
+            owners = Counter(kept.owner for kept in self._kept.values())
+            greedy, _ = owners.most_common(1)[0]
+            _, name = min((kept.used, name) for name, kept in self._kept.items() if kept.owner == greedy)
+            del self._kept[name]
         for file in self._folder.iterdir() if self._folder else ():
             with contextlib.suppress(FileNotFoundError):  # another replica was faster
                 if time.time() - file.stat().st_mtime > self._keep:
                     file.unlink()
+
+
+@contextlib.asynccontextmanager
+async def _readable(file: IO[bytes]) -> AsyncIterator[Path]:
+    """A path by which other processes of this user can read an unnamed file; where there is none, that of a copy."""
+    path = Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
+    if path.exists():
+        yield path
+        return
+    with tempfile.NamedTemporaryFile(prefix="lipstream-", suffix=".video") as copy:
+        file.seek(0)
+        await asyncio.to_thread(shutil.copyfileobj, file, copy)
+        copy.flush()
+        yield Path(copy.name)
+
+
+def _keep_in(folder: Path, name: str, file: IO[bytes]) -> None:
+    """Copy `file` to `folder`, whole or not at all."""
+    partial = folder / f".{name}"
+    with partial.open("wb") as copy:
+        shutil.copyfileobj(file, copy)
+    partial.replace(folder / name)

@@ -32,6 +32,7 @@ class Settings:
         start_within, idle_limit, total_limit: seconds until the first message, without sound, and in all.
         max_late: seconds that sound waits for pictures which the machine makes too slowly; then pictures are skipped.
         drain: seconds that open sessions may continue after SIGTERM.
+        sandbox: uploads are decoded in a process of their own, with limits and without network.
         references: names and files of further faces. reference_dir: existing folder of uploads that replicas share.
         bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
         ice_networks: to whose addresses any WebRTC client may direct the server's packets, such as "10.0.0.0/8".
@@ -60,6 +61,7 @@ class Settings:
     max_late: float = 1.0
     drain: float = 20.0
     upload_mb: int = 64
+    sandbox: bool = True
     references: tuple[tuple[str, str], ...] = ()
     reference_dir: str = ""
     bitrate: int = 1500

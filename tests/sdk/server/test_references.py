@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import urllib.request
@@ -15,7 +16,8 @@ import lipstream
 import numpy as np
 import pytest
 from client_and_server import Served
-from lipstream.errors import ConfigError, UnknownReferenceError
+from lipstream.errors import ConfigError, MediaOpenError, UnavailableError, UnknownReferenceError
+from lipstream.media.sandbox import SandboxedReader
 from lipstream.server.references import References
 from lipstream.server.settings import Settings
 
@@ -31,6 +33,10 @@ class Engine:
         return Path(file).read_bytes()
 
 
+def references(**options: Any) -> References:
+    return References(Engine(), sandbox=False, **options)  # type: ignore[arg-type]
+
+
 async def body() -> AsyncIterator[bytes]:
     yield b"one"
     yield b"two"
@@ -38,17 +44,76 @@ async def body() -> AsyncIterator[bytes]:
 
 def test_replicas_share_a_folder_until_an_upload_expires(tmp_path: Path) -> None:
     async def talk() -> None:
-        one, two = (References(Engine(), folder=tmp_path) for _ in range(2))  # type: ignore[arg-type]
+        one, two = (references(folder=tmp_path) for _ in range(2))
         name, prepared = await one.upload(body())
         assert await two.get(name) == prepared == b"onetwo"
         os.utime(tmp_path / name, (0, 0))
-        three = References(Engine(), folder=tmp_path)  # type: ignore[arg-type]
+        three = references(folder=tmp_path)
         with pytest.raises(UnknownReferenceError):
             await three.get(name)
         assert list(tmp_path.iterdir()) == []
         for wrong in ("../secret", "/etc/passwd", ".", ""):
             with pytest.raises(UnknownReferenceError):
                 await three.get(wrong)
+
+    asyncio.run(talk())
+
+
+def test_an_upload_that_does_not_end_delays_no_other() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"begun"
+        await asyncio.Event().wait()
+
+    async def talk() -> None:
+        uploads = references()
+        held = [asyncio.ensure_future(uploads.upload(endless())) for _ in range(7)]
+        await asyncio.sleep(0.05)
+        _, prepared = await asyncio.wait_for(uploads.upload(body()), 5)
+        assert prepared == b"onetwo"
+        held.append(asyncio.ensure_future(uploads.upload(endless())))
+        await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError, match="too many uploads"):
+            await uploads.upload(body())
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await uploads.upload(body())
+
+    asyncio.run(talk())
+
+
+def test_uploads_of_one_client_do_not_drop_those_of_another() -> None:
+    async def talk() -> None:
+        uploads = references(most=4)
+        honest, _ = await uploads.upload(body(), "10.0.0.1")
+        names = [(await uploads.upload(body(), "10.0.0.2"))[0] for _ in range(20)]
+        await uploads.get(honest)
+        for name in names[-3:]:
+            await uploads.get(name)
+        with pytest.raises(UnknownReferenceError):
+            await uploads.get(names[-4])
+
+    asyncio.run(talk())
+
+
+def test_a_client_that_leaves_is_not_decoded_for() -> None:
+    """Its video is endless; the engine would go on with it."""
+
+    class Patient:
+        def prepare(self, reader: SandboxedReader, **_: Any) -> None:
+            for _ in itertools.cycle([0]):
+                list(reader.pictures())
+
+    async def face() -> AsyncIterator[bytes]:
+        yield FACE.read_bytes()
+
+    async def gone() -> bool:
+        return True
+
+    async def talk() -> None:
+        uploads = References(Patient())  # type: ignore[arg-type]
+        with pytest.raises(MediaOpenError, match="stopped"):
+            await asyncio.wait_for(uploads.upload(face(), gone=gone), 30)
 
     asyncio.run(talk())
 

@@ -291,7 +291,7 @@ def test_a_token_and_limits(start_server: Callable[..., Any], monkeypatch: pytes
         name = next(message["session"] for message in client.received.said if message["type"] == "started")
         lines = server.log.read_text().splitlines()
         assert len([line for line in lines if f"session {name}: 1000 no sound for 2 s" in line]) == 1
-        assert sum("refused" in line for line in lines) == 4
+        assert sum("refused" in line for line in lines) == 5
 
     monkeypatch.setenv("LIPSTREAM_TOKEN", "the-secret")
     with start_server("--max-sessions", "1", "--idle-limit", "2") as server:

@@ -1,0 +1,160 @@
+"""Untrusted files, decoded in a process of their own: the same pictures, and an end to whatever a file does there."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from lipstream import samples
+from lipstream.errors import MediaOpenError, MediaTruncatedError, NoVideoError
+from lipstream.media import VideoReader
+from lipstream.media.sandbox import SandboxedReader
+from lipstream.media.sandbox_child import Limits
+
+
+def clip(
+    path: Path, codec: str = "libx264", *, times: tuple[int, ...] = tuple(range(30)), name: str = "yuv420p"
+) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.time_base = 64, 48, name, Fraction(1, 25)
+        for i, pts in enumerate(times):
+            picture = np.full((48, 64, 3), 8 * (i % 30), np.uint8)
+            frame = av.VideoFrame.from_ndarray(picture).reformat(format=name)
+            frame.pts, frame.time_base = pts, Fraction(1, 25)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def png(path: Path, *chunks: tuple[bytes, bytes]) -> Path:
+    """A grey picture of 32 x 32 with further chunks."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+
+    header = (32).to_bytes(4, "big") * 2 + bytes([8, 0, 0, 0, 0])
+    parts = [(b"IHDR", header), *chunks, (b"IDAT", zlib.compress((b"\0" + b"\x80" * 32) * 32)), (b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_process() -> object:
+    yield
+    end = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("kind", ["mp4", "10 bit", "png", "sample"])
+def test_pictures_and_properties_are_those_of_a_reader(tmp_path: Path, kind: str) -> None:
+    path = {
+        "mp4": lambda: clip(tmp_path / "a.mp4"),
+        "10 bit": lambda: clip(tmp_path / "a.mkv", "ffv1", name="yuv422p10le"),
+        "png": lambda: png(tmp_path / "a.png"),
+        "sample": lambda: Path(samples.FACE),
+    }[kind]()
+    found, expected = SandboxedReader(path), VideoReader(path)
+    assert found.info == expected.info
+    wanted = list(expected.pictures())
+    for _ in range(2):  # the second time by another process
+        seen = list(found.pictures())
+        assert len(seen) == len(wanted)
+        for a, b in zip(seen, wanted, strict=True):
+            assert a.format == b.format
+            for x, y in zip(a.planes, b.planes, strict=True):
+                np.testing.assert_array_equal(x, y)
+    assert (found.interlaced, found.defects) == (expected.interlaced, expected.defects)
+
+
+def test_errors_keep_their_class(tmp_path: Path) -> None:
+    with pytest.raises(MediaOpenError, match="no such file"):
+        SandboxedReader(tmp_path / "missing.mp4")
+    (tmp_path / "text.mp4").write_text("no video")
+    with pytest.raises(MediaOpenError, match="cannot be read as media"):
+        SandboxedReader(tmp_path / "text.mp4")
+    with pytest.raises(NoVideoError):
+        SandboxedReader(samples.SPEECH)
+    whole = clip(tmp_path / "whole.mkv", "ffv1").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises((MediaTruncatedError, MediaOpenError)):
+        list(SandboxedReader(tmp_path / "cut.mkv").pictures())
+
+
+def test_a_codec_that_is_not_listed_does_not_run(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.avi", "huffyuv", name="yuv422p")
+    assert len(list(VideoReader(path).pictures())) == 30
+    with pytest.raises(MediaOpenError, match="encoded as huffyuv"):
+        SandboxedReader(path)
+
+
+def test_more_pixels_than_allowed_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MediaOpenError, match="shows 64 x 48 pixels"):
+        SandboxedReader(clip(tmp_path / "a.mp4"), limits=Limits(pixels=1000))
+
+
+def test_a_picture_that_takes_memory_ends_its_process_alone(tmp_path: Path) -> None:
+    """An ICC profile of a gigabyte, in a megabyte of file."""
+    profile = zlib.compressobj(1)
+    packed = b"".join(profile.compress(bytes(1 << 24)) for _ in range(64)) + profile.flush()
+    path = png(tmp_path / "bomb.png", (b"iCCP", b"x\0\0" + packed))
+    assert path.stat().st_size < 6 << 20
+    with pytest.raises((MediaOpenError, MediaTruncatedError)):
+        SandboxedReader(path, limits=Limits(memory=1 << 30), deadline=30)
+
+
+def test_a_file_that_goes_on_for_ever_is_given_up(tmp_path: Path) -> None:
+    """Two pictures that are 11 days apart: 25 million frames."""
+    path = clip(tmp_path / "long.mkv", "ffv1", times=(0, 25 * 10**6))
+    reader = SandboxedReader(path, deadline=2)
+    assert len(list(itertools.islice(reader.pictures(), 100))) == 100
+    with pytest.raises(MediaOpenError, match="takes too long"):
+        for _ in reader.pictures():
+            pass
+
+
+def test_a_client_that_leaves_ends_the_decoding(tmp_path: Path) -> None:
+    reader = SandboxedReader(clip(tmp_path / "long.mkv", "ffv1", times=(0, 25 * 10**6)))
+    threading.Timer(0.3, reader.stop).start()
+    with pytest.raises(MediaOpenError, match="was stopped"):
+        for _ in reader.pictures():
+            pass
+
+
+def test_a_decoder_that_crashes_is_an_error_of_its_file(tmp_path: Path) -> None:
+    reader = SandboxedReader(clip(tmp_path / "long.mkv", "ffv1", times=(0, 25 * 10**6)))
+    decoder = reader._running[0]
+    frames = reader.pictures()
+    next(frames)
+    decoder._process.kill()
+    with pytest.raises(MediaOpenError, match="crashed"):
+        list(frames)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's filter of system calls is Linux's")
+@pytest.mark.parametrize(
+    "call",
+    [
+        "import socket; socket.socket()",
+        "import os; os.execv('/bin/true', ['true'])",
+        "import os; os.kill(os.getppid(), 0)",
+        "open('/tmp/lipstream-sandbox-test', 'w').write('x' * 100000)",
+    ],
+)
+def test_the_process_has_no_network_no_programs_no_signals_and_no_files(call: str) -> None:
+    program = f"from lipstream.media.sandbox_child import _restrict, Limits; _restrict(Limits())\n{call}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    assert "PermissionError" in done.stderr or "File too large" in done.stderr or done.returncode == -25
