@@ -31,6 +31,8 @@ LATE_PICTURES = FPS
 """Queued frames beyond which pictures are dropped."""
 TOO_SLOW = 20 * FPS
 """Queued frames beyond which the client is disconnected."""
+MOST_QUEUED = 2 * TOO_SLOW
+"""Queued frames and text messages, likewise."""
 FIRST_LATE = 3
 """A segment's first sound waits this many times as long for its picture as the sound that follows."""
 SKIP, MOST_SKIP = FPS, 8 * FPS
@@ -158,7 +160,15 @@ class RealtimeSession:
         self._control_flow()
 
     def send_message(self, message: dict[str, Any]) -> None:
-        """Queue a text message behind the frames that are queued."""
+        """Queue a text message behind the frames that are queued.
+
+        Raises:
+            SlowClientError: too many messages wait: interrupts discard frames, but not what is said of them.
+        """
+        if len(self._queued) > MOST_QUEUED:
+            raise SlowClientError(
+                f"{MOST_QUEUED} messages are queued for the client", fix="read messages as they arrive"
+            )
         self._queued.append(message)
         self._has_queued.set()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lipstream.errors import BackpressureError
+from lipstream.errors import BackpressureError, SlowClientError
 from lipstream.server import realtime_session
 from lipstream.server.protocol import Start
 from lipstream.server.realtime_session import FIRST_LATE, RealtimeSession
@@ -260,5 +260,27 @@ def test_a_client_that_does_not_pause_is_told_so_in_its_own_words(opened: Any) -
         live.push(pcm(1, 1500))
         await running
         assert [sample for _, sample, _ in client.sent if sample] == list(range(1, 1501))
+
+    run(talk())
+
+
+def test_a_client_that_interrupts_and_does_not_read_is_disconnected(opened: Any) -> None:
+    """Interrupts discard the frames by which a slow client is noticed."""
+
+    async def talk() -> None:
+        _, client, live, _ = opened()
+
+        async def never(_: Any) -> None:
+            await asyncio.Event().wait()
+
+        client.send_message = never
+        running = asyncio.ensure_future(live.run())
+        await asyncio.sleep(0.1)
+        with pytest.raises(SlowClientError, match="messages are queued"):
+            for _ in range(2 * realtime_session.MOST_QUEUED):
+                live.interrupt()
+        live.close()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
     run(talk())
