@@ -27,11 +27,12 @@ class Tensor:
 
 @dataclass(frozen=True)
 class OnnxHeader:
-    """Inputs and outputs by name, and the names of the external files."""
+    """Inputs and outputs by name, the names of the external files, and the operators, as "Add" or "domain:Name"."""
 
     inputs: dict[str, Tensor]
     outputs: dict[str, Tensor]
     external: frozenset[str]
+    operators: frozenset[str]
 
 
 def read_header(path: Path) -> OnnxHeader:
@@ -39,6 +40,7 @@ def read_header(path: Path) -> OnnxHeader:
     inputs: dict[str, Tensor] = {}
     outputs: dict[str, Tensor] = {}
     external: set[str] = set()
+    operators: set[str] = set()
     found = False
     for field, value in _fields(memoryview(path.read_bytes())):
         if field == 7:  # graph
@@ -48,14 +50,14 @@ def read_header(path: Path) -> OnnxHeader:
                     inputs.update([_value_info(_message(part))])
                 elif number == 12:
                     outputs.update([_value_info(_message(part))])
-            _graph(_message(value), external, 0)
+            _graph(_message(value), external, operators, 0)
         elif field == 25:  # function
             for number, part in _fields(_message(value)):
                 if number == 7:
-                    _node(_message(part), external, 0)
+                    _node(_message(part), external, operators, 0)
     if not found:
         raise ValueError("it holds no graph")
-    return OnnxHeader(inputs, outputs, frozenset(external))
+    return OnnxHeader(inputs, outputs, frozenset(external), frozenset(operators))
 
 
 def without_output(model: bytes, output: str) -> bytes:
@@ -97,12 +99,12 @@ def _number(value: int) -> bytes:
     return bytes([*digits, value])
 
 
-def _graph(data: memoryview, external: set[str], depth: int) -> None:
+def _graph(data: memoryview, external: set[str], operators: set[str], depth: int) -> None:
     if depth > _MOST_DEEP:
         raise ValueError("graphs are nested too deeply")
     for number, value in _fields(data):
         if number == 1:
-            _node(_message(value), external, depth)
+            _node(_message(value), external, operators, depth)
         elif number == 5:
             _tensor(_message(value), external)
         elif number == 15:  # sparse initializer: its values and indices are tensors
@@ -111,15 +113,21 @@ def _graph(data: memoryview, external: set[str], depth: int) -> None:
                     _tensor(_message(part), external)
 
 
-def _node(data: memoryview, external: set[str], depth: int) -> None:
+def _node(data: memoryview, external: set[str], operators: set[str], depth: int) -> None:
+    name = domain = ""
     for number, attribute in _fields(data):
+        if number == 4:
+            name = bytes(_message(attribute)).decode()
+        elif number == 7:
+            domain = bytes(_message(attribute)).decode()
         if number != 5:
             continue
         for inner, value in _fields(_message(attribute)):
             if inner in (5, 10):  # t, tensors
                 _tensor(_message(value), external)
             elif inner in (6, 11):  # g, graphs
-                _graph(_message(value), external, depth + 1)
+                _graph(_message(value), external, operators, depth + 1)
+    operators.add(f"{domain}:{name}" if domain not in ("", "ai.onnx") else name)
 
 
 def _tensor(data: memoryview, external: set[str]) -> None:

@@ -33,6 +33,21 @@ _BOUNDS: dict[str, tuple[int, int]] = {
     "lookahead": (0, 1 << 20),
     "features": (1, 1 << 20),
 }
+OPERATORS = frozenset(
+    {
+        *("Add", "Sub", "Mul", "Div", "Neg", "Pow", "Sqrt", "Reciprocal", "Abs", "Exp", "Log", "Cos", "Sin", "Clip"),
+        *("Equal", "Less", "LessOrEqual", "Greater", "GreaterOrEqual", "And", "Or", "Not", "Where", "Min", "Max"),
+        *("Relu", "LeakyRelu", "Gelu", "Erf", "Tanh", "Sigmoid", "HardSigmoid", "Softmax", "Swish", "Round", "Floor"),
+        *("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention", "Einsum", "RotaryEmbedding"),
+        *("LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "LpNormalization"),
+        *("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL2", "MaxPool", "AveragePool"),
+        *("Reshape", "Transpose", "Concat", "Split", "Slice", "Squeeze", "Unsqueeze", "Flatten", "Identity", "Shape"),
+        *("Gather", "GatherElements", "ScatterND", "Pad", "Tile", "Expand", "Range", "Resize", "DepthToSpace"),
+        *("Cast", "CastLike", "Constant", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"),
+        *("MatMulInteger", "QLinearMatMul", "lipstream:KVRingWrite"),
+    }
+)
+"""What graphs consist of. Without loops, conditions, and tensors of a size that a graph computes from nothing."""
 _LARGEST_SIDE = 4096  # pixels of a crop
 _MOST_PASSES = 64
 
@@ -137,7 +152,9 @@ def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -
 
 
 def check_graph(manifest: Manifest, name: str, header: OnnxHeader) -> None:
-    """Raise ValueError if inputs or outputs of the graph `name` do not match the manifest."""
+    """Raise ValueError for foreign operators in the graph `name`, or if it does not match the manifest."""
+    if foreign := sorted(header.operators - OPERATORS):
+        raise ValueError(f"{name} has the operators {', '.join(foreign[:5])}, which no student needs")
     inputs, outputs = signature(manifest, name)
     for kind, found, wanted in (("input", header.inputs, inputs), ("output", header.outputs, outputs)):
         for tensor, (dtype, shape) in wanted.items():

@@ -33,6 +33,7 @@ from lipstream.errors import (
     LipStreamInternalError,
     OutputError,
 )
+from onnx import helper
 
 FILES = (
     "audio_encoder.onnx",
@@ -278,6 +279,30 @@ def test_the_header_is_what_the_onnx_package_reads(tiny: Path) -> None:
         assert header.external == {
             entry.value for x in model.graph.initializer for entry in x.external_data if entry.key == "location"
         }
+        nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+        assert header.operators == {f"{n.domain}:{n.op_type}" if n.domain else n.op_type for n in nodes}
+
+
+@pytest.mark.parametrize("kind", ["Loop", "If", "Scan", "ConstantOfShape", "PythonOp"])
+def test_operators_that_no_student_needs(copy: Path, kind: str) -> None:
+    """As a node of the graph, of a function, or of a graph inside a node."""
+    path = copy / "audio_encoder.onnx"
+    whole = path.read_bytes()
+    node = helper.make_node(kind, ["samples"], ["endless"])
+    inner = helper.make_node("Identity", ["samples"], ["o"], body=helper.make_graph([node], "inner", [], []))
+    for where in ("graph", "function", "nested"):
+        model = onnx.load_from_string(whole)
+        if where == "function":
+            opset = [helper.make_opsetid("", 23)]
+            model.functions.append(helper.make_function("lipstream", "F", ["samples"], ["endless"], [node], opset))
+        else:
+            model.graph.node.append(node if where == "graph" else inner)
+        data = model.SerializeToString()
+        path.write_bytes(data)
+        listed = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        edit(copy, lambda manifest, listed=listed: manifest["files"].update({path.name: listed}))
+        with pytest.raises(BundleCorruptError, match=f"has the operators {kind}, which no student needs"):
+            Bundle.load(copy)
 
 
 class TestReplacing:
