@@ -253,5 +253,11 @@ class RateError(LipStreamError):
     code, exit_code = "rate", 58
 
 
+class ScopeError(LipStreamError):
+    """An API key is valid, but not for what is asked."""
+
+    code, exit_code = "scope", 59
+
+
 class LipStreamInternalError(Exception):
     """An invariant of LipStream itself is broken: please report it."""

@@ -20,6 +20,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="token that clients must send; better in the environment variable LIPSTREAM_TOKEN, which other users of "
         "this machine cannot see",
     )
+    add("--keys", default=s.keys, metavar="FILE", help="API keys of single clients, made with lipstream key")
+    add(
+        "--audit",
+        default=s.audit,
+        metavar="FILE",
+        help="append who opened, uploaded, was refused: JSON lines, no media",
+    )
     add("--root-path", default=s.root_path, help="path under which a proxy publishes the server, such as /lips")
     add(
         "--forwarded-allow-ips",

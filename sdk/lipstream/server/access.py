@@ -1,8 +1,8 @@
-"""Who may use the server: tokens, one-time tickets for WebSockets, origins of pages.
+"""Who may use the server: a token or API keys, one-time tickets for WebSockets, origins of pages.
 
-Browsers cannot set headers on a WebSocket, and addresses are written to logs: so a page sends its token in a header to
-get a ticket, and the ticket in the address. A ticket is signed with the token, so any replica with the same token
-accepts it; that it is used once is checked by each replica for itself.
+Browsers cannot set headers on a WebSocket, and addresses are written to logs: so a page sends its key in a header to
+get a ticket, and the ticket in the address. A ticket is signed with the key it was given for, so any replica that knows
+this key accepts it; that it is used once is checked by each replica for itself.
 """
 
 from __future__ import annotations
@@ -11,15 +11,29 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.requests import HTTPConnection
 
-from ..errors import OriginError, TokenError
+from ..errors import OriginError, ScopeError, TokenError
+from .keys import SCOPES, Key, KeyFile
 from .settings import Settings, is_loopback
 
 TICKET_SECONDS = 30
 """For which a ticket is valid."""
+TOKEN = "token"
+"""Name of the server's token, where names of keys are shown."""
+
+
+@dataclass(frozen=True)
+class _Identity:
+    """Attributes: name. secret: by which its tickets are signed. scopes."""
+
+    name: str
+    secret: bytes
+    scopes: tuple[str, ...] = SCOPES
 
 
 class Access:
@@ -27,59 +41,98 @@ class Access:
 
     Args:
         now: seconds since the epoch.
+
+    Raises:
+        ConfigError: the file of keys cannot be read.
     """
 
     def __init__(self, settings: Settings, now: Callable[[], float] = time.time) -> None:
         self._settings, self._now = settings, now
-        self._key = (settings.token or secrets.token_hex()).encode()
+        self._keys = KeyFile(Path(settings.keys)) if settings.keys else None
+        self._anybody = _Identity("", secrets.token_bytes(32))
         self._used: dict[str, float] = {}  # tickets, and when they expire
 
-    def ticket(self) -> str:
-        """A new ticket; characters that an address may have."""
-        text = f"{self._now() + TICKET_SECONDS:.0f}.{secrets.token_hex(8)}"
-        return f"{text}.{self._signature(text)}"
+    def ticket(self, name: str) -> str:
+        """A new ticket for a key's name, "token" or ""; of characters that an address may have."""
+        identity = self._named(name) or self._anybody
+        text = f"{self._now() + TICKET_SECONDS:.0f}.{secrets.token_hex(8)}.{identity.name}"
+        return f"{text}.{_signature(identity, text)}"
 
-    def check(self, request: HTTPConnection, *, ticket: bool = False) -> None:
-        """Check a request's token and origin.
+    def check(self, request: HTTPConnection, scope: str = "session", *, ticket: bool = False) -> str:
+        """Check a request's key and origin; returns the key's name, "token", or "" where none is needed.
 
         Args:
-            ticket: whether a ticket in the query `ticket`, which is used up, may replace the token.
+            scope: that the key must have. ticket: whether a ticket in the query `ticket`, which is used up, may replace
+                the key.
 
         Raises:
-            TokenError, OriginError.
+            TokenError, ScopeError, OriginError.
         """
-        given = request.headers.get("authorization", "").encode()
-        if (
-            self._settings.token
-            and not hmac.compare_digest(given, f"Bearer {self._settings.token}".encode())
-            and not (ticket and self._use(request.query_params.get("ticket", "")))
-        ):
+        identity = self._bearer(request.headers.get("authorization", ""))
+        if identity is None and ticket:
+            identity = self._use(request.query_params.get("ticket", ""))
+        if identity is None:
             raise TokenError(
-                "the token, or the ticket, is missing, wrong or used up",
+                "the token, key or ticket is missing, wrong, expired or used up",
                 expected="the header Authorization: Bearer TOKEN; for a WebSocket also ?ticket=TICKET",
                 fix="send the token in the header; POST /v1/tickets gives a ticket for one WebSocket",
+            )
+        if scope not in identity.scopes:
+            raise ScopeError(
+                f"the key {identity.name} is not for this",
+                expected=f"a key with the scope {scope}",
+                fix=f"ask the operator for one: lipstream key new NAME --scope {scope}",
             )
         if not self._is_allowed(request.headers.get("origin"), request.headers.get("host", "")):
             raise OriginError(
                 "this page's origin is not allowed", fix="start the server with --origin and the page's origin"
             )
+        return identity.name
 
-    def _use(self, ticket: str) -> bool:
+    def _bearer(self, header: str) -> _Identity | None:
+        """Whose token or key a header has."""
+        if not self._settings.token and self._keys is None:
+            return self._anybody
+        kind, _, given = header.partition(" ")
+        if kind != "Bearer":
+            return None
+        token = self._settings.token
+        if token and hmac.compare_digest(given.encode(), token.encode()):
+            return self._named(TOKEN)
+        return self._valid(self._keys.find(given)) if self._keys else None
+
+    def _named(self, name: str) -> _Identity | None:
+        if name == TOKEN and self._settings.token:
+            return _Identity(TOKEN, self._settings.token.encode())
+        if name == self._anybody.name:
+            return None if self._settings.token or self._keys else self._anybody
+        return self._valid(self._keys.named(name)) if self._keys else None
+
+    def _valid(self, key: Key | None) -> _Identity | None:
+        if key is None or key.expired(self._now()):
+            return None
+        return _Identity(key.name, bytes.fromhex(key.sha256), key.scopes)
+
+    def _use(self, ticket: str) -> _Identity | None:
         now = self._now()
         self._used = {used: until for used, until in self._used.items() if until > now}
         text, _, signature = ticket.rpartition(".")
-        if not hmac.compare_digest(signature.encode(), self._signature(text).encode()) or ticket in self._used:
-            return False
-        until = float(text.partition(".")[0])
-        self._used[ticket] = until
-        return until > now
-
-    def _signature(self, text: str) -> str:
-        return hmac.digest(self._key, b"ticket " + text.encode(), "sha256").hex()
+        until, _, rest = text.partition(".")
+        identity = self._named(rest.partition(".")[2])
+        if identity is None or ticket in self._used:
+            return None
+        if not hmac.compare_digest(signature.encode(), _signature(identity, text).encode()):
+            return None
+        self._used[ticket] = float(until)
+        return identity if float(until) > now else None
 
     def _is_allowed(self, origin: str | None, host: str) -> bool:
         """Programs send no origin; a page's must be this server's own, or one of the settings'."""
         if origin is None or origin in self._settings.origins:
             return True
         page = urlsplit(origin)
-        return page.netloc == host and (bool(self._settings.token) or is_loopback(page.hostname or ""))
+        return page.netloc == host and (self._settings.authenticates or is_loopback(page.hostname or ""))
+
+
+def _signature(identity: _Identity, text: str) -> str:
+    return hmac.digest(identity.secret, b"ticket " + text.encode(), "sha256").hex()

@@ -21,10 +21,10 @@ from starlette.middleware.cors import CORSMiddleware
 from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import UnavailableError
-from .access import TICKET_SECONDS
+from .access import TICKET_SECONDS, TOKEN
 from .failures import add_handlers
 from .frame_encoder import JpegEncoder
-from .gate import Gate
+from .gate import Gate, who
 from .ice import ice_servers
 from .prometheus import PrometheusMetrics
 from .protocol import GOING_AWAY, TRY_AGAIN, VERSION, failure
@@ -114,7 +114,7 @@ def create_app(settings: Settings) -> FastAPI:
             "protocol": VERSION,
             "bundle": manifest.model.get("name") if manifest else None,
             "max_sessions": state.most,
-            "token": bool(settings.token),
+            "token": settings.authenticates,
             "webrtc": has_webrtc,
         }
 
@@ -129,17 +129,19 @@ def create_app(settings: Settings) -> FastAPI:
         return {"ice_servers": ice_servers(settings)}
 
     @app.post("/v1/tickets")
-    async def ticket() -> dict[str, Any]:
+    async def ticket(request: Request) -> dict[str, Any]:
         """A ticket that opens one WebSocket, as its query `ticket`, within `seconds`: for clients without headers."""
-        return {"ticket": state.access.ticket(), "seconds": TICKET_SECONDS}
+        return {"ticket": state.access.ticket(who(request).key), "seconds": TICKET_SECONDS}
 
     @app.post("/v1/references")
     async def upload(request: Request) -> JSONResponse:
         """Upload a video or picture with a face, as the body; use the response's `reference` in the message `start`."""
         if state.references is None:
             raise state.refusal() or UnavailableError("the server is warming up", label="warming_up")
-        owner = request.client.host if request.client else ""
+        client = who(request)
+        owner = client.key if client.key not in ("", TOKEN) else client.address
         name, prepared = await state.references.upload(request.stream(), owner, request.is_disconnected)
+        state.audit.write("uploaded", client, reference=name)
         width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
 

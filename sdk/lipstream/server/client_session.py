@@ -13,6 +13,7 @@ from typing import Any
 from ..errors import LipStreamError, ProtocolError, SlowClientError, UnavailableError
 from ..media import FPS
 from ..session import PreparedReference
+from .audit import Who
 from .failures import unexpected
 from .protocol import INTERNAL, NORMAL, POLICY, TRY_AGAIN, ClientMessage, Close, Flush, Interrupt, Start, failure
 from .realtime_session import RealtimeSession, Transport
@@ -33,15 +34,15 @@ class ClientSession:
     """Runs at most one session, within the limits of the settings.
 
     Args:
-        transport: to the client. place: that the session has; None if it still has to take one.
+        transport: to the client. who: it is. place: that the session has; None if it still has to take one.
 
     Attributes:
         id: in the log, and in the message `started`.
     """
 
-    def __init__(self, state: State, transport: Transport, place: Place | None = None) -> None:
+    def __init__(self, state: State, transport: Transport, who: Who, place: Place | None = None) -> None:
         self.id = secrets.token_hex(4)
-        self._state, self._transport, self._place = state, transport, place
+        self._state, self._transport, self._who, self._place = state, transport, who, place
         self._live: RealtimeSession | None = None
         self._errors = 0
         self._begun = time.monotonic()
@@ -73,6 +74,7 @@ class ClientSession:
             state.engine, reference, start, self._transport, state.metrics, max_late=state.settings.max_late
         )
         state.live[self.id] = live
+        state.audit.write("session_opened", self._who, session=self.id, reference=start.reference)
         state.metrics.active.set(len(state.live))
         try:
             width, height = live.size
@@ -109,7 +111,9 @@ class ClientSession:
 
     def log_end(self, code: int, reason: str) -> None:
         """Log how the connection ended, in one line."""
-        LOG.info("session %s: %d %s, after %.1f s", self.id, code, reason, time.monotonic() - self._begun)
+        seconds = time.monotonic() - self._begun
+        LOG.info("session %s: %d %s, after %.1f s", self.id, code, reason, seconds)
+        self._state.audit.write("session_ended", self._who, session=self.id, code=code, seconds=round(seconds, 1))
 
     async def _limits(self, live: RealtimeSession) -> End:
         """Return once the session has had no sound, or was open, for too long."""

@@ -70,7 +70,7 @@ def serve(settings: Settings) -> None:
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         scheme = "https" if settings.tls_cert else "http"
         address = f"{scheme}://{host}:{listener.getsockname()[1]}{settings.root_path.rstrip('/')}/"
-        note = " and enter the token" if settings.token else ""
+        note = " and enter the token" if settings.authenticates else ""
         print(f"LipStream: open {address}{note}", file=sys.stderr, flush=True)
         state = app.state.lipstream
         Server(config, state).run(sockets=[listener])

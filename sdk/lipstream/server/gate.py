@@ -18,6 +18,7 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import HostError, LipStreamError, RateError, SlowClientError, TokenError, UploadTooLargeError
+from .audit import Who
 from .failures import response
 from .protocol import POLICY
 from .rate import TokenBuckets
@@ -45,6 +46,11 @@ HEADERS = {
 }
 
 
+def who(request: HTTPConnection) -> Who:
+    """The client of a request that has passed the gate."""
+    return Who(request.scope.get("lipstream.key", ""), request.client.host if request.client else "")
+
+
 class Gate:
     """ASGI middleware; see above."""
 
@@ -61,30 +67,33 @@ class Gate:
         send = _with_headers(send)
         path = _path(scope)
         try:
-            self._admit(HTTPConnection(scope), path, websocket=scope["type"] == "websocket")
+            scope["lipstream.key"] = ""
+            scope["lipstream.key"] = self._admit(HTTPConnection(scope), path, websocket=scope["type"] == "websocket")
             if scope["type"] == "http":
                 most = self._state.settings.upload_mb << 20 if path == UPLOAD else SMALL
                 body = _Body(receive, most, declared=HTTPConnection(scope).headers.get("content-length", ""))
                 receive = body.receive if path == UPLOAD else _replayed(await body.whole(), receive)
         except LipStreamError as error:
             self._state.log_refusal(error)
+            self._state.audit.write("refused", who(HTTPConnection(scope)), path=path[:100], code=error.code)
             return await _deny(error, scope, receive, send)
         await self._app(scope, receive, send)
 
-    def _admit(self, request: HTTPConnection, path: str, *, websocket: bool) -> None:
-        """Raise unless the request may go on; of its body nothing is known yet."""
+    def _admit(self, request: HTTPConnection, path: str, *, websocket: bool) -> str:
+        """Whose request this is, by the name of its key; raises unless it may go on. Its body is not known yet."""
         settings, client = self._state.settings, request.client.host if request.client else ""
         if path in HEALTH and not websocket:  # a supervisor addresses the machine as it likes
-            return
+            return ""
         self._check_host(request.headers.get("host", ""))
         if path == PAGE and not websocket:
-            return
+            return ""
         if not self._requests.take(client):
             raise RateError(f"more than {settings.requests_per_second:g} requests a second", fix="send fewer")
         if request.scope.get("method") == "OPTIONS" or (path in PUBLIC and not settings.private):
-            return
+            return ""
+        scope = "upload" if path == UPLOAD else "metrics" if path in PUBLIC else "session"
         try:
-            self._state.access.check(request, ticket=websocket)
+            return self._state.access.check(request, scope, ticket=websocket)
         except TokenError:
             if not self._failures.take(client):
                 raise RateError("too many requests without a valid token", fix="wait some seconds") from None
@@ -97,7 +106,7 @@ class Gate:
         if settings.hosts:
             allowed = name in settings.hosts or is_loopback(name)
         else:
-            allowed = bool(settings.token) or is_loopback(name)
+            allowed = settings.authenticates or is_loopback(name)
         if not allowed:
             raise HostError(
                 "the server is not known by this name",

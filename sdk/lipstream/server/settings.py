@@ -17,7 +17,9 @@ class Settings:
     """Settings of a server.
 
     Attributes:
-        host, port: address to listen at. token: required of clients; may be empty only on a loopback address.
+        host, port: address to listen at. token: required of clients, if they have no key.
+        keys: file of API keys (`server.keys`). Token or keys are needed except at a loopback address.
+        audit: file to which the audit log is appended.
         root_path: path under which a proxy publishes the server, such as "/lips".
         forwarded_allow_ips: proxies whose X-Forwarded-* headers are believed, separated by commas; "*": all.
         origins: of web pages that may connect, besides the server's own.
@@ -43,6 +45,8 @@ class Settings:
     host: str = "127.0.0.1"
     port: int = 8000
     token: str = field(default="", repr=False)
+    keys: str = ""
+    audit: str = ""
     root_path: str = ""
     forwarded_allow_ips: str = "127.0.0.1"
     origins: tuple[str, ...] = ()
@@ -73,10 +77,10 @@ class Settings:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        if not self.token and not is_loopback(self.host):
+        if not self.authenticates and not is_loopback(self.host):
             raise ConfigError(
                 f"host {self.host} without a token: any client could use this machine",
-                fix="give --token SECRET (or LIPSTREAM_TOKEN), or leave --host at 127.0.0.1",
+                fix="give --token SECRET (or LIPSTREAM_TOKEN), or --keys FILE, or leave --host at 127.0.0.1",
             )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise ConfigError("a TLS certificate without its key, or a key without its certificate", fix="give both")
@@ -127,6 +131,11 @@ class Settings:
                 raise ConfigError(f"ICE network {text!r}: {error}", expected="a network such as 10.0.0.0/8") from error
         if not 100 <= self.bitrate <= 20_000:
             raise ConfigError(f"bitrate {self.bitrate}", expected="100 to 20000 kbit/s")
+
+    @property
+    def authenticates(self) -> bool:
+        """Whether clients need a token or key."""
+        return bool(self.token or self.keys)
 
 
 def is_loopback(host: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Protocol
 from ..engine import LipSyncEngine
 from ..errors import LipStreamError, UnavailableError
 from .access import Access
+from .audit import Audit
 from .prometheus import PrometheusMetrics
 from .realtime_session import RealtimeSession
 from .references import References
@@ -47,7 +48,7 @@ class State:
         live: open sessions, by name. connections: all open connections. most: sessions admitted at once.
         places: taken by sessions, also by those that are being opened.
         draining: no more sessions are admitted. failed: why the engine could not be loaded.
-        access: who may connect.
+        access: who may connect. audit: the audit log.
     """
 
     settings: Settings
@@ -61,9 +62,10 @@ class State:
     draining: bool = False
     failed: Exception | None = None
     access: Access = field(init=False)
+    audit: Audit = field(init=False)
 
     def __post_init__(self) -> None:
-        self.access = Access(self.settings)
+        self.access, self.audit = Access(self.settings), Audit(self.settings.audit)
 
     @property
     def overloaded(self) -> bool:

@@ -32,7 +32,7 @@ def test_tokens() -> None:
 def test_a_ticket_is_used_once_and_expires() -> None:
     now = [1000.0]
     access = Access(Settings(token="s"), now=lambda: now[0])
-    first, second = access.ticket(), access.ticket()
+    first, second = access.ticket("token"), access.ticket("token")
     with pytest.raises(TokenError):
         access.check(request(f"ticket={first}"))  # not where a header can be sent
     access.check(request(f"ticket={first}"), ticket=True)
@@ -50,7 +50,7 @@ def test_forged_tickets_are_refused(forged: str) -> None:
 
 
 def test_a_replica_with_the_same_token_accepts_a_ticket() -> None:
-    ticket = Access(Settings(token="s")).ticket()
+    ticket = Access(Settings(token="s")).ticket("token")
     Access(Settings(token="s")).check(request(f"ticket={ticket}"), ticket=True)
     with pytest.raises(TokenError):
         Access(Settings(token="t")).check(request(f"ticket={ticket}"), ticket=True)

@@ -40,8 +40,10 @@ from ...errors import BackpressureError, LipStreamError, ProtocolError
 from ...media import FPS, to_int16
 from ...media.picture import Picture
 from ...session import Frame
+from ..audit import Who
 from ..client_session import ClientSession, End, ended
 from ..frame_encoder import live_format
+from ..gate import who
 from ..ice import ice_servers
 from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
@@ -146,13 +148,13 @@ class AudioTrack(MediaStreamTrack):
 class WebRtcConnection:
     """A peer and its session. It is the session's transport; closed when the peer disconnects or the session ends."""
 
-    def __init__(self, state: State, offer: Offer, place: Place) -> None:
+    def __init__(self, state: State, offer: Offer, client: Who, place: Place) -> None:
         self._state, self._offer = state, offer
         self._start = offer.start.model_copy(update={"sample_rate": RATE, "channels": 1})
         servers = [RTCIceServer(**server) for server in ice_servers(state.settings)]
         self._peer = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._pictures, self._sound = VideoTrack(), AudioTrack()
-        self._client = ClientSession(state, self, place)
+        self._client = ClientSession(state, self, client, place)
         self._channel: RTCDataChannel | None = None
         self._unsent: list[str] = []
         self._shown = 0
@@ -319,7 +321,7 @@ def add_route(
             assert state.references is not None
             await state.references.get(offer.start.reference)
             sdp = checked(offer.sdp, request.client.host if request.client else "", networks)
-            connection = WebRtcConnection(state, offer.model_copy(update={"sdp": sdp}), place)
+            connection = WebRtcConnection(state, offer.model_copy(update={"sdp": sdp}), who(request), place)
             answer = await connection.answer()
         except BaseException:
             place.release()

@@ -17,6 +17,7 @@ from ...media import to_int16
 from ...session import Frame
 from ..client_session import ClientSession, DisconnectedError, End, ended
 from ..frame_encoder import frame_encoder
+from ..gate import who
 from ..pace import Pace
 from ..protocol import IDLE, KEY, LAST, NORMAL, PCM, POLICY, SPEAKING, Start, hello, pack, parse
 from ..realtime_session import RealtimeSession
@@ -32,7 +33,7 @@ class WebSocketConnection:
 
     def __init__(self, state: State, socket: WebSocket, pool: Executor) -> None:
         self._state, self._socket, self._pool = state, socket, pool
-        self._client = ClientSession(state, self)
+        self._client = ClientSession(state, self, who(socket))
 
     async def send_message(self, message: dict[str, Any]) -> None:
         """See `Transport`."""
