@@ -100,22 +100,19 @@ def grid(result: Frames, source: Frames, lips: Lips, area: Area) -> float:
 def colour_step(result: Frames, source: Frames, lips: Lips, area: Area) -> float:
     """Step of the colour (0..255) at the edge of the compositing mask that the source does not have.
 
-    Mean absolute value along the edge, over the colours and the frames, of: mean colour of the 4 % of the crop inside
-    the edge less that of the 4 % outside, in the result less in the source.
+    For each place on the edge: mean colour of the 4 % of the crop inside less that of the 4 % outside, in the result
+    less the same in the source. Mean absolute value over places, colours and frames.
     """
-    reach = area.size / 24
-    inside, outside = (
-        (mask & (cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5) <= reach)).astype(np.float32)
-        for mask in (area.alpha > 0.95, area.alpha < 0.05)
-    )
-    near = [cv2.GaussianBlur(band, (0, 0), reach) for band in (inside, outside)]
-    edge = np.minimum(*near) > 0.05
+    inside, outside = (_band(mask, area.size / 24) for mask in (area.alpha > 0.95, area.alpha < 0.05))
+    edge = (area.alpha >= 0.05) & (area.alpha <= 0.95)
+    blur = area.size / 16  # reaches both bands from the edge
+
+    def near(picture: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(cv2.GaussianBlur(picture, (0, 0), blur)[edge], np.float32)
+
     steps = []
     for change in area.crops(result, lips) - area.crops(source, lips):
-        within, beyond = (
-            cv2.GaussianBlur(change * band[..., None], (0, 0), reach)[edge] / weight[edge][:, None]
-            for band, weight in zip((inside, outside), near, strict=True)
-        )
+        within, beyond = (near(change * x[..., None]) / near(x)[:, None] for x in (inside, outside))
         steps.append(np.abs(within - beyond).mean())
     return float(np.mean(steps))
 
@@ -175,6 +172,12 @@ def _inside(area: Track) -> tuple[slice, ...]:
 def _crops(frames: Frames, lips: Lips, size: int, box: tuple[float, float, float, float]) -> NDArray[np.float32]:
     seen = np.flatnonzero(lips.seen)
     return np.stack([crop(frames[i], lips.matrices[i], size, box) for i in seen]).astype(np.float32)
+
+
+def _band(mask: NDArray[np.bool_], reach: float) -> Plane:
+    """1 in the mask up to `reach` pixels from its edge, else 0."""
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
+    return (mask & (distance <= reach)).astype(np.float32)
 
 
 def _luma(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
