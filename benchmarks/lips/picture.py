@@ -101,7 +101,7 @@ def colour_step(result: Frames, source: Frames, lips: Lips, area: Area) -> float
     """Step of the colour (0..255) at the edge of the compositing mask that the source does not have.
 
     For each place on the edge: mean colour of the 4 % of the crop inside less that of the 4 % outside, in the result
-    less the same in the source. Mean absolute value over places, colours and frames.
+    less the same in the source. Mean absolute value over places, colours and frames. NaN if the mask has no edge.
     """
     inside, outside = (_band(mask, area.size / 24) for mask in (area.alpha > 0.95, area.alpha < 0.05))
     edge = (area.alpha >= 0.05) & (area.alpha <= 0.95)
@@ -110,9 +110,16 @@ def colour_step(result: Frames, source: Frames, lips: Lips, area: Area) -> float
     def near(picture: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.asarray(cv2.GaussianBlur(picture, (0, 0), blur)[edge], np.float32)
 
+    weights = near(inside), near(outside)
+    known = np.minimum(*weights) > 0  # in a small crop a wide edge may hide one side
+    if not known.any():
+        return float("nan")
     steps = []
     for change in area.crops(result, lips) - area.crops(source, lips):
-        within, beyond = (near(change * x[..., None]) / near(x)[:, None] for x in (inside, outside))
+        within, beyond = (
+            near(change * band[..., None])[known] / weight[known][:, None]
+            for band, weight in zip((inside, outside), weights, strict=True)
+        )
         steps.append(np.abs(within - beyond).mean())
     return float(np.mean(steps))
 
