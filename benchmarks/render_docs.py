@@ -323,8 +323,8 @@ def real_lips(results: Path) -> str:
         for name, label in {**LIPS, "gap": "lip gap ~ loudness", "gap_other": "lip gap ~ loudness of others"}.items()
         if name in real["means"]
     ]
-    columns = ("gap", "gap_other", "amplitude_gap", "sharpness", "grid", "colour_step", "identity", "paste")
-    columns += ("faces_lost",)
+    columns = ["gap", "gap_other", "amplitude_gap", "sharpness", "grid", "colour_step", "identity", "paste"]
+    columns.append("faces_lost")
     each = [
         (clip, voice, *("" if numbers[name] is None else f"{numbers[name]:.2f}" for name in columns))
         for clip, by_voice in real["clips"].items()

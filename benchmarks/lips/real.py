@@ -12,9 +12,9 @@ from lipstream_training.data.people3d.natural import natural
 from lipstream_training.data.sentences import sentence
 from numpy.typing import NDArray
 
-from .movement import Numbers, Track, follows
+from .movement import Numbers, follows
 from .people import Audio
-from .tracks import Frames
+from .tracks import Frames, Track
 
 _LAGS = range(-2, 3)
 _SEED = 4

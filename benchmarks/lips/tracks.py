@@ -53,7 +53,7 @@ def track_lips(frames: Iterable[Picture | Image]) -> Lips:
         face = tracker.track(frame)
         rows.append(np.full(12, np.nan) if face is None else _row(face.landmarks, face.matrix))
     table = np.array(rows).reshape(-1, 12)
-    return Lips(*table[:, :2].T, table[:, 2:6], table[:, 6:].reshape(-1, 2, 3))
+    return Lips(table[:, 0], table[:, 1], table[:, 2:6], table[:, 6:].reshape(-1, 2, 3))
 
 
 def _row(landmarks: NDArray[np.float32], matrix: NDArray[np.float64]) -> NDArray[np.float64]:
