@@ -3,7 +3,7 @@
 python -m benchmarks                        list: the question and the origin of the last result of each
 python -m benchmarks throughput --help      one benchmark, with its options
 python -m benchmarks all --out DIR          every benchmark that runs on this machine, results into DIR
-python -m benchmarks docs                   README.md, docs/performance.md and its pictures, from benchmarks/results
+python -m benchmarks docs                   README.md, docs/performance.md and its pictures, docs/quality.md
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BENCHMARKS = {
     "dit_latency": Benchmark("How long does a pass take at the released sizes, in eager PyTorch?", 1, gpu=True),
     "precision": Benchmark("What do BF16 and FP8 cost in quality?", 2),
     "int8": Benchmark("Would int8 make the CPU backend faster?", 1),
-    "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 3),
+    "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 12),
     "proxied": Benchmark("Does the server work for long behind nginx, on a network that loses packets?", 12, root=True),
     "overload": Benchmark("What do clients get while the server's machine is too slow, and after it?", 2),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),

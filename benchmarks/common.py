@@ -136,7 +136,7 @@ def write(path: Path | None, benchmark: str, args: argparse.Namespace, results: 
     """
     if path is None:
         return
-    options = {k: v.name if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("json", "least")}
+    options = {k: _named(v) for k, v in vars(args).items() if k not in ("json", "least")}
     report: dict[str, Any] = {"benchmark": benchmark, "commit": commit(), "machine": machine(), "options": options}
     if "bundle" in options:
         folder = Bundle.load(options["bundle"], verify=False).path
@@ -147,6 +147,13 @@ def write(path: Path | None, benchmark: str, args: argparse.Namespace, results: 
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     temporary.write_text(json.dumps(_rounded(report), indent=2) + "\n")
     temporary.replace(path)
+
+
+def _named(option: Any) -> Any:
+    """An option with paths reduced to their names."""
+    if isinstance(option, list):
+        return [_named(one) for one in option]
+    return option.name if isinstance(option, Path) else option
 
 
 def commit() -> str | None:

@@ -12,7 +12,7 @@ from lipstream.media import FPS
 
 from . import roofline
 
-PAGES = ("performance.md", "scaling.md", "../README.md")
+PAGES = ("performance.md", "quality.md", "scaling.md", "../README.md")
 """Relative to docs."""
 Results = dict[str, Any]
 
@@ -257,6 +257,83 @@ def check(results: Path) -> str:
     return f"{origin(found)}. Ceilings measured: {figures}.\n\n{roofline.check_table(found['results']['check'])}"
 
 
+LIPS = {
+    "gap": "lip gap ~ new speech",
+    "gap_best": "at the best lag within a frame",
+    "gap_other": "lip gap ~ other speech",
+    "gap_source": "lip gap ~ the source's speech",
+    "width": "width ~ new speech",
+    "width_other": "width ~ other speech",
+    "rounding": "rounding ~ new speech",
+    "closures": "closures met",
+    "closures_other": "closures of other speech met, by chance",
+    "false_closures": "false closures",
+    "amplitude_gap": "amplitude of the gap",
+    "amplitude_width": "amplitude of the width",
+    "sharpness": "sharpness",
+    "grid": "grid",
+    "flicker": "flicker",
+    "colour_step": "colour step at the mask's edge, of 255",
+    "identity": "identity of the closed mouth",
+    "paste": "paste",
+    "paste_psnr": "paste, PSNR in dB",
+    "faces_lost": "faces lost",
+}
+
+
+def lips(results: Path) -> str:
+    found = load(results, "lip_accuracy")
+    kinds = found["results"]["kinds"]
+    limits = {name: both for kind in kinds.values() for name, both in kind["limits"].items()}
+    rows = [
+        (label, *(cell for kind in kinds.values() for cell in _lip_cells(kind["means"], name)), wanted(limits, name))
+        for name, label in LIPS.items()
+        if any(name in kind["means"] for kind in kinds.values())
+    ]
+    head = ["", *(cell for kind in kinds for cell in (f"{kind.replace('3d', '3D')} people", "ceiling")), "wanted"]
+    count, seconds = found["options"]["people"], found["options"]["seconds"]
+    return f"{origin(found)}. {count} people of each kind, {seconds:g} s each.\n\n{table(head, rows)}"
+
+
+def _lip_cells(means: Results, name: str) -> tuple[str, str]:
+    """The mean with its interval and range, and the mean of the ceiling."""
+    ceiling = means.get(f"{name}_ceiling", {}).get("mean")
+    return interval(means.get(name)), "" if ceiling is None else f"{ceiling:.2f}"
+
+
+def interval(x: Results | None) -> str:
+    """Mean, 95 % interval, least and greatest."""
+    if x is None or x["mean"] is None:
+        return ""
+    low, high = x["ci95"] or (x["min"], x["max"])
+    return f"{x['mean']:.2f} ({low:.2f} to {high:.2f}); {x['min']:.2f} .. {x['max']:.2f}"
+
+
+def wanted(limits: Results, name: str) -> str:
+    least, most = limits.get(name, (None, None))
+    parts = ["" if least is None else f"at least {least:g}", "" if most is None else f"at most {most:g}"]
+    return ", ".join(part for part in parts if part)
+
+
+def real_lips(results: Path) -> str:
+    found = load(results, "lip_accuracy_real")
+    real = found["results"]["kinds"]["real"]
+    means = [
+        (label, interval(real["means"][name]), wanted(real["limits"], name))
+        for name, label in {**LIPS, "gap": "lip gap ~ loudness", "gap_other": "lip gap ~ loudness of others"}.items()
+        if name in real["means"]
+    ]
+    columns = ["gap", "gap_other", "amplitude_gap", "sharpness", "grid", "colour_step", "identity", "paste"]
+    columns.append("faces_lost")
+    each = [
+        (clip, voice, *("" if numbers[name] is None else f"{numbers[name]:.2f}" for name in columns))
+        for clip, by_voice in real["clips"].items()
+        for voice, numbers in by_voice.items()
+    ]
+    head = ["clip", "voice", *(name.replace("_", " ") for name in columns)]
+    return "\n".join([f"{origin(found)}.", "", table(["", "mean", "wanted"], means), "", table(head, each)])
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "headline": headline,
     "throughput": throughput,
@@ -267,6 +344,8 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "bounds": bounds,
     "check": check,
     "thousand": thousand,
+    "lips": lips,
+    "real_lips": real_lips,
 }
 
 

@@ -1,0 +1,1 @@
+"""How good the lips of a result are: people who say something known, real clips, and what is measured on both."""
