@@ -1,0 +1,108 @@
+"""The audio encoder's training: sound and mouth agree in time, unseen voices stay unseen, a short training helps."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from lipstream_models import SpeechEncoder
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_AFTER, SAMPLES_PER_FRAME
+from lipstream_training.audio_encoder import MOUTH, AudioEncoderRecipe, Spoken, speak, train_audio_encoder
+from lipstream_training.data.people3d.natural import natural_available
+from lipstream_training.data.people3d.visemes import VISEMES
+from lipstream_training.data.people3d.voices import Voice
+from lipstream_training.data.speech import synthesiser_available
+
+from benchmarks.audio_encoder import correlations, features, fit
+
+if not (natural_available() and synthesiser_available()):
+    pytest.skip('NO VOICES TESTED: pip install "lipstream[people]"', allow_module_level=True)
+
+OPENING, TEETH = MOUTH.index("opening"), MOUTH.index("teeth")
+
+
+@cache
+def voices(count: int, seconds: float = 3.0, unseen: bool = False) -> list[Spoken]:
+    return [speak(i, seconds, unseen=unseen) for i in range(count)]
+
+
+def band(sound: np.ndarray, frames: int, low: float, high: float) -> np.ndarray:
+    """Loudness in dB of a band in each frame, by NumPy."""
+    first = PAST_FRAMES * SAMPLES_PER_FRAME
+    cut = sound[first : first + frames * SAMPLES_PER_FRAME].reshape(frames, SAMPLES_PER_FRAME)
+    power = np.abs(np.fft.rfft(cut * np.hanning(SAMPLES_PER_FRAME))) ** 2
+    hertz = np.fft.rfftfreq(SAMPLES_PER_FRAME, 1 / 16_000)
+    return np.asarray(10 * np.log10(power[:, (hertz >= low) & (hertz < high)].sum(1) + 1e-4))
+
+
+def test_lengths() -> None:
+    for voice in voices(3):
+        assert voice.mouth.shape == (75, 6)
+        assert voice.visemes.shape == (75,)
+        for sound in (voice.clean, voice.recorded):
+            assert len(sound) == (PAST_FRAMES + 75) * SAMPLES_PER_FRAME + SAMPLES_AFTER
+
+
+@pytest.mark.parametrize("unseen", [False, True])
+def test_sound_and_mouth_are_synchronous(unseen: bool) -> None:
+    """The mouth is open where the voice is loud, and shows the teeth where it hisses; not a frame or two later."""
+    spoken = [voice for voice in voices(20, unseen=unseen) if voice.clean.any()]
+
+    def agreement(value: int, low: float, high: float, late: int) -> float:
+        found = []
+        for voice in spoken:
+            loud = np.roll(band(voice.clean, 75, low, high), late)
+            found.append(np.corrcoef(loud[2:-2], voice.mouth[2:-2, value])[0, 1])
+        return float(np.mean(found))
+
+    for value, low, high in ((OPENING, 300, 3400), (TEETH, 4000, 7600)):
+        by_lag = {late: agreement(value, low, high, late) for late in range(-2, 3)}
+        assert max(by_lag, key=by_lag.__getitem__) == 0, by_lag
+        assert by_lag[0] > 0.2
+
+
+def test_visemes_agree_with_the_mouth() -> None:
+    closed, open_ = VISEMES.index("p"), VISEMES.index("a")
+    mouth = np.concatenate([voice.mouth for voice in voices(20)])
+    visemes = np.concatenate([voice.visemes for voice in voices(20)])
+    assert mouth[visemes == closed, MOUTH.index("closure")].mean() > 0.8
+    assert mouth[visemes == open_, OPENING].mean() > mouth[visemes == closed, OPENING].mean() + 0.3
+
+
+def test_voices_for_measurement_are_never_trained_on() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Voice.random(rng) for _ in range(2000)]
+    for kind in (True, False):  # of both synthesisers a part is kept
+        share = np.mean([voice.unseen for voice in drawn if (voice.synthetic is None) == kind])
+        assert 0.08 < share < 0.3
+    assert not any(
+        (a.clean[:20000] == b.clean[:20000]).all() for a, b in zip(voices(5), voices(5, unseen=True), strict=True)
+    )
+
+
+def test_a_short_training_helps_on_unseen_voices() -> None:
+    def opening(encoder: SpeechEncoder) -> float:
+        """Correlation on unseen voices of a linear reading of the features."""
+        heard = voices(20)
+        read = fit(
+            np.concatenate([features(encoder, v.clean) for v in heard]), np.concatenate([v.mouth for v in heard])
+        )
+        found = []
+        for voice in voices(8, unseen=True):
+            x = features(encoder, voice.clean)
+            mouth = np.column_stack([x, np.ones(len(x))]) @ read
+            found.append(correlations(mouth, voice.mouth).mean())
+        return float(np.mean(found))
+
+    torch.manual_seed(0)
+    encoder = SpeechEncoder().eval()
+    before = opening(encoder)
+    losses: list[float] = []
+    recipe = AudioEncoderRecipe(steps=60, batch=16, frames=30, average=0.9)
+    train_audio_encoder(encoder, voices(20), recipe, seed=0, progress=losses.append)
+    assert len(losses) == 60
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
+    assert opening(encoder) > before + 0.05
+    assert encoder(torch.zeros(encoder.lookback + 640 + encoder.lookahead)).abs().max() <= 1
