@@ -36,7 +36,7 @@ class AudioEncoderRecipe:
 
     voices: int = 1500
     seconds: float = 8.0
-    steps: int = 5000
+    steps: int = 3600
     batch: int = 32
     frames: int = 40
     learning_rate: float = 2e-3
