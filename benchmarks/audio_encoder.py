@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -100,9 +101,7 @@ def run(args: argparse.Namespace) -> bool:
         np.concatenate([features(encoder, getattr(voice, sound)) for sound in SOUNDS for voice in seen]),
         np.concatenate([voice.mouth for _ in SOUNDS for voice in seen]),
     )
-    rows: dict[str, dict[str, list[NDArray[np.float64]]]] = {
-        name: {s: [] for s in SOUNDS} for name in ("encoder", "rule")
-    }
+    rows: dict[tuple[str, str], list[NDArray[np.float64]]] = defaultdict(list)
     agreement = []
     for voice in spoken(args.voices, unseen=True):
         for sound in SOUNDS:
