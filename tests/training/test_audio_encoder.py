@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +17,10 @@ from lipstream_training.data.people3d.natural import natural_available
 from lipstream_training.data.people3d.visemes import VISEMES
 from lipstream_training.data.people3d.voices import Talk, Voice, silence
 from lipstream_training.data.speech import synthesiser_available
+from safetensors.torch import save_file
 
-from benchmarks.audio_encoder import correlations, features, fit
+from benchmarks.audio_encoder import build_parser, correlations, features, fit, run
+from benchmarks.common import main
 
 if not (natural_available() and synthesiser_available()):
     pytest.skip('NO VOICES TESTED: pip install "lipstream[people]"', allow_module_level=True)
@@ -117,3 +121,22 @@ def test_a_short_training_helps_on_unseen_voices() -> None:
     assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:5])
     assert opening(encoder) > before + 0.05
     assert encoder(torch.zeros(encoder.lookback + 640 + encoder.lookahead)).abs().max() <= 1
+
+
+def test_the_benchmark_reads_the_stages_file(tmp_path: Path) -> None:
+    save_file(SpeechEncoder().state_dict(), tmp_path / "audio_encoder.safetensors")
+    student, result = str(tmp_path / "audio_encoder.safetensors"), tmp_path / "result.json"
+    assert main(run, build_parser().parse_args(["--quick", "--student", student, "--json", str(result)])) == 1
+    found = json.loads(result.read_text())["results"]["correlation"]
+    assert {*found} == {"encoder, clean", "encoder, recorded", "rule, clean", "rule, recorded"}
+    assert all({*row} == {*MOUTH} and max(map(abs, row.values())) < 0.9 for row in found.values())
+
+
+def test_correlations_and_fit_are_numpys() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, 3)).astype(np.float32)
+    y = (x @ rng.standard_normal((3, 2)) + 4 + 0.3 * rng.standard_normal((200, 2))).astype(np.float32)
+    wanted = [np.corrcoef(x[:, 0], y[:, 1])[0, 1]]
+    np.testing.assert_allclose(correlations(x[:, :1], y[:, 1:]), wanted, atol=1e-6)
+    padded = np.column_stack([x, np.ones(200)])
+    np.testing.assert_allclose(fit(x, y), np.linalg.lstsq(padded, y, rcond=None)[0], atol=2e-3)
