@@ -8,7 +8,6 @@ import torch
 from lipstream_models import TAEHV, CausalDiT, SpeechEncoder, StudentConfig, TAEHVConfig
 from lipstream_models.layers import round_to_bfloat16
 from lipstream_models.parts import StudentParts
-from lipstream_models.speech import WIDTHS
 from torch import nn
 
 torch.set_num_threads(1)  # at these sizes threads cost more than they give
@@ -22,7 +21,7 @@ CONFIG = StudentConfig(
     latent_channels=4,
     text_dim=8,
     text_len=3,
-    audio_dim=WIDTHS[-1],
+    audio_dim=SpeechEncoder.features,
     audio_hidden=6,
 )
 TAEHV_CONFIG = TAEHVConfig(encoder_width=4, decoder_widths=(8, 6, 4, 4), latent_channels=4)

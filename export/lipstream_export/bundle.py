@@ -100,6 +100,8 @@ def manifest_of(parts: StudentParts, precision: str = "fp32") -> Manifest:
     speech: AudioEncoderModel | type[SpeechEncoder] = parts.speech or SpeechEncoder
     if isinstance(speech, LiveWav2Vec):
         sizes["wav2vec"] = speech.sizes()
+    elif parts.speech:
+        sizes["speech"] = speech.architecture
     if parts.taehv:
         sizes["taehv"] = asdict(parts.taehv.config)
     if parts.wan:

@@ -3,6 +3,7 @@
 from .clip import ClipAttention
 from .config import STUDENTS, StudentConfig, TAEHVConfig
 from .dit import CausalDiT
+from .perceptron import SpeechPerceptron
 from .ring import KVRing, RingGeometry
 from .speech import SpeechEncoder
 from .taehv import TAEHV
@@ -16,6 +17,7 @@ __all__ = [
     "KVRing",
     "RingGeometry",
     "SpeechEncoder",
+    "SpeechPerceptron",
     "StudentConfig",
     "TAEHVConfig",
     "WanVAE",

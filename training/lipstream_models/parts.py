@@ -1,6 +1,6 @@
 """A student with its codec, audio encoder, prompt and masks, and the three forms in which it is stored.
 
-checkpoint  a folder that training writes: `checkpoint.json` (sizes and a description), `student.safetensors`,
+checkpoint  a folder that training writes: `checkpoint.json` (sizes, kinds and a description), `student.safetensors`,
             `taehv.safetensors`, `speech.safetensors`, and `extras.safetensors` with the prompt embedding `text` and the
             masks `mask.pixel`, `mask.latent`, `mask.composite`
 bundle      what `lipstream export` writes: graphs, their weights, and constants in place of the prompt
@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from .config import StudentConfig, TAEHVConfig, config_from_json
 from .constants import FOLDED, stream_constants
 from .dit import CausalDiT
+from .perceptron import SpeechPerceptron
 from .released.masks import load_masks
 from .released.release import Release
 from .released.student import load_student
 from .released.text import load_text
 from .released.video import load_taehv, load_wan_vae
 from .released.wav2vec import LiveWav2Vec, load_wav2vec
-from .speech import WIDTHS, SpeechEncoder
+from .speech import SpeechEncoder
 from .taehv import TAEHV
 from .wan_vae import WanVAE, WanVAEConfig
 from .weight_file import PLACES, WEIGHTS, read_weight
@@ -44,7 +45,7 @@ _TOGETHER = "models that were trained together"
 _HALVES = {"encoder": ("encoder.", "conv1."), "decoder": ("decoder.", "conv2.")}
 """Prefixes of the names of each half's weights; conv1 and conv2 are the Wan VAE's."""
 
-AudioEncoderModel = SpeechEncoder | LiveWav2Vec
+AudioEncoderModel = SpeechEncoder | SpeechPerceptron | LiveWav2Vec
 """samples [lookback + 640 n + lookahead] at 16 kHz in [-1, 1] -> features [n, A]."""
 Codec = TAEHV | WanVAE
 
@@ -90,7 +91,7 @@ class StudentParts:
             sizes = json.loads((folder / DESCRIPTION).read_text())
             student = CausalDiT(config_from_json(StudentConfig, sizes["student"]))
             taehv = TAEHV(config_from_json(TAEHVConfig, sizes["taehv"]))
-            speech = SpeechEncoder()
+            speech = speech_encoder(sizes.get("speech"))
             for name, module in (("student", student), ("taehv", taehv), ("speech", speech)):
                 module.load_state_dict(load_file(folder / f"{name}.safetensors"))
             extras = load_file(folder / "extras.safetensors")
@@ -98,7 +99,7 @@ class StudentParts:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             reason = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
             raise CheckpointError(f"{folder} does not load: {reason}", fix=_RETRAIN) from error
-        _check_models(folder, student.config, taehv.config)
+        _check_models(folder, student.config, taehv.config, speech.features)
         _check_extras(folder, student.config, extras)
         for tensors in (student.state_dict(), taehv.state_dict(), speech.state_dict(), extras):
             for name, tensor in tensors.items():
@@ -112,16 +113,22 @@ class StudentParts:
         Raises:
             ValueError: parts are missing, or of a kind that a checkpoint does not hold.
         """
-        if not (self.student and self.taehv and isinstance(self.speech, SpeechEncoder) and self.text is not None):
-            raise ValueError("a checkpoint holds a student, its prompt, a TAEHV and a SpeechEncoder")
+        speech = self.speech
+        if not (self.student and self.taehv and speech and self.text is not None) or isinstance(speech, LiveWav2Vec):
+            raise ValueError("a checkpoint holds a student, its prompt, a TAEHV and an encoder of mel spectra")
         folder.mkdir(parents=True, exist_ok=True)
         extras = {"text": self.text} | {f"mask.{name}": mask for name, mask in self.masks.items()}
         save_file(_contiguous(self.student.state_dict()), folder / "student.safetensors")
         save_file(_contiguous(self.taehv.state_dict()), folder / "taehv.safetensors")
-        save_file(_contiguous(self.speech.state_dict()), folder / "speech.safetensors")
+        save_file(_contiguous(speech.state_dict()), folder / "speech.safetensors")
         save_file(_contiguous(extras), folder / "extras.safetensors")
-        sizes = {"student": asdict(self.config), "taehv": asdict(self.taehv.config), "model": self.model}
-        (folder / DESCRIPTION).write_text(json.dumps(sizes, indent=2) + "\n")
+        description = {
+            "student": asdict(self.config),
+            "taehv": asdict(self.taehv.config),
+            "speech": speech.architecture,
+            "model": self.model,
+        }
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
     @classmethod
     def from_bundle(cls, bundle: Bundle) -> StudentParts:
@@ -142,7 +149,9 @@ class StudentParts:
         constants = {name: torch.from_numpy(x) for name, x in bundle.constants.items()}
         speech: AudioEncoderModel | None = None
         if "audio_encoder" in graphs:
-            speech = LiveWav2Vec.restore(model["wav2vec"]) if "wav2vec" in model else SpeechEncoder()
+            speech = (
+                LiveWav2Vec.restore(model["wav2vec"]) if "wav2vec" in model else speech_encoder(model.get("speech"))
+            )
         parts = cls(
             config,
             student=CausalDiT(config) if "denoiser" in graphs else None,
@@ -240,7 +249,19 @@ class StudentParts:
         }
 
 
-def _check_models(folder: Path, config: StudentConfig, taehv: TAEHVConfig) -> None:
+def speech_encoder(architecture: str | None) -> SpeechEncoder | SpeechPerceptron:
+    """A new audio encoder by its `architecture`; None: what checkpoints and bundles held before they named it.
+
+    Raises:
+        ValueError: there is no such encoder.
+    """
+    for kind in (SpeechEncoder, SpeechPerceptron):
+        if kind.architecture == (architecture or SpeechPerceptron.architecture):
+            return kind()
+    raise ValueError(f"no audio encoder is called {architecture}")
+
+
+def _check_models(folder: Path, config: StudentConfig, taehv: TAEHVConfig, features: int) -> None:
     """Raise CheckpointError where the models of a checkpoint do not fit each other."""
     if config.latent_channels != taehv.latent_channels:
         raise CheckpointError(
@@ -252,9 +273,9 @@ def _check_models(folder: Path, config: StudentConfig, taehv: TAEHVConfig) -> No
             f"{folder}: the student's latents are {config.spatial} times smaller, the TAEHV's {taehv.spatial}",
             expected=_TOGETHER,
         )
-    if config.audio_dim != WIDTHS[-1]:
+    if config.audio_dim != features:
         raise CheckpointError(
-            f"{folder}: the student takes {config.audio_dim} audio features, its audio encoder gives {WIDTHS[-1]}",
+            f"{folder}: the student takes {config.audio_dim} audio features, its audio encoder gives {features}",
             expected=_TOGETHER,
         )
 

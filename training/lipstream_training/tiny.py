@@ -20,12 +20,11 @@ from lipstream_models.condition import fill_first_latent_frame
 from lipstream_models.config import TINY_TAEHV
 from lipstream_models.layers import round_to_bfloat16
 from lipstream_models.parts import StudentParts
-from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .audio_encoder import AudioEncoderRecipe, speak, train_audio_encoder
+from .audio_encoder import AudioEncoderRecipe, Spoken, speak, train_audio_encoder
 from .clip_set import ClipSet, make_clips
 from .codec import DecoderRecipe, encode_clip, fit_codec, train_decoder
 from .data.mask import compositing_mask, latent_mask, mouth_mask
@@ -68,8 +67,8 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
     speech = SpeechEncoder()
     with _stage(folder / "audio_encoder.safetensors", speech, "audio encoder", recipe.audio_encoder.steps) as run:
         if run:
-            audio, mouth = _voices(recipe.audio_encoder)
-            train_audio_encoder(speech, audio, mouth, recipe.audio_encoder, seed=recipe.seed, progress=run)
+            voices = _voices(recipe.audio_encoder)
+            train_audio_encoder(speech, voices, recipe.audio_encoder, seed=recipe.seed, progress=run)
     round_to_bfloat16(speech)
 
     torch.manual_seed(recipe.seed)
@@ -102,14 +101,12 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
     return parts
 
 
-def _voices(recipe: AudioEncoderRecipe) -> tuple[Tensor, Tensor]:
+def _voices(recipe: AudioEncoderRecipe) -> list[Spoken]:
     jobs = [(index, recipe.seconds) for index in range(recipe.voices)]
-    spoken = list(tqdm(in_processes(_speak, jobs), "speaking", recipe.voices, unit="voice"))
-    audio, mouth = (torch.from_numpy(np.stack(x)) for x in zip(*spoken, strict=True))
-    return audio, mouth
+    return list(tqdm(in_processes(_speak, jobs), "speaking", recipe.voices, unit="voice"))
 
 
-def _speak(job: tuple[int, float]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _speak(job: tuple[int, float]) -> Spoken:
     return speak(*job)
 
 

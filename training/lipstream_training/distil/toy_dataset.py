@@ -175,17 +175,16 @@ def _components(video: Tensor) -> tuple[Tensor, Tensor]:
 def _audio_features(speech: Tensor, mouth: Tensor) -> Tensor:
     """Features [N, 36, 64] of an audio encoder trained on these voices; those of the first frame four times."""
     torch.manual_seed(0)
-    encoder, read = SpeechEncoder(), nn.Linear(64, 4)
+    encoder, read = SpeechEncoder(), nn.Linear(SpeechEncoder.features, mouth.shape[-1])
     with torch.no_grad():
-        mel = torch.cat([encoder.mel(part) for part in torch.split(speech, 64)])
-    rows, wanted = mel.flatten(0, 1), mouth.flatten(0, 1)
-    descent = Descent([encoder, read], 1200, 2e-3)
-    for _ in range(1200):
-        chosen = torch.randint(len(rows), (512,))
-        x = rows[chosen]
-        descent.step(F.mse_loss(read(encoder.layers(x + 0.05 * torch.randn_like(x))), wanted[chosen]))
+        spectra = torch.cat([encoder.mel(part) for part in torch.split(speech, 64)])
+    descent = Descent([encoder, read], 400, 2e-3)
+    for _ in range(400):
+        chosen = torch.randint(len(spectra), (16,))
+        x = spectra[chosen]
+        descent.step(F.mse_loss(read(encoder.encode(x + 0.05 * torch.randn_like(x))), mouth[chosen]))
     with torch.no_grad():
-        features = encoder.layers(mel)
+        features = torch.cat([encoder.encode(part) for part in torch.split(spectra, 64)])
     return fill_first_latent_frame(features).contiguous()
 
 

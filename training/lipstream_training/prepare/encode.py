@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lipstream_models import TAEHV, StudentConfig, WanVAE
-from lipstream_models.mel import LOOKAHEAD, LOOKBACK, PAST_FRAMES, SAMPLES_PER_FRAME
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
 from lipstream_models.parts import StudentParts
 from lipstream_models.released import load_wan_vae
 from lipstream_models.released.masks import load_masks
@@ -54,7 +54,8 @@ class Encoder:
         assert codec, "every checkpoint has a codec"
         assert speech, "every checkpoint has an audio encoder"
         assert text is not None, "every checkpoint has a prompt"
-        first, end = PAST_FRAMES * SAMPLES_PER_FRAME - LOOKBACK, (PAST_FRAMES + FRAMES) * SAMPLES_PER_FRAME + LOOKAHEAD
+        first = PAST_FRAMES * SAMPLES_PER_FRAME - speech.lookback
+        end = (PAST_FRAMES + FRAMES) * SAMPLES_PER_FRAME + speech.lookahead
 
         def features(audio: Tensor) -> Tensor:
             found: Tensor = speech(audio[None, first:end])

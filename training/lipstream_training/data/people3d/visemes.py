@@ -70,6 +70,8 @@ def _read_table() -> dict[str, _Wish]:
 
 
 _VISEMES = _read_table()
+VISEMES = tuple(_VISEMES)
+"""Names of the visemes; `p` also stands for b and m, and so on. "rest" is silence."""
 
 _SYMBOLS = {
     "p": "pbmɓʙ",

@@ -17,6 +17,9 @@ from .visemes import Segment, segments
 SYNTHETIC = tuple(f"{voice}+{timbre}" for voice, timbre in product(ENGLISH + OTHERS, TIMBRES))
 """The voices of eSpeak NG: languages and timbres."""
 
+_UNSEEN_TIMBRES = ("f3", "klatt3", "Lee", "grandpa", "linda")
+_UNSEEN_FORMANTS = ((0.80, 0.83), (0.92, 0.95), (1.06, 1.10))
+
 
 @dataclass(frozen=True)
 class Voice:
@@ -46,6 +49,16 @@ class Voice:
         languages = ENGLISH if rng.random() < 0.7 else OTHERS
         voice = f"{languages[rng.integers(len(languages))]}+{TIMBRES[rng.integers(len(TIMBRES))]}"
         return cls(voice, speed, espeak_pitch=int(rng.integers(15, 85)), espeak_range=int(rng.integers(20, 95)))
+
+    @property
+    def unseen(self) -> bool:
+        """Whether audio encoders are measured on it and never trained on it.
+
+        These are five timbres of eSpeak NG, and three ranges of the formants of the natural voice.
+        """
+        if self.synthetic is None:
+            return any(low <= self.formants < high for low, high in _UNSEEN_FORMANTS)
+        return self.synthetic.split("+")[1] in _UNSEEN_TIMBRES
 
     def say(self, text: str, rng: np.random.Generator) -> tuple[NDArray[np.float64], list[Segment]]:
         """`text` as sound, float64 [n] at 16 kHz, and its visemes.
@@ -79,16 +92,22 @@ class Talk:
     segments: list[Segment]
 
 
-def talk(seconds: float, rng: np.random.Generator) -> Talk:
-    """Random sentences of a random voice, exactly `seconds` long; one time in 25 only noise.
+def silence(seconds: float, rng: np.random.Generator) -> Talk:
+    """Nobody speaks: only the noise of a room."""
+    samples = round(seconds * SAMPLE_RATE)
+    return Talk(np.zeros(samples, np.float32), hush(samples, rng), [Segment("rest", -1.0, seconds + 1.0)])
+
+
+def talk(seconds: float, rng: np.random.Generator, voice: Voice | None = None) -> Talk:
+    """Random sentences of `voice`, exactly `seconds` long; by default of a random one, one time in 25 only noise.
 
     Raises:
         MissingExtraError: a synthesiser is not installed.
     """
+    if voice is None and rng.random() < 0.04:
+        return silence(seconds, rng)
     samples = round(seconds * SAMPLE_RATE)
-    if rng.random() < 0.04:
-        return Talk(np.zeros(samples, np.float32), hush(samples, rng), [Segment("rest", -1.0, seconds + 1.0)])
-    voice = Voice.random(rng)
+    voice = voice or Voice.random(rng)
     first = int(rng.integers(0, SAMPLE_RATE))  # clips begin in the middle of a sentence
     sounds: list[NDArray[np.float64]] = []
     spoken: list[Segment] = []
