@@ -128,10 +128,10 @@ def test_dry_run_builds_nothing_and_names_what_cannot_be_parsed(
     assert done.returncode == EngineBuildError.exit_code
     message = json.loads(done.stdout)["error"]["message"]
     assert "video_encoder" in message
-    assert "Nonsense" in message
+    assert "DynamicQuantizeLinear" in message
     done = lipstream("build", odd, "--recipe", "tiny-fp8", "-o", tmp_path / "p", "--cache", tmp_path / "c")
     assert done.returncode == EngineBuildError.exit_code
-    assert "Nonsense" in done.stderr
+    assert "DynamicQuantizeLinear" in done.stderr
     assert not (tmp_path / "p").exists()
 
 
@@ -147,10 +147,12 @@ def change_graph(bundle: Path, graph: str, change: Callable[[onnx.ModelProto], N
 
 
 def add_nonsense(model: onnx.ModelProto) -> None:
-    model.opset_import.append(helper.make_opsetid("odd", 1))
+    """An operator that bundles may have, and TensorRT does not."""
     node = next(node for node in model.graph.node if "latents" in node.output)
     node.output[0] = "sense"
-    model.graph.node.append(helper.make_node("Nonsense", ["sense"], ["latents"], name="nonsense_0", domain="odd"))
+    codes = ["codes", "scale", "zero"]
+    model.graph.node.append(helper.make_node("DynamicQuantizeLinear", ["sense"], codes, name="nonsense_0"))
+    model.graph.node.append(helper.make_node("DequantizeLinear", codes, ["latents"], name="nonsense_1"))
 
 
 @pytest.mark.slow
