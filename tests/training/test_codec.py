@@ -9,7 +9,16 @@ import pytest
 import torch
 from lipstream_models import TAEHV, TAEHVConfig
 from lipstream_models.config import TINY_TAEHV
-from lipstream_training.codec import DecoderRecipe, edge_strength, encode_clip, fit_codec, picture_loss, train_decoder
+from lipstream_training.codec import (
+    DecoderRecipe,
+    _piece,
+    border_error,
+    edge_strength,
+    encode_clip,
+    fit_codec,
+    picture_loss,
+    train_decoder,
+)
 from numpy.typing import NDArray
 
 MASK = torch.ones(32, 32)
@@ -132,3 +141,35 @@ def test_the_released_sizes_have_none_of_these_layers() -> None:
     model = TAEHV(TAEHVConfig())
     assert len(model.encoder_memory(1, 64, 64)) == len(model.decoder_memory(1, 64, 64)) == 9
     assert [tuple(m.shape[2:]) for m in model.decoder_memory(1, 64, 64)[::3]] == [(8, 8), (16, 16), (32, 32)]
+
+
+def test_border_error_counts_the_borders_of_tokens_alone() -> None:
+    """Blocks of 8 pixels, each a little off by itself, against the same steps two pixels beside the borders."""
+    true = torch.full((1, 2, 3, 32, 40), 0.5)
+    shifts = torch.linspace(-0.1, 0.1, 20).reshape(4, 5)[torch.randperm(4, generator=torch.Generator().manual_seed(0))]
+    blocks = true + shifts.repeat_interleave(8, 0).repeat_interleave(8, 1)
+    steps = 0.5 * (shifts.diff(dim=0).abs().mean() + shifts.diff(dim=1).abs().mean()) * 2
+    assert border_error(blocks, true, 8).item() == pytest.approx(steps.item(), rel=1e-5)
+    assert border_error(blocks.roll((2, 2), (-2, -1)), true, 8) < 1e-6
+    assert border_error(blocks, blocks, 8) == 0
+
+
+def test_pieces_begin_with_a_whole_token(clips: NDArray[np.uint8], fitted: TAEHV) -> None:
+    """Else the borders of the loss would not be those of the student's tokens."""
+    latents = torch.stack([encode_clip(fitted, clip) for clip in clips])
+    recipe, rng = DecoderRecipe(frames=2, size=4), np.random.default_rng(0)
+    found = set()
+    for _ in range(60):
+        latent, video = _piece(clips, latents, fitted, recipe, rng)
+        places = [
+            (top, left)
+            for top in range(5)
+            for left in range(5)
+            for clip in latents
+            for first in range(1, clip.shape[1] - 1)
+            if torch.equal(clip[:, first : first + 2, top : top + 4, left : left + 4].transpose(0, 1), latent)
+        ]
+        assert places
+        assert video.shape == (8, 3, 16, 16)
+        found |= {*places}
+    assert found == {(top, left) for top in (0, 2, 4) for left in (0, 2, 4)}

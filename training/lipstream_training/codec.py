@@ -155,7 +155,8 @@ class DecoderRecipe:
     Half of the latents are encoded clips, half a student's output; `noise` is added to both. Two terms keep the decoder
     from blurring uncertain latents: `detail` is the weight of the local edge strength, and from the share `sharp_from`
     of the steps on the adversarial loss of `Critic` is added, with `sharp` times the gradient of all other terms at the
-    decoder's last layer.
+    decoder's last layer. `grid` is the weight of `border_error`: a student makes its latents in tokens, each of `token`
+    latents a side by itself, and where two of them do not fit the decoder would show an edge.
     """
 
     steps: int = 1700
@@ -167,6 +168,8 @@ class DecoderRecipe:
     detail: float = 3.0
     sharp: float = 1.0
     sharp_from: float = 0.2
+    grid: float = 3.0
+    token: int = 2
 
 
 class Critic(nn.Module):
@@ -217,6 +220,7 @@ def train_decoder(
             out, _ = model.decode(noisy, model.decoder_memory(recipe.batch, pixels, pixels), clamp=False)
         out = out.float()
         loss = picture_loss(out, video, detail=recipe.detail)
+        loss = loss + recipe.grid * border_error(out, video, recipe.token * model.config.spatial)
         progress(loss.item())
         if step >= recipe.sharp_from * recipe.steps:
             made, real = (x.flatten(0, 1)[:: TEMPORAL // 2] for x in (out, video))
@@ -239,10 +243,10 @@ def train_decoder(
 def _piece(
     clips: Frames, latents: Tensor, model: TAEHV, recipe: DecoderRecipe, rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Latents [frames, C, n, n] of a random place, and their pixels [4 frames, 3, s n, s n]."""
+    """Latents [frames, C, n, n] of a random place, a whole token, and their pixels [4 frames, 3, s n, s n]."""
     n, s = recipe.size, model.config.spatial
     clip, first = rng.integers(len(latents)), 1 + rng.integers(latents.shape[2] - recipe.frames)
-    top, left = (int(rng.integers(side - n + 1)) for side in latents.shape[3:])
+    top, left = (recipe.token * int(rng.integers((side - n) // recipe.token + 1)) for side in latents.shape[3:])
     latent = latents[clip, :, first : first + recipe.frames, top : top + n, left : left + n]
     frames = clips[clip, TEMPORAL * first - 3 : TEMPORAL * (first + recipe.frames) - 3]
     return latent.float().transpose(0, 1), to_video(frames[:, s * top : s * (top + n), s * left : s * (left + n)])
@@ -261,6 +265,16 @@ def picture_loss(found: Tensor, wanted: Tensor, *, detail: float = 0.0) -> Tenso
     if detail:
         loss = loss + detail * (edge_strength(found) - edge_strength(wanted)).abs().mean()
     return loss
+
+
+def border_error(found: Tensor, wanted: Tensor, side: int) -> Tensor:
+    """Mean absolute error of the differences across the borders of blocks of `side` pixels, from the first row on.
+
+    Pictures are [..., H, W].
+    """
+    error = found - wanted
+    down, across = (torch.arange(side - 1, n - 1, side) for n in error.shape[-2:])
+    return error.diff(dim=-1)[..., across].abs().mean() + error.diff(dim=-2)[..., down, :].abs().mean()
 
 
 def edge_strength(video: Tensor) -> Tensor:
