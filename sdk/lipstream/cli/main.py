@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from ..errors import LipStreamError
+from ..errors import LipStreamError, OutputError
 from .command import Command, Program, Result, UsageError
 
 USAGE, BUG, SIGNALLED = 2, 70, 128
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None, program: Program = LIPSTREAM) -> int
         wrong usage; 70 for a bug; 128 + n after signal n (Ctrl-C: 130). With --json, each of these prints JSON.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     failure = _Failure(program.name, "--json" in arguments)
     try:
         with _signals_raise():
@@ -66,6 +69,10 @@ def main(argv: Sequence[str] | None = None, program: Program = LIPSTREAM) -> int
     except BrokenPipeError:  # the reader of standard output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit raises again
         return SIGNALLED + _SIGPIPE
+    except OSError as error:  # such as a full disk
+        print(f"{program.name}: standard output cannot be written: {error.strerror}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OutputError.exit_code
     return 0 if result.ok else 1
 
 
@@ -87,8 +94,13 @@ def build_parser(program: Program = LIPSTREAM) -> argparse.ArgumentParser:
 
 def _print(result: Result, program: str, *, as_json: bool) -> None:
     for warning in result.warnings:
-        print(f"{program}: warning: {warning}", file=sys.stderr)
-    print(json.dumps(result.data, indent=2) if as_json else result.text, flush=True)
+        print(f"{program}: warning: {_shown(warning)}", file=sys.stderr)
+    print(json.dumps(result.data, indent=2) if as_json else _shown(result.text), flush=True)
+
+
+def _shown(text: str) -> str:
+    """`text` for a terminal: names and metadata of files may have control characters, or none of its encoding."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 class _Failure:
@@ -102,9 +114,11 @@ class _Failure:
         return f"{', '.join(map(str, self.written))} is complete" if self.written else "nothing was written"
 
     def report(self, code: str, message: str, status: int) -> int:
-        print(f"{self._program}: {message}", file=sys.stderr)
+        print(f"{self._program}: {_shown(message)}", file=sys.stderr)
         if self._json:
-            print(json.dumps({"error": {"code": code, "message": message, "exit_status": status}}))
+            with suppress(OSError):
+                error = {"code": code, "message": message, "exit_status": status}
+                print(json.dumps({"error": error}), flush=True)
         return status
 
 

@@ -316,3 +316,31 @@ def test_doctor_fails_for_a_required_part_that_is_missing(monkeypatch: pytest.Mo
     monkeypatch.setattr(diagnosis, "_gpus", lambda machine: missing)
     assert main(["doctor"]) == 0
     assert main(["doctor", "--require", "gpu"]) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("options", [["inspect", "tiny"], ["inspect", "tiny", "--json"], ["inspect", "none", "--json"]])
+def test_a_full_disk_behind_standard_output_is_said(options: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "lipstream", *options]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    assert "Traceback" not in done.stderr
+    if "none" in options:
+        assert done.returncode == 30
+    else:
+        assert (done.returncode, done.stderr.count("\n")) == (16, 1)
+        assert "standard output cannot be written: No space left on device" in done.stderr
+
+
+def test_names_do_not_control_the_terminal(tmp_path: Path) -> None:
+    """A file's name that would clear the screen and set its title; and a character that an ASCII terminal lacks."""
+    name = "\x1b[2J\x1b]0;owned\x07\u202e.mp4"
+    command = [sys.executable, "-m", "lipstream", "run", "x.mp4", str(tmp_path / name), "-o", str(tmp_path / "o.mp4")]
+    for encoding in ("utf-8", "ascii"):
+        done = subprocess.run(
+            command, capture_output=True, timeout=60, check=False, env={**os.environ, "PYTHONIOENCODING": encoding}
+        )
+        assert done.returncode == 10
+        assert b"Traceback" not in done.stderr
+        assert b"\x1b" not in done.stderr
+        assert b"\\x1b[2J" in done.stderr
