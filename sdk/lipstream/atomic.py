@@ -12,8 +12,10 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import secrets
 import shutil
+import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,7 +37,7 @@ class Partial:
     """A new hidden file or folder beside `target`, locked until `release` or the end of the process.
 
     Attributes:
-        path: its name, ``.<name of target>.<random>.part``.
+        path: its name, ``.<name of target>.<random>.part``. target: as given.
 
     Raises:
         OSError: the folder of `target` cannot be written, or the name of `target` is too long.
@@ -43,6 +45,7 @@ class Partial:
 
     def __init__(self, target: Path, *, folder: bool = False) -> None:
         check_length(target)  # now, not when the work is done
+        self.target = target
         parent, stem = target.absolute().parent, _stem(target.name)
         sweep(parent, stem)
         while True:
@@ -54,6 +57,14 @@ class Partial:
             self._lock = _locked(self.path, wait=True)
             if self._lock is not None:  # else another writer removed it before it was locked
                 return
+
+    def replace_target(self) -> None:
+        """Rename it to `target`, with the permissions of a file that is there already. Raises OSError."""
+        with contextlib.suppress(OSError):
+            old = os.stat(self.target)
+            if stat.S_ISREG(old.st_mode):
+                self.path.chmod(stat.S_IMODE(old.st_mode))
+        self.path.replace(self.target)
 
     def remove(self) -> None:
         """Delete it, if it still has its name, and release the lock. May be called again."""
@@ -83,7 +94,7 @@ def new_file(target: Path) -> Iterator[Path]:
     partial = Partial(target)
     try:
         yield partial.path
-        partial.path.replace(target)
+        partial.replace_target()
     finally:
         partial.remove()
 
@@ -100,12 +111,20 @@ def sweep(parent: Path, stem: str) -> None:
         return
     with contextlib.suppress(OSError):
         for entry in list(os.scandir(parent)):
-            if entry.name.startswith(stem) and entry.name.endswith(SUFFIX):
+            if _is_ours(entry, stem):
                 path = Path(entry.path)
                 lock = _locked(path, wait=False)
                 if lock is not None:
                     _remove(path)
                     os.close(lock)
+
+
+def _is_ours(entry: os.DirEntry[str], stem: str) -> bool:
+    """Whether a name is one that `Partial` gives, and its file this user's: users have hidden files of their own."""
+    named = re.fullmatch(re.escape(stem) + r"[0-9a-f]{8}" + re.escape(SUFFIX), entry.name)
+    if not named or not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
+        return False
+    return entry.stat(follow_symlinks=False).st_uid == os.getuid()
 
 
 def _stem(name: str) -> str:
@@ -118,7 +137,8 @@ def _locked(path: Path, *, wait: bool) -> int | None:
     if not LOCKS:
         return -1
     try:
-        descriptor = os.open(path, os.O_RDONLY)
+        # Neither a link nor, waiting for its other end, a pipe of that name.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
         return None
     try:

@@ -124,7 +124,7 @@ class Signer:
         try:
             with output.open("rb") as source, partial.path.open("w+b") as signed:
                 c2pa.Builder(json.dumps(manifest)).sign(self._signer, self._format, source, signed)
-            partial.path.replace(output)
+            partial.replace_target()
         except Exception as error:
             raise ConfigError(
                 f"{output} is complete but was not signed: {error}",

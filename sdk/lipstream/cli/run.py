@@ -82,8 +82,7 @@ def _run(args: argparse.Namespace) -> Result:
     from ..engine import LipSyncEngine
     from ..face import FaceOptions
 
-    if args.sheet:
-        _check_sheet(args)
+    _check_files(args, provenance.sidecar(Path(args.output)))
     signer = None
     if args.sign:
         certificate, key = args.sign
@@ -121,12 +120,19 @@ def _run(args: argparse.Namespace) -> Result:
     return Result(report, describe(report), result.warnings)
 
 
-def _check_sheet(args: argparse.Namespace) -> None:
-    """Check the path before the dub, which takes longer."""
+def _check_files(args: argparse.Namespace, sidecar: Path) -> None:
+    """Check before the dub, which takes long, that no file that it writes is one that it reads, or writes, too."""
     from ..media import ensure_distinct
 
+    taken = [Path(file) for file in (args.video, args.audio, *(args.sign or ())) if file]
+    written = [Path(args.output)] + [sidecar] * (not args.sign and not args.no_sidecar)
+    written += [Path(args.sheet)] if args.sheet else []
+    for file in written:
+        ensure_distinct(file, *taken)
+        taken.append(file)
+    if not args.sheet:
+        return
     sheet = Path(args.sheet)
-    ensure_distinct(sheet, args.video, args.audio or args.video, args.output)
     if sheet.is_dir():
         raise OutputError(f"{sheet} is a directory", expected="the name of a PNG file")
     if not sheet.parent.is_dir():

@@ -190,7 +190,7 @@ class VideoWriter:
                     packet.dts = packet.pts
             self._container.mux(packets)
             self._container.close()
-            self._partial.path.replace(self.path)
+            self._partial.replace_target()
             self._remove.detach()
             self._partial.release()
 
