@@ -12,7 +12,7 @@ import uvicorn
 
 from ..errors import ConfigError
 from .app import create_app, drain
-from .connections import guarded
+from .connections import WebSocketProtocol, guarded
 from .rate import LogBudget
 from .settings import Settings
 from .state import State
@@ -57,6 +57,7 @@ def serve(settings: Settings) -> None:
         config = uvicorn.Config(
             app,
             http=guarded(settings.most_connections, settings.connections_per_address, trusted),
+            ws=WebSocketProtocol,
             ssl_certfile=settings.tls_cert or None,
             ssl_keyfile=settings.tls_key or None,
             ws_max_size=1 << 20,

@@ -7,6 +7,7 @@ import logging
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 try:
     import resource
@@ -66,6 +67,16 @@ def guarded(most: int, by_address: int, trusted: frozenset[str]) -> type[H11Prot
                 self._timer = None
 
     return Guarded
+
+
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, but a client that does not read gets no answers to its pings, which would fill the memory."""
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()  # the answer, which is dropped
 
 
 def _address(connection: Any) -> str:

@@ -10,9 +10,14 @@ import pytest
 import uvicorn
 from lipstream.server import connections
 from lipstream.server.command import listen
-from lipstream.server.connections import guarded
+from lipstream.server.connections import WebSocketProtocol, guarded
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+SERVERS: list[uvicorn.Server] = []
+UPGRADE = GET[:-2] + (
+    b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 Client = Callable[[int], Awaitable[None]]
 
 
@@ -35,8 +40,11 @@ def serve(client: Client, **limits: Any) -> None:
     async def both() -> None:
         with listen("127.0.0.1", 0) as listener:
             protocol = guarded(**{"most": 100, "by_address": 100, "trusted": frozenset(), **limits})
-            config = uvicorn.Config(answering, http=protocol, lifespan="off", log_level="critical")
+            config = uvicorn.Config(
+                answering, http=protocol, ws=WebSocketProtocol, lifespan="off", log_level="critical"
+            )
             server = uvicorn.Server(config)
+            SERVERS.append(server)
             running = asyncio.ensure_future(server.serve(sockets=[listener]))
             await client(listener.getsockname()[1])
             server.should_exit = True
@@ -74,13 +82,9 @@ def test_half_of_the_headers_is_not_waited_for(sent: bytes, monkeypatch: pytest.
 
 def test_a_websocket_is_not_taken_for_slow_headers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
-    upgrade = GET[:-2] + (
-        b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
 
     async def client(port: int) -> None:
-        reader, _ = await connected(port, upgrade)
+        reader, _ = await connected(port, UPGRADE)
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(reader.read(1), 0.6)
@@ -111,3 +115,21 @@ def test_connections_beyond_a_limit_are_closed_and_leave_room_again(limits: dict
         assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
 
     serve(client, **limits)
+
+
+def test_pings_of_a_client_that_does_not_read_are_not_kept() -> None:
+    ping = b"\x89\xfd" + bytes(4) + b"p" * 125  # masked, with a mask of zeros
+
+    async def client(port: int) -> None:
+        reader, writer = await connected(port, UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        writer.write(ping)
+        assert await reader.readexactly(127) == b"\x8a\x7d" + b"p" * 125  # one is answered
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(400):
+            writer.write(500 * ping)  # 26 MB in all
+            await writer.drain()
+        (protocol,) = SERVERS[-1].server_state.connections
+        assert protocol.transport.get_write_buffer_size() < 1 << 18  # type: ignore[union-attr]
+
+    serve(client)
