@@ -250,7 +250,9 @@ class _Plugin(_Native):
         self.constants = {tensor.name: tensor for tensor in self.graph.initializer}
         writes = [node for node in self.graph.node if node.op_type == "KVRingWrite"]
         pairs = [self._pairs(self._attention(self.consumers[node.output[0]][0])) for node in writes]
-        self.scales = [(self._number(k), self._number(v)) for _, (k, _), (v, _) in pairs] if all(pairs) else None
+        self.scales = (
+            [(self._number(k), self._number(v)) for _, (k, _), (v, _) in pairs] if pairs and all(pairs) else None
+        )
 
     def _number(self, name: str) -> float:
         """The value of a scalar, as float32."""

@@ -30,6 +30,7 @@ except ImportError:  # Windows
 _LONGEST_NAME = 255  # bytes
 SUFFIX = ".part"
 _AT_FDCWD, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 _CANNOT = {errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
@@ -99,9 +100,11 @@ def new_file(target: Path) -> Iterator[Path]:
         partial.remove()
 
 
-def write_file(target: Path, data: bytes | memoryview) -> None:
-    """Write a file completely or not at all. Raises OSError."""
+def write_file(target: Path, data: bytes | memoryview, *, mode: int | None = None) -> None:
+    """Write a file completely or not at all; one that is new gets `mode`, if that is given. Raises OSError."""
     with new_file(target) as path:
+        if mode is not None:
+            path.chmod(mode)
         path.write_bytes(data)
 
 
@@ -133,7 +136,10 @@ def _stem(name: str) -> str:
 
 
 def _locked(path: Path, *, wait: bool) -> int | None:
-    """A descriptor that holds the lock on `path`; None if another process holds it or the file is gone."""
+    """A descriptor that holds the lock on `path`; None if another process holds it or the file is gone.
+
+    -1 where the file system has no locks and `wait`: nothing is removed there.
+    """
     if not LOCKS:
         return -1
     try:
@@ -146,8 +152,10 @@ def _locked(path: Path, *, wait: bool) -> int | None:
         here, named = os.fstat(descriptor), os.stat(path)
         if (here.st_dev, here.st_ino) == (named.st_dev, named.st_ino):
             return descriptor
-    except OSError:
-        pass
+    except OSError as error:
+        if error.errno in _NO_LOCKS and wait:
+            os.close(descriptor)
+            return -1
     os.close(descriptor)
     return None
 

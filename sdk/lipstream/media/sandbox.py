@@ -55,7 +55,8 @@ class SandboxedReader(VideoReader):
         self._damaged: set[int] = set()
         self._defects: list[str] = []
         self._stopped = threading.Event()
-        self._running: list[_Decoder] = []
+        self._running: list[_Decoder] = []  # opened, and not yet iterated
+        self._iterating: set[_Decoder] = set()
         self.interlaced = False
         decoder = self._start()
         self.info = decoder.info
@@ -64,6 +65,7 @@ class SandboxedReader(VideoReader):
     def pictures(self) -> Iterator[Picture]:
         """See `VideoReader`."""
         decoder = self._running.pop() if self._running else self._start()
+        self._iterating.add(decoder)
         with decoder:
             for index, (message, picture) in enumerate(decoder.frames()):
                 if message["damaged"]:
@@ -71,6 +73,7 @@ class SandboxedReader(VideoReader):
                 self.interlaced = bool(message["interlaced"])
                 yield picture
             self._defects = decoder.defects
+        self._iterating.discard(decoder)
 
     def hold_first(self, frames: int) -> None:
         raise LipStreamInternalError("a sandboxed reader holds no first frame")
@@ -81,8 +84,14 @@ class SandboxedReader(VideoReader):
         return self._defects
 
     def stop(self) -> None:
-        """End the process; whoever iterates gets MediaOpenError. From any thread."""
+        """End decoding; whoever iterates gets MediaOpenError. From any thread."""
         self._stopped.set()
+
+    def close(self) -> None:
+        """End all processes. Nobody may iterate any more; may be called again."""
+        self._stopped.set()
+        for decoder in (*self._running, *self._iterating):
+            decoder.close()
 
     def _start(self) -> _Decoder:
         return _Decoder(self.path, self._retimed, self._limits, self._deadline, self._stopped)
@@ -93,6 +102,7 @@ class _Decoder:
 
     def __init__(self, path: Path, retimed: bool, limits: Limits, deadline: float, stopped: threading.Event) -> None:
         self._path, self._stopped, self._end = path, stopped, time.monotonic() + deadline
+        self._closing, self._closed = threading.Lock(), False
         context = _context()
         theirs: Connection
         self._connection: Connection
@@ -111,11 +121,15 @@ class _Decoder:
         self.close()
 
     def close(self) -> None:
-        """End the process."""
-        self._connection.close()
-        self._process.kill()
-        self._process.join()
-        self._process.close()
+        """End the process. May be called again."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._connection.close()
 
     def frames(self) -> Iterator[tuple[dict[str, Any], Picture]]:
         """Flags and pictures."""
@@ -126,11 +140,16 @@ class _Decoder:
         self.defects = [str(defect) for defect in message["defects"]]
 
     def _message(self) -> dict[str, Any]:
-        message: dict[str, Any] = json.loads(self._receive(_MOST_TEXT))
-        if message["kind"] == "error":
-            kind = _ERRORS.get(message["code"], MediaOpenError)
-            raise kind(message["found"], expected=message["expected"], fix=message["fix"])
-        return message
+        try:
+            message: dict[str, Any] = json.loads(self._receive(_MOST_TEXT))
+            if message["kind"] == "error":
+                kind = _ERRORS.get(message["code"], MediaOpenError)
+                error = kind(message["found"], expected=message["expected"], fix=message["fix"])
+            elif message["kind"] in ("opened", "frame", "done"):
+                return message
+        except (ValueError, KeyError, TypeError):  # what comes from there is not trusted
+            raise self._beyond("cannot be decoded: its decoder does not answer as it should") from None
+        raise error
 
     def _receive(self, most: int) -> bytes:
         """What the process sends next."""

@@ -6,6 +6,7 @@ planes; "done"; or "error". Texts are JSON: nothing that comes out of this proce
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import platform
@@ -94,31 +95,66 @@ def _restrict(limits: Limits) -> None:
         ):
             _, hard = resource.getrlimit(kind)
             wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.setrlimit(kind, (wanted, wanted))
+            with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
+                resource.setrlimit(kind, (wanted, wanted))
     if sys.platform == "linux":
         _forbid_calls()
 
 
-# Numbers of the system calls: socket, connect, bind, execve, execveat, ptrace, kill.
+@dataclass(frozen=True)
+class _Calls:
+    """System calls of a machine. Attributes: number: of the machine. refused. opening: open's, or -1, and openat's."""
+
+    number: int
+    refused: tuple[int, ...]
+    opening: tuple[int, int]
+
+
+# Network: socket, connect, bind; programs: execve, execveat; other processes: kill, tkill, tgkill, rt_sigqueueinfo,
+# rt_tgsigqueueinfo, ptrace, process_vm_readv, process_vm_writev, pidfd_send_signal, pidfd_getfd; io_uring, which makes
+# calls beside the filter; names of files: unlink, rename, link, symlink, mkdir, rmdir, truncate, creat, openat2.
 _CALLS = {
-    "x86_64": (0xC000003E, (41, 42, 49, 59, 322, 101, 62)),
-    "aarch64": (0xC00000B7, (198, 203, 200, 221, 281, 117, 129)),
+    "x86_64": _Calls(
+        0xC000003E,
+        (
+            *(41, 42, 49, 59, 322, 62, 200, 234, 129, 297, 101, 310, 311, 424, 438, 425, 426, 427),
+            *(87, 263, 82, 264, 316, 86, 265, 88, 266, 83, 258, 84, 76, 85, 437),
+        ),
+        (2, 257),
+    ),
+    "aarch64": _Calls(
+        0xC00000B7,
+        (
+            *(198, 203, 200, 221, 281, 129, 130, 131, 138, 240, 117, 270, 271, 424, 438, 425, 426, 427),
+            *(35, 38, 276, 37, 36, 34, 45, 437),
+        ),
+        (-1, 56),
+    ),
 }
 _NO_NEW_PRIVILEGES, _SECCOMP, _FILTER = 38, 22, 2
-_LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06  # instructions of BPF
+_LOAD, _EQUAL, _ANY_BIT, _FROM, _RETURN = 0x20, 0x15, 0x45, 0x35, 0x06  # instructions of BPF
 _ALLOW, _REFUSE = 0x7FFF0000, 0x00050001  # and return EPERM
+_NUMBER, _MACHINE, _ARGUMENTS = 0, 4, 16  # offsets of what a filter sees
+_X32 = 0x40000000  # the same calls once more, by other numbers
+_WRITING = 0o1103  # O_WRONLY, O_RDWR, O_CREAT, O_TRUNC
 
 
 def _forbid_calls() -> None:
-    """Refuse network, other programs and signals to them by seccomp, where the kernel has it."""
+    """Refuse network, other programs and processes, and changes of files by seccomp, where the kernel has it."""
     machine = platform.machine()
     if machine not in _CALLS:
         return
-    architecture, calls = _CALLS[machine]
-    count = len(calls)
-    program = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _REFUSE), (_LOAD, 0, 0, 0)]
-    program += [(_EQUAL, count - i, 0, call) for i, call in enumerate(calls)]
-    program += [(_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _REFUSE)]
+    calls = _CALLS[machine]
+    refuse, allow = (_RETURN, 0, 0, _REFUSE), (_RETURN, 0, 0, _ALLOW)
+    program = [(_LOAD, 0, 0, _MACHINE), (_EQUAL, 1, 0, calls.number), refuse, (_LOAD, 0, 0, _NUMBER)]
+    program += [(_FROM, 0, 1, _X32), refuse]
+    for call in calls.refused:
+        program += [(_EQUAL, 0, 1, call), refuse]
+    for call, argument in zip(calls.opening, (1, 2), strict=True):  # the flags are its second or third argument
+        if call >= 0:
+            flags = (_LOAD, 0, 0, _ARGUMENTS + 8 * argument)
+            program += [(_EQUAL, 0, 4, call), flags, (_ANY_BIT, 0, 1, _WRITING), refuse, allow]
+    program.append(allow)
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
 
     class Program(ctypes.Structure):

@@ -1,8 +1,9 @@
 """Who may use the server: a token or API keys, one-time tickets for WebSockets, origins of pages.
 
 Browsers cannot set headers on a WebSocket, and addresses are written to logs: so a page sends its key in a header to
-get a ticket, and the ticket in the address. A ticket is signed with the key it was given for, so any replica that knows
-this key accepts it; that it is used once is checked by each replica for itself.
+get a ticket, and the ticket in the address. A ticket names the key it was given for, and is signed with the server's
+token, so any replica with the same token accepts it (without a token: the one that gave it); that it is used once is
+checked by each replica for itself.
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ TOKEN = "token"
 
 @dataclass(frozen=True)
 class _Identity:
-    """Attributes: name. secret: by which its tickets are signed. scopes."""
+    """Attributes: name. scopes."""
 
     name: str
-    secret: bytes
     scopes: tuple[str, ...] = SCOPES
 
 
@@ -49,14 +49,15 @@ class Access:
     def __init__(self, settings: Settings, now: Callable[[], float] = time.time) -> None:
         self._settings, self._now = settings, now
         self._keys = KeyFile(Path(settings.keys)) if settings.keys else None
-        self._anybody = _Identity("", secrets.token_bytes(32))
+        self._secret = settings.token.encode() or secrets.token_bytes(32)  # nothing that is in the file of keys
+        self._anybody = _Identity("")
         self._used: dict[str, float] = {}  # tickets, and when they expire
 
     def ticket(self, name: str) -> str:
         """A new ticket for a key's name, "token" or ""; of characters that an address may have."""
         identity = self._named(name) or self._anybody
         text = f"{self._now() + TICKET_SECONDS:.0f}.{secrets.token_hex(8)}.{identity.name}"
-        return f"{text}.{_signature(identity, text)}"
+        return f"{text}.{self._signature(text)}"
 
     def check(self, request: HTTPConnection, scope: str = "session", *, ticket: bool = False) -> str:
         """Check a request's key and origin; returns the key's name, "token", or "" where none is needed.
@@ -103,7 +104,7 @@ class Access:
 
     def _named(self, name: str) -> _Identity | None:
         if name == TOKEN and self._settings.token:
-            return _Identity(TOKEN, self._settings.token.encode())
+            return _Identity(TOKEN)
         if name == self._anybody.name:
             return None if self._settings.token or self._keys else self._anybody
         return self._valid(self._keys.named(name)) if self._keys else None
@@ -111,7 +112,7 @@ class Access:
     def _valid(self, key: Key | None) -> _Identity | None:
         if key is None or key.expired(self._now()):
             return None
-        return _Identity(key.name, bytes.fromhex(key.sha256), key.scopes)
+        return _Identity(key.name, key.scopes)
 
     def _use(self, ticket: str) -> _Identity | None:
         now = self._now()
@@ -121,18 +122,20 @@ class Access:
         identity = self._named(rest.partition(".")[2])
         if identity is None or ticket in self._used:
             return None
-        if not hmac.compare_digest(signature.encode(), _signature(identity, text).encode()):
+        if not hmac.compare_digest(signature.encode(), self._signature(text).encode()):
             return None
         self._used[ticket] = float(until)
         return identity if float(until) > now else None
+
+    def _signature(self, text: str) -> str:
+        return hmac.digest(self._secret, b"ticket " + text.encode(), "sha256").hex()
 
     def _is_allowed(self, origin: str | None, host: str) -> bool:
         """Programs send no origin; a page's must be this server's own, or one of the settings'."""
         if origin is None or origin in self._settings.origins:
             return True
-        page = urlsplit(origin)
+        try:
+            page = urlsplit(origin)
+        except ValueError:  # such as an open bracket
+            return False
         return page.netloc == host and (self._settings.authenticates or is_loopback(page.hostname or ""))
-
-
-def _signature(identity: _Identity, text: str) -> str:
-    return hmac.digest(identity.secret, b"ticket " + text.encode(), "sha256").hex()

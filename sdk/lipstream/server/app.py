@@ -17,10 +17,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 
 from ..backends.base import cores
 from ..engine import LipSyncEngine
-from ..errors import UnavailableError
+from ..errors import SlowClientError, UnavailableError
 from .access import TICKET_SECONDS, TOKEN
 from .failures import add_handlers
 from .frame_encoder import JpegEncoder
@@ -60,7 +61,9 @@ def create_app(settings: Settings) -> FastAPI:
         docs_url=None,  # its page loads scripts of another site; openapi.json stays
         redoc_url=None,
     )
-    app.root_path = settings.root_path  # as an argument it is deprecated; uvicorn's needs a proxy that removes the path
+    app.root_path = settings.root_path.rstrip(
+        "/"
+    )  # as an argument it is deprecated; uvicorn's needs a proxy that removes the path
     app.state.lipstream = state
     add_handlers(app)
     app.add_middleware(Gate, state=state)
@@ -140,7 +143,10 @@ def create_app(settings: Settings) -> FastAPI:
             raise state.refusal() or UnavailableError("the server is warming up", label="warming_up")
         client = who(request)
         owner = client.key if client.key not in ("", TOKEN) else client.address
-        name, prepared = await state.references.upload(request.stream(), owner, request.is_disconnected)
+        try:
+            name, prepared = await state.references.upload(request.stream(), owner, request.is_disconnected)
+        except ClientDisconnect:
+            return JSONResponse({}, 400)  # nobody reads it
         state.audit.write("uploaded", client, reference=name)
         width, height = prepared.size
         return JSONResponse({"reference": name, "width": width, "height": height, "frames": prepared.frames})
@@ -202,10 +208,11 @@ async def drain(state: State) -> None:
     seconds = state.settings.drain if state.live else 0
     LOG.info("shutting down: %d sessions may continue for %g s", len(state.live), seconds)
     for live in list(state.live.values()):
-        live.send_message({"type": "closing", "reason": "the server is shutting down", "seconds": seconds})
+        with contextlib.suppress(SlowClientError):
+            live.send_message({"type": "closing", "reason": "the server is shutting down", "seconds": seconds})
     end = time.monotonic() + seconds
     while state.live and time.monotonic() < end:
         await asyncio.sleep(0.05)
     closing = [connection.close(GOING_AWAY, "the server is shutting down") for connection in state.connections]
-    await asyncio.gather(*closing)
+    await asyncio.gather(*closing, return_exceptions=True)
     LOG.info("shut down")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 import sys
 from types import FrameType
 
@@ -37,8 +38,10 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter) or self._state.failed is not None
 
     async def _drained(self) -> None:
-        await drain(self._state)
-        self.should_exit = True
+        try:
+            await drain(self._state)
+        finally:
+            self.should_exit = True
 
 
 def serve(settings: Settings) -> None:
@@ -51,9 +54,17 @@ def serve(settings: Settings) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(LogBudget())
     logging.getLogger("lipstream").setLevel(logging.INFO)
+    if settings.tls_cert:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"{settings.tls_cert} and {settings.tls_key} cannot be used for TLS: {error}",
+                expected="a certificate and its key, PEM",
+            ) from error
     with listen(settings.host, settings.port) as listener:
         app = create_app(settings)
-        trusted = frozenset(settings.forwarded_allow_ips.split(",")) if settings.behind_proxy else frozenset()
+        trusted = settings.forwarded_allow_ips if settings.behind_proxy else ""
         config = uvicorn.Config(
             app,
             http=guarded(settings.most_connections, settings.connections_per_address, trusted),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 from typing import Any
 
@@ -19,13 +20,22 @@ HEADER_SECONDS = 10.0
 """In which a connection must have sent the headers of its next request."""
 
 
-def guarded(most: int, by_address: int, trusted: frozenset[str]) -> type[H11Protocol]:
+def guarded(most: int, by_address: int, trusted: str = "") -> type[H11Protocol]:
     """uvicorn's protocol with these limits.
 
     Args:
         most: connections in all; at most half of the descriptors that the process may have.
-        by_address: of one address, except the proxies `trusted`.
+        by_address: of one address, except the proxies `trusted`: addresses and networks, separated by commas; "*": all.
     """
+    proxies = [_network(text.strip()) for text in trusted.split(",") if text.strip()]
+
+    def is_trusted(address: str) -> bool:
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        return any(network is None or found in network for network in proxies)
+
     if resource is not None:
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         most = min(most, descriptors // 2) if descriptors > 0 else most
@@ -37,7 +47,7 @@ def guarded(most: int, by_address: int, trusted: frozenset[str]) -> type[H11Prot
             super().connection_made(transport)
             address = self.client[0] if self.client else ""
             of_it = sum(_address(other) == address for other in self.connections)
-            if len(self.connections) > most or (of_it > by_address and address not in trusted):
+            if len(self.connections) > most or (of_it > by_address and not is_trusted(address)):
                 LOG.info("refused a connection: %d are open, %d of this address", len(self.connections) - 1, of_it - 1)
                 transport.abort()
             else:
@@ -51,7 +61,8 @@ def guarded(most: int, by_address: int, trusted: frozenset[str]) -> type[H11Prot
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            self._expect_headers()
+            if self.cycle is None or self.cycle.response_complete:  # else the next one had arrived behind it
+                self._expect_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._cancel()
@@ -67,6 +78,16 @@ def guarded(most: int, by_address: int, trusted: frozenset[str]) -> type[H11Prot
                 self._timer = None
 
     return Guarded
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """A network; None for all of them. A name, which uvicorn takes, too, is none of an address."""
+    if text == "*":
+        return None
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return ipaddress.ip_network("255.255.255.255")
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):

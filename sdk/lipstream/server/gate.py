@@ -17,7 +17,15 @@ from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import HostError, LipStreamError, RateError, SlowClientError, TokenError, UploadTooLargeError
+from ..errors import (
+    HostError,
+    LipStreamError,
+    ProtocolError,
+    RateError,
+    SlowClientError,
+    TokenError,
+    UploadTooLargeError,
+)
 from .audit import Who
 from .failures import response
 from .protocol import POLICY
@@ -37,6 +45,8 @@ GRACE, LEAST_RATE = 10.0, 16 << 10
 """Seconds for the first bytes of a body, and bytes a second that must arrive after that."""
 FAILURES, FORGIVEN = 20, 0.2
 """Requests with a wrong token that an address may send at once, and how many more each second."""
+AUDITED = 5.0
+"""Refusals a second that the audit log has on average; twenty times as many at once."""
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
@@ -59,6 +69,7 @@ class Gate:
         settings = state.settings
         self._requests = TokenBuckets(settings.requests_per_second, 4 * settings.requests_per_second)
         self._failures = TokenBuckets(FORGIVEN, FAILURES)
+        self._audited = TokenBuckets(AUDITED, 20 * AUDITED)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See the module."""
@@ -67,6 +78,8 @@ class Gate:
         send = _with_headers(send)
         path = _path(scope)
         try:
+            if "//" in path or not path.isprintable():  # routing would take it for another one
+                raise ProtocolError("an address that does not exist", expected="docs/protocol.md")
             scope["lipstream.key"] = ""
             scope["lipstream.key"] = self._admit(HTTPConnection(scope), path, websocket=scope["type"] == "websocket")
             if scope["type"] == "http":
@@ -75,7 +88,8 @@ class Gate:
                 receive = body.receive if path == UPLOAD else _replayed(await body.whole(), receive)
         except LipStreamError as error:
             self._state.log_refusal(error)
-            self._state.audit.write("refused", who(HTTPConnection(scope)), path=path[:100], code=error.code)
+            if self._audited.take(""):  # else anybody could fill the disk
+                self._state.audit.write("refused", who(HTTPConnection(scope)), path=path[:100], code=error.code)
             return await _deny(error, scope, receive, send)
         await self._app(scope, receive, send)
 
@@ -102,7 +116,10 @@ class Gate:
     def _check_host(self, host: str) -> None:
         """Raise HostError for a name that is not the server's: a page of it could be another site's (DNS rebinding)."""
         settings = self._state.settings
-        name = urlsplit(f"//{host}").hostname or ""
+        try:
+            name = urlsplit(f"//{host}").hostname or ""
+        except ValueError:  # such as an open bracket
+            name = ""
         if settings.hosts:
             allowed = name in settings.hosts or is_loopback(name)
         else:

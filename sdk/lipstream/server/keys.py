@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import re
 import secrets
 import threading
@@ -15,8 +16,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..atomic import write_file
-from ..errors import ConfigError
+from ..errors import ConfigError, OutputError
 
+LOG = logging.getLogger("lipstream")
 SCOPES = ("session", "upload", "metrics")
 """Live sessions; uploads of faces; metrics, version and openapi.json of a private server."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -69,8 +71,11 @@ def read_keys(path: Path) -> list[Key]:
 
 
 def write_keys(path: Path, keys: list[Key]) -> None:
-    """Replace the file, whole or not at all. Raises OutputError."""
-    write_file(path, json.dumps({"keys": [asdict(key) for key in keys]}, indent=1).encode())
+    """Replace the file, whole or not at all; a new one is its user's alone. Raises OutputError."""
+    try:
+        write_file(path, json.dumps({"keys": [asdict(key) for key in keys]}, indent=1).encode(), mode=0o600)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}", fix="choose another file") from error
 
 
 def new_key(name: str, scopes: tuple[str, ...], expires: datetime | None) -> tuple[str, Key]:
@@ -90,6 +95,7 @@ class KeyFile:
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
         self._stamp: tuple[int, int] | None = None
+        self._complaint = ""
         self._keys = self._read(first=True)
 
     def find(self, secret: str) -> Key | None:
@@ -114,9 +120,12 @@ class KeyFile:
             if stamp == self._stamp:
                 return self._keys
             keys = read_keys(self._path)
-        except (OSError, ConfigError):
+        except (OSError, ConfigError) as error:
             if first:
                 return read_keys(self._path)  # raises, with the reason
+            if str(error) != self._complaint:
+                self._complaint = str(error)
+                LOG.error("the keys stay as they were: %s", error)
             return self._keys
         self._stamp = stamp
         return keys

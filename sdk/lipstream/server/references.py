@@ -28,8 +28,8 @@ from ..media.sandbox import SandboxedReader
 from ..session import PreparedReference
 
 BUNDLED = "bundled"
-_MOST_RECEIVING = 8
-"""Uploads that may be received, or wait to be prepared, at once."""
+_MOST_RECEIVING, _MOST_OF_ONE = 8, 2
+"""Uploads that may be received, or wait to be prepared, at once; of one owner."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -67,7 +67,7 @@ class References:
         self._permanent: dict[str, PreparedReference] = {}
         self._kept: dict[str, _Kept] = {}
         self._one_at_a_time = asyncio.Lock()
-        self._receiving = 0
+        self._receiving: Counter[str] = Counter()
 
     def load_permanent(self, own: Sequence[tuple[str, str]] = ()) -> None:
         """Prepare the shipped face and those of `own`, names and files; takes a second for each.
@@ -124,10 +124,10 @@ class References:
         Raises:
             UploadTooLargeError, UnavailableError; and what `LipSyncEngine.prepare` raises: no face, no video, ...
         """
-        if self._receiving >= _MOST_RECEIVING:
+        if self._receiving.total() >= _MOST_RECEIVING or self._receiving[owner] >= _MOST_OF_ONE:
             raise UnavailableError("too many uploads at once", label="uploads", fix="retry later")
         name = secrets.token_urlsafe(12)
-        self._receiving += 1
+        self._receiving[owner] += 1
         try:
             with tempfile.TemporaryFile(prefix="lipstream-") as file:
                 size = 0
@@ -145,7 +145,8 @@ class References:
                     file.seek(0)
                     await asyncio.to_thread(_keep_in, self._folder, name, file)
         finally:
-            self._receiving -= 1
+            self._receiving[owner] -= 1
+            self._receiving += Counter()  # forgets owners without any
         self._kept[name] = _Kept(prepared, owner)
         self._forget()
         return name, prepared
@@ -168,6 +169,8 @@ class References:
             return preparing.result()
         finally:
             reader.stop()
+            await asyncio.wait({preparing})
+            await asyncio.to_thread(reader.close)
 
     def _forget(self) -> None:
         now = time.monotonic()
@@ -179,8 +182,10 @@ class References:
             _, name = min((kept.used, name) for name, kept in self._kept.items() if kept.owner == greedy)
             del self._kept[name]
         for file in self._folder.iterdir() if self._folder else ():
-            with contextlib.suppress(FileNotFoundError):  # another replica was faster
-                if time.time() - file.stat().st_mtime > self._keep:
+            if not _NAME.fullmatch(file.name.removeprefix(".")):  # the operator's
+                continue
+            with contextlib.suppress(OSError):  # another replica was faster, or it is a folder
+                if file.is_file() and time.time() - file.stat().st_mtime > self._keep:
                     file.unlink()
 
 
@@ -191,11 +196,14 @@ async def _readable(file: IO[bytes]) -> AsyncIterator[Path]:
     if path.exists():
         yield path
         return
-    with tempfile.NamedTemporaryFile(prefix="lipstream-", suffix=".video") as copy:
-        file.seek(0)
-        await asyncio.to_thread(shutil.copyfileobj, file, copy)
-        copy.flush()
-        yield Path(copy.name)
+    descriptor, name = tempfile.mkstemp(prefix="lipstream-", suffix=".video")
+    try:
+        with os.fdopen(descriptor, "wb") as copy:
+            file.seek(0)
+            await asyncio.to_thread(shutil.copyfileobj, file, copy)
+        yield Path(name)
+    finally:
+        os.unlink(name)
 
 
 def _keep_in(folder: Path, name: str, file: IO[bytes]) -> None:

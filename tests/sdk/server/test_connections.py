@@ -39,7 +39,7 @@ def serve(client: Client, **limits: Any) -> None:
 
     async def both() -> None:
         with listen("127.0.0.1", 0) as listener:
-            protocol = guarded(**{"most": 100, "by_address": 100, "trusted": frozenset(), **limits})
+            protocol = guarded(**{"most": 100, "by_address": 100, **limits})
             config = uvicorn.Config(
                 answering, http=protocol, ws=WebSocketProtocol, lifespan="off", log_level="critical"
             )
@@ -97,7 +97,7 @@ def test_a_websocket_is_not_taken_for_slow_headers(monkeypatch: pytest.MonkeyPat
     [
         ({"most": 5}, 5),
         ({"by_address": 3}, 3),
-        ({"by_address": 3, "trusted": frozenset({"127.0.0.1"})}, 8),  # a proxy
+        ({"by_address": 3, "trusted": "10.0.0.1, 127.0.0.0/8"}, 8),  # a proxy
     ],
 )
 def test_connections_beyond_a_limit_are_closed_and_leave_room_again(limits: dict[str, Any], open_ones: int) -> None:

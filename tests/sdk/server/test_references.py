@@ -66,8 +66,10 @@ def test_an_upload_that_does_not_end_delays_no_other() -> None:
 
     async def talk() -> None:
         uploads = references()
-        held = [asyncio.ensure_future(uploads.upload(endless())) for _ in range(7)]
+        held = [asyncio.ensure_future(uploads.upload(endless(), f"10.0.0.{i // 2}")) for i in range(7)]
         await asyncio.sleep(0.05)
+        with pytest.raises(UnavailableError):  # two of one client
+            await uploads.upload(body(), "10.0.0.0")
         _, prepared = await asyncio.wait_for(uploads.upload(body()), 5)
         assert prepared == b"onetwo"
         held.append(asyncio.ensure_future(uploads.upload(endless())))

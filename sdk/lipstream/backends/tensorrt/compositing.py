@@ -9,7 +9,7 @@ import numpy as np
 
 from ...face import Overlay
 from ...media.av_frame import Plane
-from .cuda import Anything, DeviceMemory, Lane, Layout, Pinned
+from .cuda import Anything, DeviceMemory, Event, Lane, Layout, Pinned
 from .resources import Resources
 
 _ROOM = 1.5  # memory for regions is made this much larger than needed: a face that comes nearer grows
@@ -36,9 +36,17 @@ class FrameCompositor:
         if staged.first is None:
             return
         if self._memory is None or not self._memory.holds(staged):
-            self._resources.decode.synchronize()  # it may still use the memory before
+            if self._memory is not None:
+                self._wait()
             self._memory = _Memory(self._resources, staged)
         staged.fill(self._memory, side)
+
+    def _wait(self) -> None:
+        """Wait until the lane does not use the memory any more. For an event: another session may capture the lane."""
+        done = Event(self._resources.cuda)
+        with self._resources.turn:
+            self._resources.decode.record(done)
+        done.wait()
 
     def enqueue(self, side: int, lane: Lane, pictures: int, size: int) -> None:
         """Composite the staged chunk, whose crops uint8 [n, size, size, 3] are at the address `pictures`."""

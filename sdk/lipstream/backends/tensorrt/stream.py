@@ -144,7 +144,7 @@ class TensorRTStream(ChunkStream):
                 pending = self._put(chunk)
         except BaseException:
             self._close.detach()  # part of the chunk is enqueued: no other stream may use this memory
-            with suppress(GpuError):
+            with suppress(GpuError), self._resources.turn:  # no other session captures a lane now
                 for lane in self._resources.lanes:
                     lane.synchronize()
             raise
@@ -395,7 +395,9 @@ class TensorRTStream(ChunkStream):
             self._upload_crops(lane, given)
             self._run([], "video_encoder", 0, turn)
             lane.download(result, at["latents.0"])
-        lane.synchronize()
+            done = Event(self._resources.cuda)
+            lane.record(done)
+        done.wait()  # not for the lane, which another session may capture
         return result
 
 

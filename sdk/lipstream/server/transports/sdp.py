@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from ...errors import ProtocolError
 
 MOST_CANDIDATES = 20
+_TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind NAT64, private addresses too
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -25,7 +26,7 @@ def checked(offer: str, client: str, networks: Sequence[Network] = ()) -> str:
     Raises:
         ProtocolError: sections that the server does not serve.
     """
-    lines = offer.replace("\r\n", "\n").split("\n")
+    lines = offer.splitlines()  # as aiortc does: at more than line feeds
     kinds = Counter(line[2:].split(" ")[0] for line in lines if line.startswith("m="))
     if surplus := [kind for kind, count in kinds.items() if count > 1 or kind not in ("audio", "video", "application")]:
         raise ProtocolError(
@@ -34,17 +35,17 @@ def checked(offer: str, client: str, networks: Sequence[Network] = ()) -> str:
         )
     kept, count = [], 0
     for line in lines:
-        if line.startswith("a=candidate:"):
+        if line.startswith(("a=candidate:", "a=remote-candidates")):
             count += (allowed := count < MOST_CANDIDATES and _may_be_tried(line, client, networks))
             if not allowed:
                 continue
         kept.append(line)
-    return "\r\n".join(kept)
+    return "".join(f"{line}\r\n" for line in kept)
 
 
 def _may_be_tried(line: str, client: str, networks: Sequence[Network]) -> bool:
     """Whether a candidate, "a=candidate:ID COMPONENT PROTOCOL PRIORITY ADDRESS PORT ...", may be the client's own."""
-    parts = line.split(" ")
+    parts = line.split()
     name = parts[4] if len(parts) > 5 else ""
     near = _is_near(client)
     if name.endswith(".local"):  # a name that a browser gives its address, of use on one network only
@@ -52,6 +53,8 @@ def _may_be_tried(line: str, client: str, networks: Sequence[Network]) -> bool:
     try:
         address = ipaddress.ip_address(name)
     except ValueError:
+        return False
+    if address.is_multicast or address in _TRANSLATED:
         return False
     if name == client or any(address in network for network in networks):
         return True
