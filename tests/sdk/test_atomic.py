@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -77,3 +78,17 @@ def test_no_file_is_written_over_one_that_the_command_needs(tmp_path: Path) -> N
         assert "is also the input" in done.stderr
         assert all(file.read_bytes() == b"precious" for file in files.values())
         assert {*tmp_path.iterdir()} == {*files.values()}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """As of some network file systems: nothing is removed there, since it may be in use."""
+
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("lipstream.atomic.fcntl.flock", flock)
+    (tmp_path / ".out.mp4.0123abcd.part").write_bytes(b"perhaps in use")
+    write_file(tmp_path / "out.mp4", b"new")
+    assert (tmp_path / "out.mp4").read_bytes() == b"new"
+    assert len([*tmp_path.iterdir()]) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import platform
 import subprocess
 import sys
 import threading
@@ -158,3 +159,51 @@ def test_the_process_has_no_network_no_programs_no_signals_and_no_files(call: st
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
     assert "PermissionError" in done.stderr or "File too large" in done.stderr or done.returncode == -25
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "open(f'/proc/{os.getppid()}/mem', 'r+b')",
+        "os.remove(given)",
+        "os.rename(given, given + '2')",
+        "os.truncate(given, 0)",
+        "open(given, 'a')",
+        "os.mkdir(given + '.d')",
+        "libc.tgkill(os.getppid(), os.getppid(), 0) and give_up()",
+        "libc.process_vm_writev(os.getppid(), None, 0, None, 0, 0) and give_up()",
+        "libc.syscall(425, 1, None) and give_up()",  # io_uring_setup
+        "libc.syscall(41 | 0x40000000, 2, 1, 0) < 0 and give_up()",  # socket, by its x32 number
+    ],
+)
+@pytest.mark.skipif(platform.machine() != "x86_64" or sys.platform != "linux", reason="numbers of x86-64")
+def test_the_process_changes_nothing_of_others(call: str, tmp_path: Path) -> None:
+    given = tmp_path / "file"
+    given.write_bytes(b"mine")
+    program = f"""
+import ctypes, os
+from lipstream.media.sandbox_child import _restrict, Limits
+libc, given = ctypes.CDLL(None, use_errno=True), {str(given)!r}
+def give_up():
+    assert ctypes.get_errno() == 1
+    raise PermissionError
+_restrict(Limits())
+assert open(given).read() == 'mine'
+{call}
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "PermissionError" in done.stderr, done.stderr
+    assert given.read_bytes() == b"mine"
+
+
+def test_no_process_is_left_when_only_a_part_was_wanted(tmp_path: Path) -> None:
+    reader = SandboxedReader(clip(tmp_path / "a.mp4"))
+    frames = reader.pictures()
+    next(frames)
+    SandboxedReader(tmp_path / "a.mp4").close()  # of which none was wanted
+    reader.close()
+    reader.close()
+    assert not multiprocessing.active_children()
+    with pytest.raises(MediaOpenError):
+        next(frames)

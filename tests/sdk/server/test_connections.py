@@ -133,3 +133,22 @@ def test_pings_of_a_client_that_does_not_read_are_not_kept() -> None:
         assert protocol.transport.get_write_buffer_size() < 1 << 18  # type: ignore[union-attr]
 
     serve(client)
+
+
+def test_a_request_behind_another_one_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "HEADER_SECONDS", 0.2)
+    answer = answering
+
+    async def slowly(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.5)
+        await answer(scope, receive, send)
+
+    monkeypatch.setitem(globals(), "answering", slowly)
+
+    async def client(port: int) -> None:
+        reader, writer = await connected(port, GET + GET)
+        for _ in range(2):
+            assert (await asyncio.wait_for(reader.readuntil(b"ok"), 10)).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    serve(client)

@@ -6,12 +6,13 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
-from lipstream.errors import ConfigError
+from lipstream.errors import ConfigError, SlowClientError
 from lipstream.server import gate
-from lipstream.server.app import create_app
+from lipstream.server.app import create_app, drain
 from lipstream.server.pace import AT_ONCE, SHARE, Pace
 from lipstream.server.rate import LogBudget, TokenBuckets
 from lipstream.server.settings import Settings
@@ -294,3 +295,53 @@ def test_a_client_whose_messages_take_long_waits(monkeypatch: pytest.MonkeyPatch
 def test_settings_that_cannot_work(given: dict[str, Any], found: str) -> None:
     with pytest.raises(ConfigError, match=found):
         Settings(**given)
+
+
+@pytest.mark.parametrize("path", ["/v1/references\n", "/v1/metrics\n", "//v1/references", "/v1//tickets", "/v1/x\x00"])
+def test_addresses_that_routing_would_take_for_others(path: str) -> None:
+    """Scope and size are decided by the path."""
+    app = create_app(Settings(token=TOKEN, private=True))
+    for headers in ({}, BEARER):
+        found = ask(app, "POST", path, headers, chunks=-1)
+        assert (found.status, found.read) == (422, 0)
+
+
+@pytest.mark.parametrize("wrong", [{"host": "["}, {"host": "]:["}, {"origin": "http://["}])
+def test_headers_that_are_no_addresses_are_refused(wrong: dict[str, str]) -> None:
+    for settings in (Settings(), Settings(token=TOKEN, hosts=("a.example",))):
+        assert ask(create_app(settings), "POST", "/v1/tickets", BEARER | wrong).status == 403
+
+
+@pytest.mark.parametrize("root", ["/lips/", "/"])
+def test_a_root_path_may_end_with_a_slash(root: str) -> None:
+    app = create_app(Settings(token=TOKEN, root_path=root))
+    assert ask(app, "GET", f"{root}v1/health/live").status == 200
+    assert ask(app, "POST", f"{root}v1/tickets").status == 401
+    assert ask(app, "POST", f"{root}v1/tickets", BEARER).status == 200
+
+
+def test_draining_does_not_stop_at_a_client_that_does_not_read() -> None:
+    state = create_app(Settings()).state.lipstream
+
+    class Full:
+        def send_message(self, message: dict[str, Any]) -> None:
+            raise SlowClientError("full")
+
+    state.live["a"] = Full()
+
+    async def end() -> None:
+        ending = asyncio.ensure_future(drain(state))
+        await asyncio.sleep(0.1)
+        state.live.clear()
+        await ending
+
+    asyncio.run(asyncio.wait_for(end(), 5))
+    assert state.draining
+
+
+def test_refusals_do_not_fill_the_audit_log(tmp_path: Path) -> None:
+    log = tmp_path / "audit"
+    app = create_app(Settings(token=TOKEN, audit=str(log), requests_per_second=1000))
+    for _ in range(400):
+        ask(app, "POST", "/v1/tickets")
+    assert len(log.read_text().splitlines()) < 200

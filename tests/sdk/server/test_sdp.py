@@ -66,3 +66,28 @@ def test_surplus_sections_are_refused(sections: tuple[str, ...]) -> None:
 def test_all_else_stays() -> None:
     text = offer("127.0.0.1")
     assert checked(text, "127.0.0.1") == text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a=candidate:1 1 udp\t5\t10.0.0.1\t53\ttyp\thost x 8.8.8.8 z",
+        "a=x:1\ra=candidate:1 1 udp 5 10.0.0.1 53 typ host",
+        "a=x:1\x1ca=candidate:1 1 udp 5 10.0.0.1 53 typ host",
+        "a=x:1\u2028a=candidate:1 1 udp 5 10.0.0.1 53 typ host",
+        "a=candidate:1 1 udp 5 224.0.0.251 5353 typ host",
+        "a=candidate:1 1 udp 5 ff02::1 5353 typ host",
+        "a=candidate:1 1 udp 5 64:ff9b::10.0.0.1 53 typ host",
+    ],
+)
+def test_aiortc_finds_no_candidate_that_was_not_seen_here(line: str) -> None:
+    """It separates lines and words at more characters than SDP does."""
+    description = pytest.importorskip("aiortc.sdp", reason="needs the extra [webrtc]").SessionDescription
+    begin = ("v=0", "o=- 1 1 IN IP4 0.0.0.0", "s=-", "t=0 0", "m=audio 9 UDP/TLS/RTP/SAVPF 0", "c=IN IP4 0.0.0.0")
+    offer = "\r\n".join([*begin, line, ""])
+    assert not [c.ip for media in description.parse(checked(offer, "8.8.4.4")).media for c in media.ice_candidates]
+
+
+def test_aiortc_finds_no_section_that_was_not_seen_here() -> None:
+    with pytest.raises(ProtocolError):
+        checked("v=0\r\nm=audio 9 X 0\r\na=x:1\rm=audio 9 X 0\r\n", "8.8.4.4")
