@@ -61,6 +61,10 @@ class FrameCompositor:
                 self._composite(lane, memory, staged, index, overlay, pictures + index * size * size * 3)
         lane.download(staged.results, memory.device.at["samples"])
 
+    def forget(self) -> None:
+        """Keep no frame of the chunks that were staged."""
+        self._staged = [None, None]
+
     def patches(self, side: int) -> list[list[Plane] | None]:
         """The samples of each overlay of the chunk, when it is done; valid until the next but one is staged."""
         staged = self._staged[side]

@@ -128,6 +128,8 @@ class TensorRTStream(ChunkStream):
 
     def close(self) -> None:
         """Return the memory for the next stream."""
+        if self._close.alive:
+            self._workspace.compositor.forget()
         self._close()
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
