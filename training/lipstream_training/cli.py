@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_tiny_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the data, the stages and the checkpoint")
-    parser.add_argument("--clips", type=int, help="clips to draw (default 2400)")
+    parser.add_argument("--clips", type=int, help="clips to make (default 2400)")
 
 
 @needs_extra("lipstream-train tiny", "training")
@@ -74,8 +74,9 @@ def _sample(args: argparse.Namespace) -> Result:
 TINY = Command(
     "tiny",
     "train the tiny student from random weights",
-    "Draws its own data and trains the tiny student, about an hour on two cores. A second run in the same folder "
-    "reuses finished stages. Then: lipstream export OUT/checkpoint -o BUNDLE",
+    "Draws and renders its own data and trains the tiny student; needs the extras [training] and [people]. A second run "
+    "in the same folder reuses finished stages, and continues clips and student where an interrupted one stopped. Then: "
+    "lipstream export OUT/checkpoint -o BUNDLE",
     _add_tiny_arguments,
     _tiny,
 )
