@@ -74,9 +74,9 @@ def _sample(args: argparse.Namespace) -> Result:
 TINY = Command(
     "tiny",
     "train the tiny student from random weights",
-    "Draws and renders its own data and trains the tiny student; needs the extras [training] and [people]. A second run "
-    "in the same folder reuses finished stages, and continues clips and student where an interrupted one stopped. Then: "
-    "lipstream export OUT/checkpoint -o BUNDLE",
+    "Draws and renders its own data and trains the tiny student; needs the extras [training] and [people]. A second "
+    "run in the same folder reuses what is finished, and continues clips and student where an interrupted one stopped. "
+    "Then: lipstream export OUT/checkpoint -o BUNDLE",
     _add_tiny_arguments,
     _tiny,
 )
