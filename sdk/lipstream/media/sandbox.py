@@ -39,6 +39,9 @@ _MOST_TEXT = 1 << 16
 class SandboxedReader(VideoReader):
     """A `VideoReader` whose file is decoded in a limited process, anew for each iteration.
 
+    Processes are started as by `multiprocessing`: a script that uses this begins its own work under
+    ``if __name__ == "__main__":``.
+
     Args:
         path: a regular file. retimed: as of `VideoReader`. limits: of the process.
         deadline: seconds for each iteration.
