@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> bool:
     agreement = []
     for voice in spoken(args.voices, unseen=True):
         for sound in SOUNDS:
-            heard = getattr(voice, sound)
-            x = features(encoder, heard)
+            waveform = getattr(voice, sound)
+            x = features(encoder, waveform)
             mouth = (np.column_stack([x, np.ones(len(x))]) @ read).astype(np.float32)
-            drawn = rule(heard, len(mouth))
+            drawn = rule(waveform, len(mouth))
             rows["encoder", sound].append(correlations(mouth, voice.mouth))
             rows["rule", sound].append(correlations(drawn, voice.mouth))
             if sound == "clean":

@@ -1,4 +1,4 @@
-"""Real clips, whose mouths nobody prescribes: does the mouth follow the loudness of a new voice, and only that?"""
+"""Real clips, without a known true mouth: does the mouth follow the loudness of a new voice, and only that?"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action", choices=("new", "list", "remove"), help="make a key, show what is kept, or remove one"
     )
-    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="of the key: who has it, or for what")
+    parser.add_argument("name", metavar="NAME", nargs="?", default="", help="of the key: its client or its purpose")
     parser.add_argument("--file", type=Path, required=True, help="file of keys; made if there is none")
     parser.add_argument(
         "--scope",

@@ -87,11 +87,11 @@ class SandboxedReader(VideoReader):
         return self._defects
 
     def stop(self) -> None:
-        """End decoding; whoever iterates gets MediaOpenError. From any thread."""
+        """End decoding; the thread that iterates gets MediaOpenError. From any thread."""
         self._stopped.set()
 
     def close(self) -> None:
-        """End all processes. Nobody may iterate any more; may be called again."""
+        """End all processes. Frames must not be iterated any more; may be called again."""
         self._stopped.set()
         for decoder in (*self._running, *self._iterating):
             decoder.close()

@@ -76,20 +76,20 @@ class Gate:
         if scope["type"] == "lifespan":
             return await self._app(scope, receive, send)
         send = _with_headers(send)
-        path = _path(scope)
+        request, path = HTTPConnection(scope), _path(scope)
         try:
             if "//" in path or not path.isprintable():  # routing would take it for another one
                 raise ProtocolError("an address that does not exist", expected="docs/protocol.md")
             scope["lipstream.key"] = ""
-            scope["lipstream.key"] = self._admit(HTTPConnection(scope), path, websocket=scope["type"] == "websocket")
+            scope["lipstream.key"] = self._admit(request, path, websocket=scope["type"] == "websocket")
             if scope["type"] == "http":
                 most = self._state.settings.upload_mb << 20 if path == UPLOAD else SMALL
-                body = _Body(receive, most, declared=HTTPConnection(scope).headers.get("content-length", ""))
+                body = _Body(receive, most, declared=request.headers.get("content-length", ""))
                 receive = body.receive if path == UPLOAD else _replayed(await body.whole(), receive)
         except LipStreamError as error:
             self._state.log_refusal(error)
             if self._audited.take(""):  # else anybody could fill the disk
-                self._state.audit.write("refused", who(HTTPConnection(scope)), path=path[:100], code=error.code)
+                self._state.audit.write("refused", who(request), path=path[:100], code=error.code)
             return await _deny(error, scope, receive, send)
         await self._app(scope, receive, send)
 

@@ -56,9 +56,10 @@ class FrameCompositor:
         memory.upload_mask(lane, staged.first)
         lane.upload(memory.device.at["inputs"], staged.inputs)
         lane.upload(memory.device.at["samples"], staged.samples)
+        place = {name: memory.device.at["inputs"] + offset for name, offset in staged.layout.at.items()}
         for index, overlay in enumerate(staged.overlays):
             if overlay is not None:
-                self._composite(lane, memory, staged, index, overlay, pictures + index * size * size * 3)
+                self._composite(lane, memory, staged, place, index, overlay, pictures + index * size * size * 3)
         lane.download(staged.results, memory.device.at["samples"])
 
     def forget(self) -> None:
@@ -71,12 +72,19 @@ class FrameCompositor:
         return [] if staged is None else staged.patches
 
     def _composite(
-        self, lane: Lane, memory: _Memory, staged: _Staged, index: int, overlay: Overlay, generated: int
+        self,
+        lane: Lane,
+        memory: _Memory,
+        staged: _Staged,
+        place: dict[str, int],
+        index: int,
+        overlay: Overlay,
+        generated: int,
     ) -> None:
+        """Enqueue one overlay. `place`: addresses of the staged inputs, by name. `generated`: that of its crop."""
         kernels, stream, at = self._resources.kernels, int(lane.handle), memory.device.at
         mask, filter = overlay.mask, overlay.filter
         size, cells = len(mask.alpha), len(mask.trusted)
-        place = {name: at["inputs"] + offset for name, offset in staged.layout.at.items()}
         kernels.colour_offset(
             at["offset"], generated, place[f"wanted.{index}"], at["trusted"], size=size, cells=cells, stream=stream
         )
