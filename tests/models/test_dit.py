@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from lipstream_models import STUDENTS, CausalDiT, ClipAttention, StudentConfig
 from lipstream_models.dit import RMSNorm
 from numpy.typing import NDArray
 from torch import Tensor
-from toys import CONFIG, toy_student, toy_text
+from toys import CONFIG, randomise, toy_student, toy_text
 
 
 def released_tensors(dim: int, ffn: int, layers: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -104,6 +105,33 @@ def test_rms_norm_rounds_before_the_weight() -> None:
     y = x.double() / (x.double().square().mean(-1, keepdim=True) + 1e-6).sqrt()
     wanted = (y.bfloat16().double() * norm.weight.double()).bfloat16()
     assert (norm(x) == wanted).float().mean() > 0.99
+
+
+def test_a_refined_student_predicts_the_reference_frame_until_it_is_trained() -> None:
+    """And then any latent pixel depends on those of neighbouring tokens, whose borders it cannot see otherwise."""
+    config = replace(CONFIG, refine=5)
+    torch.manual_seed(0)
+    student = CausalDiT(config).eval().requires_grad_(False)
+    c = config.latent_channels
+    latent, condition = torch.randn(1, c, 3, 4, 6), torch.randn(1, 3 * c + 1, 3, 4, 6)
+    audio, t = torch.randn(1, 12, config.audio_dim), torch.full((1, 3), 0.999)
+    attend = ClipAttention(config, 3, causal=True)
+
+    def velocity() -> Tensor:
+        found: Tensor = student(latent, condition, audio, t, student.text_kv(toy_text(config)[None]), attend)
+        return found
+
+    torch.testing.assert_close(velocity(), latent - condition[:, :c])
+    randomise(student)
+    assert student.refinement is not None
+    features = torch.zeros(1, 5, 1, 4, 6, requires_grad=True)
+    found = student.refinement(features, latent[:, :, :1], condition[:, :, :1])
+    (slope,) = torch.autograd.grad(found[0, :, 0, 0, 2].sum(), features)  # the pixel right of a token's border
+    assert slope[0, :, 0, 0, 1].abs().max() > 0
+    gate = (found - student.refinement(features, torch.zeros_like(latent[:, :, :1]), condition[:, :, :1])) / latent[
+        :, :, :1
+    ]
+    assert 0.01 < (gate - 1).abs().max() < 2
 
 
 def test_unpatchify_puts_rows_columns_and_channels_where_the_released_head_has_them() -> None:

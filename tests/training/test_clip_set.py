@@ -42,7 +42,7 @@ def test_an_interrupted_run_continues_and_gives_the_same_clips(tmp_path: Path, m
     assert made == [2, 3, 4]  # two were saved
     for name in ("target", "reference", "identity", "audio", "mouth"):
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    assert found.target.shape == (5, 5, 64, 64, 3)
+    assert found.target.shape == (5, 5, *TINY.crop_size, 3)
     assert found.audio.shape == (5, LOOKBACK + 5 * SAMPLES_PER_FRAME + LOOKAHEAD)
     assert len({clip.tobytes() for clip in found.target}) == 5
     made.clear()

@@ -43,7 +43,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of random weights."""
     config = STUDENTS["tiny"]
     torch.manual_seed(0)
-    masks = {"pixel": mouth_mask(64), "latent": latent_mask(64, 4), "composite": compositing_mask(64)}
+    size = config.crop_size[0]
+    masks = {"pixel": mouth_mask(size), "latent": latent_mask(size, 4), "composite": compositing_mask(size)}
     tensors = {name: torch.from_numpy(mask) for name, mask in masks.items()}
     text = torch.randn(config.text_len, config.text_dim)
     folder = tmp_path_factory.mktemp("base")
@@ -94,7 +95,7 @@ def test_the_log_has_samples(stages: Path) -> None:
     assert {"sample/0", "sample/1"} <= set(log.Tags()["images"])
     frames = list(VideoReader(stages / "forcing" / "samples" / "0000002.mp4"))
     assert len(frames) == 81
-    assert frames[0].shape == (128, 128, 3)  # two clips beside each other, generated above filmed
+    assert frames[0].shape == (192, 192, 3)  # two clips beside each other, generated above filmed
     assert "loss" in log.Tags()["scalars"]
 
 
@@ -138,7 +139,7 @@ def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
     torch.testing.assert_close(cut.audio, whole.audio[:, :24])
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
-        video = torch.zeros(1, 4 * latents.shape[2] - 3, 3, 64, 64)
+        video = torch.zeros(1, 4 * latents.shape[2] - 3, 3, *config.crop_size)
         video += torch.linspace(0, 1, video.shape[1]).view(1, -1, 1, 1, 1)
         return video
 

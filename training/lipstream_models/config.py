@@ -25,13 +25,14 @@ class StudentConfig:
         dim, ffn_dim, num_heads, num_layers: transformer sizes; ``dim / num_heads`` is the head dimension, even.
         window, sink: latent frames attended, and how many of them are the stream's first ones.
         chunk_frames: latent frames generated at once.
-        latent_size: (height, width) of a latent frame; both even.
+        latent_size: (height, width) of a latent frame; multiples of the patch.
         latent_channels: channels of the codec's latent.
         spatial, temporal: video pixels per latent pixel along each axis; video frames per latent frame.
         crop_box: (left, top, right, bottom) of the crop on the 420 x 560 alignment canvas.
         sequence: what the last `latent_channels` of the condition hold: "reference", the unmasked driving video, or
             "masked", the driving video with the mouth hidden, so that the student cannot copy the old mouth.
         text_dim, text_len: width and rows of the (constant) prompt embedding.
+        refine: channels of the convolutions after the head (`Refinement`); 0: none, as in the published students.
         audio_dim: audio features per video frame. audio_hidden: width to which AudioPack projects four frames.
         t_list: times of the denoising passes, noisiest first, ending in 0.
     """
@@ -50,6 +51,7 @@ class StudentConfig:
     crop_box: tuple[float, float, float, float] = (0.0, 0.0, 420.0, 560.0)
     sequence: str = "reference"
     patch: tuple[int, int, int] = (1, 2, 2)
+    refine: int = 0
     freq_dim: int = 256
     text_dim: int = 4096
     text_len: int = 512
@@ -116,10 +118,13 @@ STUDENTS: dict[str, StudentConfig] = {
         ffn_dim=576,
         num_heads=3,
         num_layers=8,
-        latent_size=(16, 16),
+        latent_size=(24, 24),
+        latent_channels=24,
         spatial=4,
         crop_box=(58.0, 248.0, 362.0, 552.0),
         sequence="masked",
+        patch=(1, 3, 3),
+        refine=32,
         text_dim=32,
         text_len=4,
         audio_dim=64,
@@ -144,5 +149,11 @@ STUDENTS: dict[str, StudentConfig] = {
     "14b": StudentConfig(dim=5120, ffn_dim=13824, num_heads=40, num_layers=40),
 }
 TINY_TAEHV = TAEHVConfig(
-    encoder="linear", decoder_widths=(80, 64, 32, 16), spatial=4, memory_blocks=2, upsample="shuffle", clamp=30.0
+    encoder="linear",
+    decoder_widths=(80, 64, 32, 16),
+    latent_channels=24,
+    spatial=4,
+    memory_blocks=2,
+    upsample="shuffle",
+    clamp=30.0,
 )

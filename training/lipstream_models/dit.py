@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .config import StudentConfig
-from .layers import Conv3d, LayerNorm, Linear
+from .layers import Conv2d, Conv3d, LayerNorm, Linear
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q, k, v), each [B, N, H, D] before any rotation -> attention output [B, N, H, D]."""
@@ -145,16 +145,48 @@ class Head(nn.Module):
         super().__init__()
         patch = config.patch[0] * config.patch[1] * config.patch[2]
         self.norm = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
-        self.head = Linear(config.dim, patch * config.latent_channels)
+        self.head = Linear(config.dim, patch * (config.refine or config.latent_channels))
         self.modulation = nn.Parameter(torch.randn(1, 2, config.dim) / config.dim**0.5)
 
     def forward(self, x: Tensor, t_emb: Tensor) -> Tensor:
-        """x [B, F, T, dim], t_emb [B, F, dim] -> [B, F, T, patch * channels]."""
+        """x [B, F, T, dim], t_emb [B, F, dim] -> [B, F, T, patch * channels]; the channels are `refine`, if not 0."""
         return self.modulated(x, *_with_factors(self.modulation + t_emb.unsqueeze(2)))
 
     def modulated(self, x: Tensor, shift: Tensor, factor: Tensor) -> Tensor:
         """`forward`, with shift and factor computed."""
         return cast(Tensor, self.head(modulated(self.norm, x, shift, factor)))
+
+
+class Refinement(nn.Module):
+    """Velocity from the features that the head gives each latent pixel, by convolutions across the borders of tokens.
+
+    Tokens are predicted one by one: without it their borders show. The velocity is ``(1 + gate) * noisy latent -
+    reference frame - value``; untrained, gate and value are 0, so that the student predicts the reference frame.
+    """
+
+    def __init__(self, config: StudentConfig) -> None:
+        super().__init__()
+        self.channels, width = config.latent_channels, config.refine
+        self.enter = Conv2d(width + 2 * self.channels + 1, width, 3, padding=1)
+        self.inner = nn.Sequential(
+            nn.GELU(approximate="tanh"),
+            Conv2d(width, width, 3, padding=1),
+            nn.GELU(approximate="tanh"),
+            Conv2d(width, width, 3, padding=1),
+        )
+        self.leave = Conv2d(width, 2 * self.channels, 3, padding=1)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(cast(Tensor, self.leave.bias))
+
+    def forward(self, features: Tensor, latent: Tensor, condition: Tensor) -> Tensor:
+        """features [B, R, F, h, w], latent [B, C, F, h, w], condition [B, 3 C + 1, F, h, w] -> velocity as latent."""
+        given = torch.cat([features, condition[:, : 2 * self.channels + 1]], dim=1)
+        x = self.enter(given.transpose(1, 2).flatten(0, 1))
+        gate, value = self.leave(x + self.inner(x)).chunk(2, dim=1)
+        gate, value = (
+            torch.unflatten(y, 0, (latent.shape[0], -1)).transpose(1, 2).to(latent.dtype) for y in (gate, value)
+        )
+        return (1 + gate) * latent - condition[:, : self.channels] - value
 
 
 class AudioPack(nn.Module):
@@ -190,6 +222,7 @@ class CausalDiT(nn.Module):
         self.time_projection = nn.Sequential(nn.SiLU(), Linear(dim, 6 * dim))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.head = Head(config)
+        self.refinement = Refinement(config) if config.refine else None
         self.audio_proj = AudioPack(config)
         self.audio_cond_projs = nn.ModuleList(Linear(config.audio_hidden, dim) for _ in config.audio_layers)
 
@@ -241,6 +274,11 @@ class CausalDiT(nn.Module):
         x = x.reshape(batch, frames, rows, columns, ph, pw, -1)
         return x.permute(0, 6, 1, 2, 4, 3, 5).reshape(batch, -1, frames, rows * ph, columns * pw)
 
+    def _velocity(self, x: Tensor, latent: Tensor, condition: Tensor) -> Tensor:
+        """Output of the head -> velocity [B, C, F, h, w]."""
+        found = self.unpatchify(x)
+        return self.refinement(found, latent, condition) if self.refinement is not None else found
+
     def _run(self, x: Tensor, audio: Tensor, run: Callable[[int, Tensor], Tensor]) -> Tensor:
         """Run all blocks on tokens `x`, in the residual's type, with `run`: (layer, tokens) -> tokens."""
         added = self.audio(audio)
@@ -275,7 +313,7 @@ class CausalDiT(nn.Module):
             return cast(Tensor, checkpoint(*given, use_reentrant=False) if again else given[0](*given[1:]))
 
         x = self._run(self.embed(latent, condition).to(e.dtype), audio, run)
-        return self.unpatchify(self.head(x, t_emb))
+        return self._velocity(self.head(x, t_emb), latent, condition)
 
     def denoise(
         self,
@@ -298,7 +336,7 @@ class CausalDiT(nn.Module):
             return self.layers[i].modulated(x, rows[6 * i : 6 * i + 6], text_kv[i], partial(attend, i))
 
         x = self._run(self._tokens(latent, condition, modulation), audio[None], run)
-        return self.unpatchify(self.head.modulated(x, *rows[-2:]))[0]
+        return self._velocity(self.head.modulated(x, *rows[-2:]), latent[None], condition[None])[0]
 
     def context(
         self,

@@ -126,6 +126,18 @@ def _carry(layer: nn.Conv2d, source: int, target: int, factor: float) -> None:
     layer.weight[target, source, 1, 1] = factor
 
 
+def linear_decoder(model: TAEHV) -> Callable[[Tensor], Tensor]:
+    """The inverse of the linear encoder of `model`: latents [N, C, h, w] -> pictures [N, 4, 3, s h, s w]."""
+    weight = cast(LinearEncoder, model.encoder[0]).conv.weight.detach()
+    back = weight / weight.square().sum((1, 2, 3), keepdim=True)  # its rows are orthogonal
+
+    def decode(latents: Tensor) -> Tensor:
+        pixels = F.conv_transpose2d(latents, back, stride=model.config.spatial)
+        return torch.unflatten(pixels, 1, (TEMPORAL, 3)) + 0.5
+
+    return decode
+
+
 @torch.no_grad()
 def encode_clip(
     model: TAEHV | WanVAE, frames: Frames, mask: Tensor | None = None, *, piece: int | None = None
@@ -169,7 +181,7 @@ class DecoderRecipe:
     sharp: float = 1.0
     sharp_from: float = 0.2
     grid: float = 3.0
-    token: int = 2
+    token: int = 3
 
 
 class Critic(nn.Module):

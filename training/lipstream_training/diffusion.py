@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lipstream_models import CausalDiT, ClipAttention
+from lipstream_models import CausalDiT, ClipAttention, StudentConfig
 from lipstream_models.condition import assemble_condition
 from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .codec import border_error, picture_loss
 from .optim import Average, Descent, Resume
 
 
@@ -58,6 +59,9 @@ class StudentRecipe:
         audio_noise: on the audio features.
         probe: weight of the loss of `MouthProbe`.
         edges: weight of the loss on differences between neighbouring latents, which is large for a blur.
+        pixels: weight of `picture_loss` and `border_error` of the decoded lips, if there is a decoder; of it, `detail`
+            and `grid` are the weights of the local edge strength and of the borders of tokens. `pictures` latent frames
+            of a batch are decoded.
     """
 
     steps: int
@@ -70,17 +74,27 @@ class StudentRecipe:
     audio_noise: float = 0.05
     probe: float = 1.0
     edges: float = 0.5
+    pixels: float = 2.0
+    detail: float = 2.0
+    grid: float = 1.0
+    pictures: int = 24
 
 
 @torch.no_grad()
 def start_as_identity(model: CausalDiT, level: float = 8.0, constants: int = 32) -> None:
     """Make the untrained `model` predict the first frame (the first channels of the condition) as clean latent.
 
-    At t near 1 the velocity towards that frame is the noisy latent minus the frame. One channel per value of a patch
-    carries that difference from the embedding to the head; `constants` channels of plus and minus `level` keep the norm
-    before the head from rescaling it. Time and prompt start with small weights; audio is added to the other channels.
+    A student with a `Refinement` does so by itself. Without one: at t near 1 the velocity towards that frame is the
+    noisy latent minus the frame. One channel per value of a patch carries that difference from the embedding to the
+    head; `constants` channels of plus and minus `level` keep the norm before the head from rescaling it; audio is added
+    to the other channels. Time and prompt start with small weights.
     """
+    for layer in (model.time_embedding[-1], *(block.cross_attn.o for block in model.layers)):
+        for parameter in layer.parameters():
+            parameter.mul_(0.05)
     config = model.config
+    if config.refine:
+        return
     c, patch = config.latent_channels, config.patch
     carried = c * patch[1] * patch[2]
     assert carried + constants <= config.dim, "the student is too narrow to start as an identity"
@@ -101,9 +115,6 @@ def start_as_identity(model: CausalDiT, level: float = 8.0, constants: int = 32)
     head.bias.zero_()
     head.weight[range(carried), range(carried)] = variance**0.5
     model.head.modulation.zero_()
-    for layer in (model.time_embedding[-1], *(block.cross_attn.o for block in model.layers)):
-        for parameter in layer.parameters():
-            parameter.mul_(0.05)
     for layer in model.audio_cond_projs:
         for parameter in layer.parameters():
             parameter[: carried + constants] = 0
@@ -143,6 +154,7 @@ def train_student(
     seed: int,
     progress: Callable[[float], None],
     partial: Path | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> CausalDiT:
     """Train `model`, set it to the moving average of its weights, and return it.
 
@@ -153,6 +165,7 @@ def train_student(
     Args:
         progress: called with the loss after each step, also of those that a run before this one has done.
         partial: file for the state of an unfinished run, from which the next one continues.
+        decode: latents [N, C, h, w] -> pictures [N, 4, 3, s h, s w] in [0, 1], for the loss on pixels.
     """
     torch.manual_seed(seed)
     config = model.config
@@ -187,16 +200,37 @@ def train_student(
         x = add_noise(start, torch.randn_like(target), time)
         rough = recipe.context_noise * torch.rand(recipe.batch, 1, 1, 1, 1)
         x = torch.where(time == 0, x + rough * torch.randn_like(x), x)
-        error = run(x, condition, audio, t) - target
+        found = run(x, condition, audio, t)
+        error = found - target
         noisy = (time > 0).float() * weight
         across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
         edges = 0.5 * (mean(across, noisy[..., 1:]) + mean(down, noisy[..., 1:, :]))
         loss = 0.25 * mean(error.square(), noisy) + 0.5 * mean(error.abs(), noisy) + recipe.edges * edges
+        if decode is not None:
+            shown = (t > 0).nonzero()
+            shown = shown[torch.randperm(len(shown))[: recipe.pictures]]
+            loss = loss + recipe.pixels * _lip_error(config, decode, found, target, shown, recipe)
         progress(loss.item())
         descent.step(loss + recipe.probe * probe(mouth))
         average.update()
     average.apply()
     return model.eval().requires_grad_(False)
+
+
+def _lip_error(
+    config: StudentConfig,
+    decode: Callable[[Tensor], Tensor],
+    found: Tensor,
+    target: Tensor,
+    shown: Tensor,
+    recipe: StudentRecipe,
+) -> Tensor:
+    """Loss on the pixels around the lips, of the latent frames `shown` (clip, frame) [n, 2]."""
+    height, width = config.latent_size
+    down, across = slice(height // 8, 3 * height // 4), slice(width // 8, width - width // 8)  # whole tokens
+    pictures = [decode(x[shown[:, 0], :, shown[:, 1]][..., down, across]) for x in (found, target)]
+    side = config.spatial * config.patch[1]
+    return picture_loss(*pictures, detail=recipe.detail) + recipe.grid * border_error(*pictures, side)
 
 
 def velocity(

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from .audio_encoder import AudioEncoderRecipe, Spoken, speak, train_audio_encoder
 from .clip_set import ClipSet, make_clips
-from .codec import DecoderRecipe, encode_clip, fit_codec, train_decoder
+from .codec import DecoderRecipe, encode_clip, fit_codec, linear_decoder, train_decoder
 from .data.mask import compositing_mask, latent_mask, mouth_mask
 from .diffusion import Latents, StudentRecipe, generate_clips, start_as_identity, train_student
 
@@ -35,7 +35,7 @@ SIZE = CONFIG.crop_size[0]
 MODEL = {
     "name": "tiny",
     "licence": "Apache-2.0",
-    "description": "Lip Forcing's architecture at toy widths, trained on drawn faces and synthetic speech.",
+    "description": "Lip Forcing's architecture at toy widths, trained on 3D and drawn people and synthetic speech.",
 }
 
 
@@ -49,7 +49,7 @@ class TinyRecipe:
     rollouts: int = 320
     seed: int = 0
     audio_encoder: AudioEncoderRecipe = field(default_factory=AudioEncoderRecipe)
-    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=2400))
+    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=3000))
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
 
@@ -83,8 +83,10 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
     start_as_identity(model)
     with _stage(folder / "student.safetensors", model, "student", recipe.student.steps) as run:
         if run:
-            partial = folder / "student.partial.pt"
-            train_student(model, data, text, recipe.student, seed=recipe.seed, progress=run, partial=partial)
+            partial, decode = folder / "student.partial.pt", linear_decoder(taehv)
+            train_student(
+                model, data, text, recipe.student, seed=recipe.seed, progress=run, partial=partial, decode=decode
+            )
     round_to_bfloat16(model)
 
     with _stage(folder / "decoder.safetensors", taehv, "decoder", recipe.decoder.steps) as run:
