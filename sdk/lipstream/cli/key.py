@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..atomic import exclusively
+from ..errors import ConfigError, OutputError
 from .command import Command, Result, UsageError, needs_extra
 
 
@@ -27,6 +28,14 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> Result:
+    try:
+        with exclusively(args.file):  # else two commands at once would lose one of their keys
+            return _change(args)
+    except OSError as error:
+        raise OutputError(f"{args.file.parent} cannot be used: {error.strerror}", fix="try again later") from error
+
+
+def _change(args: argparse.Namespace) -> Result:
     from datetime import UTC, datetime, timedelta
 
     with needs_extra("lipstream key", "server"):

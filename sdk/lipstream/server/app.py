@@ -23,6 +23,7 @@ from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import SlowClientError, UnavailableError
 from .access import TICKET_SECONDS, TOKEN
+from .addresses import network_of
 from .failures import add_handlers
 from .frame_encoder import JpegEncoder
 from .gate import Gate, who
@@ -142,7 +143,7 @@ def create_app(settings: Settings) -> FastAPI:
         if state.references is None:
             raise state.refusal() or UnavailableError("the server is warming up", label="warming_up")
         client = who(request)
-        owner = client.key if client.key not in ("", TOKEN) else client.address
+        owner = client.key if client.key not in ("", TOKEN) else network_of(client.address)
         try:
             name, prepared = await state.references.upload(request.stream(), owner, request.is_disconnected)
         except ClientDisconnect:

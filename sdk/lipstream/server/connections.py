@@ -10,6 +10,8 @@ from typing import Any
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
+from .addresses import network_of
+
 try:
     import resource
 except ImportError:  # Windows
@@ -25,7 +27,8 @@ def guarded(most: int, by_address: int, trusted: str = "") -> type[H11Protocol]:
 
     Args:
         most: connections in all; at most half of the descriptors that the process may have.
-        by_address: of one address, except the proxies `trusted`: addresses and networks, separated by commas; "*": all.
+        by_address: of one client (`network_of`), except the proxies `trusted`: addresses and networks, separated by
+            commas; "*": all.
     """
     proxies = [_network(text.strip()) for text in trusted.split(",") if text.strip()]
 
@@ -46,7 +49,8 @@ def guarded(most: int, by_address: int, trusted: str = "") -> type[H11Protocol]:
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
             address = self.client[0] if self.client else ""
-            of_it = sum(_address(other) == address for other in self.connections)
+            network = network_of(address)
+            of_it = sum(network_of(_address(other)) == network for other in self.connections)
             if len(self.connections) > most or (of_it > by_address and not is_trusted(address)):
                 LOG.info("refused a connection: %d are open, %d of this address", len(self.connections) - 1, of_it - 1)
                 transport.abort()

@@ -26,6 +26,7 @@ from ..errors import (
     TokenError,
     UploadTooLargeError,
 )
+from .addresses import network_of
 from .audit import Who
 from .failures import response
 from .protocol import POLICY
@@ -95,7 +96,7 @@ class Gate:
 
     def _admit(self, request: HTTPConnection, path: str, *, websocket: bool) -> str:
         """Whose request this is, by the name of its key; raises unless it may go on. Its body is not known yet."""
-        settings, client = self._state.settings, request.client.host if request.client else ""
+        settings, client = self._state.settings, network_of(request.client.host if request.client else "")
         if path in HEALTH and not websocket:  # a supervisor addresses the machine as it likes
             return ""
         self._check_host(request.headers.get("host", ""))

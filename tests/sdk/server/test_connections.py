@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import uvicorn
 from lipstream.server import connections
+from lipstream.server.addresses import network_of
 from lipstream.server.command import listen
 from lipstream.server.connections import WebSocketProtocol, guarded
 
@@ -152,3 +153,20 @@ def test_a_request_behind_another_one_has_its_time(monkeypatch: pytest.MonkeyPat
         writer.close()
 
     serve(client)
+
+
+@pytest.mark.parametrize(
+    ("address", "network"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("2001:db8:1:2::9", "2001:db8:1:2::/64"),
+        ("2001:db8:1:3::9", "2001:db8:1:3::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("testclient", "testclient"),
+        ("", ""),
+    ],
+)
+def test_a_network_of_ipv6_is_one_client(address: str, network: str) -> None:
+    assert network_of(address) == network

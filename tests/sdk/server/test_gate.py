@@ -167,6 +167,8 @@ def test_too_many_requests_of_one_address(app: Any) -> None:
     assert statuses.count(200) in (4, 5)
     assert statuses[-1] == 429
     assert ask(app, "GET", "/v1/ice", BEARER, client="10.0.0.2").status == 200
+    network = [ask(app, "GET", "/v1/ice", BEARER, client=f"2001:db8::{i}").status for i in range(1, 9)]
+    assert network[-1] == 429  # one client of IPv6 has as many addresses as it likes
     assert ask(app, "GET", "/v1/health/live").status == 200  # a supervisor is not refused
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lipstream.atomic import exclusively
 from lipstream.errors import ConfigError, ScopeError, TokenError
 from lipstream.server.access import Access
 from lipstream.server.app import create_app
@@ -176,3 +177,24 @@ def test_the_command(file: Path) -> None:
     assert key("remove", "nobody", status=3)["error"]["code"] == "config"
     key("remove", "crm")
     assert key("list")["keys"] == []
+
+
+def test_commands_at_once_lose_no_key(file: Path) -> None:
+    command = [sys.executable, "-m", "lipstream", "key", "new"]
+    running = [subprocess.Popen([*command, f"key-{i}", "--file", str(file)], stdout=subprocess.PIPE) for i in range(6)]
+    for process in running:
+        process.communicate(timeout=60)
+    assert [process.returncode for process in running] == [0] * 6
+    assert {key.name for key in read_keys(file)} == {f"key-{i}" for i in range(6)}
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+
+
+def test_a_folder_that_stays_locked_is_an_error(tmp_path: Path) -> None:
+    with (
+        exclusively(tmp_path / "one"),
+        pytest.raises(BlockingIOError),
+        exclusively(tmp_path / "two", seconds=0.1),
+    ):
+        pass
+    with exclusively(tmp_path / "two", seconds=0.1):
+        pass
