@@ -17,8 +17,11 @@ import secrets
 import shutil
 import stat
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from .errors import OutputError
 
 try:
     import fcntl
@@ -79,6 +82,36 @@ class Partial:
         self._lock = -1
 
 
+@contextlib.contextmanager
+def exclusively(target: Path, seconds: float = 10.0) -> Iterator[None]:
+    """Lock the folder of `target` against others that use this, to read a file and replace it by a changed one.
+
+    Where there are no such locks, nothing is locked.
+
+    Raises:
+        OSError: another process holds it for so many `seconds`.
+    """
+    descriptor = os.open(target.absolute().parent, os.O_RDONLY) if LOCKS else -1
+    try:
+        end = time.monotonic() + seconds
+        while descriptor >= 0:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(0.02)
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                break
+        yield
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
 def check_length(target: Path) -> None:
     """Raise OSError if the name of a file is longer than file systems allow."""
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
@@ -106,6 +139,28 @@ def write_file(target: Path, data: bytes | memoryview, *, mode: int | None = Non
         if mode is not None:
             path.chmod(mode)
         path.write_bytes(data)
+
+
+def write_files(contents: Mapping[Path, bytes]) -> None:
+    """Write files, each completely or not at all, and none if one of them cannot be written.
+
+    Raises:
+        OutputError: that one, by name.
+    """
+    with contextlib.ExitStack() as stack:
+        for target, data in contents.items():
+            stack.enter_context(_written(target, data))
+
+
+@contextlib.contextmanager
+def _written(target: Path, data: bytes) -> Iterator[None]:
+    """`new_file` with its content; its errors by name."""
+    try:
+        with new_file(target) as path:
+            path.write_bytes(data)
+            yield
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from error
 
 
 def sweep(parent: Path, stem: str) -> None:

@@ -87,6 +87,7 @@ def dub(
     background: Rgb,
     strict: bool,
     progress: Callable[[int, int], None] | None,
+    finish: Callable[[Path, int], None] | None,
     retimed: bool,
 ) -> DubResult:
     """Make the face in `video` speak `audio`, to its last sample: the result has ceil(audio seconds * 25) frames.
@@ -101,6 +102,8 @@ def dub(
         output: .mp4, .mov, .m4v or .mkv. codec, crf, preset, lossless, background: see `lipstream.media.VideoWriter`.
         strict: raise QualityError in place of warnings, and write no file.
         progress: called with (frames done, total frames).
+        finish: called with the complete file, which has still a hidden name, and its number of frames, to label it or
+            to write others beside it. If it raises, no file is left at `output`.
         retimed: whether the frames of `video` are resampled to 25 per second.
 
     Raises:
@@ -113,8 +116,9 @@ def dub(
     check_path("output", output)
     if audio is not None:
         check_path("audio", audio)
-    if progress is not None:
-        check_callable("progress", progress)
+    for name, callback in (("progress", progress), ("finish", finish)):
+        if callback is not None:
+            check_callable(name, callback)
     sound = AudioReader(video if audio is None else audio)
     ensure_distinct(output, video, sound.path)
     source = VideoReader(video, retimed=retimed)
@@ -171,7 +175,7 @@ def dub(
                 fix="use a better source or another codec, or leave out --strict",
             )
         with times("encode"):
-            writer.close()
+            writer.close(finish and (lambda path: finish(path, tally.frames)))
         stages = session.timings | times.read()
     return DubResult(
         output=Path(output),

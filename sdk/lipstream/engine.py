@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
+from pathlib import Path
 
 import numpy as np
 
@@ -324,11 +325,12 @@ class LipSyncEngine:
         background: Rgb = (0, 0, 0),
         strict: bool = False,
         progress: Callable[[int, int], None] | None = None,
+        finish: Callable[[Path, int], None] | None = None,
     ) -> DubResult:
         """Make the face in `video` speak `audio`, and write it to `output`.
 
         Args:
-            audio, output, codec, crf, preset, lossless, background, strict, progress: see `lipstream.dub.dub`.
+            audio, output, codec, crf, preset, lossless, background, strict, progress, finish: see `lipstream.dub.dub`.
             face, seed: see `session`.
 
         Raises:
@@ -353,6 +355,7 @@ class LipSyncEngine:
             background=background,
             strict=strict,
             progress=progress,
+            finish=finish,
             retimed=(face or FaceOptions()).retimed,
         )
 

@@ -1,7 +1,8 @@
 """Provenance of a dubbed file: a signed C2PA manifest in the file, or a JSON file beside it.
 
 In the IPTC's terms, a generated mouth in a filmed face is a composite with trained algorithmic media.
-C2PA needs `lipstream[provenance]`.
+C2PA needs `lipstream[provenance]`. Both are made while the file has still its hidden name: a file that is there is
+labelled.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
+import tempfile
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -17,25 +20,66 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .atomic import Partial, check_length, write_file
+from .atomic import check_length
 from .bundle import MANIFEST, Bundle, sha256
-from .errors import ConfigError, MissingExtraError, OutputError
+from .errors import ConfigError, MediaOpenError, MissingExtraError, OutputError
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 FORMATS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
 ALGORITHMS = ("es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519")
 
 
-def record(bundle: str | os.PathLike[str], video: Path, audio: Path | None) -> dict[str, Any]:
-    """The provenance record: program, model and sources, by name and SHA-256."""
+class Sources:
+    """The input files of a dub, seen before it begins.
+
+    Args:
+        video, audio: their paths; `audio` None for the sound of the video.
+    """
+
+    def __init__(self, video: Path, audio: Path | None) -> None:
+        self._paths = {"video": video} | ({"audio": audio} if audio is not None else {})
+        self._seen = {role: _identity(path) for role, path in self._paths.items()}
+
+    def hashes(self) -> dict[str, dict[str, str]]:
+        """Name and SHA-256 of each, by "video" and "audio".
+
+        Raises:
+            MediaOpenError: one is not the file any more that it was, or has changed.
+        """
+        found = {}
+        for role, path in self._paths.items():
+            try:
+                found[role] = {"name": path.name, "sha256": sha256(path)}
+                same = _identity(path) == self._seen[role]
+            except OSError:
+                same = False
+            if not same:
+                raise MediaOpenError(f"{path} has changed while it was read", fix="run the command again")
+        return found
+
+
+def _identity(path: Path) -> tuple[int, int, int, int] | None:
+    """What changes when a file is replaced or written to; None if it is not there."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def record(bundle: str | os.PathLike[str], sources: Sources) -> dict[str, Any]:
+    """The provenance record: program, model and sources, by name and SHA-256.
+
+    Raises:
+        MediaOpenError: see `Sources.hashes`.
+    """
     folder = Bundle.find(bundle)
-    sources = {"video": video} | ({"audio": audio} if audio is not None else {})
     return {
         "statement": "The mouth in this video is generated.",
         "digital_source_type": SOURCE_TYPE,
         "made_with": {"name": "LipStream", "version": version("lipstream")},
         "model": {"bundle": folder.name, "manifest_sha256": sha256(folder / MANIFEST)},
-        "sources": {role: {"name": path.name, "sha256": sha256(path)} for role, path in sources.items()},
+        "sources": sources.hashes(),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -57,18 +101,9 @@ def check_sidecar(output: Path) -> None:
         ) from error
 
 
-def write_sidecar(output: Path, made: dict[str, Any]) -> Path:
-    """Write the JSON file beside a finished file, with the finished file's SHA-256.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    path = sidecar(output)
-    try:
-        write_file(path, (json.dumps({**made, "sha256": sha256(output)}, indent=2) + "\n").encode())
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
-    return path
+def sidecar_of(finished: Path, made: dict[str, Any]) -> bytes:
+    """Content of the JSON file for a finished file: the record, and the file's SHA-256."""
+    return (json.dumps({**made, "sha256": sha256(finished)}, indent=2) + "\n").encode()
 
 
 class Signer:
@@ -108,30 +143,30 @@ class Signer:
                 fix="see https://opensource.contentauthenticity.org/docs/signing/prod-cert",
             ) from error
 
-    def sign(self, output: Path, made: dict[str, Any]) -> None:
-        """Add a signed manifest to a finished file; after an error the file is unchanged.
+    def sign(self, finished: Path, title: str, made: dict[str, Any]) -> None:
+        """Add a signed manifest to a finished file, in place, since its writer holds the lock of this very file.
+
+        Args:
+            title: the name that the file will have.
 
         Raises:
-            OutputError: the file cannot be written; ConfigError: the certificate is not one for signing media.
+            OSError: the disk is full. ConfigError: the certificate is not one for signing media.
         """
         import c2pa
 
-        manifest = _manifest(output.name, made["made_at"], made)
-        try:
-            partial = Partial(output)
-        except OSError as error:
-            raise OutputError(f"{output.parent} cannot be written: {error.strerror}") from error
-        try:
-            with output.open("rb") as source, partial.path.open("w+b") as signed:
-                c2pa.Builder(json.dumps(manifest)).sign(self._signer, self._format, source, signed)
-            partial.replace_target()
-        except Exception as error:
-            raise ConfigError(
-                f"{output} is complete but was not signed: {error}",
-                expected="a certificate with digitalSignature and emailProtection, chain included",
-            ) from error
-        finally:
-            partial.remove()
+        manifest = _manifest(title, made["made_at"], made)
+        with finished.open("r+b") as file, tempfile.TemporaryFile(dir=finished.parent) as signed:
+            try:
+                c2pa.Builder(json.dumps(manifest)).sign(self._signer, self._format, file, signed)
+            except Exception as error:
+                raise ConfigError(
+                    f"{title} cannot be signed: {error}",
+                    expected="a certificate with digitalSignature and emailProtection, chain included",
+                ) from error
+            signed.seek(0)
+            file.seek(0)
+            shutil.copyfileobj(signed, file, 1 << 20)
+            file.truncate()
 
 
 def _manifest(title: str, when: str, made: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from lipstream import samples
-from lipstream.atomic import Partial, write_file
+from lipstream.atomic import Partial, write_file, write_files
+from lipstream.errors import OutputError
 
 
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
@@ -92,3 +93,15 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_file(tmp_path / "out.mp4", b"new")
     assert (tmp_path / "out.mp4").read_bytes() == b"new"
     assert len([*tmp_path.iterdir()]) == 2
+
+
+@pytest.mark.parametrize("wrong", ["no/such/folder.json", "folder", "x" * 256])
+def test_of_several_files_none_is_written_if_one_cannot_be(tmp_path: Path, wrong: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "first").write_bytes(b"old")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_files({tmp_path / "first": b"new", tmp_path / wrong: b"new"})
+    assert (tmp_path / "first").read_bytes() == b"old"
+    assert {path.name for path in tmp_path.iterdir()} == {"first", "folder"}
+    write_files({tmp_path / "first": b"new", tmp_path / "second": b"too"})
+    assert [(tmp_path / name).read_bytes() for name in ("first", "second")] == [b"new", b"too"]

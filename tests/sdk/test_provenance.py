@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-from lipstream import provenance
+from lipstream import LipSyncEngine, provenance
+from lipstream.atomic import Partial, write_files
 from lipstream.cli import main
+from lipstream.errors import OutputError
 from lipstream.media import VideoReader
 
 
@@ -114,3 +117,69 @@ def test_invalid_keys_are_reported_before_the_dub(
     assert run(media, out, "--sign", chain, key) == 3
     assert not any(tmp_path.iterdir())
     assert "expected" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", ["replaced", "written to", "deleted"])
+def test_a_source_that_changes_during_the_dub_is_an_error(
+    how: str, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Else the record would name another file than the one that was dubbed."""
+    folder, speech = tmp_path / "out", tmp_path / "speech.wav"
+    folder.mkdir()
+    shutil.copy(media / "speech.wav", speech)
+    hashed = provenance.Sources.hashes
+
+    def change(self: provenance.Sources) -> dict[str, dict[str, str]]:
+        if how == "replaced":
+            shutil.copy(speech, tmp_path / "other.wav")
+            (tmp_path / "other.wav").replace(speech)
+        elif how == "written to":
+            with speech.open("ab") as file:
+                file.write(b"more")
+        else:
+            speech.unlink()
+        return hashed(self)
+
+    monkeypatch.setattr(provenance.Sources, "hashes", change)
+    arguments = ("run", media / "talk.mp4", speech, "-o", folder / "out.mp4", "--quiet", "--threads", 1)
+    assert main([str(x) for x in arguments]) == 10
+    assert "has changed" in capsys.readouterr().err
+    assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("labelled", ["signed", "beside"])
+def test_no_moment_shows_a_result_that_is_not_labelled(
+    labelled: str, media: Path, tmp_path: Path, pem: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name appears when label, sheet and record are there; a kill before leaves none of them."""
+    out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
+    options = ("--sheet", sheet, *(("--sign", *pem) if labelled == "signed" else ()))
+    seen: list[set[str]] = []
+    rename = Partial.replace_target
+
+    def replace_target(self: Partial) -> None:
+        if self.target == out and labelled == "signed":
+            with self.path.open("rb") as file, c2pa.Reader("video/mp4", file) as reader:
+                assert reader.get_validation_state() == "Valid"
+        rename(self)
+        seen.append({path.name for path in tmp_path.iterdir() if not path.name.startswith(".")})
+
+    monkeypatch.setattr(Partial, "replace_target", replace_target)
+    assert run(media, out, *options) == 0
+    assert "out.mp4" not in seen[-2]
+    assert seen[-1] == {"out.mp4", "sheet.png"} | ({"out.mp4.provenance.json"} if labelled == "beside" else set())
+
+
+def test_a_sheet_that_cannot_be_written_leaves_nothing(media: Path, tmp_path: Path) -> None:
+    """Here the folder of the sheet disappears during the dub."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    engine = LipSyncEngine.load("tiny", threads=1)
+
+    def finish(finished: Path, frames: int) -> None:
+        gone.rmdir()
+        write_files({tmp_path / "record.json": b"{}", gone / "sheet.png": b"picture"})
+
+    with pytest.raises(OutputError, match=r"sheet\.png cannot be written"):
+        engine.dub(media / "talk.mp4", media / "speech.wav", tmp_path / "out.mp4", finish=finish)
+    assert not any(tmp_path.iterdir())

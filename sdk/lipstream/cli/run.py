@@ -79,8 +79,10 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(args: argparse.Namespace) -> Result:
     from .. import provenance
+    from ..atomic import write_files
     from ..engine import LipSyncEngine
     from ..face import FaceOptions
+    from ..media.contact_sheet import contact_sheet
 
     _check_files(args, provenance.sidecar(Path(args.output)))
     signer = None
@@ -90,6 +92,22 @@ def _run(args: argparse.Namespace) -> Result:
     elif not args.no_sidecar:
         provenance.check_sidecar(Path(args.output))
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
+    sources = provenance.Sources(Path(args.video), Path(args.audio) if args.audio else None)
+
+    def finish(finished: Path, frames: int) -> None:
+        """Sign the result; write what belongs beside it, and give it its name when all of it is there."""
+        output = Path(args.output)
+        beside: dict[Path, bytes] = {}
+        if signer or not args.no_sidecar:
+            made = provenance.record(args.bundle, sources)
+            if signer:
+                signer.sign(finished, output.name, made)
+            else:
+                beside[provenance.sidecar(output)] = provenance.sidecar_of(finished, made)
+        if args.sheet:
+            beside[Path(args.sheet)] = contact_sheet(Path(args.video), finished, frames=frames)
+        write_files(beside)
+
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
             args.video,
@@ -104,18 +122,9 @@ def _run(args: argparse.Namespace) -> Result:
             background=_colour(args.background),
             strict=args.strict,
             progress=progress,
+            finish=finish,
         )
     args.written.append(result.output)
-    if signer or not args.no_sidecar:
-        made = provenance.record(args.bundle, Path(args.video), Path(args.audio) if args.audio else None)
-        if signer:
-            signer.sign(result.output, made)
-        else:
-            args.written.append(provenance.write_sidecar(result.output, made))
-    if args.sheet:
-        from ..media.contact_sheet import contact_sheet
-
-        contact_sheet(Path(args.video), result.output, Path(args.sheet), frames=result.frames)
     report = summary(result)
     return Result(report, describe(report), result.warnings)
 
@@ -167,7 +176,7 @@ def _add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _demo(args: argparse.Namespace) -> Result:
-    from ..atomic import write_file
+    from ..atomic import write_file, write_files
     from ..engine import LipSyncEngine
     from ..media.contact_sheet import contact_sheet
 
@@ -182,9 +191,9 @@ def _demo(args: argparse.Namespace) -> Result:
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(samples.FACE, samples.SPEECH, out / "demo.mp4", preset="veryfast", progress=progress)
     args.written.append(result.output)
-    contact_sheet(samples.FACE, result.output, sheet, frames=result.frames)
     report = summary(result)
-    write_file(numbers, (json.dumps(report, indent=2) + "\n").encode())
+    picture = contact_sheet(samples.FACE, result.output, frames=result.frames)
+    write_files({sheet: picture, numbers: (json.dumps(report, indent=2) + "\n").encode()})
     text = f"{describe(report)}\n{sheet}: source above, result below; {numbers}: these numbers"
     return Result(report, text, result.warnings)
 

@@ -10,24 +10,19 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..atomic import write_file
-from ..errors import OutputError
 from . import FPS, AudioReader, FrameLoop, Picture, VideoReader
 
 _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
 
 
 def contact_sheet(
-    source: Path, result: Path, sheet: Path, *, frames: int | None = None, columns: int = 8, width: int = 200
-) -> None:
-    """Write a PNG of `columns` frames of `result`, evenly spaced, each above its position in the waveform.
+    source: Path, result: Path, *, frames: int | None = None, columns: int = 8, width: int = 200
+) -> bytes:
+    """A PNG of `columns` frames of `result`, evenly spaced, each above its position in the waveform.
 
     Args:
         source: the video that was dubbed. frames: number of frames of the result; None to count them first.
         width: of one picture, pixels.
-
-    Raises:
-        OutputError: the picture cannot be written.
     """
     total = sum(1 for _ in VideoReader(result).pictures()) if frames is None else frames
     moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
@@ -35,10 +30,7 @@ def contact_sheet(
     sources = _pick((frame for _, frame in FrameLoop(VideoReader(source), total)), moments, width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
     _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
-    try:
-        write_file(sheet, data.tobytes())
-    except OSError as error:
-        raise OutputError(f"{sheet} cannot be written: {error.strerror}") from error
+    return data.tobytes()
 
 
 def _pick(video: Iterable[Picture], wanted: list[int], width: int) -> list[NDArray[np.uint8]]:

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -174,8 +174,13 @@ class VideoWriter:
             self._audio.push(checked)
             self._audio.encode_until(self._frames / self.rate)
 
-    def close(self) -> None:
-        """Finish the file and rename it to `path`. May be called again."""
+    def close(self, finish: Callable[[Path], None] | None = None) -> None:
+        """Finish the file and rename it to `path`. May be called again.
+
+        Args:
+            finish: called with the complete file, which has still its hidden name, and may change its content. If it
+                raises, no file is left.
+        """
         if not self._remove.alive:
             return
         if not self._frames:
@@ -190,6 +195,8 @@ class VideoWriter:
                     packet.dts = packet.pts
             self._container.mux(packets)
             self._container.close()
+            if finish is not None:
+                finish(self._partial.path)
             self._partial.replace_target()
             self._remove.detach()
             self._partial.release()
