@@ -1,6 +1,6 @@
 """Does the server work behind a proxy, on a network that loses packets, for a long time?
 
-`lipstream serve --root-path /avatar` runs behind nginx, with TLS and the configuration of docs/proxies.md. Clients
+`lipstream serve --root-path /avatar` runs behind nginx, with TLS and examples/nginx.conf. Clients
 reach it through a link that delays each packet by --delay +- --jitter and loses --loss of them, in each direction
 (lossy_network.py). One session follows the other, over a WebSocket and over WebRTC in turn, whose sound and pictures do
 not go through nginx; one in three is interrupted while it speaks. Clients use a token, a ticket, an origin and an
@@ -53,18 +53,12 @@ error_log {folder}/nginx-errors.log;
 worker_processes 1;
 events {{}}
 http {{
-    access_log off;
     client_body_temp_path {folder}/body;
     proxy_temp_path {folder}/proxy;
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
-    server {{
-        listen {port} ssl;
-        ssl_certificate {folder}/certificate.pem;
-        ssl_certificate_key {folder}/key.pem;
-{location}
-    }}
+    include {folder}/lipstream.conf;
 }}
 """
 
@@ -78,11 +72,17 @@ class Proxied:
     log: Path
 
 
-def documented_location() -> str:
-    """nginx's configuration in docs/proxies.md."""
-    found = re.search(rf"^    location {PATH}/ {{$.*?^    }}$", (ROOT / "docs/proxies.md").read_text(), re.M | re.S)
-    assert found, f"docs/proxies.md has no `location {PATH}/`"
-    return found.group()
+def shipped_configuration(folder: Path) -> str:
+    """examples/nginx.conf with the port, and files in `folder`."""
+    text = (ROOT / "examples/nginx.conf").read_text()
+    for shipped, here in (
+        ("listen 443 ssl;", f"listen {PORT} ssl;"),
+        ("/etc/ssl/lipstream/", f"{folder}/"),
+        ("/var/log/nginx/lipstream.log", f"{folder}/access.log"),
+    ):
+        assert shipped in text, f"examples/nginx.conf has no {shipped}"
+        text = text.replace(shipped, here)
+    return text
 
 
 @contextmanager
@@ -100,7 +100,8 @@ def proxied(network: LossyNetwork, folder: Path, *options: str) -> Iterator[Prox
         capture_output=True,
     )
     configuration = folder / "nginx.conf"
-    configuration.write_text(NGINX.format(folder=folder, port=PORT, location=documented_location()))
+    configuration.write_text(NGINX.format(folder=folder))
+    (folder / "lipstream.conf").write_text(shipped_configuration(folder))
     token = secrets.token_hex()
     serve = ["env", f"LIPSTREAM_TOKEN={token}", sys.executable, "-m", "lipstream", "serve", "--root-path", PATH]
     serve.append("--behind-proxy")

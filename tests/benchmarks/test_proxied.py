@@ -77,11 +77,23 @@ def test_sound_that_comes_back_in_part() -> None:
     assert recognised(sound, np.concatenate([sound[2 * 48_000 :], sound[: 2 * 48_000]])) < 1, "another order"
 
 
-def test_nginx_is_configured_as_documented() -> None:
-    location = proxied.documented_location()
-    assert location in proxied.NGINX.format(folder="/f", port=1, location=location)
+def test_nginx_is_configured_as_shipped(tmp_path: Path) -> None:
+    shipped = proxied.shipped_configuration(tmp_path)
     for needed in ("proxy_buffering off", "X-Forwarded-Proto $scheme", "Upgrade $http_upgrade", "Host $http_host"):
-        assert needed in location
+        assert needed in shipped
+    assert "/etc/" not in shipped.partition("listen")[2]
+    assert "$request " not in shipped.partition("log_format")[2].partition(";")[0]  # it has queries, with tickets
+
+
+@pytest.mark.skipif(not shutil.which("nginx"), reason="needs nginx")
+def test_nginx_takes_the_shipped_configuration(tmp_path: Path) -> None:
+    names = ["-keyout", "key.pem", "-out", "certificate.pem", "-nodes", "-subj", "/CN=x", "-newkey", "rsa:2048"]
+    subprocess.run(["openssl", "req", "-x509", *names], cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "lipstream.conf").write_text(proxied.shipped_configuration(tmp_path))
+    (tmp_path / "nginx.conf").write_text(proxied.NGINX.format(folder=tmp_path))
+    command = ["nginx", "-t", "-c", str(tmp_path / "nginx.conf"), "-e", str(tmp_path / "errors.log")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
