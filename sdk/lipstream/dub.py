@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .face import Doubt
 from .media import FPS, AudioReader, VideoReader, VideoWriter, ensure_distinct, to_float
 from .media.audio import silence
 from .media.picture import Rgb
+from .media.sandbox import FILES, SandboxedAudioReader, SandboxedReader
 from .media.threads import may_overlap
 from .media.video_codec import VideoCodec
 from .session import Frame, LipSyncSession
@@ -88,6 +90,7 @@ def dub(
     strict: bool,
     progress: Callable[[int, int], None] | None,
     finish: Callable[[Path, int], None] | None,
+    sandbox: bool,
     retimed: bool,
 ) -> DubResult:
     """Make the face in `video` speak `audio`, to its last sample: the result has ceil(audio seconds * 25) frames.
@@ -104,6 +107,7 @@ def dub(
         progress: called with (frames done, total frames).
         finish: called with the complete file, which has still a hidden name, and its number of frames, to label it or
             to write others beside it. If it raises, no file is left at `output`.
+        sandbox: decode both files in processes of their own, which have limits and no network (`media.sandbox`).
         retimed: whether the frames of `video` are resampled to 25 per second.
 
     Raises:
@@ -119,80 +123,85 @@ def dub(
     for name, callback in (("progress", progress), ("finish", finish)):
         if callback is not None:
             check_callable(name, callback)
-    sound = AudioReader(video if audio is None else audio)
+    spoken = video if audio is None else audio
+    sound = SandboxedAudioReader(spoken, limits=FILES, deadline=math.inf) if sandbox else AudioReader(spoken)
     ensure_distinct(output, video, sound.path)
-    source = VideoReader(video, retimed=retimed)
-    rate = sound.info.rate
-    # On one clock, that of the files' starts: the picture, or silence, begins earlier.
-    before = source.info.start_time - sound.info.start_time
-    held = math.floor(before * FPS) if 0 < before < _MOST_APART else 0
-    source.hold_first(held)
-    late = round((held / FPS - before) * rate) if abs(before) < _MOST_APART else 0
-    # Read it once to count and check the samples: lengths in headers are often wrong.
-    samples = late + sum(len(to_float(block)) for block in sound)
-    total = -(-samples * FPS // rate)
-    if samples * FPS < rate:
-        raise AudioTooShortError(
-            f"{sound.path} has {max(samples, 0) / rate * 1000:.0f} ms of sound",
-            expected=f"at least {1000 // FPS} ms, one video frame",
-        )
-
-    tally, times = _Tally(), StageTimes()
-    # Open the writer first, so that an output that cannot be written fails before the slow steps.
-    with VideoWriter(
-        output,
-        source.info.width,
-        source.info.height,
-        audio_rate=rate,
-        audio_channels=sound.info.channels,
-        codec=codec,
-        crf=crf,
-        preset=preset,
-        lossless=lossless,
-        background=background,
-        format=source.info.format,
-        hdr=source.info.hdr,
-        sample_aspect_ratio=source.info.sample_aspect_ratio,
-    ) as writer:
-        with (
-            open_session(source, total) as session,
-            Ahead(_frames(session, _shifted(sound, late, samples), rate), _AHEAD if may_overlap() else 0) as frames,
-        ):
-            for frame in frames:
-                check_running()
-                tally.first_frame = tally.first_frame or time.perf_counter() - start
-                with times("encode"):
-                    writer.write(frame.picture)
-                    writer.write_audio(frame.audio)
-                tally.count(frame)
-                if progress:
-                    progress(tally.frames, total)
-        warnings = [*tally.warnings(), *source.defects, *writer.losses]
-        if strict and warnings:
-            raise QualityError(
-                f"{video}: {'; '.join(warnings)}",
-                expected="a face in nearly every frame of an undamaged file, and an output that can hold its pictures",
-                fix="use a better source or another codec, or leave out --strict",
+    with closing(
+        SandboxedReader(video, retimed=retimed, limits=FILES, deadline=math.inf)
+        if sandbox
+        else VideoReader(video, retimed=retimed)
+    ) as source:
+        rate = sound.info.rate
+        # On one clock, that of the files' starts: the picture, or silence, begins earlier.
+        before = source.info.start_time - sound.info.start_time
+        held = math.floor(before * FPS) if 0 < before < _MOST_APART else 0
+        source.hold_first(held)
+        late = round((held / FPS - before) * rate) if abs(before) < _MOST_APART else 0
+        # Read it once to count and check the samples: lengths in headers are often wrong.
+        samples = late + sum(len(to_float(block)) for block in sound)
+        total = -(-samples * FPS // rate)
+        if samples * FPS < rate:
+            raise AudioTooShortError(
+                f"{sound.path} has {max(samples, 0) / rate * 1000:.0f} ms of sound",
+                expected=f"at least {1000 // FPS} ms, one video frame",
             )
-        with times("encode"):
-            writer.close(finish and (lambda path: finish(path, tally.frames)))
-        stages = session.timings | times.read()
-    return DubResult(
-        output=Path(output),
-        frames=tally.frames,
-        bypassed=tally.bypassed,
-        held=tally.held,
-        doubtful=tally.doubts.total(),
-        first_face=tally.first_face,
-        damaged=tally.damaged,
-        warnings=tuple(warnings),
-        notes=(*_notes(source, sound, held, late), *tally.notes()),
-        width=source.info.width,
-        height=source.info.height,
-        seconds=time.perf_counter() - start,
-        first_frame=tally.first_frame,
-        stages=stages,
-    )
+
+        tally, times = _Tally(), StageTimes()
+        # Open the writer first, so that an output that cannot be written fails before the slow steps.
+        with VideoWriter(
+            output,
+            source.info.width,
+            source.info.height,
+            audio_rate=rate,
+            audio_channels=sound.info.channels,
+            codec=codec,
+            crf=crf,
+            preset=preset,
+            lossless=lossless,
+            background=background,
+            format=source.info.format,
+            hdr=source.info.hdr,
+            sample_aspect_ratio=source.info.sample_aspect_ratio,
+        ) as writer:
+            with (
+                open_session(source, total) as session,
+                Ahead(_frames(session, _shifted(sound, late, samples), rate), _AHEAD if may_overlap() else 0) as frames,
+            ):
+                for frame in frames:
+                    check_running()
+                    tally.first_frame = tally.first_frame or time.perf_counter() - start
+                    with times("encode"):
+                        writer.write(frame.picture)
+                        writer.write_audio(frame.audio)
+                    tally.count(frame)
+                    if progress:
+                        progress(tally.frames, total)
+            warnings = [*tally.warnings(), *source.defects, *writer.losses]
+            if strict and warnings:
+                raise QualityError(
+                    f"{video}: {'; '.join(warnings)}",
+                    expected="a face in nearly every frame of an undamaged file, and an output that holds its pictures",
+                    fix="use a better source or another codec, or leave out --strict",
+                )
+            with times("encode"):
+                writer.close(finish and (lambda path: finish(path, tally.frames)))
+            stages = session.timings | times.read()
+        return DubResult(
+            output=Path(output),
+            frames=tally.frames,
+            bypassed=tally.bypassed,
+            held=tally.held,
+            doubtful=tally.doubts.total(),
+            first_face=tally.first_face,
+            damaged=tally.damaged,
+            warnings=tuple(warnings),
+            notes=(*_notes(source, sound, held, late), *tally.notes()),
+            width=source.info.width,
+            height=source.info.height,
+            seconds=time.perf_counter() - start,
+            first_frame=tally.first_frame,
+            stages=stages,
+        )
 
 
 _DOUBTED = 5

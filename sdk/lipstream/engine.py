@@ -326,11 +326,13 @@ class LipSyncEngine:
         strict: bool = False,
         progress: Callable[[int, int], None] | None = None,
         finish: Callable[[Path, int], None] | None = None,
+        sandbox: bool = False,
     ) -> DubResult:
         """Make the face in `video` speak `audio`, and write it to `output`.
 
         Args:
-            audio, output, codec, crf, preset, lossless, background, strict, progress, finish: see `lipstream.dub.dub`.
+            audio, output, codec, crf, preset, lossless, background, strict, progress, finish, sandbox: see
+                `lipstream.dub.dub`.
             face, seed: see `session`.
 
         Raises:
@@ -356,6 +358,7 @@ class LipSyncEngine:
             strict=strict,
             progress=progress,
             finish=finish,
+            sandbox=sandbox,
             retimed=(face or FaceOptions()).retimed,
         )
 

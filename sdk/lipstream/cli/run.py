@@ -31,6 +31,12 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lossless", action="store_true", help="FFV1 in .mkv: samples outside the mouth stay bit-identical")
     add("--background", metavar="RRGGBB", help="colour behind a video with alpha, as 00ff00 (default black)")
     add("--strict", action="store_true", help="fail in place of warnings about the result")
+    add(
+        "--sandbox",
+        action="store_true",
+        help="for files from strangers: decode them in processes with limits on memory, without network, by common "
+        "codecs only",
+    )
     add("--sheet", metavar="PNG", help="also write a contact sheet of the result")
     add(
         "--sign",
@@ -123,6 +129,7 @@ def _run(args: argparse.Namespace) -> Result:
             strict=args.strict,
             progress=progress,
             finish=finish,
+            sandbox=args.sandbox,
         )
     args.written.append(result.output)
     report = summary(result)

@@ -65,7 +65,7 @@ class AudioReader:
     Of several tracks the one marked as default is read, else the first, among those that can be decoded.
 
     Args:
-        path: a regular file.
+        path: a regular file. codecs: decoders that may run, by FFmpeg's names; None for all.
 
     Raises:
         MediaOpenError: missing, a directory, unreadable, not media, or sound that no decoder here can read.
@@ -74,10 +74,10 @@ class AudioReader:
         AudioFormatError: rate or channels change within the file; raised during iteration.
     """
 
-    def __init__(self, path: PathLike) -> None:
-        self.path = Path(path)
+    def __init__(self, path: PathLike, *, codecs: frozenset[str] | None = None) -> None:
+        self.path, self._codecs = Path(path), codecs
         with open_input(self.path) as container:
-            stream = _pick(container, self.path)
+            stream = _pick(container, self.path, codecs)
             first = next(decode(container, stream, self.path), None)
             if first is None:
                 raise NoAudioError(f"{self.path}: its audio stream has no samples")
@@ -100,7 +100,7 @@ class AudioReader:
 
     def __iter__(self) -> Iterator[NDArray[np.float32]]:
         with open_input(self.path) as container:
-            stream = _pick(container, self.path)
+            stream = _pick(container, self.path, self._codecs)
             # To packed float32: exact for 16 and 24 bit, and PyAV does not support eight planes.
             convert = av.AudioResampler(format="flt")
             clock = _Clock(self.info, container) if container.format.name.startswith(_TIMED) else None
@@ -236,7 +236,7 @@ def check_rate(rate: object) -> int:
     raise AudioFormatError(f"sample rate {rate!r}", expected=f"a whole number of Hz in {MIN_RATE}..{MAX_RATE}")
 
 
-def _pick(container: InputContainer, path: Path) -> AudioStream:
+def _pick(container: InputContainer, path: Path, codecs: frozenset[str] | None) -> AudioStream:
     streams = container.streams.audio
     if not streams:
         raise NoAudioError(f"{path} holds no audio", fix="give a file with an audio track as the speech")
@@ -245,7 +245,12 @@ def _pick(container: InputContainer, path: Path) -> AudioStream:
         raise MediaOpenError(
             f"{path}: no decoder for its sound", expected="a codec that this FFmpeg reads", fix="save it as WAV or AAC"
         )
-    return next((s for s in known if s.disposition & Disposition.default), known[0])
+    stream = next((s for s in known if s.disposition & Disposition.default), known[0])
+    if codecs is not None and stream.codec_context.name not in codecs:
+        raise MediaOpenError(
+            f"{path} has sound encoded as {stream.codec_context.name}", expected="a common codec", fix="save it as WAV"
+        )
+    return stream
 
 
 def _with_stated_length(frames: Iterator[av.AudioFrame]) -> Iterator[tuple[av.AudioFrame, int]]:

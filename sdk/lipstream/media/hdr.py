@@ -6,6 +6,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 Point = tuple[Fraction, Fraction]
 """CIE 1931 chromaticity (x, y)."""
@@ -41,6 +42,29 @@ class Hdr:
             luminance = (values[8], values[9]) if has_luminance else None
         levels = struct.unpack_from("=2I", light) if light is not None else None
         return Hdr(primaries, luminance, levels)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON holds it; see `from_json`."""
+        return {
+            "primaries": self.primaries and [[str(x), str(y)] for x, y in self.primaries],
+            "luminance": self.luminance and [str(level) for level in self.luminance],
+            "light": self.light,
+        }
+
+    @staticmethod
+    def from_json(found: dict[str, Any]) -> Hdr:
+        """What `to_json` gave. Raises ValueError, TypeError or KeyError for anything else."""
+        primaries = luminance = light = None
+        if found["primaries"] is not None:
+            red, green, blue, white = ((Fraction(x), Fraction(y)) for x, y in found["primaries"])
+            primaries = red, green, blue, white
+        if found["luminance"] is not None:
+            darkest, brightest = map(Fraction, found["luminance"])
+            luminance = darkest, brightest
+        if found["light"] is not None:
+            most, mean = map(int, found["light"])
+            light = most, mean
+        return Hdr(primaries, luminance, light)
 
     def x265(self) -> list[str]:
         """x265's options: chromaticities in units of 0.00002, luminance in 0.0001 cd/m2."""

@@ -154,12 +154,17 @@ class VideoReader:
             timed = _timed(container, stream, frames)
             shown = retime(timed) if self._retimed else (frame for _, _, frame in timed)
             last: av.VideoFrame | None = None
-            for index, frame in enumerate(_first_held(shown, self._held)):
+            for index, frame in enumerate(first_held(shown, self._held)):
                 if frame.is_corrupt:
                     self._damaged.add(index)
                 if frame is not last:
                     last, picture = frame, self._picture(frame)
                 yield picture
+
+    def close(self) -> None:
+        """Close the file, if no iteration has begun. May be called again."""
+        while self._begun:
+            self._begun.pop()[0].close()
 
     def hold_first(self, frames: int) -> None:
         """From the next iteration on, show the first picture for `frames` frames, 0 or more, before its time."""
@@ -238,7 +243,7 @@ def retime(timed: Iterable[tuple[Fraction, Fraction, _T]], fps: int = FPS) -> It
         index += 1
 
 
-def _first_held(items: Iterable[_T], times: int) -> Iterator[_T]:
+def first_held(items: Iterable[_T], times: int) -> Iterator[_T]:
     """`items`, the first one repeated `times` times before itself."""
     for item in items:
         yield from repeat(item, times)

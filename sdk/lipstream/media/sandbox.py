@@ -1,4 +1,4 @@
-"""Untrusted videos, decoded in a process of their own, which may take so much memory and time and no network.
+"""Untrusted videos and sound, decoded in a process of their own, which may take so much memory and time and no network.
 
 A decoder that a file makes crash, loop or allocate takes that process with it, and nothing else.
 """
@@ -19,21 +19,36 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ..errors import LipStreamError, LipStreamInternalError, MediaOpenError, MediaTruncatedError, NoVideoError
+from ..errors import (
+    AudioFormatError,
+    LipStreamError,
+    MediaOpenError,
+    MediaTruncatedError,
+    NoAudioError,
+    NoVideoError,
+)
+from .audio import AudioInfo, AudioReader, check_channels, check_rate
 from .av_frame import allocate
 from .colour import Colour
 from .container import PathLike
+from .hdr import Hdr
 from .picture import Picture
 from .pixel_format import PictureFormat
-from .reader import VideoInfo, VideoReader
-from .sandbox_child import Limits, decode
+from .reader import MAX_PIXELS, VideoInfo, VideoReader, first_held
+from .sandbox_child import MOST_SAMPLES, Limits, decode
 
 _ERRORS: dict[str, type[LipStreamError]] = {
-    kind.code: kind for kind in (MediaOpenError, MediaTruncatedError, NoVideoError)
+    kind.code: kind for kind in (AudioFormatError, MediaOpenError, MediaTruncatedError, NoAudioError, NoVideoError)
 }
 _TURN = 0.2  # seconds after which a wait looks whether it is still wanted
+_PATIENCE = 60.0  # seconds for each answer
 _MOST_TEXT = 1 << 16
+
+
+FILES = Limits(memory=8 << 30, cpu=86_400, pixels=MAX_PIXELS)
+"""For files of the user's own choice, of any length."""
 
 
 class SandboxedReader(VideoReader):
@@ -44,7 +59,7 @@ class SandboxedReader(VideoReader):
 
     Args:
         path: a regular file. retimed: as of `VideoReader`. limits: of the process.
-        deadline: seconds for each iteration.
+        deadline: seconds for each iteration, of which each frame may take 60.
 
     Raises:
         As `VideoReader`; MediaOpenError also where the file needs more than the limits, or its decoder crashes.
@@ -60,9 +75,11 @@ class SandboxedReader(VideoReader):
         self._stopped = threading.Event()
         self._running: list[_Decoder] = []  # opened, and not yet iterated
         self._iterating: set[_Decoder] = set()
+        self._held = 0
         self.interlaced = False
         decoder = self._start()
-        self.info = decoder.info
+        with decoder.ended_on_error():
+            self.info = _video_info(decoder.properties)
         self._running.append(decoder)  # the first iteration continues here
 
     def pictures(self) -> Iterator[Picture]:
@@ -70,16 +87,20 @@ class SandboxedReader(VideoReader):
         decoder = self._running.pop() if self._running else self._start()
         self._iterating.add(decoder)
         with decoder:
-            for index, (message, picture) in enumerate(decoder.frames()):
+            for index, (message, picture) in enumerate(first_held(self._frames(decoder), self._held)):
                 if message["damaged"]:
                     self._damaged.add(index)
                 self.interlaced = bool(message["interlaced"])
                 yield picture
-            self._defects = decoder.defects
         self._iterating.discard(decoder)
 
-    def hold_first(self, frames: int) -> None:
-        raise LipStreamInternalError("a sandboxed reader holds no first frame")
+    def _frames(self, decoder: _Decoder) -> Iterator[tuple[dict[str, Any], Picture]]:
+        """Flags and pictures."""
+        format = self.info.format
+        size = sum(rows * columns for rows, columns in (format.shape(i) for i in range(len(format.planes))))
+        while (message := decoder.message())["kind"] == "frame":
+            yield message, _picture(decoder.receive(size * np.dtype(format.dtype).itemsize), format)
+        self._defects = [str(defect) for defect in message["defects"]]
 
     @property
     def defects(self) -> list[str]:
@@ -97,25 +118,50 @@ class SandboxedReader(VideoReader):
             decoder.close()
 
     def _start(self) -> _Decoder:
-        return _Decoder(self.path, self._retimed, self._limits, self._deadline, self._stopped)
+        return _Decoder(self.path, self._limits, self._deadline, self._stopped, sound=False, retimed=self._retimed)
+
+
+class SandboxedAudioReader(AudioReader):
+    """An `AudioReader` whose file is decoded in a limited process, anew for each iteration; see `SandboxedReader`.
+
+    Raises:
+        As `AudioReader`; MediaOpenError also where the file needs more than the limits, or its decoder crashes.
+    """
+
+    def __init__(self, path: PathLike, *, limits: Limits | None = None, deadline: float = 60.0) -> None:
+        self.path = Path(path)
+        self._limits, self._deadline = limits or Limits(), deadline
+        with self._start() as decoder, decoder.ended_on_error():
+            self.info = _audio_info(decoder.properties)
+
+    def __iter__(self) -> Iterator[NDArray[np.float32]]:
+        with self._start() as decoder:
+            while decoder.message()["kind"] == "block":
+                data = np.frombuffer(decoder.receive(4 * MOST_SAMPLES * self.info.channels), np.float32)
+                yield data.reshape(-1, self.info.channels).copy()
+
+    def _start(self) -> _Decoder:
+        return _Decoder(self.path, self._limits, self._deadline, threading.Event(), sound=True, retimed=False)
 
 
 class _Decoder:
-    """One process that decodes one file once. Attributes: info. defects: when all frames were taken."""
+    """One process that decodes one file once. Attributes: properties: of the file, as it says."""
 
-    def __init__(self, path: Path, retimed: bool, limits: Limits, deadline: float, stopped: threading.Event) -> None:
+    def __init__(
+        self, path: Path, limits: Limits, deadline: float, stopped: threading.Event, *, sound: bool, retimed: bool
+    ) -> None:
         self._path, self._stopped, self._end = path, stopped, time.monotonic() + deadline
         self._closing, self._closed = threading.Lock(), False
         context = _context()
         theirs: Connection
         self._connection: Connection
         self._connection, theirs = context.Pipe(duplex=False)
-        self._process = context.Process(target=decode, args=(theirs, str(path), retimed, limits), daemon=True)
+        kind = {"sound": sound, "retimed": retimed}
+        self._process = context.Process(target=decode, args=(theirs, str(path), limits), kwargs=kind, daemon=True)
         self._process.start()
         theirs.close()
-        self.defects: list[str] = []
-        with self._ended_on_error():
-            self.info = _info(self._message()["info"])
+        with self.ended_on_error():
+            self.properties: dict[str, Any] = self.message()["info"]
 
     def __enter__(self) -> _Decoder:
         return self
@@ -134,32 +180,38 @@ class _Decoder:
             self._process.close()
             self._connection.close()
 
-    def frames(self) -> Iterator[tuple[dict[str, Any], Picture]]:
-        """Flags and pictures."""
-        format = self.info.format
-        size = sum(rows * columns for rows, columns in (format.shape(i) for i in range(len(format.planes))))
-        while (message := self._message())["kind"] == "frame":
-            yield message, _picture(self._receive(size * np.dtype(format.dtype).itemsize), format)
-        self.defects = [str(defect) for defect in message["defects"]]
-
-    def _message(self) -> dict[str, Any]:
+    @contextmanager
+    def ended_on_error(self) -> Iterator[None]:
+        """End the process if the block raises; what it says wrongly is an error of the file."""
         try:
-            message: dict[str, Any] = json.loads(self._receive(_MOST_TEXT))
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError):
+            self.close()
+            raise self._wrong() from None
+        except BaseException:
+            self.close()
+            raise
+
+    def message(self) -> dict[str, Any]:
+        """What the process says next; its errors are raised."""
+        try:
+            message: dict[str, Any] = json.loads(self.receive(_MOST_TEXT))
             if message["kind"] == "error":
                 kind = _ERRORS.get(message["code"], MediaOpenError)
                 error = kind(message["found"], expected=message["expected"], fix=message["fix"])
-            elif message["kind"] in ("opened", "frame", "done"):
+            elif message["kind"] in ("opened", "frame", "block", "done"):
                 return message
         except (ValueError, KeyError, TypeError):  # what comes from there is not trusted
-            raise self._beyond("cannot be decoded: its decoder does not answer as it should") from None
+            raise self._wrong() from None
         raise error
 
-    def _receive(self, most: int) -> bytes:
+    def receive(self, most: int) -> bytes:
         """What the process sends next."""
+        end = min(self._end, time.monotonic() + _PATIENCE)
         while True:
             if self._stopped.is_set():
                 raise MediaOpenError(f"{self._path}: decoding was stopped")
-            if time.monotonic() > self._end:
+            if time.monotonic() > end:
                 raise self._beyond("takes too long to decode")
             try:
                 if self._connection.poll(_TURN):
@@ -168,20 +220,15 @@ class _Decoder:
             except (EOFError, OSError):  # the process has ended, or sends more than it may
                 raise self._beyond("cannot be decoded: its decoder crashed, or needs more than it may take") from None
 
+    def _wrong(self) -> MediaOpenError:
+        return self._beyond("cannot be decoded: its decoder does not answer as it should")
+
     def _beyond(self, why: str) -> MediaOpenError:
         return MediaOpenError(
             f"{self._path} {why}",
-            expected="an ordinary video or picture of moderate size",
+            expected="an ordinary file of moderate size",
             fix="convert it: ffmpeg -i FILE -vf scale=1280:-2 out.mp4",
         )
-
-    @contextmanager
-    def _ended_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:
-            self.close()
-            raise
 
 
 @cache
@@ -203,8 +250,8 @@ def _picture(data: bytes, format: PictureFormat) -> Picture:
     return Picture(frame, format)
 
 
-def _info(found: dict[str, Any]) -> VideoInfo:
-    stored = found["format"]
+def _video_info(found: dict[str, Any]) -> VideoInfo:
+    stored, hdr = found["format"], found["hdr"]
     format = PictureFormat(
         stored["name"], stored["width"], stored["height"], Colour(**stored["colour"]), tuple(stored["siting"])
     )
@@ -216,5 +263,12 @@ def _info(found: dict[str, Any]) -> VideoInfo:
         start_time=found["start_time"],
         sample_aspect_ratio=Fraction(found["sample_aspect_ratio"]),
         format=format,
-        hdr=None,
+        hdr=None if hdr is None else Hdr.from_json(hdr),
     )
+
+
+def _audio_info(found: dict[str, Any]) -> AudioInfo:
+    info = AudioInfo(**found)
+    check_rate(info.rate)
+    check_channels(info.channels)
+    return info

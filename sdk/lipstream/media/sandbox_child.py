@@ -1,7 +1,8 @@
-"""The process that decodes an untrusted file for `sandbox.SandboxedReader`: limited, then fed one file, then ended.
+"""The process that decodes an untrusted file for the readers of `sandbox`: limited, then fed one file, then ended.
 
-It sends, over one connection: "opened" with the video's properties; for each frame "frame" with its flags, and then its
-planes; "done"; or "error". Texts are JSON: nothing that comes out of this process is unpickled.
+It sends, over one connection: "opened" with the file's properties; for each frame "frame" with its flags, and then its
+planes, or for each block of sound "block", and then its samples; "done"; or "error". Texts are JSON: nothing that comes
+out of this process is unpickled.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from ..errors import LipStreamError, MediaOpenError
+from .audio import AudioReader
 from .reader import VideoReader
 from .threads import limit_threads
 
@@ -33,6 +35,19 @@ CODECS = frozenset(
     }
 )
 """Decoders that run: those of files that cameras, phones, browsers and editors write."""
+SOUND = frozenset(
+    {
+        *("aac", "ac3", "adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "alac", "amrnb", "amrwb", "eac3", "flac"),
+        *("libopus", "libvorbis", "mp2", "mp2float", "mp3", "mp3float", "opus", "vorbis", "wmav2"),
+        *("pcm_alaw", "pcm_mulaw", "pcm_u8", "pcm_s8", "pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be"),
+        *("pcm_s32le", "pcm_s32be", "pcm_f32le", "pcm_f32be", "pcm_f64le", "pcm_f64be"),
+    }
+)
+"""The same of sound."""
+
+
+MOST_SAMPLES = 1 << 16
+"""Of each channel, sent at once."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +59,15 @@ class Limits:
     pixels: int = 4096 * 2304
 
 
-def decode(connection: Connection, path: str, retimed: bool, limits: Limits) -> None:
+def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, retimed: bool) -> None:
     """The process's whole work."""
     _restrict(limits)
     limit_threads(2)
     try:
-        reader = VideoReader(path, retimed=retimed, codecs=CODECS, most_pixels=limits.pixels)
-        _say(connection, "opened", info=_properties(reader))
-        for index, picture in enumerate(reader.pictures()):
-            _say(connection, "frame", damaged=reader.damaged(index), interlaced=reader.interlaced)
-            connection.send_bytes(b"".join(plane.tobytes() for plane in picture.planes))
-        _say(connection, "done", defects=reader.defects)
+        if sound:
+            _send_sound(connection, path)
+        else:
+            _send_pictures(connection, path, retimed, limits)
     except LipStreamError as error:
         _say(connection, "error", code=error.code, found=error.found, expected=error.expected, fix=error.fix)
     except (BrokenPipeError, ConnectionResetError):
@@ -66,6 +79,25 @@ def decode(connection: Connection, path: str, retimed: bool, limits: Limits) -> 
         )
     finally:
         connection.close()
+
+
+def _send_pictures(connection: Connection, path: str, retimed: bool, limits: Limits) -> None:
+    reader = VideoReader(path, retimed=retimed, codecs=CODECS, most_pixels=limits.pixels)
+    _say(connection, "opened", info=_properties(reader))
+    for index, picture in enumerate(reader.pictures()):
+        _say(connection, "frame", damaged=reader.damaged(index), interlaced=reader.interlaced)
+        connection.send_bytes(b"".join(plane.tobytes() for plane in picture.planes))
+    _say(connection, "done", defects=reader.defects)
+
+
+def _send_sound(connection: Connection, path: str) -> None:
+    reader = AudioReader(path, codecs=SOUND)
+    _say(connection, "opened", info=asdict(reader.info))
+    for block in reader:
+        for start in range(0, len(block), MOST_SAMPLES):
+            _say(connection, "block")
+            connection.send_bytes(block[start : start + MOST_SAMPLES].tobytes())
+    _say(connection, "done")
 
 
 def _say(connection: Connection, kind: str, **fields: Any) -> None:
@@ -80,6 +112,7 @@ def _properties(reader: VideoReader) -> dict[str, Any]:
         "start_time": info.start_time,
         "sample_aspect_ratio": str(info.sample_aspect_ratio),
         "format": asdict(info.format),
+        "hdr": info.hdr.to_json() if info.hdr is not None else None,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import multiprocessing
 import platform
 import subprocess
@@ -16,11 +17,20 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from lipstream import samples
-from lipstream.errors import MediaOpenError, MediaTruncatedError, NoVideoError
-from lipstream.media import VideoReader
-from lipstream.media.sandbox import SandboxedReader
+from lipstream import LipSyncEngine, samples
+from lipstream.errors import (
+    AudioTooShortError,
+    MediaOpenError,
+    MediaTruncatedError,
+    NoAudioError,
+    NoVideoError,
+    OutputError,
+)
+from lipstream.media import AudioReader, VideoReader
+from lipstream.media.hdr import Hdr
+from lipstream.media.sandbox import SandboxedAudioReader, SandboxedReader
 from lipstream.media.sandbox_child import Limits
+from voice_and_video import voice, write_video, write_wav
 
 
 def clip(
@@ -80,6 +90,57 @@ def test_pictures_and_properties_are_those_of_a_reader(tmp_path: Path, kind: str
     assert (found.interlaced, found.defects) == (expected.interlaced, expected.defects)
 
 
+@pytest.mark.parametrize("kind", ["sample", "video", "aac", "late"])
+def test_sound_and_its_properties_are_those_of_a_reader(tmp_path: Path, kind: str) -> None:
+    path = Path(samples.SPEECH)
+    if kind == "video":
+        path = Path(samples.FACE)
+    elif kind == "aac":
+        path = write_video(tmp_path / "a.mp4", [np.zeros((32, 32, 3), np.uint8)] * 60, voice(2.4))
+    elif kind == "late":  # more than is sent at once
+        path = write_wav(tmp_path / "a.wav", np.tile(voice(3.0), 5), 16_000)
+    found, expected = SandboxedAudioReader(path), AudioReader(path)
+    assert found.info == expected.info
+    for _ in range(2):
+        np.testing.assert_array_equal(np.concatenate(list(found)), np.concatenate(list(expected)))
+
+
+def test_the_first_picture_is_held_as_by_a_reader(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4")
+    found, expected = SandboxedReader(path), VideoReader(path)
+    for reader in (found, expected):
+        reader.hold_first(3)
+    assert found.info == expected.info
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_hdr_metadata_come_out_of_the_process() -> None:
+    point = (Fraction(17, 50), Fraction(33, 100))
+    for hdr in (Hdr(), Hdr((point,) * 4, (Fraction(1, 200), Fraction(1000)), (1000, 400)), Hdr(light=(1, 2))):
+        assert Hdr.from_json(json.loads(json.dumps(hdr.to_json()))) == hdr
+
+
+def test_a_dub_in_the_sandbox_is_the_same(media: Path, tmp_path: Path) -> None:
+    engine = LipSyncEngine.load("tiny", threads=1)
+    outputs = [tmp_path / "plain.mkv", tmp_path / "sandboxed.mkv"]
+    for output, sandbox in zip(outputs, (False, True), strict=True):
+        engine.dub(media / "talk.mp4", media / "speech.wav", output, lossless=True, sandbox=sandbox)
+    for a, b in zip(*(VideoReader(output) for output in outputs), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(*(np.concatenate(list(AudioReader(output))) for output in outputs))
+
+
+@pytest.mark.parametrize("wrong", ["video", "sound", "short", "output"])
+def test_a_dub_in_the_sandbox_that_fails_leaves_no_process(wrong: str, media: Path, tmp_path: Path) -> None:
+    engine = LipSyncEngine.load("tiny", threads=1)
+    video = media / ("text.mp4" if wrong == "video" else "talk.mp4")
+    audio = media / {"sound": "text.mp4", "short": "short.wav"}.get(wrong, "speech.wav")
+    with pytest.raises((MediaOpenError, AudioTooShortError, OutputError)):
+        engine.dub(video, audio, tmp_path / ("none/out.mp4" if wrong == "output" else "out.mp4"), sandbox=True)
+    assert not any(tmp_path.iterdir())
+
+
 def test_errors_keep_their_class(tmp_path: Path) -> None:
     with pytest.raises(MediaOpenError, match="no such file"):
         SandboxedReader(tmp_path / "missing.mp4")
@@ -88,6 +149,10 @@ def test_errors_keep_their_class(tmp_path: Path) -> None:
         SandboxedReader(tmp_path / "text.mp4")
     with pytest.raises(NoVideoError):
         SandboxedReader(samples.SPEECH)
+    with pytest.raises(NoAudioError):
+        SandboxedAudioReader(clip(tmp_path / "silent.mp4"))
+    with pytest.raises(MediaOpenError, match="no such file"):
+        SandboxedAudioReader(tmp_path / "missing.wav")
     whole = clip(tmp_path / "whole.mkv", "ffv1").read_bytes()
     (tmp_path / "cut.mkv").write_bytes(whole[: len(whole) // 2])
     with pytest.raises((MediaTruncatedError, MediaOpenError)):
@@ -99,6 +164,14 @@ def test_a_codec_that_is_not_listed_does_not_run(tmp_path: Path) -> None:
     assert len(list(VideoReader(path).pictures())) == 30
     with pytest.raises(MediaOpenError, match="encoded as huffyuv"):
         SandboxedReader(path)
+    with av.open(str(tmp_path / "a.wav"), "w") as container:
+        stream = container.add_stream("g726", rate=8000, layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8000), np.int16), "s16", "mono")
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    with pytest.raises(MediaOpenError, match="sound encoded as"):
+        SandboxedAudioReader(tmp_path / "a.wav")
 
 
 def test_more_pixels_than_allowed_are_refused(tmp_path: Path) -> None:
