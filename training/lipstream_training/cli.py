@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_tiny_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the data, the stages and the checkpoint")
-    parser.add_argument("--clips", type=int, help="clips to make (default 2400)")
+    parser.add_argument("--clips", type=int, help="clips to make (default 1800)")
 
 
 @needs_extra("lipstream-train tiny", "training")

@@ -228,9 +228,9 @@ def _lip_error(
     """Loss on the pixels around the lips, of the latent frames `shown` (clip, frame) [n, 2]."""
     height, width = config.latent_size
     down, across = slice(height // 8, 3 * height // 4), slice(width // 8, width - width // 8)  # whole tokens
-    pictures = [decode(x[shown[:, 0], :, shown[:, 1]][..., down, across]) for x in (found, target)]
-    side = config.spatial * config.patch[1]
-    return picture_loss(*pictures, detail=recipe.detail) + recipe.grid * border_error(*pictures, side)
+    made, wanted = (decode(x[shown[:, 0], :, shown[:, 1]][..., down, across]) for x in (found, target))
+    borders = border_error(made, wanted, config.spatial * config.patch[1])
+    return picture_loss(made, wanted, detail=recipe.detail) + recipe.grid * borders
 
 
 def velocity(

@@ -43,13 +43,13 @@ MODEL = {
 class TinyRecipe:
     """Sizes of data and training. `drawn`: share of drawn people in the clips."""
 
-    clips: int = 2400
+    clips: int = 1800
     drawn: float = 0.35
     latent_frames: int = 9
     rollouts: int = 320
     seed: int = 0
     audio_encoder: AudioEncoderRecipe = field(default_factory=AudioEncoderRecipe)
-    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=3000))
+    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=2700))
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
 
