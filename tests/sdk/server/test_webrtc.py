@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from client_and_server import Served, bursts, chin, lead, lead_of_the_student, loudness
+from lipstream.server.app import create_app
+from lipstream.server.audit import Who
+from lipstream.server.protocol import POLICY, Start
+from lipstream.server.settings import Settings
+from lipstream.server.state import Place
+from lipstream.server.transports import webrtc
 
 from benchmarks.webrtc_client import RATE, Peer, Voice
 
@@ -151,6 +157,22 @@ def test_the_last_message_is_sent_again_if_it_is_lost(served: Served) -> None:
 
     assert asyncio.run(talk()).said[-1] == {"type": "closed", "code": 1000, "reason": "closed"}
     served.wait_for("lipstream_sessions_active", 0)
+
+
+def test_messages_that_arrive_faster_than_they_are_handled_end_the_session() -> None:
+    """A data channel cannot be read more slowly, so they would fill the memory, or take the event loop's time."""
+
+    async def flood() -> tuple[int, str]:
+        state = create_app(Settings(token="x")).state.lipstream
+        offer = webrtc.Offer(sdp="", type="offer", start=Start(type="start"))
+        connection = webrtc.WebRtcConnection(state, offer, Who(), Place(set()))
+        for _ in range(webrtc._MOST_UNREAD):
+            connection._on_message('{"type": "flush"}')
+        assert not connection._end.done()
+        connection._on_message('{"type": "flush"}')
+        return await asyncio.wait_for(connection._end, 1)
+
+    assert asyncio.run(flood())[0] == POLICY
 
 
 @pytest.mark.parametrize("sdp", ["", "v=0", "not SDP at all\r\n", "v=0\r\nm=video 9 X"])

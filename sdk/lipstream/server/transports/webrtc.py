@@ -45,6 +45,7 @@ from ..client_session import ClientSession, End, ended
 from ..frame_encoder import live_format
 from ..gate import who
 from ..ice import ice_servers
+from ..pace import Pace
 from ..protocol import NORMAL, POLICY, Start, hello, parse
 from ..realtime_session import RealtimeSession
 from ..state import Place, State
@@ -60,6 +61,8 @@ _MOST_PICTURES, _MOST_SOUND = 3, 2 * FPS
 """Frames queued for a track; beyond that the oldest is dropped."""
 _MOST_UNSENT = 50
 """Messages queued until the data channel opens."""
+_MOST_UNREAD = 200
+"""Messages that arrive before earlier ones are handled."""
 _CLOSING = 2.0
 """Seconds that a client has to close its end after the last message."""
 _T = TypeVar("_T")
@@ -157,6 +160,7 @@ class WebRtcConnection:
         self._client = ClientSession(state, self, client, place)
         self._channel: RTCDataChannel | None = None
         self._unsent: list[str] = []
+        self._unread: asyncio.Queue[str | bytes] = asyncio.Queue(_MOST_UNREAD)
         self._shown = 0
         self._audio_track: asyncio.Future[MediaStreamTrack] = asyncio.get_running_loop().create_future()
         self._connected, self._disconnected = asyncio.Event(), asyncio.Event()
@@ -187,7 +191,7 @@ class WebRtcConnection:
                     pass_on_arrival(transceiver.receiver)
             await peer.setLocalDescription(await peer.createAnswer())
         except Exception as error:  # the SDP parser raises errors of any class
-            await peer.close()
+            await self._close_peer()
             raise ProtocolError(
                 f"an offer that cannot be answered: {error}", expected=f"SDP with sound, a picture in {wanted} and data"
             ) from error
@@ -197,6 +201,7 @@ class WebRtcConnection:
         """Run from the answer until client, server or a limit ends it."""
         state = self._state
         assert state.references is not None
+        handling = asyncio.create_task(self._handle_messages())
         try:
             await self.send_message(hello(version("lipstream"), state.references.names()))
             try:
@@ -208,7 +213,9 @@ class WebRtcConnection:
                 end = await ended(self._client, self, self._client.run(self._start, self._listen))
             await self.close(*end)
         finally:
-            await self._peer.close()
+            handling.cancel()
+            await asyncio.gather(handling, return_exceptions=True)
+            await self._close_peer()
             self._peer.remove_all_listeners()  # reference cycles through them would keep its memory for a while
             self._pictures.queue.clear()
 
@@ -219,7 +226,11 @@ class WebRtcConnection:
             await self.send_message({"type": "closed", "code": code, "reason": reason})
             # A lost message is sent again after a second, but not by a closed peer.
             await asyncio.wait_for(self._disconnected.wait(), _CLOSING)
-        await self._peer.close()
+        await self._close_peer()
+
+    async def _close_peer(self) -> None:
+        with contextlib.suppress(Exception):  # of a peer that a strange offer has set up in part
+            await self._peer.close()
 
     async def send_message(self, message: dict[str, Any]) -> None:
         """See `Transport`."""
@@ -247,14 +258,27 @@ class WebRtcConnection:
             channel.send(text)
         self._unsent.clear()
 
-    async def _on_message(self, text: str | bytes) -> None:
+    def _on_message(self, text: str | bytes) -> None:
         try:
-            if isinstance(text, bytes):
-                raise ProtocolError("bytes on the data channel", expected="JSON; sound is sent on the audio track")
-            if end := self._client.handle_message(parse(text)):
-                self._finish(end)
-        except LipStreamError as error:
-            await self._wrong(error)
+            self._unread.put_nowait(text)
+        except asyncio.QueueFull:  # what the channel carries cannot be read more slowly
+            self._finish((POLICY, "messages arrive faster than they can be handled"))
+
+    async def _handle_messages(self) -> None:
+        pace = Pace()
+        while True:
+            await pace.wait()
+            text = await self._unread.get()
+            try:
+                with pace.handling():
+                    if isinstance(text, bytes):
+                        raise ProtocolError(
+                            "bytes on the data channel", expected="JSON; sound is sent on the audio track"
+                        )
+                    if end := self._client.handle_message(parse(text)):
+                        self._finish(end)
+            except LipStreamError as error:
+                await self._wrong(error)
 
     async def _wrong(self, error: LipStreamError) -> None:
         try:
