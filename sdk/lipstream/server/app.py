@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from ..backends.base import cores
 from ..engine import LipSyncEngine
 from ..errors import SlowClientError, UnavailableError
+from ..session.in_progress import longest
 from .access import TICKET_SECONDS, TOKEN
 from .addresses import network_of
 from .failures import add_handlers
@@ -38,6 +39,8 @@ from .transports.websocket import WebSocketConnection
 LOG = logging.getLogger("lipstream")
 MOST_UNSTARTED = 32
 """Connections that may wait for their message `start`, beside as many as there are sessions."""
+STUCK = 120.0
+"""Seconds after which a chunk, which takes a fraction of one, is taken for endless."""
 PAGE = Path(__file__).with_name("page.html")
 
 
@@ -99,9 +102,10 @@ def create_app(settings: Settings) -> FastAPI:
         )
 
     @app.get("/v1/health/live")
-    async def live() -> dict[str, str]:
-        """The process answers."""
-        return {"status": "live"}
+    async def live() -> JSONResponse:
+        """200 while the process works; 503 if a chunk does not end, which only a restart ends."""
+        stuck = longest() > STUCK
+        return JSONResponse({"status": "stuck" if stuck else "live"}, 503 if stuck else 200)
 
     @app.get("/v1/health/ready")
     async def ready() -> JSONResponse:

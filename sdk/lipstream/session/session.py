@@ -28,6 +28,7 @@ from ..metrics import Metrics, NoMetrics
 from ..shutdown import close_at_exit, working
 from .frame import Frame
 from .idle import Idle, IdlePolicy
+from .in_progress import in_progress
 from .pipeline import ChunkPipeline, StageTimes
 from .reference import Reference
 from .state import SessionState
@@ -278,7 +279,8 @@ class LipSyncSession:
                 with state.changed:
                     work = len(state.queue) < ahead and state.ready()
                 if work:
-                    self._generate_chunk()
+                    with in_progress():
+                        self._generate_chunk()
             except BaseException as error:
                 with state.changed:  # half a chunk is done: the stream cannot be used any more
                     state.end(by=type(error).__name__)

@@ -16,6 +16,7 @@ from lipstream.server.app import create_app, drain
 from lipstream.server.pace import AT_ONCE, SHARE, Pace
 from lipstream.server.rate import LogBudget, TokenBuckets
 from lipstream.server.settings import Settings
+from lipstream.session.in_progress import in_progress
 
 TOKEN = "secret"
 BEARER = {"authorization": f"Bearer {TOKEN}"}
@@ -347,3 +348,13 @@ def test_refusals_do_not_fill_the_audit_log(tmp_path: Path) -> None:
     for _ in range(400):
         ask(app, "POST", "/v1/tickets")
     assert len(log.read_text().splitlines()) < 200
+
+
+def test_a_chunk_that_does_not_end_is_told_to_the_supervisor(app: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(app, "GET", "/v1/health/live").status == 200
+    with in_progress():
+        assert ask(app, "GET", "/v1/health/live").status == 200
+        monkeypatch.setattr("lipstream.server.app.STUCK", -1.0)
+        assert ask(app, "GET", "/v1/health/live").status == 503
+    monkeypatch.setattr("lipstream.server.app.STUCK", 0.0)
+    assert ask(app, "GET", "/v1/health/live").status == 200
