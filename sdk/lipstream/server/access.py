@@ -90,6 +90,10 @@ class Access:
             )
         return identity.name
 
+    def holds(self, name: str) -> bool:
+        """Whether the key that `check` named is still valid."""
+        return self._named(name) is not None
+
     def _bearer(self, header: str) -> _Identity | None:
         """Whose token or key a header has."""
         if not self._settings.token and self._keys is None:

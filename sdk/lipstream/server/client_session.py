@@ -20,6 +20,8 @@ from .realtime_session import RealtimeSession, Transport
 from .state import Place, State
 
 LOG = logging.getLogger("lipstream")
+KEY_SECONDS = 5.0
+"""After which a session looks whether its key is still valid."""
 MOST_ERRORS = 50
 """Invalid messages after which the connection is closed."""
 End = tuple[int, str]
@@ -116,7 +118,7 @@ class ClientSession:
         self._state.audit.write("session_ended", self._who, session=self.id, code=code, seconds=round(seconds, 1))
 
     async def _limits(self, live: RealtimeSession) -> End:
-        """Return once the session has had no sound, or was open, for too long."""
+        """Return once the session has had no sound, or was open, for too long, or its key is removed or expired."""
         settings = self._state.settings
         while True:
             now = time.monotonic()
@@ -125,7 +127,9 @@ class ClientSession:
                 return NORMAL, f"no sound for {settings.idle_limit:g} s"
             if whole <= 0:
                 return NORMAL, f"open for {settings.total_limit:g} s"
-            await asyncio.sleep(min(quiet, whole))
+            if not self._state.access.holds(self._who.key):
+                return POLICY, "the key is not valid any more"
+            await asyncio.sleep(min(quiet, whole, KEY_SECONDS))
 
     def handle_message(self, message: ClientMessage) -> End | None:
         """Apply a client's message; returns how to close the connection if the message asks for that.

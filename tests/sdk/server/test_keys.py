@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import json
 import os
 import subprocess
 import sys
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from lipstream.atomic import exclusively
 from lipstream.errors import ConfigError, ScopeError, TokenError
+from lipstream.server import client_session
 from lipstream.server.access import Access
 from lipstream.server.app import create_app
+from lipstream.server.audit import Who
+from lipstream.server.client_session import ClientSession
 from lipstream.server.keys import Key, new_key, read_keys, write_keys
 from lipstream.server.settings import Settings
 from test_access import request
@@ -177,6 +182,25 @@ def test_the_command(file: Path) -> None:
     assert key("remove", "nobody", status=3)["error"]["code"] == "config"
     key("remove", "crm")
     assert key("list")["keys"] == []
+
+
+def test_a_session_ends_when_its_key_does(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_session, "KEY_SECONDS", 0.02)
+    add(file, "crm")
+
+    class Live:
+        last_audio_at = time.monotonic()
+
+    async def session() -> tuple[int, str]:
+        state = create_app(Settings(keys=str(file))).state.lipstream
+        client, live = ClientSession(state, cast(Any, None), Who("crm")), cast(Any, Live())
+        limits = asyncio.ensure_future(client._limits(live))
+        await asyncio.sleep(0.1)
+        assert not limits.done()
+        write_keys(file, [])
+        return await asyncio.wait_for(limits, 5)
+
+    assert asyncio.run(session()) == (1008, "the key is not valid any more")
 
 
 def test_commands_at_once_lose_no_key(file: Path) -> None:
