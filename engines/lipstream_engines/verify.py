@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from lipstream.atomic import write_file
-from lipstream.bundle import MANIFEST, Bundle, Geometry
+from lipstream.bundle import MANIFEST, SIGNATURE, Bundle, Geometry
 from lipstream.bundle.golden import (
     REFERENCE,
     UNREAD,
@@ -42,6 +42,8 @@ def verify(
     progress: Callable[[str], None] = lambda graph: None,
 ) -> dict[str, Any]:
     """Run every engine on the probe's inputs, compare, and write the result into the manifest.
+
+    A signature of the manifest is deleted: sign a bundle after it is verified.
 
     Returns:
         `passed`, `errors` and `allowed`: relative error of each output, by "graph/output@chunk".
@@ -77,6 +79,7 @@ def verify(
     off = reference.off(errors)
     found = {"passed": not off and {*errors} == {*reference.outputs}, "errors": errors, "allowed": allowed}
     plans = replace(manifest.plans, verified=found)
+    (bundle.path / SIGNATURE).unlink(missing_ok=True)  # it was of the manifest as it is until now
     write_file(bundle.path / MANIFEST, replace(manifest, plans=plans).dump().encode())
     if not found["passed"]:
         worst = max(off, key=lambda name: np.nan_to_num(errors[name] / allowed[name], nan=np.inf), default="")

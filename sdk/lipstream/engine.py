@@ -16,7 +16,7 @@ import numpy as np
 
 from .backends import Backend, ChunkInput, ChunkStream, load_backend
 from .backends.base import GRAPHS, cores
-from .bundle import REBUILD, Bundle, Manifest, reading
+from .bundle import REBUILD, Bundle, Manifest, Trust, public_keys, reading
 from .checks import check_callable, check_count, check_number, check_type
 from .dub import DubResult, dub
 from .errors import BundleCorruptError, ConfigError, ForkError, GpuMemoryError
@@ -73,6 +73,7 @@ class LipSyncEngine:
         verify: bool = True,
         provider: str | None = None,
         metrics: Metrics | None = None,
+        trust: Trust | None = None,
     ) -> LipSyncEngine:
         """Load a bundle.
 
@@ -85,9 +86,14 @@ class LipSyncEngine:
             verify: compare every file with the manifest's SHA-256 first.
             provider: of backend "onnxruntime": "cpu" (the default), "cuda" or "tensorrt" (`lipstream[gpu]`).
             metrics: receives what the engine and its sessions count and measure.
+            trust: public keys, PEM files or their texts, of which one must have signed the bundle (`lipstream sign`).
+                A shipped bundle is always accepted. None is the default: any bundle is, if a signature that it may
+                have is right.
 
         Raises:
             BundleNotFoundError, BundleVersionError, BundleCorruptError: of the bundle.
+            BundleUntrustedError: it is not signed by one of the keys.
+            MissingExtraError: it is signed, or `trust` is given, and `lipstream[sign]` is not installed.
             BackendError: no such backend, or it cannot run the bundle. PlanError, GpuMemoryError: of TensorRT plans.
             ConfigError: an argument has another type, or the number of threads is out of range.
         """
@@ -99,10 +105,15 @@ class LipSyncEngine:
         for method in ("count", "observe"):
             if metrics is not None:
                 check_callable(f"metrics.{method}", getattr(metrics, method, None))
+        if trust is not None and not verify:
+            raise ConfigError(
+                "trust without verify", expected="verify=True: what is signed are the hashes of the files"
+            )
+        trusted = None if trust is None else public_keys(trust)
         path = Bundle.find(bundle)
 
         def load(text: str) -> LipSyncEngine:
-            loaded = Bundle.parse(path, text, verify=verify)
+            loaded = Bundle.parse(path, text, verify=verify, trusted=trusted)
             missing = [
                 *({*GRAPHS} - loaded.manifest.graphs),
                 *({"mask.composite", "mask.latent", "mask.pixel"} - {*loaded.constants}),

@@ -121,6 +121,12 @@ class BundleVersionError(LipStreamError):
     code, exit_code = "bundle_version", 32
 
 
+class BundleUntrustedError(LipStreamError):
+    """The bundle is not signed by one of the trusted keys."""
+
+    code, exit_code = "bundle_untrusted", 44
+
+
 class BackendError(LipStreamError):
     """A backend is unknown, not installed, or cannot run this bundle."""
 

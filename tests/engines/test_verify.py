@@ -19,8 +19,9 @@ from engine_stand_ins import (
     WritesBeyond,
     session_of,
 )
-from lipstream.bundle import CONSTANTS, Bundle, writing
+from lipstream.bundle import CONSTANTS, Bundle, sign, writing
 from lipstream.bundle.golden import REFERENCE, Reference
+from lipstream.bundle.keys import new_key
 from lipstream.bundle.plans import RINGS, Plans
 from lipstream.errors import ConfigError, VerificationError
 from lipstream_engines.lower_ring import Lowering, phases
@@ -63,12 +64,16 @@ def test_engines_that_compute_the_same_are_accepted(
     tiny: dict[str, Bundle], sessions: Any, ring: Lowering, tmp_path: Path
 ) -> None:
     plans = with_plans(tiny["bf16"], ring, tmp_path / "plans")
+    new_key(tmp_path / "key.pem")
+    sign(plans.path, tmp_path / "key.pem")
     found = check(plans, sessions, Engine)
     assert found["passed"]
     assert {name.partition("/")[0] for name in found["errors"]} == tiny["bf16"].manifest.graphs
     velocities = [name for name in found["errors"] if name.startswith("denoiser/velocity")]
     assert len(velocities) == len([*phases(plans.manifest.geometry)]) == 3
-    stored = Bundle.load(plans.path).manifest.plans
+    after = Bundle.load(plans.path)
+    assert after.signer is None  # what was signed is another manifest
+    stored = after.manifest.plans
     assert stored
     assert stored.verified == found
 

@@ -1,7 +1,8 @@
 """Bundles: the folder format in which a student is exported, and everything that reads, checks and writes it."""
 
-from .bundle import BESIDE, SHIPPED, Bundle, reading, sha256, unlisted, writing
-from .manifest import CONSTANTS, MANIFEST, REBUILD, SCHEMA, AudioGeometry, Geometry, Manifest
+from .bundle import BESIDE, SHIPPED, Bundle, reading, sha256, sign, unlisted, writing
+from .keys import Trust, public_keys
+from .manifest import CONSTANTS, MANIFEST, REBUILD, SCHEMA, SIGNATURE, AudioGeometry, Geometry, Manifest
 
 __all__ = [
     "BESIDE",
@@ -10,12 +11,16 @@ __all__ = [
     "REBUILD",
     "SCHEMA",
     "SHIPPED",
+    "SIGNATURE",
     "AudioGeometry",
     "Bundle",
     "Geometry",
     "Manifest",
+    "Trust",
+    "public_keys",
     "reading",
     "sha256",
+    "sign",
     "unlisted",
     "writing",
 ]

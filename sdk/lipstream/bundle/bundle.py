@@ -5,13 +5,14 @@ manifest.json          sizes, geometry, schedule, and the SHA-256 of every other
 weights.bin            weights that the graphs share
 weights.json           position of each weight in weights.bin
 constants.safetensors  tensors computed once for all streams: modulation, prompt K/V, masks
+signature.json         of manifest.json; only in a bundle that was signed
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +25,18 @@ from safetensors.numpy import load_file
 
 from ..atomic import Partial, replace_folder
 from ..checks import check_path
-from ..errors import BundleCorruptError, BundleNotFoundError, BundleVersionError, LipStreamInternalError, OutputError
-from .manifest import CONSTANTS, MANIFEST, REBUILD, Manifest
+from ..errors import (
+    BundleCorruptError,
+    BundleNotFoundError,
+    BundleVersionError,
+    ConfigError,
+    LipStreamInternalError,
+    OutputError,
+)
+from .keys import fingerprint, private_key
+from .manifest import CONSTANTS, MANIFEST, REBUILD, SIGNATURE, Manifest
 from .onnx_header import read_header
+from .signature import check_signature, write_signature
 from .validate import check_constants, check_graph, parse_manifest, plain
 
 SHIPPED = Path(__file__).parents[1] / "bundles"
@@ -39,11 +49,11 @@ class Bundle:
     """A bundle on disk whose manifest has been read and whose files have been checked.
 
     Attributes:
-        path: the folder. manifest: its contents.
+        path: the folder. manifest: its contents. signer: fingerprint of the key that signed it, None if unsigned.
     """
 
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path, self.manifest = path, manifest
+    def __init__(self, path: Path, manifest: Manifest, signer: str | None = None) -> None:
+        self.path, self.manifest, self.signer = path, manifest, signer
 
     @classmethod
     def load(cls, source: str | os.PathLike[str], *, verify: bool = True) -> Bundle:
@@ -55,7 +65,8 @@ class Bundle:
         Raises:
             BundleNotFoundError: neither a folder with a manifest nor a shipped name.
             BundleVersionError: written in another version of the format.
-            BundleCorruptError: a file is missing or differs from what the manifest says.
+            BundleCorruptError: a file is missing or differs from what the manifest says, or a signature is wrong.
+            MissingExtraError: it is signed, and `lipstream[sign]` is not installed.
         """
         path = cls.find(source)
         return reading(path, lambda text: cls.parse(path, text, verify=verify))
@@ -84,9 +95,17 @@ class Bundle:
         )
 
     @classmethod
-    def parse(cls, path: Path, text: str, *, verify: bool) -> Bundle:
-        """Check and return the bundle in folder `path` whose manifest has the contents `text`. Raises as `load`."""
-        bundle = cls(path, parse_manifest(text, path / MANIFEST))
+    def parse(cls, path: Path, text: str, *, verify: bool, trusted: Collection[bytes] | None = None) -> Bundle:
+        """Check and return the bundle in folder `path` whose manifest has the contents `text`.
+
+        Args:
+            trusted: public keys, 32 bytes each, of which one must have signed it, unless it is in the package.
+
+        Raises:
+            BundleUntrustedError: it is not signed by one of these keys. Also what `load` raises.
+        """
+        signer = check_signature(path, text.encode(), None if path.parent == SHIPPED else trusted)
+        bundle = cls(path, parse_manifest(text, path / MANIFEST), signer)
         bundle.check(hashes=verify)
         return bundle
 
@@ -149,6 +168,27 @@ class Bundle:
         return self.path / name
 
 
+def sign(source: str | os.PathLike[str], key: Path) -> tuple[Path, str]:
+    """Check a bundle and all its hashes, and sign its manifest with the private key in the file `key`.
+
+    Returns:
+        The file of the signature, which replaces an older one, and the fingerprint of the key.
+
+    Raises:
+        ConfigError: of the key; or the bundle is in the package, which is trusted as it is.
+        OutputError: the folder cannot be written. MissingExtraError. Also what `Bundle.load` raises.
+    """
+    secret, path = private_key(key), Bundle.find(source)
+    if path.parent == SHIPPED:
+        raise ConfigError(f"{source} is in the package, which needs no signature", expected="a folder of your own")
+
+    def signed(text: str) -> str:
+        Bundle(path, parse_manifest(text, path / MANIFEST)).check(hashes=True)
+        return fingerprint(write_signature(path, text.encode(), secret))
+
+    return path / SIGNATURE, reading(path, signed)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -156,7 +196,7 @@ def sha256(path: Path) -> str:
 
 def unlisted(path: Path, manifest: Manifest) -> list[str]:
     """Files in the folder that the manifest does not list, except hidden files and those of `BESIDE`."""
-    known = {MANIFEST, *manifest.files, *BESIDE}
+    known = {MANIFEST, SIGNATURE, *manifest.files, *BESIDE}
     return sorted(name for name in os.listdir(path) if name not in known and not name.startswith("."))
 
 
@@ -188,7 +228,7 @@ def reading(path: Path, read: Callable[[str], _T]) -> _T:
 
 def _manifest(path: Path) -> str:
     try:
-        return (path / MANIFEST).read_text(encoding="utf-8")
+        return (path / MANIFEST).read_bytes().decode()  # without changed line ends: a signature is of the bytes
     except (OSError, UnicodeDecodeError) as error:
         raise BundleCorruptError(f"{path / MANIFEST} cannot be read: {error}", fix=REBUILD) from error
 
@@ -246,7 +286,7 @@ def _require_replaceable(target: Path) -> None:
         ) from error
     except (OSError, UnicodeDecodeError, BundleCorruptError) as error:
         raise refused from error
-    if others := sorted({*names} - {MANIFEST, *manifest.files}):
+    if others := sorted({*names} - {MANIFEST, SIGNATURE, *manifest.files}):
         raise OutputError(
             f"{target} holds {', '.join(others[:5])} beside a bundle", fix="move that away, or choose another folder"
         )

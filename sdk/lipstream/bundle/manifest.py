@@ -12,6 +12,7 @@ from .plans import Plans
 
 SCHEMA = 3
 MANIFEST = "manifest.json"
+SIGNATURE = "signature.json"
 CONSTANTS = "constants.safetensors"
 CANVAS_WIDTH, CANVAS_HEIGHT = 420, 560
 """Pixels of the canvas on which faces are aligned; `Geometry.crop_box` is a rectangle on it."""

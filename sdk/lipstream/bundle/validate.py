@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleCorruptError
 from ..precision import PRECISIONS
-from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, REBUILD, Manifest
+from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, MANIFEST, REBUILD, SIGNATURE, Manifest
 from .onnx_header import BFLOAT16, FLOAT, INT64, OnnxHeader, Shape, Tensor
 
 _BOUNDS: dict[str, tuple[int, int]] = {
@@ -117,6 +117,8 @@ def check_manifest(manifest: Manifest) -> None:
     for name, file in manifest.files.items():
         if not plain(name):
             raise ValueError(f"the file name {name!r} is not a plain file name")
+        if name in (MANIFEST, SIGNATURE):
+            raise ValueError(f"a manifest that lists {name}")
         kinds = {key: type(value) for key, value in file.items()} if isinstance(file, dict) else None
         if kinds != {"bytes": int, "sha256": str} or file["bytes"] < 0:
             raise ValueError(f"the file {name} is {file!r}")

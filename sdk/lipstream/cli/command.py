@@ -67,6 +67,18 @@ class UsageError(Exception):
         super().__init__(f"{found}\n  fix: {fix}")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add --trust; without it `args.trust` is empty."""
+    parser.add_argument(
+        "--trust",
+        action="append",
+        default=[],
+        metavar="KEY",
+        help="refuse a bundle that is not signed by this public key: a file (lipstream sign --new-key), or its text; "
+        "repeatable. Needs lipstream[sign]",
+    )
+
+
 @contextmanager
 def needs_extra(what: str, extra: str) -> Iterator[None]:
     """Turn a missing dependency into a MissingExtraError: "`what` needs the module ...", fix: install `extra`.

@@ -42,7 +42,7 @@ def _run(args: argparse.Namespace) -> Result:
         weights = _inspector("weights", "inspecting weight files", "export")(path)
         return Result(weights, _describe_weights(weights))
     bundle = Bundle.load(args.bundle)
-    report: dict[str, Any] = {"path": str(bundle.path), **bundle.manifest.fields()}
+    report: dict[str, Any] = {"path": str(bundle.path), "signed_by": bundle.signer, **bundle.manifest.fields()}
     if args.layers:
         report["layers"] = _inspector("layers", "inspecting engines", "tensorrt")(bundle)
     m, g = bundle.manifest, bundle.manifest.geometry
@@ -52,6 +52,7 @@ def _run(args: argparse.Namespace) -> Result:
         f"{m.model.get('name', bundle.path.name)}: {m.model.get('description', '')}",
         f"  {millions:.1f} M parameters, {m.precision}, licence {licence}",
         f"  crops {g.crop_size[1]}x{g.crop_size[0]}, window {g.window} with sink {g.sink}, times {list(m.t_list)}",
+        f"  signed by {bundle.signer}" if bundle.signer else "  not signed",
         f"  {size / 1e6:.1f} MB in {len(m.files)} files, all matching the manifest:",
     ]
     lines += [f"    {file['bytes']:>10} {file['sha256'][:12]} {name}" for name, file in m.files.items()]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import samples
 from ..errors import ConfigError, OutputError
-from .command import Command, Result
+from .command import Command, Result, add_trust
 
 if TYPE_CHECKING:
     from ..dub import DubResult
@@ -49,6 +49,7 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sign-algorithm", default="es256", metavar="ALG", help="signature algorithm of the key (default es256)")
     add("--no-sidecar", action="store_true", help="without --sign: write no OUT.provenance.json")
     add("--bundle", default="tiny", help="folder or shipped name (default tiny)")
+    add_trust(parser)
     add("--backend", help="onnxruntime, tensorrt or torch (default: tensorrt for engines, else onnxruntime)")
     add("--provider", help="for backend onnxruntime: cpu (default), or with lipstream[gpu] cuda or tensorrt")
     add("--threads", type=int, default=0, help="CPU threads (default: chosen for this CPU)")
@@ -97,6 +98,7 @@ def _run(args: argparse.Namespace) -> Result:
         signer = provenance.Signer(certificate, key, Path(args.output), args.sign_algorithm)
     elif not args.no_sidecar:
         provenance.check_sidecar(Path(args.output))
+<<<<<<< HEAD
     engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
     sources = provenance.Sources(Path(args.video), Path(args.audio) if args.audio else None)
 
@@ -114,6 +116,15 @@ def _run(args: argparse.Namespace) -> Result:
             beside[Path(args.sheet)] = contact_sheet(Path(args.video), finished, frames=frames)
         write_files(beside)
 
+=======
+    engine = LipSyncEngine.load(
+        args.bundle,
+        backend=args.backend,
+        threads=args.threads,
+        provider=args.provider,
+        trust=args.trust or None,
+    )
+>>>>>>> d0f2df6 (bundle: sign manifests with ed25519; --trust refuses bundles that no trusted key has signed)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
             args.video,

@@ -6,7 +6,7 @@ import argparse
 import os
 
 from ..server.settings import Settings
-from .command import Command, needs_extra
+from .command import Command, add_trust, needs_extra
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -124,6 +124,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "LIPSTREAM_TURN_SECRET",
     )
     add("--bundle", default=s.bundle, help="folder or shipped name (default %(default)s)")
+    add_trust(parser)
     add("--backend", help="default: tensorrt for engines, else onnxruntime")
     add("--threads", type=int, default=s.threads, help="CPU threads (default: chosen for this CPU)")
 
@@ -133,7 +134,8 @@ def _run(args: argparse.Namespace) -> None:
         from ..server.command import serve
 
     given = {name: value for name, value in vars(args).items() if name in Settings.__dataclass_fields__}
-    lists = {name: tuple(given[name]) for name in ("origins", "hosts", "ice_servers", "ice_networks", "references")}
+    names = ("origins", "hosts", "ice_servers", "ice_networks", "references", "trust")
+    lists = {name: tuple(given[name]) for name in names}
     serve(Settings(**given | lists))
 
 

@@ -185,7 +185,11 @@ async def _warm_up(state: State) -> None:
 
     def load() -> tuple[LipSyncEngine, int]:
         engine = LipSyncEngine.load(
-            settings.bundle, backend=settings.backend, threads=settings.threads, metrics=state.metrics
+            settings.bundle,
+            backend=settings.backend,
+            threads=settings.threads,
+            metrics=state.metrics,
+            trust=settings.trust or None,
         )
         folder = Path(settings.reference_dir) if settings.reference_dir else None
         state.references = References(engine, megabytes=settings.upload_mb, folder=folder, sandbox=settings.sandbox)

@@ -39,7 +39,8 @@ class Settings:
         bitrate: kbit/s of WebRTC video. ice_servers: URLs of STUN and TURN servers, for WebRTC.
         ice_networks: to whose addresses any WebRTC client may direct the server's packets, such as "10.0.0.0/8".
         turn_secret: shared with the TURN servers; from it each client gets credentials that expire.
-        bundle, backend, threads: of the engine.
+        bundle, backend, threads: of the engine. trust: public keys, PEM files or their texts, of which one must have
+            signed the bundle; empty: any bundle is accepted.
     """
 
     host: str = "127.0.0.1"
@@ -73,6 +74,7 @@ class Settings:
     ice_networks: tuple[str, ...] = ()
     turn_secret: str = field(default="", repr=False)
     bundle: str = "tiny"
+    trust: tuple[str, ...] = ()
     backend: str | None = None
     threads: int = 0
 

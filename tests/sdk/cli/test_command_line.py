@@ -199,7 +199,7 @@ def test_inspect(lipstream: Any, tiny: Path) -> None:
     for name, file in manifest["files"].items():
         assert f"{file['bytes']:>10} {file['sha256'][:12]} {name}" in said
     status, said, _ = lipstream("inspect", tiny, "--json")
-    assert json.loads(said) == manifest | {"path": str(tiny)}
+    assert json.loads(said) == manifest | {"path": str(tiny), "signed_by": None}
 
 
 def test_export_of_an_invalid_checkpoint(lipstream: Any, tmp_path: Path) -> None:

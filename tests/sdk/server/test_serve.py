@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from typing import Any
 import pytest
 from client_and_server import Served
 from lipstream import LipSyncEngine
-from lipstream.errors import BundleNotFoundError, ConfigError
+from lipstream.bundle.keys import new_key
+from lipstream.errors import BundleNotFoundError, BundleUntrustedError, ConfigError
 from lipstream.server.app import create_app
 from lipstream.server.settings import Settings
 from starlette.testclient import TestClient
@@ -40,6 +42,13 @@ def failed(done: subprocess.CompletedProcess[str]) -> tuple[int, str]:
 
 def test_an_engine_that_does_not_load_ends_the_server() -> None:
     assert failed(serve("--port", "0", "--bundle", "nope")) == (BundleNotFoundError.exit_code, "bundle_not_found")
+
+
+def test_a_bundle_that_is_not_trusted_is_not_served(tiny: Path, tmp_path: Path) -> None:
+    public, _ = new_key(tmp_path / "key.pem")
+    shutil.copytree(tiny, tmp_path / "copy")
+    done = serve("--port", "0", "--bundle", str(tmp_path / "copy"), "--trust", str(public))
+    assert failed(done) == (BundleUntrustedError.exit_code, "bundle_untrusted")
 
 
 @pytest.mark.parametrize("option", [("--port", "22222222"), ("--port", "-1"), ("--host", "192.0.2.1", "--token", "s")])
