@@ -35,7 +35,8 @@ from ..errors import (
 )
 from .keys import fingerprint, private_key
 from .manifest import CONSTANTS, MANIFEST, REBUILD, SIGNATURE, Manifest
-from .onnx_header import read_header
+from .memory import check_memory
+from .onnx_header import OnnxHeader, read_header
 from .signature import check_signature, write_signature
 from .validate import check_constants, check_graph, parse_manifest, plain
 
@@ -113,7 +114,7 @@ class Bundle:
         """Compare the files with the manifest and with each other.
 
         Checks names and sizes, with `hashes` also SHA-256; that the folder holds no other files and no graph refers to
-        any; that graphs and constants have the shapes given by the manifest.
+        any; that graphs and constants have the shapes given by the manifest, and graphs need memory in proportion.
 
         Raises:
             BundleCorruptError: a check failed.
@@ -132,6 +133,7 @@ class Bundle:
             raise BundleCorruptError(
                 f"{self.path} holds {', '.join(extra[:5])}", expected="only the files of its manifest", fix=REBUILD
             )
+        headers: dict[str, OnnxHeader] = {}
         try:
             for name in listed:
                 if name.endswith(".onnx"):
@@ -142,8 +144,12 @@ class Bundle:
                     if foreign := header.external - {*listed}:
                         raise ValueError(f"{name} has weights in {sorted(foreign)}, which the manifest does not list")
                     check_graph(self.manifest, name.removesuffix(".onnx"), header)
+                    headers[name] = header
             if CONSTANTS in listed:
                 check_constants(self.manifest, self.constants)
+            for name, header in headers.items():
+                constants = self.constants if CONSTANTS in listed else {}
+                check_memory(self.manifest, constants, name.removesuffix(".onnx"), header, self.path / name)
         except (ValueError, OSError, RecursionError) as error:
             raise BundleCorruptError(f"{self.path}: {error}", fix=REBUILD) from error
 

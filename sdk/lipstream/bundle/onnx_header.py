@@ -42,19 +42,19 @@ def read_header(path: Path) -> OnnxHeader:
     external: set[str] = set()
     operators: set[str] = set()
     found = False
-    for field, value in _fields(memoryview(path.read_bytes())):
+    for field, value in fields(memoryview(path.read_bytes())):
         if field == 7:  # graph
             found = True
-            for number, part in _fields(_message(value)):
+            for number, part in fields(message(value)):
                 if number == 11:
-                    inputs.update([_value_info(_message(part))])
+                    inputs.update([_value_info(message(part))])
                 elif number == 12:
-                    outputs.update([_value_info(_message(part))])
-            _graph(_message(value), external, operators, 0)
+                    outputs.update([_value_info(message(part))])
+            _graph(message(value), external, operators, 0)
         elif field == 25:  # function
-            for number, part in _fields(_message(value)):
+            for number, part in fields(message(value)):
                 if number == 7:
-                    _node(_message(part), external, operators, 0)
+                    _node(message(part), external, operators, 0)
     if not found:
         raise ValueError("it holds no graph")
     return OnnxHeader(inputs, outputs, frozenset(external), frozenset(operators))
@@ -66,7 +66,7 @@ def without_output(model: bytes, output: str) -> bytes:
     Nodes with sub-graphs are not supported. Raises ValueError if it is no model.
     """
     parts = _parts(memoryview(model))
-    return b"".join(_field(7, _pruned(_message(value), output)) if n == 7 else bytes(raw) for n, value, raw in parts)
+    return b"".join(_field(7, _pruned(message(value), output)) if n == 7 else bytes(raw) for n, value, raw in parts)
 
 
 def _pruned(graph: memoryview, output: str) -> bytes:
@@ -74,12 +74,12 @@ def _pruned(graph: memoryview, output: str) -> bytes:
     needed: set[str] = set()
     for number, value, raw in reversed([*_parts(graph)]):  # outputs come after the nodes, which are in order
         if number == 12:
-            name, _ = _value_info(_message(value))
+            name, _ = _value_info(message(value))
             if name == output:
                 continue
             needed.add(name)
         elif number == 1:
-            names = [(n, bytes(_message(x)).decode()) for n, x in _fields(_message(value)) if n in (1, 2)]
+            names = [(n, bytes(message(x)).decode()) for n, x in fields(message(value)) if n in (1, 2)]
             if not needed & {name for n, name in names if n == 2}:
                 continue
             needed |= {name for n, name in names if n == 1}
@@ -102,75 +102,75 @@ def _number(value: int) -> bytes:
 def _graph(data: memoryview, external: set[str], operators: set[str], depth: int) -> None:
     if depth > _MOST_DEEP:
         raise ValueError("graphs are nested too deeply")
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
-            _node(_message(value), external, operators, depth)
+            _node(message(value), external, operators, depth)
         elif number == 5:
-            _tensor(_message(value), external)
+            _tensor(message(value), external)
         elif number == 15:  # sparse initializer: its values and indices are tensors
-            for inner, part in _fields(_message(value)):
+            for inner, part in fields(message(value)):
                 if inner in (1, 2):
-                    _tensor(_message(part), external)
+                    _tensor(message(part), external)
 
 
 def _node(data: memoryview, external: set[str], operators: set[str], depth: int) -> None:
     name = domain = ""
-    for number, attribute in _fields(data):
+    for number, attribute in fields(data):
         if number == 4:
-            name = bytes(_message(attribute)).decode()
+            name = bytes(message(attribute)).decode()
         elif number == 7:
-            domain = bytes(_message(attribute)).decode()
+            domain = bytes(message(attribute)).decode()
         if number != 5:
             continue
-        for inner, value in _fields(_message(attribute)):
+        for inner, value in fields(message(attribute)):
             if inner in (5, 10):  # t, tensors
-                _tensor(_message(value), external)
+                _tensor(message(value), external)
             elif inner in (6, 11):  # g, graphs
-                _graph(_message(value), external, operators, depth + 1)
+                _graph(message(value), external, operators, depth + 1)
     operators.add(f"{domain}:{name}" if domain not in ("", "ai.onnx") else name)
 
 
 def _tensor(data: memoryview, external: set[str]) -> None:
-    for number, entry in _fields(data):
+    for number, entry in fields(data):
         if number == 13:
-            pair = {inner: bytes(_message(text)).decode() for inner, text in _fields(_message(entry))}
+            pair = {inner: bytes(message(text)).decode() for inner, text in fields(message(entry))}
             if pair.get(1) == "location":
                 external.add(pair.get(2, ""))
 
 
 def _value_info(data: memoryview) -> tuple[str, Tensor]:
     name, dtype, shape = "", 0, []
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1:
-            name = bytes(_message(value)).decode()
+            name = bytes(message(value)).decode()
         elif number == 2:
-            for kind, tensor in _fields(_message(value)):
+            for kind, tensor in fields(message(value)):
                 if kind != 1:
                     continue
-                for inner, part in _fields(_message(tensor)):
+                for inner, part in fields(message(tensor)):
                     if inner == 1 and isinstance(part, int):
                         dtype = part
                     elif inner == 2:
-                        shape = [_size(_message(size)) for field, size in _fields(_message(part)) if field == 1]
+                        shape = [_size(message(size)) for field, size in fields(message(part)) if field == 1]
     return name, Tensor(dtype, tuple(shape))
 
 
 def _size(data: memoryview) -> int | str | None:
-    for number, value in _fields(data):
+    for number, value in fields(data):
         if number == 1 and isinstance(value, int):
             return value
         if number == 2:
-            return bytes(_message(value)).decode()
+            return bytes(message(value)).decode()
     return None
 
 
-def _message(value: int | memoryview) -> memoryview:
+def message(value: int | memoryview) -> memoryview:
     if isinstance(value, int):
         raise ValueError("a number where a message is expected")
     return value
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+def fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Fields of a protocol buffer message: (number, varint or bytes)."""
     return ((number, value) for number, value, _ in _parts(data))
 
@@ -180,14 +180,14 @@ def _parts(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview
     position = 0
     while position < len(data):
         begin = position
-        key, position = _varint(data, position)
+        key, position = varint(data, position)
         kind = key & 7
         if kind == 0:
-            value, position = _varint(data, position)
+            value, position = varint(data, position)
             yield key >> 3, value, data[begin:position]
             continue
         if kind == 2:
-            length, position = _varint(data, position)
+            length, position = varint(data, position)
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
         else:
@@ -199,7 +199,7 @@ def _parts(data: memoryview) -> Iterator[tuple[int, int | memoryview, memoryview
         position = end
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
+def varint(data: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(data):
