@@ -11,6 +11,7 @@ from lipstream.bundle import Bundle
 from lipstream.face import LipStreamFacePipeline, crop
 from lipstream.face.compositing import Compositor
 from lipstream.media import Picture
+from lipstream_evaluate.texture import border_energy, gradient_energy, luma
 from numpy.typing import NDArray
 
 from .tracks import Frames, Image, Lips, Track
@@ -20,8 +21,6 @@ Plane = NDArray[np.float32]
 
 _MOUTH = (130.0, 350.0, 290.0, 510.0)  # of the canvas, around the lips
 _WINDOW = 64  # pixels of this window
-_GENERATED = 0.9  # mean opacity from which a part of the crop counts as generated
-_NOISE = 0.01  # squared levels, less than any picture has
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Area:
 
 def sharpness(result: Frames, source: Frames, lips: Lips) -> float:
     """Gradient energy, the mean square of the luma's differences, around the source's lips, over that of the source."""
-    pairs = [(_gradient_energy(a), _gradient_energy(b)) for a, b in _around(result, source, lips)]
+    pairs = [(gradient_energy(a), gradient_energy(b)) for a, b in _around(result, source, lips)]
     ours, theirs = np.sum(pairs, axis=0)
     return float(ours / theirs)
 
@@ -93,7 +92,7 @@ def grid(result: Frames, source: Frames, lips: Lips, area: Area) -> float:
 
     Measured on the crops, where the picture is generated.
     """
-    ours, theirs = (_border_energy(area.crops(frames, lips), area) for frames in (result, source))
+    ours, theirs = (border_energy(area.crops(frames, lips), area.alpha, area.token) for frames in (result, source))
     return ours / theirs
 
 
@@ -132,7 +131,7 @@ def identity(result: Frames, source: Frames, lips: Lips, closed: NDArray[np.bool
         return float("nan")
     frames = np.flatnonzero(both)
     pairs = (
-        _luma(_crops(pictures[frames], lips[frames.tolist()], _WINDOW, _MOUTH)).reshape(len(frames), -1)
+        luma(_crops(pictures[frames], lips[frames.tolist()], _WINDOW, _MOUTH)).reshape(len(frames), -1)
         for pictures in (result, source)
     )
     ours, theirs = (x - x.mean(axis=1, keepdims=True) for x in pairs)
@@ -185,31 +184,3 @@ def _band(mask: NDArray[np.bool_], reach: float) -> Plane:
     """1 in the mask up to `reach` pixels from its edge, else 0."""
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, 5)
     return (mask & (distance <= reach)).astype(np.float32)
-
-
-def _luma(pictures: NDArray[np.float32]) -> NDArray[np.float32]:
-    return pictures @ np.array([0.299, 0.587, 0.114], np.float32)
-
-
-def _gradient_energy(picture: Image) -> float:
-    luma = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    return float(np.square(np.diff(luma, axis=0)).mean() + np.square(np.diff(luma, axis=1)).mean())
-
-
-def _border_energy(crops: NDArray[np.float32], area: Area) -> float:
-    """Energy of the luma's differences across borders of tokens over that of their neighbours.
-
-    Borders are cut into pieces of a token's length. For each piece and frame the energy across it is compared with
-    those across the parallel lines up to half a token away; the mean of the logarithms is that over all of them, so
-    that an edge of the lips that lies on a border by chance counts little.
-    """
-    half, tokens, luma = area.token // 2, area.size // area.token, _luma(crops)
-    inner = np.s_[half : area.size - half]
-    ratios = []
-    for picture, alpha in ((luma, area.alpha), (luma.transpose(0, 2, 1), area.alpha.T)):
-        lines = np.square(np.diff(picture, axis=1))[:, inner]  # the border is line half - 1 of its group of lines
-        grouped = lines.reshape(len(lines), tokens - 1, area.token, tokens, area.token).mean(axis=4)
-        generated = alpha[inner].reshape(tokens - 1, area.token, tokens, area.token).mean(axis=(1, 3)) > _GENERATED
-        energy = np.log(grouped + _NOISE).transpose(0, 1, 3, 2)[:, generated]
-        ratios.append(energy[..., half - 1] - np.delete(energy, half - 1, axis=-1).mean(axis=-1))
-    return float(np.exp(np.concatenate(ratios, axis=1).mean()))

@@ -36,7 +36,7 @@ SMALL = 100_000_000
 
 
 def export(
-    source: Path | Release,
+    source: Path | Release | StudentParts,
     out: Path,
     *,
     precision: str = "fp32",
@@ -50,7 +50,7 @@ def export(
     each time. Progress is shown on stderr, unless `quiet`.
 
     Args:
-        source: a checkpoint folder, a float32 bundle (also a shipped one's name), or published files.
+        source: a checkpoint folder, a float32 bundle (also a shipped one's name), published files, or parts.
         precision: "fp32", "bf16" or "fp8". calibration: how FP8 is calibrated.
         parity: compare ONNX Runtime with PyTorch; without it the bundle is written unchecked and has no report.
 

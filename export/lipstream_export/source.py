@@ -11,17 +11,21 @@ from lipstream_models.parts import DESCRIPTION, StudentParts
 from lipstream_models.released.release import Release
 
 
-def load_source(source: Path | Release, progress: Callable[[str], None] = lambda name: None) -> StudentParts:
+def load_source(
+    source: Path | Release | StudentParts, progress: Callable[[str], None] = lambda name: None
+) -> StudentParts:
     """The parts of a student.
 
     Args:
-        source: a checkpoint folder, a bundle's folder, a shipped bundle's name, or published files.
+        source: a checkpoint folder, a bundle's folder, a shipped bundle's name, published files, or parts as they are.
         progress: called with the name of what is loaded next of published files.
 
     Raises:
         CheckpointError: a checkpoint or published files are invalid. BackendError: the bundle is not float32. And those
             of `Bundle.load`.
     """
+    if isinstance(source, StudentParts):
+        return source
     if isinstance(source, Release):
         return StudentParts.from_release(source, progress)
     if (source / DESCRIPTION).is_file():

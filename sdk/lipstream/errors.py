@@ -98,9 +98,18 @@ class FaceNotFoundError(LipStreamError):
 
 
 class QualityError(LipStreamError):
-    """With `strict`: the result would have a warning, such as many frames without a face, or a damaged source."""
+    """With `strict`: the result would have a warning, such as many frames without a face, or a damaged source.
+
+    Also a student that tuning did not bring nearer to the person.
+    """
 
     code, exit_code = "quality", 21
+
+
+class FootageError(LipStreamError):
+    """A video does not show enough of one speaking person to tune a student by it."""
+
+    code, exit_code = "footage", 22
 
 
 class BundleNotFoundError(LipStreamError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from .codec import border_error, picture_loss
 from .optim import Average, Descent, Resume
+
+Prompt = Tensor | Sequence[tuple[Tensor, Tensor]]
+"""The prompt's embedding [rows, width], or K and V of each layer, [1, rows, H, D], where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class StudentRecipe:
         context_noise: noise up to this level is added to clean chunks, since in a stream they are the student's own
             output.
         audio_noise: on the audio features.
-        probe: weight of the loss of `MouthProbe`.
+        probe: weight of the loss of `MouthProbe`; 0: the shape of the mouth is not known.
         edges: weight of the loss on differences between neighbouring latents, which is large for a blur.
         pixels: weight of `picture_loss` and `border_error` of the decoded lips, if there is a decoder; of it, `detail`
             and `grid` are the weights of the local edge strength and of the borders of tokens. `pictures` latent frames
@@ -148,7 +151,7 @@ class MouthProbe(nn.Module):
 def train_student(
     model: CausalDiT,
     data: Latents,
-    text: Tensor,
+    text: Prompt,
     recipe: StudentRecipe,
     *,
     seed: int,
@@ -156,7 +159,7 @@ def train_student(
     partial: Path | None = None,
     decode: Callable[[Tensor], Tensor] | None = None,
 ) -> CausalDiT:
-    """Train `model`, set it to the moving average of its weights, and return it.
+    """Train what requires gradients of `model`, set it to the moving average of its weights, and return it.
 
     The loss on the noisy chunks, of x0_pred - x0, is ``0.25 square + 0.5 absolute + edges * neighbour differences``,
     since a squared error alone leads to the mean of all possible results, a blur. A clip is a clean beginning of 0 or
@@ -211,7 +214,7 @@ def train_student(
             shown = shown[torch.randperm(len(shown))[: recipe.pictures]]
             loss = loss + recipe.pixels * _lip_error(config, decode, found, target, shown, recipe)
         progress(loss.item())
-        descent.step(loss + recipe.probe * probe(mouth))
+        descent.step(loss + recipe.probe * probe(mouth) if recipe.probe else loss)
         average.update()
     average.apply()
     return model.eval().requires_grad_(False)
@@ -234,11 +237,12 @@ def _lip_error(
 
 
 def velocity(
-    model: CausalDiT, x: Tensor, condition: Tensor, audio: Tensor, t: Tensor, text: Tensor, attend: ClipAttention
+    model: CausalDiT, x: Tensor, condition: Tensor, audio: Tensor, t: Tensor, text: Prompt, attend: ClipAttention
 ) -> Tensor:
-    """Velocity [B, C, F, h, w] of whole clips, all with the prompt `text` [rows, width]; run in bfloat16."""
+    """Velocity [B, C, F, h, w] of whole clips, all with the prompt `text`; run in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
-        kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])]
+        of_layers = model.text_kv(text[None]) if isinstance(text, Tensor) else text
+        kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in of_layers]
         found: Tensor = model(x, condition, audio, t, kv, attend)
     return found.float()
 
@@ -256,7 +260,7 @@ def lip_region(size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def generate_clips(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
+def generate_clips(model: CausalDiT, data: Latents, text: Prompt, rows: Tensor, *, seed: int) -> Tensor:
     """Latents [B, C, F, h, w] that `model` generates for the clips `rows`, with its own output as context.
 
     All passes, in bfloat16, without gradients or a K/V ring: every pass recomputes the chunks before it.

@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 
 class Descent:
-    """One run of `steps` steps of AdamW on `modules`: cosine learning rate, gradients clipped at norm 1."""
+    """One run of `steps` steps of AdamW: cosine learning rate, gradients clipped at norm 1.
+
+    It trains the parameters of `modules` that require gradients.
+    """
 
     def __init__(self, modules: Iterable[nn.Module], steps: int, rate: float) -> None:
-        self._parameters = [p for module in modules for p in module.parameters()]
+        self._parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self._parameters, rate, betas=(0.9, 0.99), weight_decay=0.01)
         self.schedule = Cosine(self.optimizer, steps)
 

@@ -171,7 +171,7 @@ def _windows(path: Path, settings: Settings, syncnet: SyncNet | None) -> Iterato
         if syncnet is not None:
             window.lips.append(sync_crop(frame, syncnet.config, squares(box[None])[0], face.matrix))
         if filters.others and index % _SECOND == 0:
-            window.others = max(window.others, _others(detector, frame, box))
+            window.others = max(window.others, other_faces(detector, frame, box))
         if len(window.crops) == FRAMES:
             yield window, ""
             window = _Window(index + 1)
@@ -292,7 +292,7 @@ def _sharpness(frame: Image, box: NDArray[np.float64]) -> float:
     return float(cv2.Laplacian(small, cv2.CV_32F).var())
 
 
-def _others(detector: FaceDetector, frame: Image, box: NDArray[np.float64]) -> float:
+def other_faces(detector: FaceDetector, frame: Image, box: NDArray[np.float64]) -> float:
     """Area of the largest face elsewhere over that of the face in `box`."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     faces = detector.detect(frame)

@@ -1,0 +1,324 @@
+"""The order of `lipstream personalize`: read the video, measure, tune, measure again, export."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from lipstream.atomic import write_file
+from lipstream.errors import ConfigError, FootageError, OutputError, QualityError
+from lipstream.media import ensure_distinct
+from lipstream_export.bundle import geometry
+from lipstream_export.command import export
+from lipstream_export.source import load_source
+from lipstream_export.torch_backend import TorchBackend
+from lipstream_models import TAEHV
+from lipstream_models.layers import round_to_bfloat16
+from lipstream_models.parts import StudentParts
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from ..codec import DecoderRecipe, Frames, train_decoder
+from ..diffusion import StudentRecipe
+from .footage import Run, read_footage
+from .measure import Closeness, closeness, plain, sheet, table
+from .stream import Sound, decode, frames_of, generate
+from .student import latents_of, tune_student
+
+CHUNKS = 3
+"""Of a clip."""
+ROLLOUTS = 60
+"""Clips at most whose latents the student generates for the decoder's training."""
+REPEATED = 30
+"""Clips at least of the decoder's training; those of a short video come several times, with other noise."""
+STUDENT = StudentRecipe(steps=0, batch=2, learning_rate=6e-4, probe=0.0, pictures=12)
+STUDENT_SHARE = 0.6
+"""Of the time for training, that of the student; the rest is the decoder's."""
+STUDENT_STEPS, STEPS = (20, 1500), (40, 1500)
+"""Least and most where the time decides."""
+_SHOWN = 20 * 25  # frames of the part held out that are measured
+_EXPORT = 45.0  # seconds kept for it
+_TRIAL = 6  # steps that are timed
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `personalize`.
+
+    Attributes:
+        minutes: for all of it. steps, student_steps: of the decoder's and the student's training (0: leave the student
+            as it is); None: as the time allows.
+        seed: of the training. With both steps given, equal seeds give equal bundles.
+        face_at: pixel on or near the person's face. sheet: a PNG to write: true mouths, before and after.
+        keep: write the bundle also where the part held out did not get better.
+        least: seconds of the face that are needed.
+    """
+
+    minutes: float = 5.0
+    steps: int | None = None
+    student_steps: int | None = None
+    seed: int = 0
+    face_at: tuple[float, float] | None = None
+    sheet: Path | None = None
+    keep: bool = False
+    least: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes < 24 * 60:
+            raise ConfigError(f"minutes {self.minutes:g}", expected="more than 0, at most a day")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps {self.steps}", expected="at least 1")
+        if self.student_steps is not None and self.student_steps < 0:
+            raise ConfigError(f"student steps {self.student_steps}", expected="at least 0")
+
+
+def personalize(video: Path, out: Path, source: Path, settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
+    """Write the student `source`, tuned to the person in `video`, as the bundle `out`.
+
+    The last third of the person's frames is never trained on. The encoder does not change, so latents keep their
+    meaning.
+
+    Args:
+        source: a float32 bundle (folder or shipped name), or a checkpoint.
+
+    Returns:
+        Ready for JSON; `describe` formats it as text.
+
+    Raises:
+        QualityError: the part held out did not get better, and `settings.keep` is not set; nothing is written.
+        ConfigError: the source has no student or another decoder than TAEHV. And those of `read_footage`, of
+            `load_source` and of `lipstream_export.command.export`.
+    """
+    began = time.monotonic()
+    _check_output(video, out, settings.sheet)
+    parts = load_source(source).with_constants()
+    _check_parts(parts, source)
+    keep = parts.masks["composite"].numpy()
+    footage = read_footage(
+        video, geometry(parts.config), keep, face_at=settings.face_at, least=settings.least, quiet=quiet
+    )
+    clips = _clips(parts, footage.training, video)
+    shown = _shown(parts, footage.held_out, video)
+    true = np.concatenate([run.crops[: frames_of(parts, run)] for run in shown])
+
+    sound = footage.sound
+    clock = _Clock(60 * settings.minutes - _EXPORT, began)
+    latents = _generated(parts, shown, sound, settings.seed, "before", quiet)
+    per_frame = clock.lap() / len(true)
+    before = _decoded(parts, latents)
+    found = {"before": closeness(parts, before, true)}
+    measuring = clock.lap()
+
+    # 1. The student.
+    order = _order(len(clips), settings.seed)
+    rolled = min(len(order), ROLLOUTS)
+    later = per_frame * (len(true) + rolled * len(clips[0].crops)) + 2 * measuring
+    data = latents_of(parts, clips, sound)
+    tune = partial(tune_student, parts, data, seed=settings.seed)
+    student_steps = settings.student_steps
+    if student_steps is None:
+        student_steps = _affordable(tune, STUDENT, STUDENT_SHARE * (clock.remaining() - later), STUDENT_STEPS)
+    kept = False
+    if student_steps:
+        with _bar("student", student_steps, quiet) as progress:
+            tuned = replace(parts, student=tune(replace(STUDENT, steps=student_steps), progress=progress))
+        with_student = _generated(tuned, shown, sound, settings.seed, "after", quiet)
+        found["student tuned"] = closeness(parts, _decoded(parts, with_student), true)
+        if kept := found["student tuned"].better_than(found["before"]):
+            parts, latents = tuned, with_student
+
+    # 2. The decoder, on true latents and on those of this student.
+    assert parts.taehv
+    decoder = copy.deepcopy(parts.taehv)
+    decoder.decoder.requires_grad_(True)
+    backend = TorchBackend(parts)
+    rows = tqdm(order[:rolled], "rollouts", unit="clip", disable=quiet or None)
+    rollouts = torch.stack([generate(backend, clips[k], sound, seed=settings.seed + i) for i, k in enumerate(rows)])
+    frames = np.stack([clips[k].crops for k in order])
+
+    def train(recipe: DecoderRecipe, *, progress: Callable[[float], None], model: TAEHV | None = None) -> TAEHV:
+        model = model or copy.deepcopy(decoder)
+        return train_decoder(model, frames, data.target[order], rollouts, recipe, seed=settings.seed, progress=progress)
+
+    recipe = decoder_recipe(parts)
+    steps = settings.steps or _affordable(train, recipe, clock.remaining() - 2 * measuring, STEPS)
+    with _bar("decoder", steps, quiet) as progress:
+        train(replace(recipe, steps=steps), progress=progress, model=decoder)
+    round_to_bfloat16(decoder)
+    parts = replace(parts, taehv=decoder)
+    after = _decoded(parts, latents)
+    found["after"] = closeness(parts, after, true)
+
+    if settings.sheet:
+        _write(settings.sheet, sheet(parts, [true, before, after]))
+    warnings = _verdict(found, settings.keep)
+    measured = {name: plain(x) for name, x in found.items()}
+    name = str(parts.model.get("name", "student")).removesuffix(SUFFIX) + SUFFIX
+    named = replace(parts, model=parts.model | {"name": name, "personalised": measured})
+    written = export(named, out, quiet=quiet)
+    return {
+        "bundle": str(out),
+        "name": name,
+        "face_seconds": round(footage.seconds, 1),
+        "held_out_seconds": round(len(true) / 25, 1),
+        "held_out": measured,
+        "clips": len(clips),
+        "steps": steps,
+        "student_steps": student_steps,
+        "student_kept": kept,
+        "seconds": round(time.monotonic() - began, 1),
+        "parity": written["parity"] and written["parity"]["worst"],
+        "warnings": warnings,
+    }
+
+
+SUFFIX = ", personalised"
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The result of `personalize` as text."""
+    student = (
+        f"the student tuned by {found['student_steps']} steps" if found["student_kept"] else "the student unchanged"
+    )
+    rows = {name: Closeness(**measured) for name, measured in found["held_out"].items()}
+    return (
+        f"{found['bundle']}: {found['name']}, by {found['face_seconds']:.0f} s of the face\n"
+        f"{student}, the decoder tuned by {found['steps']} steps; {found['seconds']:.0f} s in all\n{table(rows)}"
+    )
+
+
+def decoder_recipe(parts: StudentParts) -> DecoderRecipe:
+    """From a trained decoder on: a lower rate, and no critic, which is not of use within so few steps."""
+    token = parts.config.patch[1]
+    size = min(12, *parts.config.latent_size) // token * token
+    return DecoderRecipe(size=size, token=token, learning_rate=1e-4, sharp_from=1.0)
+
+
+_Recipe = TypeVar("_Recipe", StudentRecipe, DecoderRecipe)
+
+
+def _affordable(train: Callable[..., object], recipe: _Recipe, seconds: float, bounds: tuple[int, int]) -> int:
+    """Steps of `train` that take about `seconds`, within `bounds`, by a trial of a few."""
+    times: list[float] = []
+    train(replace(recipe, steps=_TRIAL), progress=lambda loss: times.append(time.monotonic()))
+    step = (times[-1] - times[1]) / (len(times) - 2)  # without the first, which is slower
+    return int(min(max(seconds / step, bounds[0]), bounds[1]))
+
+
+class _Clock:
+    """Seconds of a budget that began at `began`, by the monotonic clock."""
+
+    def __init__(self, budget: float, began: float) -> None:
+        self._end, self._lap = began + budget, time.monotonic()
+
+    def remaining(self) -> float:
+        return self._end - time.monotonic()
+
+    def lap(self) -> float:
+        """Since the last call, or the start."""
+        last, self._lap = self._lap, time.monotonic()
+        return self._lap - last
+
+
+@contextmanager
+def _bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[float], None]]:
+    """The progress callback of a training."""
+    with tqdm(total=steps, desc=name, unit="step", disable=quiet or None) as bar:
+
+        def progress(loss: float) -> None:
+            bar.set_postfix_str(f"loss {loss:.4f}", refresh=False)
+            bar.update()
+
+        yield progress
+
+
+def _generated(parts: StudentParts, runs: list[Run], sound: Sound, seed: int, name: str, quiet: bool) -> list[Tensor]:
+    backend = TorchBackend(parts)
+    return [generate(backend, run, sound, seed=seed) for run in tqdm(runs, name, unit="run", disable=quiet or None)]
+
+
+def _decoded(parts: StudentParts, latents: list[Tensor]) -> Frames:
+    assert parts.taehv
+    return np.concatenate([decode(parts.taehv, x) for x in latents])
+
+
+def _order(clips: int, seed: int) -> NDArray[np.int64]:
+    """All clips in a random order, those of a short video several times."""
+    mixed = np.random.default_rng(seed).permutation(clips)
+    return np.tile(mixed, -(-REPEATED // clips))
+
+
+def _clips(parts: StudentParts, runs: list[Run], video: Path) -> list[Run]:
+    config = parts.config
+    frames = config.temporal * (CHUNKS * config.chunk_frames - 1) + 1
+    clips = [clip for run in runs for clip in run.clips(frames)]
+    if not clips:
+        raise _torn(video, frames)
+    return clips
+
+
+def _shown(parts: StudentParts, runs: list[Run], video: Path) -> list[Run]:
+    """The runs held out that are measured: those of a whole chunk at least, up to 20 s of them."""
+    shown, left = [], _SHOWN
+    for run in runs:
+        run = Run(run.start, run.crops[:left])
+        if frames := frames_of(parts, run):
+            shown.append(run)
+            left -= frames
+    if not shown:
+        raise _torn(video, parts.config.temporal * parts.config.chunk_frames)
+    return shown
+
+
+def _torn(video: Path, frames: int) -> FootageError:
+    return FootageError(
+        f"{video} never shows the face for {frames} frames in a row",
+        expected="longer stretches",
+        fix="give a video in which the face is seen without interruption",
+    )
+
+
+def _verdict(found: dict[str, Closeness], keep: bool) -> list[str]:
+    if found["after"].better_than(found["before"]):
+        return []
+    text = f"the part held out did not get better\n{table(found)}"
+    if keep:
+        return [text]
+    raise QualityError(
+        text,
+        expected="a smaller error, and a sharpness not further from 1",
+        fix="give a longer video or more --minutes; or write the bundle all the same: --keep",
+    )
+
+
+def _check_parts(parts: StudentParts, source: Path) -> None:
+    if not (parts.student and parts.speech):
+        raise ConfigError(f"{source} has no student or no audio encoder", expected="a whole student")
+    if parts.decoder != "taehv" or not parts.taehv:
+        raise ConfigError(
+            f"{source} decodes by the Wan VAE", expected="TAEHV", fix="export it with --decoder taehv first"
+        )
+
+
+def _check_output(video: Path, out: Path, sheet: Path | None) -> None:
+    ensure_distinct(out, video)
+    if sheet:
+        ensure_distinct(sheet, video, out)
+        if sheet.is_dir() or not sheet.parent.is_dir():
+            raise OutputError(f"{sheet} cannot be written", expected="the name of a PNG file in a folder that exists")
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        write_file(path, data)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}", fix="choose another place") from error
