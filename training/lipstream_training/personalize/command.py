@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
 from lipstream.atomic import write_file
 from lipstream.errors import ConfigError, FootageError, OutputError, QualityError
-from lipstream.media import ensure_distinct
+from lipstream.media import FPS, ensure_distinct
 from lipstream_export.bundle import geometry
 from lipstream_export.command import export
 from lipstream_export.source import load_source
@@ -28,12 +28,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..codec import DecoderRecipe, Frames, train_decoder
-from ..diffusion import StudentRecipe
+from ..diffusion import Latents, StudentRecipe
 from .footage import Run, read_footage
 from .measure import Closeness, closeness, plain, sheet, table
 from .stream import Sound, decode, frames_of, generate
 from .student import latents_of, tune_student
 
+LEAST = 20.0
+"""Seconds of the face that are needed."""
 CHUNKS = 3
 """Of a clip."""
 ROLLOUTS = 60
@@ -45,7 +47,7 @@ STUDENT_SHARE = 0.6
 """Of the time for training, that of the student; the rest is the decoder's."""
 STUDENT_STEPS, STEPS = (20, 1500), (40, 1500)
 """Least and most where the time decides."""
-_SHOWN = 20 * 25  # frames of the part held out that are measured
+_SHOWN = 20 * FPS  # frames of the part held out that are measured
 _EXPORT = 45.0  # seconds kept for it
 _TRIAL = 6  # steps that are timed
 
@@ -70,7 +72,7 @@ class Settings:
     face_at: tuple[float, float] | None = None
     sheet: Path | None = None
     keep: bool = False
-    least: float = 20.0
+    least: float = LEAST
 
     def __post_init__(self) -> None:
         if not 0 < self.minutes < 24 * 60:
@@ -106,55 +108,34 @@ def personalize(video: Path, out: Path, source: Path, settings: Settings, *, qui
     footage = read_footage(
         video, geometry(parts.config), keep, face_at=settings.face_at, least=settings.least, quiet=quiet
     )
-    clips = _clips(parts, footage.training, video)
-    shown = _shown(parts, footage.held_out, video)
-    true = np.concatenate([run.crops[: frames_of(parts, run)] for run in shown])
+    person = _Person(
+        _clips(parts, footage.training, video),
+        _shown(parts, footage.held_out, video),
+        footage.sound,
+        settings.seed,
+        quiet,
+    )
+    true = np.concatenate([run.crops[: frames_of(parts, run)] for run in person.shown])
+    clock = _Clock(began, 60 * settings.minutes - _EXPORT)
 
-    sound = footage.sound
-    clock = _Clock(60 * settings.minutes - _EXPORT, began)
-    latents = _generated(parts, shown, sound, settings.seed, "before", quiet)
-    per_frame = clock.lap() / len(true)
-    before = _decoded(parts, latents)
+    latents, generating = clock.timed(person.generated, parts)
+    before, measuring = clock.timed(_decoded, parts, latents)
     found = {"before": closeness(parts, before, true)}
-    measuring = clock.lap()
+    order = _order(len(person.clips), settings.seed)
+    data = latents_of(parts, person.clips, person.sound)
 
-    # 1. The student.
-    order = _order(len(clips), settings.seed)
-    rolled = min(len(order), ROLLOUTS)
-    later = per_frame * (len(true) + rolled * len(clips[0].crops)) + 2 * measuring
-    data = latents_of(parts, clips, sound)
-    tune = partial(tune_student, parts, data, seed=settings.seed)
-    student_steps = settings.student_steps
-    if student_steps is None:
-        student_steps = _affordable(tune, STUDENT, STUDENT_SHARE * (clock.remaining() - later), STUDENT_STEPS)
+    later = generating * (1 + ROLLOUTS * len(person.clips[0].crops) / len(true)) + 4 * measuring
+    tuned, student_steps = _with_student(parts, person, data, settings, STUDENT_SHARE * (clock.remaining() - later))
     kept = False
     if student_steps:
-        with _bar("student", student_steps, quiet) as progress:
-            tuned = replace(parts, student=tune(replace(STUDENT, steps=student_steps), progress=progress))
-        with_student = _generated(tuned, shown, sound, settings.seed, "after", quiet)
+        with_student = person.generated(tuned)
         found["student tuned"] = closeness(parts, _decoded(parts, with_student), true)
         if kept := found["student tuned"].better_than(found["before"]):
             parts, latents = tuned, with_student
 
-    # 2. The decoder, on true latents and on those of this student.
-    assert parts.taehv
-    decoder = copy.deepcopy(parts.taehv)
-    decoder.decoder.requires_grad_(True)
-    backend = TorchBackend(parts)
-    rows = tqdm(order[:rolled], "rollouts", unit="clip", disable=quiet or None)
-    rollouts = torch.stack([generate(backend, clips[k], sound, seed=settings.seed + i) for i, k in enumerate(rows)])
-    frames = np.stack([clips[k].crops for k in order])
-
-    def train(recipe: DecoderRecipe, *, progress: Callable[[float], None], model: TAEHV | None = None) -> TAEHV:
-        model = model or copy.deepcopy(decoder)
-        return train_decoder(model, frames, data.target[order], rollouts, recipe, seed=settings.seed, progress=progress)
-
-    recipe = decoder_recipe(parts)
-    steps = settings.steps or _affordable(train, recipe, clock.remaining() - 2 * measuring, STEPS)
-    with _bar("decoder", steps, quiet) as progress:
-        train(replace(recipe, steps=steps), progress=progress, model=decoder)
-    round_to_bfloat16(decoder)
-    parts = replace(parts, taehv=decoder)
+    truth = data.target[order], np.stack([person.clips[k].crops for k in order])
+    rollouts = person.rollouts(parts, order[:ROLLOUTS])
+    parts, steps = _with_decoder(parts, truth, rollouts, settings, clock.remaining() - 2 * measuring, quiet)
     after = _decoded(parts, latents)
     found["after"] = closeness(parts, after, true)
 
@@ -169,12 +150,12 @@ def personalize(video: Path, out: Path, source: Path, settings: Settings, *, qui
         "bundle": str(out),
         "name": name,
         "face_seconds": round(footage.seconds, 1),
-        "held_out_seconds": round(len(true) / 25, 1),
+        "held_out_seconds": round(len(true) / FPS, 1),
         "held_out": measured,
-        "clips": len(clips),
-        "steps": steps,
+        "clips": len(person.clips),
         "student_steps": student_steps,
         "student_kept": kept,
+        "steps": steps,
         "seconds": round(time.monotonic() - began, 1),
         "parity": written["parity"] and written["parity"]["worst"],
         "warnings": warnings,
@@ -203,6 +184,68 @@ def decoder_recipe(parts: StudentParts) -> DecoderRecipe:
     return DecoderRecipe(size=size, token=token, learning_rate=1e-4, sharp_from=1.0)
 
 
+@dataclass(frozen=True)
+class _Person:
+    """Clips to train on, and runs that are measured."""
+
+    clips: list[Run]
+    shown: list[Run]
+    sound: Sound
+    seed: int
+    quiet: bool
+
+    def generated(self, parts: StudentParts) -> list[Tensor]:
+        """Latents of the runs that are measured, each a stream of its own."""
+        backend = TorchBackend(parts)
+        runs = tqdm(self.shown, "held out", unit="run", disable=self.quiet or None)
+        return [generate(backend, run, self.sound, seed=self.seed) for run in runs]
+
+    def rollouts(self, parts: StudentParts, order: NDArray[np.int64]) -> Tensor:
+        """Latents [N, C, F, h, w] of the clips `order`, each time with other noise."""
+        backend = TorchBackend(parts)
+        rows = tqdm(order, "rollouts", unit="clip", disable=self.quiet or None)
+        made = [generate(backend, self.clips[k], self.sound, seed=self.seed + i) for i, k in enumerate(rows)]
+        return torch.stack(made)
+
+
+def _with_student(
+    parts: StudentParts, person: _Person, data: Latents, settings: Settings, seconds: float
+) -> tuple[StudentParts, int]:
+    """`parts` with the student tuned for about `seconds`, and the number of steps."""
+    tune = partial(tune_student, parts, data, seed=settings.seed)
+    steps = settings.student_steps
+    if steps is None:
+        steps = _affordable(tune, STUDENT, seconds, STUDENT_STEPS)
+    if not steps:
+        return parts, 0
+    with _bar("student", steps, person.quiet) as progress:
+        return replace(parts, student=tune(replace(STUDENT, steps=steps), progress=progress)), steps
+
+
+def _with_decoder(
+    parts: StudentParts, truth: tuple[Tensor, Frames], rollouts: Tensor, settings: Settings, seconds: float, quiet: bool
+) -> tuple[StudentParts, int]:
+    """`parts` with the decoder tuned for about `seconds`, and the number of steps.
+
+    Args:
+        truth: latents and pictures of the clips; `rollouts` are latents of the first of them.
+    """
+    latents, frames = truth
+
+    def tune(recipe: DecoderRecipe, *, progress: Callable[[float], None]) -> TAEHV:
+        taehv = copy.deepcopy(parts.taehv)
+        assert taehv
+        taehv.decoder.requires_grad_(True)
+        return train_decoder(taehv, frames, latents, rollouts, recipe, seed=settings.seed, progress=progress)
+
+    recipe = decoder_recipe(parts)
+    steps = settings.steps or _affordable(tune, recipe, seconds, STEPS)
+    with _bar("decoder", steps, quiet) as progress:
+        taehv = tune(replace(recipe, steps=steps), progress=progress)
+    round_to_bfloat16(taehv.decoder)
+    return replace(parts, taehv=taehv), steps
+
+
 _Recipe = TypeVar("_Recipe", StudentRecipe, DecoderRecipe)
 
 
@@ -214,19 +257,24 @@ def _affordable(train: Callable[..., object], recipe: _Recipe, seconds: float, b
     return int(min(max(seconds / step, bounds[0]), bounds[1]))
 
 
-class _Clock:
-    """Seconds of a budget that began at `began`, by the monotonic clock."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
-    def __init__(self, budget: float, began: float) -> None:
-        self._end, self._lap = began + budget, time.monotonic()
+
+class _Clock:
+    """A budget of `seconds` that began at `began`, by the monotonic clock."""
+
+    def __init__(self, began: float, seconds: float) -> None:
+        self._end = began + seconds
 
     def remaining(self) -> float:
         return self._end - time.monotonic()
 
-    def lap(self) -> float:
-        """Since the last call, or the start."""
-        last, self._lap = self._lap, time.monotonic()
-        return self._lap - last
+    @staticmethod
+    def timed(call: Callable[_P, _R], *args: _P.args, **options: _P.kwargs) -> tuple[_R, float]:
+        """What `call` returns, and the seconds that it took."""
+        began = time.monotonic()
+        return call(*args, **options), time.monotonic() - began
 
 
 @contextmanager
@@ -239,11 +287,6 @@ def _bar(name: str, steps: int, quiet: bool) -> Iterator[Callable[[float], None]
             bar.update()
 
         yield progress
-
-
-def _generated(parts: StudentParts, runs: list[Run], sound: Sound, seed: int, name: str, quiet: bool) -> list[Tensor]:
-    backend = TorchBackend(parts)
-    return [generate(backend, run, sound, seed=seed) for run in tqdm(runs, name, unit="run", disable=quiet or None)]
 
 
 def _decoded(parts: StudentParts, latents: list[Tensor]) -> Frames:
