@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from lipstream_models import TAEHV, ClipAttention, StudentConfig, TAEHVConfig
 from lipstream_models.constants import FOLDED, restore_times, stream_constants
 from lipstream_models.parts import StudentParts
 from lipstream_training.data.clips import draw_video, evaluation_rng
+from lipstream_training.personalize import command
 from lipstream_training.personalize import student as student_module
-from lipstream_training.personalize.command import Settings, decoder_recipe, personalize
+from lipstream_training.personalize.command import STUDENT, Settings, decoder_recipe, personalize
 from lipstream_training.personalize.footage import Run, _split, read_footage
 from lipstream_training.personalize.measure import Closeness, closeness, sheet
 from lipstream_training.personalize.stream import frames_of
@@ -68,8 +69,24 @@ def toy(config: StudentConfig, folder: Path) -> Path:
     return folder
 
 
-def weights(bundle: Path) -> dict[str, torch.Tensor]:
-    return StudentParts.from_bundle(Bundle.load(bundle)).weights()
+@pytest.fixture
+def exported(monkeypatch: pytest.MonkeyPatch) -> list[StudentParts]:
+    """What would be exported, which takes most of the time."""
+    found: list[StudentParts] = []
+
+    def record(parts: StudentParts, out: Path, *, quiet: bool) -> dict[str, None]:
+        found.append(parts)
+        return {"parity": None}
+
+    monkeypatch.setattr(command, "export", record)
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_clips() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "REPEATED", 6)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -115,22 +132,29 @@ def test_student_and_decoder_change_and_nothing_else(tuned: tuple[Path, Path, Pa
 
 
 def test_the_part_held_out_has_no_effect_and_a_seed_repeats(
-    tuned: tuple[Path, Path, Path], person: tuple[Frames, Sound], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: tuple[Path, Path, Path],
+    person: tuple[Frames, Sound],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    exported: list[StudentParts],
 ) -> None:
-    """Another last third of pictures and sound, from one frame on, which the training part hears."""
+    """Another last third of the pictures, and of the sound but for its first two frames, which features look ahead."""
     source, _, bundle = tuned
     frames, sound = person[0].copy(), person[1].copy()
     boundary = FRAMES - FRAMES // 3
     frames[boundary:] = (0.8 * frames[boundary:]).astype(np.uint8)
     sound[(boundary + 2) * 640 :] *= 0.3
     monkeypatch.setattr(Closeness, "better_than", lambda *_: True)
-    video, other, third = write(tmp_path / "other.mkv", frames, sound), tmp_path / "other", tmp_path / "third"
-    personalize(video, other, source, QUICK, quiet=True)
-    first, second = (Bundle.load(path) for path in (bundle, other))
-    assert first.file("weights.bin").read_bytes() == second.file("weights.bin").read_bytes()
-    assert first.manifest.model["personalised"] != second.manifest.model["personalised"]
-    personalize(video, third, source, replace(QUICK, seed=1), quiet=True)
-    assert Bundle.load(third).file("weights.bin").read_bytes() != second.file("weights.bin").read_bytes()
+    video = write(tmp_path / "other.mkv", frames, sound)
+    for seed in (0, 1):
+        personalize(video, tmp_path / "out", source, replace(QUICK, seed=seed), quiet=True)
+    first = Bundle.load(bundle)
+    wanted = StudentParts.from_bundle(first).weights()
+    same, other = (parts.weights() for parts in exported)
+    assert wanted.keys() == same.keys()
+    assert all(torch.equal(x, same[name]) for name, x in wanted.items())
+    assert not all(torch.equal(x, other[name]) for name, x in wanted.items())
+    assert first.manifest.model["personalised"] != exported[0].model["personalised"]
 
 
 def test_the_command(person: tuple[Frames, Sound], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,18 +174,19 @@ def test_the_command(person: tuple[Frames, Sound], tmp_path: Path, capsys: pytes
 
 
 def test_what_does_not_get_better_is_not_written(
-    tuned: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tuned: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: list[StudentParts]
 ) -> None:
     source, video, _ = tuned
     monkeypatch.setattr(Closeness, "better_than", lambda *_: False)
-    settings = replace(QUICK, steps=1, student_steps=0)
+    settings = replace(QUICK, steps=1, student_steps=1)
     with pytest.raises(QualityError, match="did not get better"):
         personalize(video, tmp_path / "bundle", source, replace(settings, keep=False), quiet=True)
+    assert not exported
     assert not (tmp_path / "bundle").exists()
     found = personalize(video, tmp_path / "bundle", source, settings, quiet=True)
     assert "did not get better" in found["warnings"][0]
     assert not found["student_kept"]
-    old, new = StudentParts.from_checkpoint(source).weights(), weights(tmp_path / "bundle")
+    old, new = StudentParts.from_checkpoint(source).weights(), exported[0].weights()
     assert all(torch.equal(x, new[name]) for name, x in old.items() if name.startswith("student."))
 
 
@@ -254,8 +279,6 @@ def test_a_large_student_gets_adapters(person: tuple[Frames, Sound], monkeypatch
     rng = np.random.default_rng(0)
     clips = [Run(5, rng.integers(0, 255, (33, 64, 64, 3)).astype(np.uint8))]
     data = latents_of(parts, clips, person[1])
-    from lipstream_training.personalize.command import STUDENT
-
     losses: list[float] = []
     found = tune_student(parts, data, replace(STUDENT, steps=3), seed=0, progress=losses.append)
     before, after = parts.student.state_dict(), found.state_dict()
