@@ -98,8 +98,13 @@ def _run(args: argparse.Namespace) -> Result:
         signer = provenance.Signer(certificate, key, Path(args.output), args.sign_algorithm)
     elif not args.no_sidecar:
         provenance.check_sidecar(Path(args.output))
-<<<<<<< HEAD
-    engine = LipSyncEngine.load(args.bundle, backend=args.backend, threads=args.threads, provider=args.provider)
+    engine = LipSyncEngine.load(
+        args.bundle,
+        backend=args.backend,
+        threads=args.threads,
+        provider=args.provider,
+        trust=args.trust or None,
+    )
     sources = provenance.Sources(Path(args.video), Path(args.audio) if args.audio else None)
 
     def finish(finished: Path, frames: int) -> None:
@@ -116,15 +121,6 @@ def _run(args: argparse.Namespace) -> Result:
             beside[Path(args.sheet)] = contact_sheet(Path(args.video), finished, frames=frames)
         write_files(beside)
 
-=======
-    engine = LipSyncEngine.load(
-        args.bundle,
-        backend=args.backend,
-        threads=args.threads,
-        provider=args.provider,
-        trust=args.trust or None,
-    )
->>>>>>> d0f2df6 (bundle: sign manifests with ed25519; --trust refuses bundles that no trusted key has signed)
     with _Progress(hidden=args.quiet) as progress:
         result = engine.dub(
             args.video,
