@@ -10,8 +10,8 @@ itself, without a network between; files are decoded in the sandbox, as uploads 
   sdp        WebRTC offers; one that is answered is closed
   media      videos, pictures and sound: read, or an error of a file, and no process left
 
-It fails at the first answer that is none of these, at any error that the server logs as its own, and if memory grows by
-more than 96 MiB after the first tenth. The seed and the number of an input give that input again.
+It fails if an answer is none of these, at any error that the server logs as its own, and if memory grows by more than
+96 MiB after the first tenth. The seed and the number of an input give that input again.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from .common import main, memory_mib, parser, positive, write
 TOKEN = "the-token-of-this-run"
 SHARES = {"http": 0.7, "websocket": 0.2, "sdp": 0.06, "media": 0.04}
 MESSAGES = 50
-MOST_ANSWER, MOST_GROWTH = 64 << 10, 96.0
+MOST_ANSWER, MOST_GROWTH, MOST_FAILURES = 64 << 10, 96.0, 20
 PATHS = ("/", "/v1/session", "/v1/webrtc", "/v1/references", "/v1/tickets", "/v1/ice", "/v1/metrics", "/v1/version")
 PATHS += ("/v1/health/ready", "/openapi.json", "/docs", "/v1")
 NUMBERS = (0, -1, 1, 2**31, 2**32, 2**63, 2**64, -(2**63), 10**400, 0.5, 1e308, float("nan"), float("inf"))
@@ -340,23 +340,36 @@ def media(fuzzer: Fuzzer, files: dict[str, bytes], folder: Path) -> str:
     return "read"
 
 
-@contextmanager
-def _blamed(kind: str, seed: int, number: int, logged: _Logged) -> Iterator[None]:
-    """Name the input of any error, the server's own included."""
-    try:
-        yield
-        if logged.found:
-            raise UnheldError(f"the server logged {logged.found[0]}")
-    except Exception as error:
-        raise UnheldError(f"{kind} {number} of seed {seed}: {type(error).__name__}: {error}") from error
+class _Report:
+    """What became of the inputs. Attributes: outcomes: by kind. failures: of inputs that were not held."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.failures = seed, list[str]()
+        self.outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in SHARES}
+        self.logged = _Logged()
+        logging.getLogger().addHandler(self.logged)
+
+    @contextmanager
+    def input(self, kind: str, number: int) -> Iterator[Counter[str]]:
+        """Yield the outcomes to add to; note any error, the server's own included."""
+        try:
+            yield self.outcomes[kind]
+            if self.logged.found:
+                raise UnheldError(f"the server logged {self.logged.found[0]}")
+        except Exception as error:
+            failure = f"{kind} {number} of seed {self.seed}: {type(error).__name__}: {error}"
+            tqdm.write(failure)
+            self.failures.append(failure)
+            if len(self.failures) >= MOST_FAILURES:
+                raise UnheldError("too many failures") from error
+        finally:
+            self.logged.found.clear()
 
 
 def run(args: argparse.Namespace) -> bool:
     counts = {kind: max(1, round(args.inputs * share)) for kind, share in SHARES.items()}
     counts["websocket"] = max(1, counts["websocket"] // MESSAGES)
-    logged = _Logged()
-    logging.getLogger().addHandler(logged)
-    outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in counts}
+    report = _Report(args.seed)
     seconds: dict[str, float] = {}
     memory: list[float] = []
 
@@ -371,8 +384,8 @@ def run(args: argparse.Namespace) -> bool:
             for kind, send in kinds.items():
                 begun = time.monotonic()
                 for number in tqdm(range(counts[kind]), kind, unit="input"):
-                    with _blamed(kind, args.seed, number, logged):
-                        outcomes[kind][await send(Fuzzer(args.seed, number))] += 1
+                    with report.input(kind, number) as outcomes:
+                        outcomes[await send(Fuzzer(args.seed, number))] += 1
                     if number == counts[kind] // 10:
                         memory.append(memory_mib())
                 seconds[kind] = time.monotonic() - begun
@@ -384,18 +397,19 @@ def run(args: argparse.Namespace) -> bool:
     files, begun = media_files(), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         for number in tqdm(range(counts["media"]), "media", unit="input"):
-            with _blamed("media", args.seed, number, logged):
-                outcomes["media"][media(Fuzzer(args.seed, number), files, Path(folder))] += 1
+            with report.input("media", number) as outcomes:
+                outcomes[media(Fuzzer(args.seed, number), files, Path(folder))] += 1
     seconds["media"] = time.monotonic() - begun
     left = len(multiprocessing.active_children())
     inputs = {kind: count * (MESSAGES if kind == "websocket" else 1) for kind, count in counts.items()}
     growth = max(memory) - memory[0]
-    for kind, found in outcomes.items():
+    for kind, found in report.outcomes.items():
         print(f"{kind:10} {inputs[kind]:7} inputs in {seconds[kind]:6.0f} s: {dict(found.most_common())}")
     print(f"memory grew by {growth:.0f} MiB after the first tenth; {left} processes left")
-    results = {"inputs": inputs, "seconds": seconds, "outcomes": {k: dict(found) for k, found in outcomes.items()}}
+    found = {kind: dict(outcomes) for kind, outcomes in report.outcomes.items()}
+    results = {"inputs": inputs, "seconds": seconds, "outcomes": found, "failures": report.failures}
     write(args.json, "fuzz", args, results | {"memory_growth_mib": growth, "processes_left": left})
-    return growth <= MOST_GROWTH and not left
+    return not report.failures and growth <= MOST_GROWTH and not left
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -48,9 +48,14 @@ def create_app(settings: Settings) -> FastAPI:
     """The application; the engine loads in the background while it already answers."""
     state = State(settings, PrometheusMetrics(version("lipstream"), str(Path(settings.bundle).name)))
     pool = ThreadPoolExecutor(2 * cores(), thread_name_prefix="lipstream-pack")
+    has_webrtc = find_spec("aiortc") is not None
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if has_webrtc:
+            from .transports.webrtc import log_errors_of_peers
+
+            log_errors_of_peers(asyncio.get_running_loop())
         warming = asyncio.create_task(_warm_up(state))
         yield
         warming.cancel()
@@ -71,7 +76,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.lipstream = state
     add_handlers(app)
     app.add_middleware(Gate, state=state)
-    has_webrtc = find_spec("aiortc") is not None
     if settings.origins:
         app.add_middleware(
             CORSMiddleware,

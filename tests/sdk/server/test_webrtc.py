@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+import logging
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -11,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from aiortc import RTCPeerConnection, RTCSessionDescription
 from client_and_server import Served, bursts, chin, lead, lead_of_the_student, loudness
 from lipstream.server.app import create_app
 from lipstream.server.audit import Who
@@ -173,6 +176,27 @@ def test_messages_that_arrive_faster_than_they_are_handled_end_the_session() -> 
         return await asyncio.wait_for(connection._end, 1)
 
     assert asyncio.run(flood())[0] == POLICY
+
+
+def test_errors_of_a_peer_take_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def failing() -> None:
+        raise ZeroDivisionError
+
+    async def leave(task: Any) -> None:
+        webrtc.log_errors_of_peers(asyncio.get_running_loop())
+        asyncio.ensure_future(task)  # noqa: RUF006  # whose error is never retrieved
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    caplog.set_level(logging.INFO)
+    peer = RTCPeerConnection()
+    asyncio.run(leave(peer.setRemoteDescription(RTCSessionDescription("v=0", "answer"))))
+    (record,) = caplog.records
+    assert (record.levelno, record.exc_info) == (logging.INFO, None)
+    caplog.clear()
+    asyncio.run(leave(failing()))  # anything else stays an error
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
 
 
 @pytest.mark.parametrize("sdp", ["", "v=0", "not SDP at all\r\n", "v=0\r\nm=video 9 X"])

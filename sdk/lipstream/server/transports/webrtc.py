@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import ipaddress
 import json
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from fractions import Fraction
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import av
@@ -52,6 +54,7 @@ from ..state import Place, State
 from .lost_packets import Gaps, pass_on_arrival
 from .sdp import checked
 
+LOG = logging.getLogger("lipstream")
 RATE = 48_000
 """Samples per second; Opus uses no other."""
 _PACKET = RATE // 50
@@ -355,6 +358,20 @@ def add_route(
         peers.add(running)  # else it could be collected while it runs
         running.add_done_callback(peers.discard)
         return JSONResponse(answer)
+
+
+def log_errors_of_peers(loop: asyncio.AbstractEventLoop) -> None:
+    """Log what fails in aiortc's own tasks in one line: a client can cause it at will, and it affects only its peer."""
+
+    def handle(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        work = getattr(context.get("future"), "get_coro", lambda: None)()
+        code = getattr(work, "cr_code", None)
+        if code is not None and Path(code.co_filename).parent.name in ("aiortc", "aioice"):
+            LOG.info("a peer: %r", context.get("exception"))
+        else:
+            loop.default_exception_handler(context)
+
+    loop.set_exception_handler(handle)
 
 
 def _set_bitrate(most: int) -> None:
