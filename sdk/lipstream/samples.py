@@ -1,4 +1,4 @@
-"""The sample files shipped with LipStream: a video of a drawn person speaking, and other speech."""
+"""The sample files shipped with LipStream: a video of a 3D person speaking, and other speech."""
 
 from __future__ import annotations
 

@@ -88,7 +88,7 @@ def test_clips_are_what_the_videos_show(prepared: Path, odd: Path) -> None:
     seen = 0
     for i in range(len(shards)):
         sample = shards[i]
-        assert sample.target.shape == sample.reference.shape == (FRAMES, 64, 64, 3)
+        assert sample.target.shape == sample.reference.shape == (FRAMES, *STUDENTS["tiny"].crop_size, 3)
         assert sample.sound.shape == ((PAST_FRAMES + FRAMES) * 640 + SAMPLES_AFTER,)
         source = sample.about["source"]
         if source.startswith("drawn"):
@@ -230,8 +230,9 @@ def test_stored_crops_can_be_read_back() -> None:
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = STUDENTS["tiny"]
     torch.manual_seed(0)
-    pixel = torch.from_numpy(mouth_mask(64))
-    masks = {"pixel": pixel, "latent": torch.from_numpy(latent_mask(64, 4)), "composite": pixel.clone()}
+    size = config.crop_size[0]
+    pixel = torch.from_numpy(mouth_mask(size))
+    masks = {"pixel": pixel, "latent": torch.from_numpy(latent_mask(size, 4)), "composite": pixel.clone()}
     text = torch.randn(config.text_len, config.text_dim)
     folder = tmp_path_factory.mktemp("checkpoint")
     StudentParts(config, CausalDiT(config), text, TAEHV(TINY_TAEHV), SpeechEncoder(), masks).save(folder)

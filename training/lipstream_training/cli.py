@@ -57,16 +57,16 @@ def _syncnet(args: argparse.Namespace) -> Result:
 
 def _add_sample_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
-    parser.add_argument("--person", type=int, default=19, help="number of the identity (default 19)")
+    parser.add_argument("--person", type=int, default=705, help="number of the identity (default 705)")
     parser.add_argument("--video-text", default=VIDEO_TEXT, help="what the person in the video says")
     parser.add_argument("--speech-text", default=SPEECH_TEXT, help="what the voice says")
 
 
 @needs_extra("lipstream-train sample", "training")
 def _sample(args: argparse.Namespace) -> Result:
-    from .data.sample import draw_sample
+    from .data.sample import render_sample
 
-    paths = draw_sample(args.out, person=args.person, video_text=args.video_text, speech_text=args.speech_text)
+    paths = render_sample(args.out, person=args.person, video_text=args.video_text, speech_text=args.speech_text)
     files = [str(path) for path in paths]
     return Result({"files": files}, "\n".join(files))
 
@@ -89,8 +89,9 @@ SYNCNET = Command(
 )
 SAMPLE = Command(
     "sample",
-    "draw a person and a voice to dub",
-    "Writes OUT/face.mp4, a drawn person of an identity that is never trained on, and OUT/speech.wav.",
+    "render a person and a voice to dub",
+    "Writes OUT/face.mp4, a 3D person of an identity that is never trained on, and OUT/speech.wav. Needs the extra "
+    "[people].",
     _add_sample_arguments,
     _sample,
 )

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 from lipstream.errors import MissingExtraError
 from lipstream.face import Aligner, FaceDetector, FaceMesh, Roi, alignment_points, crop_matrix, lip_gap
+from lipstream.media import VideoReader, read_audio
 from lipstream_training.data.faces import Pose
 from lipstream_training.data.mask import mouth_mask
 from lipstream_training.data.mouth import mouth_track
+from lipstream_training.data.sample import render_sample
 from lipstream_training.data.speech import espeak_phonemes, synthesiser_available
 from numpy.typing import NDArray
 
@@ -295,3 +298,17 @@ def test_silence_keeps_the_mouth_at_rest() -> None:
     track = viseme_track([Segment("rest", -1, 3)], 25, Manner())
     assert track.opening.max() < 0.05
     assert np.abs(track.width).max() < 0.05
+
+
+def test_a_sample_is_a_face_that_says_what_is_asked(tmp_path: Path) -> None:
+    pytest.importorskip("hibari", reason="needs the extra [training]")
+    face, speech = render_sample(
+        tmp_path, person=705, video_text="Good morning.", speech_text="Hello!", size=(160, 192)
+    )
+    frames, (own, rate), (other, _) = list(VideoReader(face)), read_audio(face), read_audio(speech)
+    assert len(frames) / 25 == pytest.approx(len(own) / rate, abs=0.05)
+    assert 0.6 < len(other) / 16_000 < 2
+    assert 0.6 < np.abs(other).max() < 0.8
+    assert not np.abs(other[:3200]).max() > 0.01  # it begins with silence
+    moved = np.stack(frames)[:, 60:110, 70:120].astype(float).std(0).mean()
+    assert moved > 3
