@@ -48,7 +48,7 @@ def closed_below(source: Lips) -> float:
 
 
 def closing(gap: Track, said: dict[str, Wanted], threshold: float) -> Numbers:
-    """Closures met, and false ones; nothing where no closures are known.
+    """Closures met, and false ones.
 
     ``closures`` is the share of those of B in which the lips meet, in their frames or one beside, and
     ``closures_other`` that of C: what chance gives. ``false_closures`` is the share of the frames for which B asks a
@@ -58,8 +58,6 @@ def closing(gap: Track, said: dict[str, Wanted], threshold: float) -> Numbers:
         gap: of the result, float64 [n]. threshold: see `closed_below`.
     """
     wanted, other = said["B"], said["C"]
-    if wanted.closures is None or other.closures is None:
-        return {}
     closed = gap < threshold  # False where NaN
     return {
         "closures": _share(_met(closed, wanted.closures)),

@@ -1,22 +1,18 @@
-"""People whose mouths are known: drawn ones, moved by a rule, and 3D ones, who speak by phonemes.
+"""People whose mouths are known, since they speak by phonemes: drawn ones and 3D ones.
 
 Each is shown twice in the same frames, saying A and saying B, and is unseen in training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
 
 import numpy as np
 from lipstream_models.mel import SAMPLES_PER_FRAME
 from lipstream_training.data.clips import draw_video, evaluation_rng
-from lipstream_training.data.mouth import MouthTrack, mouth_track
 from lipstream_training.data.people3d.clips import render_video
 from lipstream_training.data.people3d.visemes import ARTICULATORS, Manner, VisemeTrack, viseme_track
-from lipstream_training.data.people3d.voices import talk
-from lipstream_training.data.speech import speech
+from lipstream_training.data.people3d.voices import Talk, talk
 from numpy.typing import NDArray
 
 from .tracks import Frames
@@ -35,20 +31,20 @@ class Wanted:
     Attributes:
         opening: float32 [n], 0 closed .. 1 wide open, of the gap that FaceMesh sees.
         width, rounding: float32 [n], on the scales of `VisemeTrack`.
-        closures: first and last frame of each p, b, m; None for the drawing rule, which knows no phonemes.
+        closures: first and last frame of each p, b, m.
     """
 
     opening: NDArray[np.float32]
     width: NDArray[np.float32]
     rounding: NDArray[np.float32]
-    closures: list[tuple[int, int]] | None = None
+    closures: list[tuple[int, int]]
 
     @classmethod
-    def of_rule(cls, mouth: MouthTrack) -> Wanted:
-        return cls(mouth.opening, mouth.width, np.clip(-mouth.width, 0, 1))
+    def drawn(cls, mouth: VisemeTrack) -> Wanted:
+        return cls(mouth.opening, mouth.width, np.clip(-mouth.width, 0, 1), closures(mouth))
 
     @classmethod
-    def of_visemes(cls, mouth: VisemeTrack) -> Wanted:
+    def rendered(cls, mouth: VisemeTrack) -> Wanted:
         return cls(seen_opening(mouth), mouth.width, mouth.rounding, closures(mouth))
 
 
@@ -88,49 +84,41 @@ def closures(mouth: VisemeTrack) -> list[tuple[int, int]]:
 
 
 def drawn_case(person: int, seconds: float) -> Case:
-    """A drawn person; what is said is what the drawing rule makes of the sound."""
-    a, b, c = (said.clean for said in _three(speech, person, seconds))
-    frames = len(b) // SAMPLES_PER_FRAME
-    said = {name: Wanted.of_rule(mouth_track(audio, frames)) for name, audio in zip("ABC", (a, b, c), strict=True)}
-    source, target = (draw_video(evaluation_rng(_FIRST_PERSON + person), audio)[0] for audio in (a, b))
-    return Case(source, target, b, said)
+    """A drawn person, whose mouth is that of an average speaker."""
+    spoken, tracks = _three(person, seconds)
+    videos = [
+        draw_video(evaluation_rng(_FIRST_PERSON + person), x.clean, mouth=track.mouth)[0]
+        for x, track in zip(spoken[:2], tracks, strict=False)
+    ]
+    said = {name: Wanted.drawn(track) for name, track in zip("ABC", tracks, strict=True)}
+    return Case(videos[0], videos[1], spoken[1].clean, said)
 
 
 def rendered_case(person: int, seconds: float) -> Case:
     """A 3D person; what is said is what the phonemes ask of an average speaker."""
-    a, b, c = _three(talk, person, seconds)
-    frames = len(b.clean) // SAMPLES_PER_FRAME
-    said = {
-        name: Wanted.of_visemes(viseme_track(spoken.segments, frames, Manner()))
-        for name, spoken in zip("ABC", (a, b, c), strict=True)
-    }
-    source, target = (render_video(evaluation_rng(_FIRST_PERSON + person), spoken).frames for spoken in (a, b))
-    return Case(source, target, b.clean, said)
+    spoken, tracks = _three(person, seconds)
+    source, target = (render_video(evaluation_rng(_FIRST_PERSON + person), x).frames for x in spoken[:2])
+    said = {name: Wanted.rendered(track) for name, track in zip("ABC", tracks, strict=True)}
+    return Case(source, target, spoken[1].clean, said)
 
 
 CASES = {"drawn": drawn_case, "3d": rendered_case}
 
 
-class _Spoken(Protocol):
-    @property
-    def clean(self) -> Audio: ...
-
-
-_S = TypeVar("_S", bound=_Spoken)
-
-
 def other_speech(seconds: float, count: int) -> list[Audio]:
     """What `count` more random voices say, float32 at 16 kHz."""
-    return [_said(speech, seconds, [_SPEECH, 0, 3 + i]).clean for i in range(count)]
+    return [_said(seconds, [_SPEECH, 0, 3 + i]).clean for i in range(count)]
 
 
-def _three(say: Callable[[float, np.random.Generator], _S], person: int, seconds: float) -> list[_S]:
-    return [_said(say, seconds, [_SPEECH, person, i]) for i in range(3)]
+def _three(person: int, seconds: float) -> tuple[list[Talk], list[VisemeTrack]]:
+    """What is said as A, B and C, and the mouth of an average speaker who says it."""
+    spoken = [_said(seconds, [_SPEECH, person, i]) for i in range(3)]
+    return spoken, [viseme_track(x.segments, len(x.clean) // SAMPLES_PER_FRAME, Manner()) for x in spoken]
 
 
-def _said(say: Callable[[float, np.random.Generator], _S], seconds: float, seed: list[int]) -> _S:
+def _said(seconds: float, seed: list[int]) -> Talk:
     """What a random voice says; drawn again if it is silent."""
     rng = np.random.default_rng(seed)
-    while not (said := say(seconds, rng)).clean.any():
+    while not (said := talk(seconds, rng)).clean.any():
         pass
     return said

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .data.people3d.visemes import VISEMES, Manner, viseme_track
-from .data.people3d.voices import Talk, Voice, silence, talk
+from .data.people3d.voices import PHONEME_LOOKAHEAD, Talk, Voice, silence, talk
 from .data.speech import SAMPLE_RATE
 from .optim import Average, Descent
 
 MOUTH = ("opening", "width", "rounding", "teeth", "closure", "tongue")
 """What the mouth does, in the order of `Spoken.mouth`: attributes of `VisemeTrack`."""
-_AFTER = 0.3  # seconds after the last frame that its mouth may depend on
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def speak(index: int, seconds: float, *, unseen: bool = False) -> Spoken:
     rng = np.random.default_rng([8 if unseen else 2, index])
     frames = round(seconds * 25)
     samples = (PAST_FRAMES + frames) * SAMPLES_PER_FRAME + SAMPLES_AFTER
-    length = samples / SAMPLE_RATE + _AFTER
+    length = samples / SAMPLE_RATE + PHONEME_LOOKAHEAD
     silent = not unseen and rng.random() < 0.04
     said = silence(length, rng) if silent else talk(length, rng, _voice(rng, unseen))
     track = viseme_track(said.segments, PAST_FRAMES + frames, Manner())[PAST_FRAMES:]

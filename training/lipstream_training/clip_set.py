@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def _is_drawn(index: int, share: float) -> bool:
 
 def _make(job: tuple[int, int, StudentConfig, bool]) -> dict[str, NDArray[Any]]:
     index, frames, config, drawn = job
-    make = draw_clip if drawn else render_clip
+    make = partial(draw_clip, phonemes=True) if drawn else render_clip
     clip = make(training_rng(index), frames, config.crop_size[0], config.crop_box)
     first = PAST_FRAMES * SAMPLES_PER_FRAME
     return {

@@ -73,8 +73,11 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
 
     torch.manual_seed(recipe.seed)
     taehv = TAEHV(TINY_TAEHV)
-    fit_codec(taehv, clips.target, masks["pixel"], seed=recipe.seed)
-    round_to_bfloat16(taehv)
+    with _stage(folder / "codec.safetensors", taehv, "codec", 1) as run:
+        if run:
+            fit_codec(taehv, clips.target, masks["pixel"], seed=recipe.seed)
+            round_to_bfloat16(taehv)
+            run(float("nan"))
     data = _latents(folder / "latents.safetensors", taehv, speech, clips, masks)
 
     text = torch.randn(CONFIG.text_len, CONFIG.text_dim, generator=torch.Generator().manual_seed(recipe.seed))

@@ -19,6 +19,8 @@ from .identity import Identity
 from .lips import MouthShape
 from .microphone import Microphone
 from .mouth import LOOKAHEAD, MouthTrack, closed_mouth, mouth_track
+from .people3d.visemes import Manner, viseme_track
+from .people3d.voices import PHONEME_LOOKAHEAD, talk
 from .sheet import Points
 from .speech import SAMPLE_RATE, speech
 
@@ -64,20 +66,21 @@ def draw_clip(
     frames: int,
     size: int = 64,
     box: tuple[float, float, float, float] = (58.0, 248.0, 362.0, 552.0),
+    *,
+    phonemes: bool = False,
 ) -> Clip:
     """A random person saying random sentences, in aligned crops of `size` pixels of the canvas rectangle `box`.
 
+    Args:
+        phonemes: the mouth speaks by phonemes, as that of 3D people does; else a rule moves it by the sound.
+
     Raises:
-        MissingExtraError: no speech synthesiser is installed.
+        MissingExtraError: a speech synthesiser is not installed.
     """
     person = Identity.random(rng)
     if rng.random() < 0.12:  # little light
         person = replace(person, exposure=person.exposure * rng.uniform(0.3, 0.8))
-    samples, past = frames * SAMPLES_PER_FRAME, PAST_FRAMES * SAMPLES_PER_FRAME
-    said = speech((2 * (past + samples) + LOOKAHEAD + SAMPLES_AFTER) / SAMPLE_RATE, rng)
-    mouth = mouth_track(said.clean, PAST_FRAMES + frames)[PAST_FRAMES:]
-    audio = said.recorded[: past + samples + SAMPLES_AFTER]
-    elsewhere = mouth_track(said.clean[past + samples :], PAST_FRAMES + frames)[PAST_FRAMES:]
+    audio, mouth, said, elsewhere = (_by_phonemes if phonemes else _by_rule)(rng, frames)
     other = closed_mouth(frames) if rng.random() < 0.2 else elsewhere
 
     painter = FacePainter(person, density=0.0045 * size * 486 / (box[2] - box[0]))
@@ -103,18 +106,42 @@ def draw_clip(
         recorded.record([camera.shoot(picture, rng) for picture in pictures])
         for recorded, pictures in zip(recordings, (*zip(*pairs, strict=True), identity), strict=True)
     )
-    return Clip(target, reference, still[0], audio, mouth, other)
+    return Clip(target, reference, still[0], audio, said, other)
+
+
+_Said = tuple[NDArray[np.float32], MouthTrack, MouthTrack, MouthTrack]
+"""A clip's `audio`, the mouth that is drawn, that of an average speaker, and a mouth that says something else."""
+
+
+def _by_rule(rng: np.random.Generator, frames: int) -> _Said:
+    end = (PAST_FRAMES + frames) * SAMPLES_PER_FRAME
+    said = speech((2 * end + LOOKAHEAD + SAMPLES_AFTER) / SAMPLE_RATE, rng)
+    mouth, other = (mouth_track(said.clean[at:], PAST_FRAMES + frames)[PAST_FRAMES:] for at in (0, end))
+    return said.recorded[: end + SAMPLES_AFTER], mouth, mouth, other
+
+
+def _by_phonemes(rng: np.random.Generator, frames: int) -> _Said:
+    manner, end = Manner.random(rng), (PAST_FRAMES + frames) * SAMPLES_PER_FRAME
+    said = talk((2 * end + SAMPLES_AFTER) / SAMPLE_RATE + PHONEME_LOOKAHEAD, rng)
+    later = [segment.later(-end / SAMPLE_RATE) for segment in said.segments]
+    spoken = (said.segments, manner), (said.segments, Manner()), (later, manner)
+    mouth, average, other = (viseme_track(x, PAST_FRAMES + frames, how)[PAST_FRAMES:].mouth for x, how in spoken)
+    return said.recorded[: end + SAMPLES_AFTER], mouth, average, other
 
 
 def draw_video(
-    rng: np.random.Generator, audio: NDArray[np.float32], size: tuple[int, int] = (320, 384), movement: float = 1.0
+    rng: np.random.Generator,
+    audio: NDArray[np.float32],
+    size: tuple[int, int] = (320, 384),
+    movement: float = 1.0,
+    mouth: MouthTrack | None = None,
 ) -> tuple[NDArray[np.uint8], MouthTrack, Points]:
     """A head-and-shoulders video of a random person who says `audio`; the face is 40-50 % of its height.
 
     Args:
         audio: float32 [samples], 16 kHz, without noise.
         size: (height, width).
-        movement: see `pose_track`.
+        movement: see `pose_track`. mouth: at least as long as `audio`; by default the rule's.
 
     Returns:
         frames uint8 [n, height, width, 3] RGB with n = samples // 640, the mouth, and the lips float64 [n, 6, 2] in
@@ -123,7 +150,7 @@ def draw_video(
     """
     person = Identity.random(rng)
     frames = len(audio) // SAMPLES_PER_FRAME
-    mouth = mouth_track(audio, frames)
+    mouth = mouth or mouth_track(audio, frames)
     height, width = size
     scale = rng.uniform(0.42, 0.47) * height / 430
     centre = width * rng.uniform(0.47, 0.53), height * 0.5

@@ -22,9 +22,8 @@ from .occluders import random_occluder
 from .person import Person
 from .shot import Shot, finer
 from .visemes import Manner, VisemeTrack, rest_track, viseme_track
-from .voices import Talk, talk
+from .voices import PHONEME_LOOKAHEAD, Talk, talk
 
-_LOOKAHEAD = 0.3  # seconds after the last frame that its mouth may depend on
 _ATTEMPTS = 8
 _FOUND = 0.5  # probability of a face, as in the SDK's tracking
 
@@ -79,7 +78,7 @@ def render_clip(
             break
     manner = Manner.random(rng)
     samples, past = frames * SAMPLES_PER_FRAME, PAST_FRAMES * SAMPLES_PER_FRAME
-    said = talk((2 * (past + samples) + SAMPLES_AFTER) / SAMPLE_RATE + _LOOKAHEAD, rng)
+    said = talk((2 * (past + samples) + SAMPLES_AFTER) / SAMPLE_RATE + PHONEME_LOOKAHEAD, rng)
     spoken = said.segments
     other = [segment.later(-(past + samples) / SAMPLE_RATE) for segment in spoken]
     mouth, elsewhere = (viseme_track(x, PAST_FRAMES + frames, manner)[PAST_FRAMES:] for x in (spoken, other))

@@ -17,6 +17,8 @@ from .visemes import Segment, segments
 SYNTHETIC = tuple(f"{voice}+{timbre}" for voice, timbre in product(ENGLISH + OTHERS, TIMBRES))
 """The voices of eSpeak NG: languages and timbres."""
 
+PHONEME_LOOKAHEAD = 0.3
+"""Seconds after a frame that its mouth may depend on."""
 _UNSEEN_TIMBRES = ("f3", "klatt3", "Lee", "grandpa", "linda")
 _UNSEEN_FORMANTS = ((0.80, 0.83), (0.92, 0.95), (1.06, 1.10))
 
