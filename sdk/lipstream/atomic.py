@@ -44,11 +44,11 @@ class Partial:
         path: its name, ``.<name of target>.<random>.part``. target: as given.
 
     Raises:
-        OSError: the folder of `target` cannot be written, or the name of `target` is too long.
+        OSError: the folder of `target` cannot be written, or a file cannot get the name of `target`.
     """
 
     def __init__(self, target: Path, *, folder: bool = False) -> None:
-        check_length(target)  # now, not when the work is done
+        (check_length if folder else check_target)(target)  # now, not when the work is done
         self.target = target
         parent, stem = target.absolute().parent, _stem(target.name)
         sweep(parent, stem)
@@ -116,6 +116,19 @@ def check_length(target: Path) -> None:
     """Raise OSError if the name of a file is longer than file systems allow."""
     if len(os.fsencode(target.name)) > _LONGEST_NAME:
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(target))
+
+
+def check_target(target: Path) -> None:
+    """Raise OSError if a file cannot get this name: it is too long, or that of a folder, a device or a pipe."""
+    check_length(target)
+    try:
+        kind = target.stat().st_mode
+    except (OSError, RuntimeError):  # there is none; RuntimeError: a loop of links
+        return
+    if stat.S_ISDIR(kind):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not stat.S_ISREG(kind):  # renaming a file to /dev/null would replace that for the whole system
+        raise OSError(errno.EEXIST, "It is a device or a pipe", str(target))
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .atomic import check_length
+from .atomic import check_target
 from .bundle import MANIFEST, Bundle, sha256
 from .errors import ConfigError, MediaOpenError, MissingExtraError, OutputError
 
@@ -90,13 +90,13 @@ def sidecar(output: Path) -> Path:
 
 
 def check_sidecar(output: Path) -> None:
-    """Raise OutputError if the JSON file's name would be too long; for use before the work."""
+    """Raise OutputError if the JSON file cannot get its name; for use before the work."""
     try:
-        check_length(sidecar(output))
+        check_target(sidecar(output))
     except OSError as error:
         raise OutputError(
             f"{sidecar(output).name} cannot be written: {error.strerror}",
-            expected="room for .provenance.json in 255 bytes",
+            expected="room for .provenance.json in 255 bytes, and nothing else of that name",
             fix="choose a shorter name for the output, or --no-sidecar",
         ) from error
 

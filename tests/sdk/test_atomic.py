@@ -8,10 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 from lipstream import samples
 from lipstream.atomic import Partial, write_file, write_files
+from lipstream.cli import main
 from lipstream.errors import OutputError
 
 
@@ -105,3 +108,28 @@ def test_of_several_files_none_is_written_if_one_cannot_be(tmp_path: Path, wrong
     assert {path.name for path in tmp_path.iterdir()} == {"first", "folder"}
     write_files({tmp_path / "first": b"new", tmp_path / "second": b"too"})
     assert [(tmp_path / name).read_bytes() for name in ("first", "second")] == [b"new", b"too"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+def test_a_pipe_or_a_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """A file renamed to /dev/null would replace it for the whole system."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="a device or a pipe"):
+            write_file(tmp_path / name, b"new")
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link"}
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")
+@pytest.mark.parametrize("wrong", ["out.mp4", "sheet.png", "out.mp4.provenance.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_a_name_that_cannot_be_a_file_fails_before_the_dub(tmp_path: Path, wrong: str, make: Any) -> None:
+    make(tmp_path / wrong)
+    out, sheet = tmp_path / "out.mp4", tmp_path / "sheet.png"
+    with mock.patch("lipstream.dub._frames", side_effect=AssertionError("the dub has begun")):
+        status = main(["run", str(samples.FACE), str(samples.SPEECH), "-o", str(out), "--sheet", str(sheet)])
+    assert status == OutputError.exit_code
+    assert [path.name for path in tmp_path.iterdir()] == [wrong]

@@ -145,6 +145,7 @@ def _run(args: argparse.Namespace) -> Result:
 
 def _check_files(args: argparse.Namespace, sidecar: Path) -> None:
     """Check before the dub, which takes long, that no file that it writes is one that it reads, or writes, too."""
+    from ..atomic import check_target
     from ..media import ensure_distinct
 
     taken = [Path(file) for file in (args.video, args.audio, *(args.sign or ())) if file]
@@ -156,8 +157,10 @@ def _check_files(args: argparse.Namespace, sidecar: Path) -> None:
     if not args.sheet:
         return
     sheet = Path(args.sheet)
-    if sheet.is_dir():
-        raise OutputError(f"{sheet} is a directory", expected="the name of a PNG file")
+    try:
+        check_target(sheet)
+    except OSError as error:
+        raise OutputError(f"{sheet} cannot be written: {error.strerror}", expected="the name of a PNG file") from error
     if not sheet.parent.is_dir():
         raise OutputError(f"no such folder: {sheet.parent}", fix="create it first")
 

@@ -288,6 +288,8 @@ def _reserve(path: Path) -> Partial:
     try:
         if path.is_dir():
             raise OutputError(f"{path} is a directory", expected="the name of a file")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is a device or a pipe", expected="the name of a file")
         if not path.parent.is_dir():
             raise OutputError(f"no such folder: {path.parent}", fix=f"mkdir -p {path.parent}")
         return Partial(path)

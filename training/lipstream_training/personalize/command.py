@@ -13,7 +13,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
-from lipstream.atomic import write_file
+from lipstream.atomic import check_target, write_file
 from lipstream.errors import ConfigError, FootageError, OutputError, QualityError
 from lipstream.media import FPS, ensure_distinct
 from lipstream_export.bundle import geometry
@@ -356,8 +356,13 @@ def _check_output(video: Path, out: Path, sheet: Path | None) -> None:
     ensure_distinct(out, video)
     if sheet:
         ensure_distinct(sheet, video, out)
-        if sheet.is_dir() or not sheet.parent.is_dir():
-            raise OutputError(f"{sheet} cannot be written", expected="the name of a PNG file in a folder that exists")
+        expected = "the name of a PNG file in a folder that exists"
+        try:
+            check_target(sheet)
+        except OSError as error:
+            raise OutputError(f"{sheet} cannot be written: {error.strerror}", expected=expected) from error
+        if not sheet.parent.is_dir():
+            raise OutputError(f"{sheet} cannot be written", expected=expected)
 
 
 def _write(path: Path, data: bytes) -> None:
