@@ -118,7 +118,7 @@ def _run(args: argparse.Namespace) -> Result:
             else:
                 beside[provenance.sidecar(output)] = provenance.sidecar_of(finished, made)
         if args.sheet:
-            beside[Path(args.sheet)] = contact_sheet(Path(args.video), finished, frames=frames)
+            beside[Path(args.sheet)] = contact_sheet(Path(args.video), finished, frames=frames, sandbox=args.sandbox)
         write_files(beside)
 
     with _Progress(hidden=args.quiet) as progress:

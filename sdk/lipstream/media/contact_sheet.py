@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,23 +13,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import FPS, AudioReader, FrameLoop, Picture, VideoReader
+from .sandbox import FILES, SandboxedReader
 
 _INK, _PAPER, _WAVE = (40, 40, 40), 255, (150, 90, 30)
 
 
 def contact_sheet(
-    source: Path, result: Path, *, frames: int | None = None, columns: int = 8, width: int = 200
+    source: Path,
+    result: Path,
+    *,
+    frames: int | None = None,
+    columns: int = 8,
+    width: int = 200,
+    sandbox: bool = False,
 ) -> bytes:
     """A PNG of `columns` frames of `result`, evenly spaced, each above its position in the waveform.
 
     Args:
         source: the video that was dubbed. frames: number of frames of the result; None to count them first.
-        width: of one picture, pixels.
+        width: of one picture, pixels. sandbox: decode `source` in a process of its own, see `sandbox`.
     """
     total = sum(1 for _ in VideoReader(result).pictures()) if frames is None else frames
     moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
     results = _pick(VideoReader(result).pictures(), moments, width)
-    sources = _pick((frame for _, frame in FrameLoop(VideoReader(source), total)), moments, width)
+    with closing(SandboxedReader(source, limits=FILES, deadline=math.inf) if sandbox else VideoReader(source)) as reader:
+        sources = _pick((frame for _, frame in FrameLoop(reader, total)), moments, width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
     _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))
     return data.tobytes()

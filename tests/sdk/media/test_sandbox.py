@@ -18,6 +18,7 @@ import av
 import numpy as np
 import pytest
 from lipstream import LipSyncEngine, samples
+from lipstream.cli import main
 from lipstream.errors import (
     AudioTooShortError,
     MediaOpenError,
@@ -27,6 +28,7 @@ from lipstream.errors import (
     OutputError,
 )
 from lipstream.media import AudioReader, VideoReader
+from lipstream.media.container import open_input
 from lipstream.media.hdr import Hdr
 from lipstream.media.sandbox import SandboxedAudioReader, SandboxedReader
 from lipstream.media.sandbox_child import Limits
@@ -129,6 +131,28 @@ def test_a_dub_in_the_sandbox_is_the_same(media: Path, tmp_path: Path) -> None:
     for a, b in zip(*(VideoReader(output) for output in outputs), strict=True):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(*(np.concatenate(list(AudioReader(output))) for output in outputs))
+
+
+def test_with_sandbox_no_file_is_opened_in_the_process_itself(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def recorded(path: Path) -> av.container.InputContainer:
+        opened.append(path)
+        return open_input(path)
+
+    for module in ("audio", "reader"):
+        monkeypatch.setattr(f"lipstream.media.{module}.open_input", recorded)
+    files = [str(media / "talk.mp4"), str(media / "speech.wav")]
+    sheets = [tmp_path / "plain.png", tmp_path / "sandboxed.png"]
+    for sheet, options in zip(sheets, ([], ["--sandbox"]), strict=True):
+        opened.clear()
+        out = ["-o", str(sheet.with_suffix(".mkv")), "--lossless", "--sheet", str(sheet), "--threads", "1", "--quiet"]
+        assert main(["run", *files, *out, *options]) == 0
+        assert (media / "talk.mp4" in opened) == (not options)
+        assert not {Path(file) for file in files} & {*opened} or not options
+    assert sheets[0].read_bytes() == sheets[1].read_bytes()
 
 
 @pytest.mark.parametrize("wrong", ["video", "sound", "short", "output"])
