@@ -36,7 +36,8 @@ def contact_sheet(
     total = sum(1 for _ in VideoReader(result).pictures()) if frames is None else frames
     moments = [round((i + 0.5) * total / columns - 0.5) for i in range(columns)]
     results = _pick(VideoReader(result).pictures(), moments, width)
-    with closing(SandboxedReader(source, limits=FILES, deadline=math.inf) if sandbox else VideoReader(source)) as reader:
+    reader = SandboxedReader(source, limits=FILES, deadline=math.inf) if sandbox else VideoReader(source)
+    with closing(reader):
         sources = _pick((frame for _, frame in FrameLoop(reader, total)), moments, width)
     rows = [_row(sources), _row(results), _labels(moments, width), _waveform(result, columns * width, moments, total)]
     _, data = cv2.imencode(".png", cv2.cvtColor(np.concatenate(rows), cv2.COLOR_RGB2BGR))

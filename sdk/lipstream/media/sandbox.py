@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from ..errors import (
     AudioFormatError,
+    ConfigError,
     LipStreamError,
     MediaOpenError,
     MediaTruncatedError,
@@ -63,6 +64,7 @@ class SandboxedReader(VideoReader):
 
     Raises:
         As `VideoReader`; MediaOpenError also where the file needs more than the limits, or its decoder crashes.
+        ConfigError: no process can be started from this one.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class SandboxedAudioReader(AudioReader):
 
     Raises:
         As `AudioReader`; MediaOpenError also where the file needs more than the limits, or its decoder crashes.
+        ConfigError: no process can be started from this one.
     """
 
     def __init__(self, path: PathLike, *, limits: Limits | None = None, deadline: float = 60.0) -> None:
@@ -144,6 +147,10 @@ class SandboxedAudioReader(AudioReader):
         return _Decoder(self.path, self._limits, self._deadline, threading.Event(), sound=True, retimed=False)
 
 
+class _EndedError(MediaOpenError):
+    """The process has ended."""
+
+
 class _Decoder:
     """One process that decodes one file once. Attributes: properties: of the file, as it says."""
 
@@ -152,6 +159,12 @@ class _Decoder:
     ) -> None:
         self._path, self._stopped, self._end = path, stopped, time.monotonic() + deadline
         self._closing, self._closed = threading.Lock(), False
+        if multiprocessing.current_process().daemon:
+            raise ConfigError(
+                "files to be decoded in processes of their own, in a process that may have none (daemon)",
+                expected="a process that may start others",
+                fix="use concurrent.futures.ProcessPoolExecutor in place of multiprocessing.Pool",
+            )
         context = _context()
         theirs: Connection
         self._connection: Connection
@@ -161,7 +174,19 @@ class _Decoder:
         self._process.start()
         theirs.close()
         with self.ended_on_error():
+            self._wait_for_start()
             self.properties: dict[str, Any] = self.message()["info"]
+
+    def _wait_for_start(self) -> None:
+        """Raise ConfigError if the process ends before it begins its work, which is no fault of the file."""
+        try:
+            self.receive(_MOST_TEXT)
+        except _EndedError:
+            raise ConfigError(
+                "the process that decodes does not start: Python cannot import the program once more there",
+                expected='a file whose own work is under if __name__ == "__main__":',
+                fix="move it there; write a program that comes from standard input to a file",
+            ) from None
 
     def __enter__(self) -> _Decoder:
         return self
@@ -218,13 +243,14 @@ class _Decoder:
                     data: bytes = self._connection.recv_bytes(most)
                     return data
             except (EOFError, OSError):  # the process has ended, or sends more than it may
-                raise self._beyond("cannot be decoded: its decoder crashed, or needs more than it may take") from None
+                why = "cannot be decoded: its decoder crashed, or needs more than it may take"
+                raise self._beyond(why, _EndedError) from None
 
     def _wrong(self) -> MediaOpenError:
         return self._beyond("cannot be decoded: its decoder does not answer as it should")
 
-    def _beyond(self, why: str) -> MediaOpenError:
-        return MediaOpenError(
+    def _beyond(self, why: str, kind: type[MediaOpenError] = MediaOpenError) -> MediaOpenError:
+        return kind(
             f"{self._path} {why}",
             expected="an ordinary file of moderate size",
             fix="convert it: ffmpeg -i FILE -vf scale=1280:-2 out.mp4",

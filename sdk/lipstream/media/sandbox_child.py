@@ -1,8 +1,8 @@
 """The process that decodes an untrusted file for the readers of `sandbox`: limited, then fed one file, then ended.
 
-It sends, over one connection: "opened" with the file's properties; for each frame "frame" with its flags, and then its
-planes, or for each block of sound "block", and then its samples; "done"; or "error". Texts are JSON: nothing that comes
-out of this process is unpickled.
+It sends, over one connection: "started"; "opened" with the file's properties; for each frame "frame" with its flags,
+and then its planes, or for each block of sound "block", and then its samples; "done"; or "error". Texts are JSON:
+nothing that comes out of this process is unpickled.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import json
 import platform
+import signal
 import struct
 import sys
 from dataclasses import asdict, dataclass
@@ -61,6 +62,8 @@ class Limits:
 
 def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, retimed: bool) -> None:
     """The process's whole work."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too; its parent ends it
+    _say(connection, "started")
     _restrict(limits)
     limit_threads(2)
     try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
+import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -304,3 +306,24 @@ def test_no_process_is_left_when_only_a_part_was_wanted(tmp_path: Path) -> None:
     assert not multiprocessing.active_children()
     with pytest.raises(MediaOpenError):
         next(frames)
+
+
+@pytest.mark.parametrize("where", ["file", "standard input", "daemon"])
+def test_a_program_that_cannot_start_processes_is_told_so(where: str, tmp_path: Path) -> None:
+    """The file is not to blame."""
+    work = f"from lipstream.media.sandbox import SandboxedReader; SandboxedReader({str(clip(tmp_path / 'a.mp4'))!r})"
+    if where == "daemon":
+        work = f"import multiprocessing; multiprocessing.current_process()._config['daemon'] = True; {work}"
+    (tmp_path / "program.py").write_text(work)
+    command = [sys.executable, "-" if where == "standard input" else str(tmp_path / "program.py")]
+    done = subprocess.run(command, input=work, capture_output=True, text=True, timeout=60, check=False)
+    assert "lipstream.errors.ConfigError" in done.stderr, done.stderr
+    assert ("ProcessPoolExecutor" if where == "daemon" else "__main__") in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_ctrl_c_is_for_the_program_not_for_its_decoders(tmp_path: Path) -> None:
+    """A terminal sends it to all of them."""
+    reader = SandboxedReader(clip(tmp_path / "a.mkv", "ffv1", times=tuple(range(200))))
+    os.kill(reader._running[0]._process.pid, signal.SIGINT)
+    assert sum(1 for _ in reader.pictures()) == 200
