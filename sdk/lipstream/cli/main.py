@@ -132,8 +132,10 @@ class _Signalled(BaseException):
 @contextmanager
 def _signals_raise() -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP raise `_Signalled` in the main thread."""
+    received: list[int] = []
 
     def handle(number: int, frame: FrameType | None) -> NoReturn:
+        received.append(number)
         raise _Signalled(number)
 
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -143,6 +145,10 @@ def _signals_raise() -> Iterator[None]:
         before = {}
     try:
         yield
+    except Exception as error:
+        if received:  # native code that it interrupts, such as an import, raises an error of its own
+            raise _Signalled(received[0]) from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -282,6 +282,22 @@ def test_ctrl_c_in_the_middle(media: Path, tmp_path: Path, tiny: Path) -> None:
     assert out.read_bytes() == b"an older result"
 
 
+def test_a_signal_that_interrupts_an_import_is_no_bug(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Native code turns the exception of the signal's handler into one of its own."""
+
+    def interrupted(source: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except BaseException as error:
+            raise ImportError("initialization failed") from error
+
+    monkeypatch.setattr("lipstream.bundle.Bundle.load", interrupted)
+    assert main(["inspect", "tiny"]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "lipstream: terminated: nothing was written\n"
+
+
 @pytest.mark.slow
 def test_demo(tmp_path: Path) -> None:
     done = subprocess_of("demo", "--out", tmp_path / "out", "--json")
