@@ -67,18 +67,23 @@ def _identity(path: Path) -> tuple[int, int, int, int] | None:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def record(bundle: str | os.PathLike[str], sources: Sources) -> dict[str, Any]:
+def model(bundle: str | os.PathLike[str]) -> dict[str, str]:
+    """Name of a bundle's folder and SHA-256 of its manifest, as they are now. Raises BundleNotFoundError."""
+    folder = Bundle.find(bundle)
+    return {"bundle": folder.name, "manifest_sha256": sha256(folder / MANIFEST)}
+
+
+def record(model: dict[str, str], sources: Sources) -> dict[str, Any]:
     """The provenance record: program, model and sources, by name and SHA-256.
 
     Raises:
         MediaOpenError: see `Sources.hashes`.
     """
-    folder = Bundle.find(bundle)
     return {
         "statement": "The mouth in this video is generated.",
         "digital_source_type": SOURCE_TYPE,
         "made_with": {"name": "LipStream", "version": version("lipstream")},
-        "model": {"bundle": folder.name, "manifest_sha256": sha256(folder / MANIFEST)},
+        "model": model,
         "sources": sources.hashes(),
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from lipstream import LipSyncEngine, provenance
 from lipstream.atomic import Partial, write_files
+from lipstream.bundle import MANIFEST, Bundle
 from lipstream.cli import main
 from lipstream.errors import OutputError
 from lipstream.media import VideoReader
@@ -145,6 +146,28 @@ def test_a_source_that_changes_during_the_dub_is_an_error(
     assert main([str(x) for x in arguments]) == 10
     assert "has changed" in capsys.readouterr().err
     assert not any(folder.iterdir())
+
+
+@pytest.mark.parametrize("how", ["changed", "deleted"])
+def test_the_record_names_the_bundle_that_was_loaded(
+    how: str, media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one may have its place when the dub ends."""
+    bundle, out = shutil.copytree(Bundle.find("tiny"), tmp_path / "mine"), tmp_path / "out.mp4"
+    loaded = hashlib.sha256((bundle / MANIFEST).read_bytes()).hexdigest()
+    record = provenance.record
+
+    def change(*arguments: Any) -> dict[str, Any]:
+        if how == "changed":
+            (bundle / MANIFEST).write_text("{}")
+        else:
+            shutil.rmtree(bundle)
+        return record(*arguments)
+
+    monkeypatch.setattr(provenance, "record", change)
+    assert run(media, out, "--bundle", bundle) == 0
+    found = json.loads(provenance.sidecar(out).read_text())
+    assert found["model"] == {"bundle": "mine", "manifest_sha256": loaded}
 
 
 @pytest.mark.parametrize("labelled", ["signed", "beside"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import samples
-from ..errors import ConfigError, OutputError
+from ..errors import BundleCorruptError, ConfigError, OutputError
 from .command import Command, Result, add_trust
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _run(args: argparse.Namespace) -> Result:
         signer = provenance.Signer(certificate, key, Path(args.output), args.sign_algorithm)
     elif not args.no_sidecar:
         provenance.check_sidecar(Path(args.output))
+    model = provenance.model(args.bundle)
     engine = LipSyncEngine.load(
         args.bundle,
         backend=args.backend,
@@ -105,6 +106,8 @@ def _run(args: argparse.Namespace) -> Result:
         provider=args.provider,
         trust=args.trust or None,
     )
+    if provenance.model(args.bundle) != model:  # later on it may be replaced
+        raise BundleCorruptError(f"{args.bundle} was replaced while it was loaded", fix="run the command again")
     sources = provenance.Sources(Path(args.video), Path(args.audio) if args.audio else None)
 
     def finish(finished: Path, frames: int) -> None:
@@ -112,7 +115,7 @@ def _run(args: argparse.Namespace) -> Result:
         output = Path(args.output)
         beside: dict[Path, bytes] = {}
         if signer or not args.no_sidecar:
-            made = provenance.record(args.bundle, sources)
+            made = provenance.record(model, sources)
             if signer:
                 signer.sign(finished, output.name, made)
             else:
