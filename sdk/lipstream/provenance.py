@@ -22,7 +22,7 @@ import numpy as np
 
 from .atomic import check_target
 from .bundle import MANIFEST, Bundle, sha256
-from .errors import ConfigError, MediaOpenError, MissingExtraError, OutputError
+from .errors import BundleCorruptError, ConfigError, MediaOpenError, MissingExtraError, OutputError
 
 SOURCE_TYPE = "http://cv.iptc.org/newscodes/digitalsourcetype/compositeWithTrainedAlgorithmicMedia"
 FORMATS = {".mp4": "video/mp4", ".m4v": "video/mp4", ".mov": "video/quicktime"}
@@ -68,9 +68,16 @@ def _identity(path: Path) -> tuple[int, int, int, int] | None:
 
 
 def model(bundle: str | os.PathLike[str]) -> dict[str, str]:
-    """Name of a bundle's folder and SHA-256 of its manifest, as they are now. Raises BundleNotFoundError."""
+    """Name of a bundle's folder and SHA-256 of its manifest, as they are now.
+
+    Raises:
+        BundleNotFoundError: see `Bundle.find`. BundleCorruptError: the manifest cannot be read.
+    """
     folder = Bundle.find(bundle)
-    return {"bundle": folder.name, "manifest_sha256": sha256(folder / MANIFEST)}
+    try:
+        return {"bundle": folder.name, "manifest_sha256": sha256(folder / MANIFEST)}
+    except OSError as error:
+        raise BundleCorruptError(f"{folder / MANIFEST} cannot be read: {error.strerror}") from error
 
 
 def record(model: dict[str, str], sources: Sources) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import c2pa
 import pytest
@@ -19,7 +20,7 @@ from lipstream import LipSyncEngine, provenance
 from lipstream.atomic import Partial, write_files
 from lipstream.bundle import MANIFEST, Bundle
 from lipstream.cli import main
-from lipstream.errors import OutputError
+from lipstream.errors import BundleCorruptError, OutputError
 from lipstream.media import VideoReader
 
 
@@ -168,6 +169,14 @@ def test_the_record_names_the_bundle_that_was_loaded(
     assert run(media, out, "--bundle", bundle) == 0
     found = json.loads(provenance.sidecar(out).read_text())
     assert found["model"] == {"bundle": "mine", "manifest_sha256": loaded}
+
+
+def test_a_bundle_that_may_not_be_read_is_no_bug(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(provenance, "sha256", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert run(media, tmp_path / "out.mp4") == BundleCorruptError.exit_code
+    assert "manifest.json cannot be read: Permission denied" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("labelled", ["signed", "beside"])
