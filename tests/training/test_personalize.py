@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -13,7 +14,15 @@ import torch
 from lipstream import LipSyncEngine
 from lipstream.bundle import Bundle, Geometry
 from lipstream.cli import main
-from lipstream.errors import ConfigError, FaceNotFoundError, FootageError, LipStreamError, NoAudioError, QualityError
+from lipstream.errors import (
+    ConfigError,
+    FaceNotFoundError,
+    FootageError,
+    LipStreamError,
+    NoAudioError,
+    OutputError,
+    QualityError,
+)
 from lipstream.media import VideoWriter
 from lipstream_export.bundle import geometry
 from lipstream_models import TAEHV, ClipAttention, StudentConfig, TAEHVConfig
@@ -190,6 +199,19 @@ def test_what_does_not_get_better_is_not_written(
     assert all(torch.equal(x, new[name]) for name, x in old.items() if name.startswith("student."))
 
 
+@pytest.mark.parametrize("place", ["folder", "file", "file/bundle", "x" * 256])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    for file in ("file", "folder/mine"):
+        (tmp_path / file).write_bytes(b"mine")
+    monkeypatch.setattr(command, "load_source", mock.Mock(side_effect=AssertionError("the work has begun")))
+    with pytest.raises(OutputError):
+        personalize(tmp_path / "video.mkv", tmp_path / place, Path("tiny"), QUICK, quiet=True)
+    assert {path.name for path in tmp_path.rglob("*")} == {"folder", "file", "mine"}
+
+
 @pytest.mark.parametrize(
     ("change", "error", "says"),
     [
@@ -240,7 +262,14 @@ def test_runs_are_split_in_time_and_cut_into_whole_clips() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for wrong in ({"minutes": 0.0}, {"minutes": float("nan")}, {"steps": 0}, {"student_steps": -1}):
+    for wrong in (
+        {"minutes": 0.0},
+        {"minutes": float("nan")},
+        {"steps": 0},
+        {"student_steps": -1},
+        {"seed": -1},
+        {"seed": 2**63},
+    ):
         with pytest.raises(ConfigError):
             Settings(**wrong)  # type: ignore[arg-type]
 

@@ -1,6 +1,6 @@
 """Bundles: the folder format in which a student is exported, and everything that reads, checks and writes it."""
 
-from .bundle import BESIDE, SHIPPED, Bundle, reading, sha256, sign, unlisted, writing
+from .bundle import BESIDE, SHIPPED, Bundle, reading, require_replaceable, sha256, sign, unlisted, writing
 from .keys import Trust, public_keys
 from .manifest import CONSTANTS, MANIFEST, REBUILD, SCHEMA, SIGNATURE, AudioGeometry, Geometry, Manifest
 
@@ -19,6 +19,7 @@ __all__ = [
     "Trust",
     "public_keys",
     "reading",
+    "require_replaceable",
     "sha256",
     "sign",
     "unlisted",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from ..atomic import Partial, replace_folder
+from ..atomic import Partial, check_length, replace_folder
 from ..checks import check_path
 from ..errors import (
     BundleCorruptError,
@@ -250,7 +250,7 @@ def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
         OutputError: `path` cannot be written, or is neither free nor a bundle without other files.
     """
     target = Path(path)
-    _require_replaceable(target)
+    require_replaceable(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Partial(target, folder=True)
@@ -263,7 +263,7 @@ def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
         if odd := [name for name in files if not plain(name)]:
             raise LipStreamInternalError(f"{odd} are not valid names of files in a bundle")
         (folder / MANIFEST).write_text(Manifest(**{**vars(manifest), "files": files}).dump())
-        _require_replaceable(target)
+        require_replaceable(target)
         try:
             replace_folder(folder, target)
         except OSError as error:
@@ -272,8 +272,15 @@ def writing(path: str | os.PathLike[str], manifest: Manifest) -> Iterator[Path]:
         partial.remove()
 
 
-def _require_replaceable(target: Path) -> None:
+def require_replaceable(target: Path) -> None:
     """Raise OutputError unless `target` is free, an empty folder, or a bundle without other files."""
+    try:
+        check_length(target)
+        above = next(parent for parent in target.absolute().parents if parent.exists())
+    except (OSError, ValueError) as error:  # a name that is too long, a null byte
+        raise OutputError(f"{str(target)[:200]!r} cannot be written: {error}", fix="choose another folder") from error
+    if not above.is_dir():
+        raise OutputError(f"{above} is not a folder", expected="a path in a folder", fix="choose another folder")
     if not target.exists() and not target.is_symlink():
         return
     refused = OutputError(

@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from lipstream.atomic import check_target, write_file
+from lipstream.bundle import require_replaceable
 from lipstream.errors import ConfigError, FootageError, OutputError, QualityError
 from lipstream.media import FPS, ensure_distinct
 from lipstream_export.bundle import geometry
@@ -81,6 +82,8 @@ class Settings:
             raise ConfigError(f"steps {self.steps}", expected="at least 1")
         if self.student_steps is not None and self.student_steps < 0:
             raise ConfigError(f"student steps {self.student_steps}", expected="at least 0")
+        if not 0 <= self.seed < 1 << 63:
+            raise ConfigError(f"seed {self.seed}", expected="0 to 2**63 - 1")
 
 
 def personalize(video: Path, out: Path, source: Path, settings: Settings, *, quiet: bool = False) -> dict[str, Any]:
@@ -354,6 +357,7 @@ def _check_parts(parts: StudentParts, source: Path) -> None:
 
 def _check_output(video: Path, out: Path, sheet: Path | None) -> None:
     ensure_distinct(out, video)
+    require_replaceable(out)  # now, not when the work is done
     if sheet:
         ensure_distinct(sheet, video, out)
         expected = "the name of a PNG file in a folder that exists"
