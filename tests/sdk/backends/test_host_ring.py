@@ -36,6 +36,7 @@ def test_attended_keys_and_values_through_a_stream(window: int, sink: int, chunk
         sink=sink,
         chunk_frames=chunk,
         latent_size=(2, 10),
+        patch=(1, 2, 2),
     )
     assert (config.tokens, config.head_dim) == (g.tokens, g.head_dim)
     ring, other = Ring(g), KVRing(config)
