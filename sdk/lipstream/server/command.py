@@ -75,6 +75,7 @@ def serve(settings: Settings) -> None:
             ws_max_queue=32,
             ws_per_message_deflate=False,
             log_level="warning",
+            log_config=None,  # its own handlers would have no budget: a client's garbage would fill the log
             access_log=False,  # it has addresses with tickets
             forwarded_allow_ips=settings.forwarded_allow_ips,
             timeout_graceful_shutdown=5,

@@ -121,6 +121,17 @@ def test_an_unexpected_error_is_typed_and_the_server_stays_up(
         assert all(f"unexpected error {identifier}\nTraceback" in log for identifier in identifiers)
 
 
+def test_garbage_does_not_fill_the_log(start_server: Callable[..., Any]) -> None:
+    with start_server("--max-sessions", "1") as server:
+        for _ in range(1500):
+            with socket.create_connection(("127.0.0.1", server.port), 10) as client:
+                client.sendall(b"garbage\r\n\r\n")
+                assert b" 400 " in client.recv(100)
+        log = server.log.read_text()
+    assert "Invalid HTTP request received." in log
+    assert log.count("Invalid HTTP request received.") < 1000
+
+
 def test_a_path_behind_a_proxy(start_server: Callable[..., Any]) -> None:
     async def talk(server: Served, path: str) -> str:
         async with connect(f"ws://127.0.0.1:{server.port}{path}/v1/session") as socket:
