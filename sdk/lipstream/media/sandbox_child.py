@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import os
 import platform
 import signal
 import struct
@@ -53,11 +54,16 @@ MOST_SAMPLES = 1 << 16
 
 @dataclass(frozen=True)
 class Limits:
-    """Attributes: memory: bytes of address space. cpu: seconds of all threads. pixels: of a frame."""
+    """Limits of the process.
+
+    Attributes:
+        memory: bytes of address space. cpu: seconds of all threads. pixels: of a frame. nice: added to its niceness.
+    """
 
     memory: int = 3 << 30
     cpu: int = 120
     pixels: int = 4096 * 2304
+    nice: int = 0
 
 
 def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, retimed: bool) -> None:
@@ -133,6 +139,8 @@ def _restrict(limits: Limits) -> None:
             wanted = most if hard == resource.RLIM_INFINITY else min(most, hard)
             with contextlib.suppress(ValueError, OSError):  # macOS has no limit of address space
                 resource.setrlimit(kind, (wanted, wanted))
+    if sys.platform != "win32":
+        os.nice(limits.nice)
     if sys.platform == "linux":
         _forbid_calls()
 

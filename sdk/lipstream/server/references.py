@@ -25,11 +25,14 @@ from .. import samples
 from ..engine import LipSyncEngine
 from ..errors import UnavailableError, UnknownReferenceError, UploadTooLargeError
 from ..media.sandbox import SandboxedReader
+from ..media.sandbox_child import Limits
 from ..session import PreparedReference
 
 BUNDLED = "bundled"
 _MOST_RECEIVING, _MOST_OF_ONE = 8, 2
 """Uploads that may be received, or wait to be prepared, at once; of one owner."""
+_LIMITS = Limits(nice=5)
+"""A decoder gets the time that live sessions leave."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -158,7 +161,7 @@ class References:
         if not self._sandbox:
             source: SandboxedReader | str = str(file)
             return await asyncio.to_thread(prepare)
-        source = reader = await asyncio.to_thread(SandboxedReader, file)
+        source = reader = await asyncio.to_thread(SandboxedReader, file, limits=_LIMITS)
         preparing = asyncio.ensure_future(asyncio.to_thread(prepare))
         try:
             while not preparing.done():

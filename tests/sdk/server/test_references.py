@@ -59,6 +59,21 @@ def test_replicas_share_a_folder_until_an_upload_expires(tmp_path: Path) -> None
     asyncio.run(talk())
 
 
+@pytest.mark.skipif(not hasattr(os, "getpriority"), reason="has no priorities")
+def test_live_sessions_go_before_the_decoding_of_uploads() -> None:
+    class Prepares:
+        def prepare(self, source: SandboxedReader, **_: Any) -> int:
+            return os.getpriority(os.PRIO_PROCESS, source._running[0]._process.pid or 0)
+
+    async def video() -> AsyncIterator[bytes]:
+        yield FACE.read_bytes()
+
+    async def niceness() -> Any:
+        return (await References(Prepares()).upload(video()))[1]  # type: ignore[arg-type]
+
+    assert asyncio.run(niceness()) > os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_an_upload_that_does_not_end_delays_no_other() -> None:
     async def endless() -> AsyncIterator[bytes]:
         yield b"begun"
