@@ -49,6 +49,7 @@ BENCHMARKS = {
     "lip_accuracy": Benchmark("Do the lips follow the new speech, and only that?", 12),
     "proxied": Benchmark("Does the server work for long behind nginx, on a network that loses packets?", 12, root=True),
     "overload": Benchmark("What do clients get while the server's machine is too slow, and after it?", 2),
+    "hostile": Benchmark("Do honest clients get what they should while hostile ones attack, and is nothing left?", 17),
     "fuzz": Benchmark("Does anything that a client may send get more than a typed refusal out of the server?", 40),
     "audio_encoder": Benchmark("Do tiny's audio features tell what the mouth of an unseen voice does?", 1),
     "lookahead": Benchmark("How far are a stream's audio features from a clip's?", 2),
