@@ -9,8 +9,10 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
 from .addresses import network_of
+from .rate import TokenBuckets
 
 try:
     import resource
@@ -20,6 +22,10 @@ except ImportError:  # Windows
 LOG = logging.getLogger("lipstream")
 HEADER_SECONDS = 10.0
 """In which a connection must have sent the headers of its next request."""
+PARTS_A_SECOND, PARTS = 200, 1000
+"""Pings, pongs and parts of messages that a WebSocket may send on average, and at once."""
+READ = 1 << 14
+"""Bytes that are read of a WebSocket at once."""
 
 
 def guarded(most: int, by_address: int, trusted: str = "") -> type[H11Protocol]:
@@ -95,13 +101,51 @@ def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's, but a client that does not read gets no answers to its pings, which would fill the memory."""
+    """uvicorn's, with limits on what no message is made of, so that nothing else paces it: pings, pongs, fragments."""
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._parts = TokenBuckets(PARTS_A_SECOND, PARTS)
+        if hasattr(transport, "max_size"):  # asyncio's: of one read, all of which is taken apart at once
+            transport.max_size = READ
 
     def handle_ping(self) -> None:
-        if self.writable.is_set():
+        if self._counted() and self.writable.is_set():
             super().handle_ping()
+        else:  # a client that does not read gets no answers, which would fill the memory
+            self.conn.data_to_send()
+
+    def handle_pong(self, event: Frame) -> None:
+        if self._counted():
+            super().handle_pong(event)
+
+    def handle_cont(self, event: Frame) -> None:
+        if self._counted():
+            super().handle_cont(event)
+
+    def send_receive_event_to_app(self) -> None:
+        try:
+            if self.curr_msg_data_type == "text":
+                b"".join(self.frames).decode()  # uvicorn would log a trace of the error
+        except UnicodeDecodeError:
+            self._fail(CloseCode.INVALID_DATA, "text that is not UTF-8")
         else:
-            self.conn.data_to_send()  # the answer, which is dropped
+            super().send_receive_event_to_app()
+
+    def _counted(self) -> bool:
+        """Whether one more part of a message, ping or pong is within the limit; if not, the connection is closed."""
+        if self.close_sent:
+            return False
+        if not self._parts.take(""):
+            self._fail(CloseCode.POLICY_VIOLATION, "too many pings, pongs or parts of messages")
+        return not self.close_sent
+
+    def _fail(self, code: CloseCode, reason: str) -> None:
+        if not self.close_sent:
+            self.conn.send_close(code, reason)
+            self.handle_parser_exception()
+            if not self.writable.is_set():  # the client does not read: it would stay open
+                self.transport.abort()
 
 
 def _address(connection: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -118,7 +119,8 @@ def test_connections_beyond_a_limit_are_closed_and_leave_room_again(limits: dict
     serve(client, **limits)
 
 
-def test_pings_of_a_client_that_does_not_read_are_not_kept() -> None:
+def test_pings_of_a_client_that_does_not_read_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "PARTS", 1e9)
     ping = b"\x89\xfd" + bytes(4) + b"p" * 125  # masked, with a mask of zeros
 
     async def client(port: int) -> None:
@@ -134,6 +136,48 @@ def test_pings_of_a_client_that_does_not_read_are_not_kept() -> None:
         assert protocol.transport.get_write_buffer_size() < 1 << 18  # type: ignore[union-attr]
 
     serve(client)
+
+
+@pytest.mark.parametrize(
+    "flood",
+    [b"\x89\x80", b"\x8a\x80", b"\x00\x80"],  # pings, pongs, empty parts of one message
+    ids=["pings", "pongs", "parts"],
+)
+def test_a_flood_of_what_is_no_message_ends_its_connection(flood: bytes) -> None:
+    async def client(port: int) -> None:
+        reader, writer = await connected(port, UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        writer.write(b"\x01\x80" + bytes(4))  # a text that goes on
+        writer.write(2_000 * (flood + bytes(4)))
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert b"\x03\xf0too many" in answer  # 1008
+
+    serve(client)
+
+
+def test_messages_in_parts_and_pings_between_them_are_no_flood() -> None:
+    async def client(port: int) -> None:
+        reader, writer = await connected(port, UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        for _ in range(20):
+            writer.write(b"\x02\x80" + bytes(4) + 20 * (b"\x00\x80" + bytes(4)) + b"\x80\x80" + bytes(4))
+            writer.write(b"\x89\x81" + bytes(4) + b"p")
+            assert await reader.readexactly(3) == b"\x8a\x01p"
+
+    serve(client)
+
+
+def test_text_that_is_not_utf8_closes_its_connection_without_a_trace(caplog: pytest.LogCaptureFixture) -> None:
+    async def client(port: int) -> None:
+        logging.getLogger("uvicorn").propagate = True
+        logging.getLogger("uvicorn.error").setLevel("WARNING")
+        reader, writer = await connected(port, UPGRADE)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101")
+        writer.write(b"\x81\x81" + bytes(4) + b"\xff")
+        assert (await asyncio.wait_for(reader.read(), 10))[2:4] == b"\x03\xef"  # 1007
+
+    serve(client)
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_a_request_behind_another_one_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
