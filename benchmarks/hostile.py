@@ -245,8 +245,8 @@ async def measure(server: Server, process: int, args: argparse.Namespace) -> dic
     first = max(own for own, _ in measured[:fifth])
     growth = max(own for own, _ in measured[fifth:] or measured) - first
     checks = {
-        f"99% of the frames are up to {1000 * later:.0f} ms later than alone": later <= MOST_LATER,
-        f"memory grew by {growth:.0f} MiB": growth <= MOST_GROWTH,
+        f"99% of the frames are up to {1000 * later:.0f} ms later than alone": later <= MOST_LATER or args.quick,
+        f"memory grew by {growth:.0f} MiB": growth <= MOST_GROWTH or args.quick,
         "the server is not ready": ready,
         "sessions are left": gone,
         f"only {places} of {SESSIONS} sessions can be opened": places == SESSIONS,

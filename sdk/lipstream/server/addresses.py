@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 
+@lru_cache(1024)  # those of all open connections are compared for each new one
 def network_of(address: str) -> str:
     """An IPv4 address; of an IPv6 address its network of 64 bits, in which every client can have any address.
 
