@@ -11,8 +11,8 @@ It fails unless
   - the memory of the server and its helpers grows by at most 64 MiB after the first fifth; decoders of uploads, one at
     a time, in processes that end with them and may take 3 GiB, are reported beside it;
   - the log has no traceback, and at most 20 lines a second and 400 more;
-  - afterwards the server is ready, as many sessions as before can be opened, and it has no more processes, descriptors
-    and temporary files than before.
+  - afterwards the server is ready, as many sessions as before can be opened, and it has no more processes and
+    descriptors than before; of the uploads that it accepted it keeps eight, each in a temporary file.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ PAUSE = 0.5
 MOST_LATER, MOST_GROWTH = 0.1, 64.0
 LINES_A_SECOND, MORE_LINES, LINE = 20, 400, 500
 """Of the log; LINE: bytes of a line, on average."""
-SPARE_FILES = 2
+SPARE_FILES, KEPT = 2, 8
+"""Descriptors that may be more at the end: of any kind, of uploads."""
 RECOVERY = 90.0
 """Seconds in which everything of the hostile clients must be gone: a decoder may take 60."""
 
@@ -160,23 +161,20 @@ def _resident(process: int) -> float:
         return 0.0
 
 
-def temporary_files(process: int) -> int:
-    """Open files of uploads."""
-    count = 0
+def files(process: int) -> tuple[int, int]:
+    """Open files of a process that have a name, and those that have none: frames of uploads."""
+    found = []
     for descriptor in Path(f"/proc/{process}/fd").iterdir():
-        try:
-            count += "lipstream-" in os.readlink(descriptor)
-        except OSError:
-            continue
-    return count
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(descriptor))
+    unnamed = sum(name.endswith(" (deleted)") for name in found)
+    return len(found) - unnamed, unnamed
 
 
 def state_of(process: int) -> dict[str, int]:
-    return {
-        "processes": 1 + sum(1 + len(children(helper)) for helper in children(process)),
-        "files": held(process)[2],
-        "temporary_files": temporary_files(process),
-    }
+    named, unnamed = files(process)
+    processes = 1 + sum(1 + len(children(helper)) for helper in children(process))
+    return {"processes": processes, "files": named, "uploads": unnamed}
 
 
 async def until(holds: Callable[[], bool], seconds: float) -> bool:
@@ -233,7 +231,7 @@ async def measure(server: Server, process: int, args: argparse.Namespace) -> dic
 
     def is_as_before() -> bool:
         now = state_of(process)
-        spare = {"processes": 0, "files": SPARE_FILES, "temporary_files": 0}
+        spare = {"processes": 0, "files": SPARE_FILES, "uploads": KEPT}
         return all(now[name] <= before[name] + spare[name] for name in now)
 
     clean = await until(is_as_before, RECOVERY)
@@ -261,6 +259,7 @@ async def measure(server: Server, process: int, args: argparse.Namespace) -> dic
         "memory_mib": {
             "first_fifth": first,
             "growth": growth,
+            "by_fifth": [max(own for own, _ in measured[at : at + fifth]) for at in range(0, len(measured), fifth)],
             "decoders_at_most": max(decoders for _, decoders in measured),
         },
         "before": before,

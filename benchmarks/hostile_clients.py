@@ -187,14 +187,16 @@ async def storm(target: Target, fuzzer: Fuzzer) -> str:
 
 
 async def websocket_flood(target: Target, fuzzer: Fuzzer) -> str:
-    """Interrupts, or sound of one sample and flushes, a thousand a second, for ten seconds."""
-    messages = fuzzer.random.choice((['{"type": "interrupt"}'], [b"\1\0", '{"type": "flush"}']))
+    """Interrupts, or sound of one sample and flushes, or pings, a thousand a second, for ten seconds."""
+    messages = fuzzer.random.choice((['{"type": "interrupt"}'], [b"\1\0", '{"type": "flush"}'], []))
     async with websocket(target) as socket, read(socket) as reading:
         await socket.send(json.dumps(START))
         end = asyncio.get_running_loop().time() + 10
         while not reading.done() and asyncio.get_running_loop().time() < end:
-            for message in messages * (20 // len(messages)):
+            for message in messages * (20 // max(1, len(messages))):
                 await socket.send(message)
+            for _ in range(0 if messages else 20):
+                await socket.ping()
             await asyncio.sleep(STEP)
         return OUTCOME_LEFT if not reading.done() else str(socket.close_code)
 
@@ -305,7 +307,7 @@ async def webrtc_flood(target: Target, fuzzer: Fuzzer) -> str:
 
 async def garbage(target: Target, fuzzer: Fuzzer) -> str:
     """Bytes and damaged requests over HTTP; bytes, damaged messages, nested and huge JSON over WebSocket."""
-    kind = fuzzer.random.choice(("bytes", "request", "frames", "messages", "nested", "huge"))
+    kind = fuzzer.random.choice(("bytes", "request", "frames", "messages", "nested", "huge", "not UTF-8"))
     if kind in ("bytes", "request"):
         valid = target.head("POST", "/v1/tickets", target.server.token, "Content-Length: 2") + b"{}"
         async with connection(target) as (reader, writer):
@@ -326,6 +328,8 @@ async def garbage(target: Target, fuzzer: Fuzzer) -> str:
                 socket.transport.write(fuzzer.random.randbytes(2000))
             case "nested":
                 await socket.send("[" * 100_000)
+            case "not UTF-8":
+                await socket.send(b"\xff", text=True)
             case "huge":
                 await socket.send('{"type": "' + "x" * (1 << 21))
             case _:
