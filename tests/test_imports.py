@@ -279,3 +279,19 @@ def test_the_wheel_runs_with_its_base_dependencies_alone(tmp_path: Path) -> None
     exported = run(bin_ / "lipstream", "export", tmp_path, "-o", tmp_path / "bundle")
     assert exported.returncode == MissingExtraError.exit_code
     assert run(bin_ / "lipstream-train", "tiny", tmp_path / "out").returncode == 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the folder's name is another")
+@pytest.mark.parametrize("choice", ["", "0"])
+def test_onnx_runtime_keeps_no_identifier_of_the_machine(tmp_path: Path, choice: str) -> None:
+    """It would send events with it. Where it does nothing of the kind of itself, nothing is shown."""
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / ".cache")}
+    quiet = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    code = "import time; from lipstream import LipSyncEngine; LipSyncEngine.load('tiny', threads=1); time.sleep(1)"
+    environment = quiet | home | ({"ORT_DISABLE_TELEMETRY": choice} if choice else {})
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    kept = (tmp_path / ".cache" / "Microsoft").exists()
+    if choice and not kept:
+        pytest.skip("this ONNX Runtime keeps none")
+    assert kept == bool(choice)  # the user's own choice holds

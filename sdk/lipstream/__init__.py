@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,9 @@ except PackageNotFoundError:  # imported from a source tree that was never insta
     __version__ = "0"
 
 logging.getLogger("lipstream").addHandler(logging.NullHandler())
+# From 1.29 on, ONNX Runtime keeps an identifier of the machine and sends events to Microsoft, unless this is set before
+# it is imported. A user who wants that sets it to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _MODULES = {
     "Bundle": "bundle",
