@@ -60,21 +60,27 @@ def generated(source: Frames, change: NDArray[np.float64], area: Area) -> Frames
     return np.clip(np.round(result), 0, 255).astype(np.uint8)
 
 
+def token_blocks(area: Area, deviation: float) -> NDArray[np.float64]:
+    """Another random level in each token, [S, S]."""
+    tokens = area.size // area.token
+    levels = np.random.default_rng(1).normal(0, deviation, (tokens, tokens))
+    return np.kron(levels, np.ones((area.token, area.token)))
+
+
 def test_planted_blocks_raise_the_grid_and_a_blur_does_not(area: Area, source: Frames, placed: Lips) -> None:
     """Blocks of half a token's offset are no blocks of tokens."""
-    blocks = np.kron(np.random.default_rng(1).normal(0, 12, (8, 8)), np.ones((8, 8)))
+    blocks = token_blocks(area, 12)
     blur = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.5) for frame in source])
-    assert area.token == 8
     assert grid(source, source, placed, area) == 1
     assert grid(blur, source, placed, area) == pytest.approx(1, abs=0.1)
     assert grid(generated(source, blocks, area), source, placed, area) > 1.2
     assert grid(generated(blur, blocks, area), source, placed, area) > 2
-    assert grid(generated(source, np.roll(blocks, (4, 4), (0, 1)), area), source, placed, area) < 1.05
+    assert grid(generated(source, np.roll(blocks, (area.token // 2,) * 2, (0, 1)), area), source, placed, area) < 1.05
 
 
 def test_blocks_raise_the_sharpness_of_a_blur(area: Area, source: Frames, placed: Lips) -> None:
     """Why sharpness is never read without the grid."""
-    blocks = np.kron(np.random.default_rng(1).normal(0, 25, (8, 8)), np.ones((8, 8)))
+    blocks = token_blocks(area, 25)
     blur = np.stack([cv2.GaussianBlur(frame, (0, 0), 1.5) for frame in source])
     soft, fooled = (sharpness(x, source, placed) for x in (blur, generated(blur, blocks, area)))
     assert soft < 0.2
@@ -85,7 +91,8 @@ def test_blocks_raise_the_sharpness_of_a_blur(area: Area, source: Frames, placed
 def test_a_step_of_colour_is_read_in_levels(area: Area, source: Frames, placed: Lips, levels: float) -> None:
     flat = np.full((area.size, area.size), levels)
     middle = np.zeros_like(flat)
-    middle[20:44, 20:44] = levels
+    inner = slice(area.size * 5 // 16, area.size * 11 // 16)
+    middle[inner, inner] = levels
     assert colour_step(generated(source, flat, area), source, placed, area) == pytest.approx(10, abs=1)
     assert colour_step(generated(source, middle, area), source, placed, area) < 0.5
     assert colour_step(source, source, placed, area) == 0
