@@ -17,6 +17,8 @@ from .speech import SAMPLE_RATE
 
 _PAUSE = 0.3
 """Seconds of silence before and after what is said."""
+_NOISE = 2e-4
+"""Its standard deviation, of full scale."""
 _OWN, _OTHER = Voice(None, 1.0, pitch=0.74, formants=0.82), Voice(None, 0.95, pitch=1.02, formants=0.94)
 """The voice of the person, and the one to dub with; neither is trained on."""
 
@@ -47,10 +49,12 @@ def render_sample(
 
 
 def _say(text: str, voice: Voice) -> Talk:
-    """`text` between two pauses, at a peak of 0.7 of full scale."""
-    sound, visemes = voice.say(text, np.random.default_rng(0))
+    """`text` between two pauses, at a peak of 0.7 of full scale, over the faint noise that every recording has."""
+    rng = np.random.default_rng(0)
+    sound, visemes = voice.say(text, rng)
     pause = np.zeros(round(_PAUSE * SAMPLE_RATE))
-    clean = np.concatenate([pause, 0.7 * sound / np.abs(sound).max(), pause]).astype(np.float32)
+    spoken = np.concatenate([pause, 0.7 * sound / np.abs(sound).max(), pause])
+    clean = (spoken + rng.normal(0, _NOISE, len(spoken))).astype(np.float32)
     end = len(clean) / SAMPLE_RATE
     silent = Segment("rest", -1.0, _PAUSE), Segment("rest", end - _PAUSE, end + 1.0)
     return Talk(clean, clean, [silent[0], *(x.later(_PAUSE) for x in visemes), silent[1]])
