@@ -147,10 +147,6 @@ class SandboxedAudioReader(AudioReader):
         return _Decoder(self.path, self._limits, self._deadline, threading.Event(), sound=True, retimed=False)
 
 
-class _EndedError(MediaOpenError):
-    """The process has ended."""
-
-
 class _Decoder:
     """One process that decodes one file once. Attributes: properties: of the file, as it says."""
 
@@ -179,14 +175,12 @@ class _Decoder:
 
     def _wait_for_start(self) -> None:
         """Raise ConfigError if the process ends before it begins its work, which is no fault of the file."""
-        try:
-            self.receive(_MOST_TEXT)
-        except _EndedError:
+        if self._received(_MOST_TEXT) is None:
             raise ConfigError(
                 "the process that decodes does not start: Python cannot import the program once more there",
                 expected='a file whose own work is under if __name__ == "__main__":',
                 fix="move it there; write a program that comes from standard input to a file",
-            ) from None
+            )
 
     def __enter__(self) -> _Decoder:
         return self
@@ -232,6 +226,13 @@ class _Decoder:
 
     def receive(self, most: int) -> bytes:
         """What the process sends next."""
+        data = self._received(most)
+        if data is None:
+            raise self._beyond("cannot be decoded: its decoder crashed, or needs more than it may take")
+        return data
+
+    def _received(self, most: int) -> bytes | None:
+        """What the process sends next; None if it has ended, or sends more than it may."""
         end = min(self._end, time.monotonic() + _PATIENCE)
         while True:
             if self._stopped.is_set():
@@ -242,15 +243,14 @@ class _Decoder:
                 if self._connection.poll(_TURN):
                     data: bytes = self._connection.recv_bytes(most)
                     return data
-            except (EOFError, OSError):  # the process has ended, or sends more than it may
-                why = "cannot be decoded: its decoder crashed, or needs more than it may take"
-                raise self._beyond(why, _EndedError) from None
+            except (EOFError, OSError):
+                return None
 
     def _wrong(self) -> MediaOpenError:
         return self._beyond("cannot be decoded: its decoder does not answer as it should")
 
-    def _beyond(self, why: str, kind: type[MediaOpenError] = MediaOpenError) -> MediaOpenError:
-        return kind(
+    def _beyond(self, why: str) -> MediaOpenError:
+        return MediaOpenError(
             f"{self._path} {why}",
             expected="an ordinary file of moderate size",
             fix="convert it: ffmpeg -i FILE -vf scale=1280:-2 out.mp4",
