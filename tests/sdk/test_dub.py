@@ -72,9 +72,11 @@ def outside(image: Video, keep: NDArray[np.float32], matrix: NDArray[np.float64]
     to_crop = crop_matrix(matrix, size)
     u = to_crop[0, 0] * x + to_crop[0, 1] * y + to_crop[0, 2]
     v = to_crop[1, 0] * x + to_crop[1, 1] * y + to_crop[1, 2]
-    padded = np.pad(keep, 2, constant_values=1)
-    i, j = (np.floor(np.clip(w, -2, size)).astype(int) + 2 for w in (v, u))
-    return np.asarray(np.minimum.reduce([padded[i + a, j + b] for a in (0, 1) for b in (0, 1)]) == 1)
+    reach = max(1, int(np.ceil(np.hypot(*to_crop[:, 0]))))  # where the picture is coarser, a pixel covers several
+    padded = np.pad(keep, 2 * reach, constant_values=1)
+    i, j = (np.floor(np.clip(w, -reach - 1, size + reach - 1)).astype(int) + 2 * reach for w in (v, u))
+    near = range(1 - reach, reach + 1)
+    return np.asarray(np.minimum.reduce([padded[i + a, j + b] for a in near for b in near]) == 1)
 
 
 def test_lossless_keeps_every_pixel_outside_the_mouth_region(

@@ -167,19 +167,21 @@ class DecoderRecipe:
     Half of the latents are encoded clips, half a student's output; `noise` is added to both. Two terms keep the decoder
     from blurring uncertain latents: `detail` is the weight of the local edge strength, and from the share `sharp_from`
     of the steps on the adversarial loss of `Critic` is added, with `sharp` times the gradient of all other terms at the
-    decoder's last layer. `grid` is the weight of `border_error`: a student makes its latents in tokens, each of `token`
-    latents a side by itself, and where two of them do not fit the decoder would show an edge.
+    decoder's last layer: late and weak, since an early and strong one covers the skin with a fine hatching. `grid` is
+    the weight of `border_error`, of the borders of latents and once more of those of tokens: a student makes its
+    latents in tokens, each of `token` latents a side by itself, and where two of them do not fit the decoder would show
+    an edge.
     """
 
-    steps: int = 1700
+    steps: int = 1500
     batch: int = 10
     frames: int = 3
     size: int = 12
     learning_rate: float = 7e-4
     noise: float = 0.1
-    detail: float = 3.0
-    sharp: float = 1.0
-    sharp_from: float = 0.2
+    detail: float = 2.0
+    sharp: float = 0.25
+    sharp_from: float = 0.7
     grid: float = 3.0
     token: int = 3
 
@@ -232,7 +234,8 @@ def train_decoder(
             out, _ = model.decode(noisy, model.decoder_memory(recipe.batch, pixels, pixels), clamp=False)
         out = out.float()
         loss = picture_loss(out, video, detail=recipe.detail)
-        loss = loss + recipe.grid * border_error(out, video, recipe.token * model.config.spatial)
+        for side in (model.config.spatial, recipe.token * model.config.spatial):
+            loss = loss + recipe.grid * border_error(out, video, side)
         progress(loss.item())
         if step >= recipe.sharp_from * recipe.steps:
             made, real = (x.flatten(0, 1)[:: TEMPORAL // 2] for x in (out, video))

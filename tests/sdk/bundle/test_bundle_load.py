@@ -67,7 +67,7 @@ def flip(path: Path, position: int) -> None:
 def test_the_shipped_bundle_is_complete(tiny: Path) -> None:
     bundle = Bundle.load(tiny)
     assert {*FILES} == {*bundle.manifest.files}
-    assert bundle.manifest.geometry.crop_size == (64, 64)
+    assert bundle.manifest.geometry.crop_size == (96, 96)
     assert bundle.manifest.geometry.sequence == "masked"
     assert bundle.manifest.t_list[-1] == 0
     assert {"mask.pixel", "mask.latent", "mask.composite"} <= {*bundle.constants}

@@ -278,7 +278,7 @@ def test_something_else_in_place_of_the_signature(signed: Path, key: Path, kind:
     with pytest.raises(LipStreamError) as caught:
         load(signed, public(key))
     assert isinstance(caught.value, BundleCorruptError | BundleUntrustedError)
-    if kind == "folder":
+    if kind in ("folder", "pipe", "link to a device"):  # which are not replaced by a file
         with pytest.raises(OutputError, match=SIGNATURE):
             sign(signed, key)
     else:
