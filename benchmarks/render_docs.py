@@ -262,6 +262,8 @@ LIPS = {
     "gap_best": "at the best lag within a frame",
     "gap_other": "lip gap ~ other speech",
     "gap_source": "lip gap ~ the source's speech",
+    "gap_phonemes": "lip gap ~ phonemes",
+    "gap_phonemes_other": "lip gap ~ phonemes of others",
     "width": "width ~ new speech",
     "width_other": "width ~ other speech",
     "rounding": "rounding ~ new speech",
@@ -323,7 +325,17 @@ def real_lips(results: Path) -> str:
         for name, label in {**LIPS, "gap": "lip gap ~ loudness", "gap_other": "lip gap ~ loudness of others"}.items()
         if name in real["means"]
     ]
-    columns = ["gap", "gap_other", "amplitude_gap", "sharpness", "grid", "colour_step", "identity", "paste"]
+    columns = [
+        "gap_phonemes",
+        "gap",
+        "gap_other",
+        "amplitude_gap",
+        "sharpness",
+        "grid",
+        "colour_step",
+        "identity",
+        "paste",
+    ]
     columns.append("faces_lost")
     each = [
         (clip, voice, *("" if numbers[name] is None else f"{numbers[name]:.2f}" for name in columns))

@@ -105,9 +105,9 @@ def rendered_case(person: int, seconds: float) -> Case:
 CASES = {"drawn": drawn_case, "3d": rendered_case}
 
 
-def other_speech(seconds: float, count: int) -> list[Audio]:
-    """What `count` more random voices say, float32 at 16 kHz."""
-    return [_said(seconds, [_SPEECH, 0, 3 + i]).clean for i in range(count)]
+def other_speech(seconds: float, count: int) -> list[Talk]:
+    """What `count` more random voices say."""
+    return [_said(seconds, [_SPEECH, 0, 3 + i]) for i in range(count)]
 
 
 def _three(person: int, seconds: float) -> tuple[list[Talk], list[VisemeTrack]]:

@@ -1,19 +1,21 @@
-"""Real clips, without a known true mouth: does the mouth follow the loudness of a new voice, and only that?"""
+"""Real clips, without a known true mouth: does the mouth follow the phonemes and the loudness of a new voice alone?"""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from lipstream import samples
 from lipstream.media import FrameLoop, VideoReader
-from lipstream_evaluate.media import RATE, VIDEOS, loudness, read_sound
-from lipstream_training.data.people3d.natural import natural
+from lipstream_evaluate.media import RATE, VIDEOS, loudness
+from lipstream_training.cli import SPEECH_TEXT
+from lipstream_training.data.people3d.visemes import Manner, viseme_track
+from lipstream_training.data.people3d.voices import Talk, Voice
+from lipstream_training.data.sample import OTHER, say
 from lipstream_training.data.sentences import sentence
-from numpy.typing import NDArray
 
 from .movement import Numbers, follows
-from .people import Audio
+from .people import Audio, seen_opening
 from .tracks import Frames, Track
 
 _LAGS = range(-2, 3)
@@ -29,14 +31,12 @@ def clips(paths: list[Path]) -> list[Path]:
     return videos
 
 
-def voices(seconds: float) -> dict[str, Audio]:
-    """The sample's speech and a natural voice, float32 at 16 kHz, at most `seconds` long."""
-    rng = np.random.default_rng(_SEED)
-    sounds: list[NDArray[np.float64]] = []
-    while sum(map(len, sounds)) < seconds * RATE:
-        sounds.append(natural(sentence(rng), rng)[0])
-    spoken = {"sample": read_sound(samples.SPEECH), "natural": np.concatenate(sounds).astype(np.float32)}
-    return {name: sound[: round(seconds * RATE)] for name, sound in spoken.items()}
+def voices(seconds: float) -> dict[str, Talk]:
+    """The sample's speech and a natural voice, at most `seconds` long."""
+    rng, voice = np.random.default_rng(_SEED), Voice(None, 1.0)
+    spoken = {"sample": say(SPEECH_TEXT, OTHER), "natural": say(" ".join(sentence(rng) for _ in range(6)), voice)}
+    end = round(seconds * RATE)
+    return {name: replace(said, clean=said.clean[:end]) for name, said in spoken.items()}
 
 
 def read_clip(video: Path, count: int) -> tuple[Frames, list[int]]:
@@ -47,6 +47,14 @@ def read_clip(video: Path, count: int) -> tuple[Frames, list[int]]:
     """
     order, pictures = zip(*FrameLoop(VideoReader(video), count), strict=True)
     return np.stack([picture.rgb for picture in pictures]), list(order)
+
+
+def following_phonemes(gap: Track, voice: Talk, others: list[Talk]) -> Numbers:
+    """Correlation of the result's lip gap with what the phonemes ask (``gap_phonemes``), and its mean with those of
+    other speech."""
+    said = [seen_opening(viseme_track(x.segments, len(gap), Manner())) for x in (voice, *others)]
+    own, *rest = (follows(gap, opening) for opening in said)
+    return {"gap_phonemes": own, "gap_phonemes_other": float(np.mean(rest))}
 
 
 def following_loudness(gap: Track, voice: Audio, others: list[Audio]) -> Numbers:

@@ -19,7 +19,7 @@ _PAUSE = 0.3
 """Seconds of silence before and after what is said."""
 _NOISE = 2e-4
 """Its standard deviation, of full scale."""
-_OWN, _OTHER = Voice(None, 1.0, pitch=0.74, formants=0.82), Voice(None, 0.95, pitch=1.02, formants=0.94)
+OWN, OTHER = Voice(None, 1.0, pitch=0.74, formants=0.82), Voice(None, 0.95, pitch=1.02, formants=0.94)
 """The voice of the person, and the one to dub with; neither is trained on."""
 
 
@@ -36,20 +36,20 @@ def render_sample(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = evaluation_rng(person)
-    video = render_video(rng, _say(video_text, _OWN), size, manner=Manner())
+    video = render_video(rng, say(video_text, OWN), size, manner=Manner())
     with VideoWriter(folder / "face.mp4", size[1], size[0], audio_rate=SAMPLE_RATE, crf=20) as writer:
         for frame in video.frames:
             writer.write(frame)
         writer.write_audio(video.audio)
-    speech: NDArray[np.float32] = _say(speech_text, _OTHER).clean
+    speech: NDArray[np.float32] = say(speech_text, OTHER).clean
     with wave.open(str(folder / "speech.wav"), "wb") as file:
         file.setparams((1, 2, SAMPLE_RATE, 0, "NONE", ""))
         file.writeframes((speech * 32767).astype("<i2").tobytes())
     return folder / "face.mp4", folder / "speech.wav"
 
 
-def _say(text: str, voice: Voice) -> Talk:
-    """`text` between two pauses, at a peak of 0.7 of full scale, over the faint noise that every recording has."""
+def say(text: str, voice: Voice) -> Talk:
+    """Say `text` between two pauses, at a peak of 0.7 of full scale, over the faint noise that every recording has."""
     rng = np.random.default_rng(0)
     sound, visemes = voice.say(text, rng)
     pause = np.zeros(round(_PAUSE * SAMPLE_RATE))
