@@ -116,7 +116,8 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     modules = {{"opencv-python-headless": "cv2", "pillow": "PIL"}.get(name, name) for name in names}
     lazy = {"insightface"}  # an option for those with its models
     lazy |= {"tensorrt", "cuda", "nvtx"}  # of the extra [tensorrt], whose backend is imported when it is asked for
-    lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "prometheus_client", "aiortc"}  # of `lipstream serve`
+    lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "websockets"}  # of `lipstream serve`
+    lazy |= {"prometheus_client", "aiortc"}  # of it, too
     lazy |= {"ray"}  # of its deployment
     lazy |= {"livekit", "pipecat"}  # of their adapters
     lazy |= {"c2pa"}  # of --sign
