@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import MissingExtraError
+from ..errors import ConfigError, MissingExtraError
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,17 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
         help="refuse a bundle that is not signed by this public key: a file (lipstream sign --new-key), or its text; "
         "repeatable. Needs lipstream[sign]",
     )
+
+
+def face_at(text: str | None) -> tuple[float, float] | None:
+    """The pixel that --face-at names; None without it. Raises ConfigError: it is not two numbers."""
+    if text is None:
+        return None
+    try:
+        x, y = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--face-at {text!r}", expected="two numbers in pixels, e.g. --face-at 640,200") from error
+    return x, y
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import samples
 from ..errors import BundleCorruptError, ConfigError, OutputError
-from .command import Command, Result, add_trust
+from .command import Command, Result, add_trust, face_at
 
 if TYPE_CHECKING:
     from ..dub import DubResult
@@ -129,7 +129,7 @@ def _run(args: argparse.Namespace) -> Result:
             args.video,
             args.audio,
             args.output,
-            face=FaceOptions(args.face_policy, _point(args.face_at), args.doubtful, args.insightface, args.upstream),
+            face=FaceOptions(args.face_policy, face_at(args.face_at), args.doubtful, args.insightface, args.upstream),
             seed=args.seed,
             codec=args.codec,
             crf=args.crf,
@@ -166,16 +166,6 @@ def _check_files(args: argparse.Namespace, sidecar: Path) -> None:
         raise OutputError(f"{sheet} cannot be written: {error.strerror}", expected="the name of a PNG file") from error
     if not sheet.parent.is_dir():
         raise OutputError(f"no such folder: {sheet.parent}", fix="create it first")
-
-
-def _point(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--face-at {text!r}", expected="two numbers in pixels, e.g. --face-at 640,200") from error
-    return x, y
 
 
 def _colour(text: str | None) -> tuple[int, int, int]:

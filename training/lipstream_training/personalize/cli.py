@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lipstream.cli import Command, Result, needs_extra
-from lipstream.errors import ConfigError
+from lipstream.cli import Command, Result, face_at, needs_extra
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,23 +46,13 @@ def _run(args: argparse.Namespace) -> Result:
         steps=args.steps,
         student_steps=args.student_steps,
         seed=args.seed,
-        face_at=_point(args.face_at),
+        face_at=face_at(args.face_at),
         sheet=args.sheet,
         keep=args.keep,
     )
     found = personalize(args.video, args.output, args.bundle, settings, quiet=args.quiet)
     args.written.append(args.output)
     return Result(found, describe(found), found["warnings"])
-
-
-def _point(text: str | None) -> tuple[float, float] | None:
-    if text is None:
-        return None
-    try:
-        x, y = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(f"--face-at {text!r}", expected="two numbers in pixels, e.g. --face-at 640,200") from error
-    return x, y
 
 
 PERSONALIZE = Command(
