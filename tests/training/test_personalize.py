@@ -26,8 +26,9 @@ from lipstream.errors import (
 from lipstream.media import VideoWriter
 from lipstream_export.bundle import geometry
 from lipstream_models import TAEHV, ClipAttention, StudentConfig, TAEHVConfig
-from lipstream_models.constants import FOLDED, restore_times, stream_constants
+from lipstream_models.constants import FOLDED, stream_constants
 from lipstream_models.parts import StudentParts
+from lipstream_models.unfold import unfolded
 from lipstream_training.data.clips import draw_video, evaluation_rng
 from lipstream_training.personalize import command
 from lipstream_training.personalize import student as student_module
@@ -283,7 +284,7 @@ def test_pieces_of_the_decoder_are_whole_tokens() -> None:
 
 
 @torch.no_grad()
-def test_a_student_without_its_times_is_restored_from_constants() -> None:
+def test_the_constants_of_a_bundle_become_weights() -> None:
     original, other, text = toy_student(), toy_student(seed=1), toy_text()
     constants = stream_constants(original, text)
     kept = {name: x for name, x in original.state_dict().items() if not FOLDED.search(name)}
@@ -296,8 +297,13 @@ def test_a_student_without_its_times_is_restored_from_constants() -> None:
     given = x, condition, audio, t, original.text_kv(text[None]), attend
     wanted = original(*given)
     assert (other(*given) - wanted).abs().max() > 1e-2
-    restore_times(other, constants)
-    torch.testing.assert_close(other(*given), wanted, rtol=0, atol=1e-4)
+    found = unfolded(StudentParts(CONFIG, student=other, shared=constants))
+    assert found.student
+    assert found.text is not None
+    assert found.shared is None
+    torch.testing.assert_close(found.student(*given), wanted, rtol=0, atol=1e-4)
+    for name, x in found.constants().items():
+        torch.testing.assert_close(x, constants[name], rtol=1e-4, atol=1e-5)
 
 
 def test_a_large_student_gets_adapters(person: tuple[Frames, Sound], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,7 +316,8 @@ def test_a_large_student_gets_adapters(person: tuple[Frames, Sound], monkeypatch
     data = latents_of(parts, clips, person[1])
     losses: list[float] = []
     found = tune_student(parts, data, replace(STUDENT, steps=3), seed=0, progress=losses.append)
-    before, after = parts.student.state_dict(), found.state_dict()
+    assert found.student
+    before, after = parts.student.state_dict(), found.student.state_dict()
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert any(".self_attn.q." in name for name in changed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
@@ -37,41 +36,6 @@ def stream_constants(student: CausalDiT, text: Tensor) -> dict[str, Tensor]:
             k, v = (x.transpose(1, 2) for x in _in_float32(block.cross_attn).key_value(context))
             constants |= {f"text_k.{i}": k[0], f"text_v.{i}": v[0]}
     return constants
-
-
-def restore_times(student: CausalDiT, constants: Mapping[str, Tensor]) -> None:
-    """Make `student.forward` compute with the `modulation.i` of `constants` at the times of its `t_list`.
-
-    For a student from a bundle, which lacks the weights behind them. The rows of any two layers differ by what does not
-    depend on time, so that those of the first layer stand for all. Other times get the rows of the nearest features.
-    """
-    config = student.config
-    rows = torch.stack([constants[f"modulation.{i}"] for i in range(len(config.t_list))]).float()
-    rows[:, 1::3] -= 1  # the factors, 1 + scale; rows come in threes, but for the head's two
-    blocks = torch.unflatten(rows[:, :-2], 1, (config.num_layers, 6))
-    head = rows[:, -2:]
-    with torch.no_grad():
-        for i, block in enumerate(student.layers):
-            block.modulation.copy_((blocks[:, i] - blocks[:, 0]).mean(0))
-        student.head.modulation.copy_((head - head[:, :1]).mean(0))
-    features = student.time_features(torch.tensor(config.t_list, dtype=torch.float64)).float()
-    student.time_embedding = nn.Sequential(_Nearest(features, head[:, 0]))
-    student.time_projection = nn.Sequential(_Nearest(head[:, 0], blocks[:, 0].flatten(1)))
-
-
-class _Nearest(nn.Module):
-    """Returns the row of `values` [n, b] whose key in `keys` [n, a] is nearest to the input [..., a]."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("keys", keys.clone(), persistent=False)
-        self.register_buffer("values", values.clone(), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.values[(x[..., None, :] - self.keys).square().sum(-1).argmin(-1)]
 
 
 def _in_float32(module: _M) -> _M:

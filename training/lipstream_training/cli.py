@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lipstream.cli import Command, Program, Result, needs_extra
 from lipstream.cli import main as run_program
+from lipstream.errors import ConfigError, OutputError
 
 from .distil.cli import ANALYZE, DISTIL, PLAN, STUDY
 from .prepare.cli import PREPARE
@@ -28,18 +29,48 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _add_tiny_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the data, the stages and the checkpoint")
-    parser.add_argument("--clips", type=int, help="clips to make (default 1800)")
+    parser.add_argument("--clips", type=int, metavar="N", help="clips to make (default 1800)")
+    parser.add_argument("--first", type=int, metavar="N", help="number of the first clip, others are other people")
+    parser.add_argument("--steps", type=int, metavar="N", help="of the student (default 2700)")
+    parser.add_argument(
+        "--from", type=Path, dest="start", metavar="SOURCE", help="checkpoint or bundle to train on (default: nothing)"
+    )
 
 
 @needs_extra("lipstream-train tiny", "training")
 def _tiny(args: argparse.Namespace) -> Result:
+    from lipstream_export.source import load_source
+
     from .tiny import TinyRecipe, train_tiny
 
     recipe = TinyRecipe()
-    train_tiny(args.out, replace(recipe, clips=args.clips) if args.clips else recipe)
+    sizes = {name: value for name in ("clips", "first") if (value := getattr(args, name)) is not None}
+    if args.steps is not None:
+        sizes["student"] = replace(recipe.student, steps=args.steps)
+    train_tiny(args.out, replace(recipe, **sizes), load_source(args.start) if args.start else None)
     checkpoint = args.out / "checkpoint"
     text = f"the student is in {checkpoint}; next: lipstream export {checkpoint} -o BUNDLE"
     return Result({"checkpoint": str(checkpoint)}, text)
+
+
+def _add_import_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a float32 bundle, or a shipped one's name")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT", help="folder to write")
+
+
+@needs_extra("lipstream-train import", "training")
+def _import(args: argparse.Namespace) -> Result:
+    from lipstream_export.source import load_source
+    from lipstream_models.unfold import unfolded
+
+    if args.output.exists():
+        raise OutputError(f"{args.output} exists", expected="the name of a new folder")
+    try:
+        unfolded(load_source(args.bundle)).save(args.output)
+    except ValueError as error:
+        raise ConfigError(f"{args.bundle} cannot be a checkpoint: {error}", expected="a student such as tiny") from None
+    text = f"{args.output}: a checkpoint; next: lipstream-train tiny OUT --from {args.output}, or distil --init"
+    return Result({"checkpoint": str(args.output)}, text)
 
 
 def _add_syncnet_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,6 +111,14 @@ TINY = Command(
     _add_tiny_arguments,
     _tiny,
 )
+IMPORT = Command(
+    "import",
+    "a bundle's student as a checkpoint, to be trained on",
+    "Writes the weights of a float32 bundle as a checkpoint of lipstream-train. Those behind a bundle's constants "
+    "(times of the passes, prompt) are not in it: others with the same results take their place.",
+    _add_import_arguments,
+    _import,
+)
 SYNCNET = Command(
     "syncnet",
     "train the small SyncNet on drawn faces",
@@ -95,7 +134,7 @@ SAMPLE = Command(
     _add_sample_arguments,
     _sample,
 )
-COMMANDS = (TINY, PREPARE, DISTIL, STUDY, ANALYZE, PLAN, SYNCNET, SAMPLE)
+COMMANDS = (TINY, IMPORT, PREPARE, DISTIL, STUDY, ANALYZE, PLAN, SYNCNET, SAMPLE)
 LIPSTREAM_TRAIN = Program("lipstream-train", "Train students of Lip Forcing.", lambda: COMMANDS)
 
 if __name__ == "__main__":

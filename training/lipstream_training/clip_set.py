@@ -41,11 +41,13 @@ class ClipSet:
     mouth: NDArray[np.float32]
 
 
-def make_clips(folder: Path, config: StudentConfig, count: int, frames: int, drawn: float) -> ClipSet:
-    """The first `count` clips of `frames` frames for a student of `config`, from `folder` where they are there already.
+def make_clips(
+    folder: Path, config: StudentConfig, count: int, frames: int, drawn: float, *, first: int = 0
+) -> ClipSet:
+    """`count` clips of `frames` frames for a student of `config`, from `folder` where they are there already.
 
     Args:
-        drawn: share of drawn people.
+        drawn: share of drawn people. first: number of the first clip; each number is another person and voice.
 
     Raises:
         MissingExtraError: a package for 3D people, or a synthesiser, is not installed.
@@ -58,7 +60,8 @@ def make_clips(folder: Path, config: StudentConfig, count: int, frames: int, dra
         "audio": ((LOOKBACK + frames * SAMPLES_PER_FRAME + LOOKAHEAD,), np.float32),
         "mouth": ((frames, 4), np.float32),
     }
-    kept = folder / f"clips-{count}x{frames}-{size}px-{round(100 * drawn)}drawn"
+    numbers = f"{first}-{first + count - 1}" if first else str(count)
+    kept = folder / f"clips-{numbers}x{frames}-{size}px-{round(100 * drawn)}drawn"
     kept.mkdir(parents=True, exist_ok=True)
     progress = kept / "done.json"
     done = int(json.loads(progress.read_text())) if progress.exists() else 0
@@ -69,7 +72,7 @@ def make_clips(folder: Path, config: StudentConfig, count: int, frames: int, dra
             name: np.lib.format.open_memmap(paths[name], mode, dtype, (count, *shape))
             for name, (shape, dtype) in shapes.items()
         }
-        jobs = [(index, frames, config, _is_drawn(index, drawn)) for index in range(done, count)]
+        jobs = [(first + i, frames, config, _is_drawn(first + i, drawn)) for i in range(done, count)]
         for i, clip in enumerate(tqdm(in_processes(_make, jobs), "clips", count, initial=done, unit="clip"), done):
             for name, array in arrays.items():
                 array[i] = clip[name]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .critic import Adversary
 from .optim import Average, Descent
 
 Frames = NDArray[np.uint8]
@@ -166,8 +167,8 @@ class DecoderRecipe:
 
     Half of the latents are encoded clips, half a student's output; `noise` is added to both. Two terms keep the decoder
     from blurring uncertain latents: `detail` is the weight of the local edge strength, and from the share `sharp_from`
-    of the steps on the adversarial loss of `Critic` is added, with `sharp` times the gradient of all other terms at the
-    decoder's last layer: late and weak, since an early and strong one covers the skin with a fine hatching. `grid` is
+    of the steps on the loss of an `Adversary` is added, with `sharp` times the gradient of all other terms: late and
+    weak, since an early and strong one covers the skin with a fine hatching. `grid` is
     the weight of `border_error`, of the borders of latents and once more of those of tokens: a student makes its
     latents in tokens, each of `token` latents a side by itself, and where two of them do not fit the decoder would show
     an edge.
@@ -186,23 +187,6 @@ class DecoderRecipe:
     token: int = 3
 
 
-class Critic(nn.Module):
-    """Discriminator of patches of about 20 pixels: high for original pictures, low for decoded ones."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        sizes = ((3, 32, 4, 2), (32, 64, 4, 2), (64, 64, 3, 1), (64, 1, 3, 1))
-        layers: list[nn.Module] = []
-        for n_in, n_out, kernel, stride in sizes:
-            conv = nn.Conv2d(n_in, n_out, kernel, stride, padding=1)
-            layers += [nn.utils.parametrizations.spectral_norm(conv), nn.LeakyReLU(0.2)]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """[N, 3, H, W] in [0, 1] -> [N, 1, H / 4, W / 4]."""
-        return cast(Tensor, self.layers(2 * pictures - 1))
-
-
 def train_decoder(
     model: TAEHV,
     clips: Frames,
@@ -219,11 +203,9 @@ def train_decoder(
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
-    critic = Critic()
     descent = Descent([model.decoder], recipe.steps, recipe.learning_rate)
-    learning = Descent([critic], recipe.steps, recipe.learning_rate)
+    adversary = Adversary(cast(nn.Conv2d, model.decoder[-1]).weight, recipe.sharp, recipe.steps, recipe.learning_rate)
     average = Average(model.decoder)
-    last = cast(nn.Conv2d, model.decoder[-1]).weight
     pixels = model.config.spatial * recipe.size
     for step in range(recipe.steps):
         kinds = [truth if rng.random() < 0.5 else rollouts for _ in range(recipe.batch)]
@@ -239,15 +221,8 @@ def train_decoder(
         progress(loss.item())
         if step >= recipe.sharp_from * recipe.steps:
             made, real = (x.flatten(0, 1)[:: TEMPORAL // 2] for x in (out, video))
-            with torch.autocast("cpu", torch.bfloat16):
-                verdict = critic(made)
-            doubt = -verdict.float().mean()
-            pulls = [torch.autograd.grad(x, last, retain_graph=True)[0].norm() for x in (loss, doubt)]
-            loss = loss + recipe.sharp * (pulls[0] / (pulls[1] + 1e-6)).clamp(max=10).detach() * doubt
-            descent.step(loss)
-            with torch.autocast("cpu", torch.bfloat16):
-                judged = critic(torch.cat([real, made.detach()])).float().chunk(2)
-            learning.step(F.relu(1 - judged[0]).mean() + F.relu(1 + judged[1]).mean())
+            descent.step(loss + adversary.loss(loss, made))
+            adversary.learn(real, made)
         else:
             descent.step(loss)
         average.update()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .codec import border_error, picture_loss
+from .critic import Adversary
 from .optim import Average, Descent, Resume
-
-Prompt = Tensor | Sequence[tuple[Tensor, Tensor]]
-"""The prompt's embedding [rows, width], or K and V of each layer, [1, rows, H, D], where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +63,8 @@ class StudentRecipe:
         pixels: weight of `picture_loss` and `border_error` of the decoded lips, if there is a decoder; of it, `detail`
             and `grid` are the weights of the local edge strength and of the borders of tokens. `pictures` latent frames
             of a batch are decoded.
+        sharp: gradient of the loss of an `Adversary` on the decoded lips, over that of all other losses, from the share
+            `sharp_from` of the steps on. Without it the student learns the mean of all lips that a sound allows.
     """
 
     steps: int
@@ -81,6 +81,8 @@ class StudentRecipe:
     detail: float = 2.0
     grid: float = 1.0
     pictures: int = 24
+    sharp: float = 0.0
+    sharp_from: float = 0.5
 
 
 @torch.no_grad()
@@ -151,7 +153,7 @@ class MouthProbe(nn.Module):
 def train_student(
     model: CausalDiT,
     data: Latents,
-    text: Prompt,
+    text: Tensor,
     recipe: StudentRecipe,
     *,
     seed: int,
@@ -181,7 +183,10 @@ def train_student(
     probe = MouthProbe(model)
     average = Average(model)
     descent = Descent([model, probe], recipe.steps, recipe.learning_rate)
-    resume = Resume(partial, [model, probe, average], descent)
+    last = model.refinement.leave if model.refinement is not None else model.head.head
+    judged = max(1, round((1 - recipe.sharp_from) * recipe.steps))
+    adversary = Adversary(last.weight, recipe.sharp, judged, recipe.learning_rate, halvings=1)
+    resume = Resume(partial, [model, probe, average, adversary], descent)
 
     def run(x: Tensor, condition: Tensor, audio: Tensor, t: Tensor) -> Tensor:
         return predict_x0(x, velocity(model, x, condition, audio, t, text, attend), t[:, None, :, None, None])
@@ -209,40 +214,41 @@ def train_student(
         across, down = error.diff(dim=-1).abs(), error.diff(dim=-2).abs()
         edges = 0.5 * (mean(across, noisy[..., 1:]) + mean(down, noisy[..., 1:, :]))
         loss = 0.25 * mean(error.square(), noisy) + 0.5 * mean(error.abs(), noisy) + recipe.edges * edges
+        made = wanted = None
         if decode is not None:
             shown = (t > 0).nonzero()
             shown = shown[torch.randperm(len(shown))[: recipe.pictures]]
-            loss = loss + recipe.pixels * _lip_error(config, decode, found, target, shown, recipe)
+            made, wanted = (_lips(config, decode, x, shown) for x in (found, target))
+            borders = border_error(made, wanted, config.spatial * config.patch[1])
+            picture = picture_loss(made, wanted, detail=recipe.detail) + recipe.grid * borders
+            loss = loss + recipe.pixels * picture
         progress(loss.item())
-        descent.step(loss + recipe.probe * probe(mouth) if recipe.probe else loss)
+        probed = recipe.probe * probe(mouth) if recipe.probe else 0.0
+        if made is not None and wanted is not None and recipe.sharp and step >= recipe.sharp_from * recipe.steps:
+            # Two of the four frames of each latent: neighbours are alike.
+            made, wanted = (x[:, ::2].flatten(0, 1) for x in (made, wanted))
+            descent.step(loss + probed + adversary.loss(loss, made))
+            adversary.learn(wanted, made)
+        else:
+            descent.step(loss + probed)
         average.update()
     average.apply()
     return model.eval().requires_grad_(False)
 
 
-def _lip_error(
-    config: StudentConfig,
-    decode: Callable[[Tensor], Tensor],
-    found: Tensor,
-    target: Tensor,
-    shown: Tensor,
-    recipe: StudentRecipe,
-) -> Tensor:
-    """Loss on the pixels around the lips, of the latent frames `shown` (clip, frame) [n, 2]."""
+def _lips(config: StudentConfig, decode: Callable[[Tensor], Tensor], latents: Tensor, shown: Tensor) -> Tensor:
+    """Pictures [n, 4, 3, H, W] of the surroundings of the lips, of the latent frames `shown` (clip, frame) [n, 2]."""
     height, width = config.latent_size
     down, across = slice(height // 8, 3 * height // 4), slice(width // 8, width - width // 8)  # whole tokens
-    made, wanted = (decode(x[shown[:, 0], :, shown[:, 1]][..., down, across]) for x in (found, target))
-    borders = border_error(made, wanted, config.spatial * config.patch[1])
-    return picture_loss(made, wanted, detail=recipe.detail) + recipe.grid * borders
+    return decode(latents[shown[:, 0], :, shown[:, 1]][..., down, across])
 
 
 def velocity(
-    model: CausalDiT, x: Tensor, condition: Tensor, audio: Tensor, t: Tensor, text: Prompt, attend: ClipAttention
+    model: CausalDiT, x: Tensor, condition: Tensor, audio: Tensor, t: Tensor, text: Tensor, attend: ClipAttention
 ) -> Tensor:
     """Velocity [B, C, F, h, w] of whole clips, all with the prompt `text`; run in bfloat16."""
     with torch.autocast("cpu", torch.bfloat16):
-        of_layers = model.text_kv(text[None]) if isinstance(text, Tensor) else text
-        kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in of_layers]
+        kv = [(k.expand(len(x), -1, -1, -1), v.expand(len(x), -1, -1, -1)) for k, v in model.text_kv(text[None])]
         found: Tensor = model(x, condition, audio, t, kv, attend)
     return found.float()
 
@@ -260,7 +266,7 @@ def lip_region(size: tuple[int, int]) -> Tensor:
 
 
 @torch.no_grad()
-def generate_clips(model: CausalDiT, data: Latents, text: Prompt, rows: Tensor, *, seed: int) -> Tensor:
+def generate_clips(model: CausalDiT, data: Latents, text: Tensor, rows: Tensor, *, seed: int) -> Tensor:
     """Latents [B, C, F, h, w] that `model` generates for the clips `rows`, with its own output as context.
 
     All passes, in bfloat16, without gradients or a K/V ring: every pass recomputes the chunks before it.

@@ -6,20 +6,23 @@ where an interrupted run stopped.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from lipstream.atomic import new_file
+from lipstream.errors import ConfigError
 from lipstream_evaluate.processes import in_processes
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, SpeechEncoder
 from lipstream_models.condition import fill_first_latent_frame
 from lipstream_models.config import TINY_TAEHV
 from lipstream_models.layers import round_to_bfloat16
 from lipstream_models.parts import StudentParts
+from lipstream_models.unfold import unfolded
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -41,49 +44,45 @@ MODEL = {
 
 @dataclass(frozen=True)
 class TinyRecipe:
-    """Sizes of data and training. `drawn`: share of drawn people in the clips."""
+    """Sizes of data and training. `drawn`: share of drawn people in the clips; `first`: number of the first clip."""
 
     clips: int = 1800
+    first: int = 0
     drawn: float = 0.35
     latent_frames: int = 9
     rollouts: int = 320
     seed: int = 0
     audio_encoder: AudioEncoderRecipe = field(default_factory=AudioEncoderRecipe)
-    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=2700))
+    student: StudentRecipe = field(default_factory=lambda: StudentRecipe(steps=2700, sharp=0.25))
     decoder: DecoderRecipe = field(default_factory=DecoderRecipe)
 
 
-def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
-    """Run all stages; write the student to `folder`/checkpoint and return it."""
+def train_tiny(folder: Path, recipe: TinyRecipe, start: StudentParts | None = None) -> StudentParts:
+    """Run all stages; write the student to `folder`/checkpoint and return it.
+
+    Args:
+        start: a student of this shape to train on, with its codec and audio encoder; None: train all of them.
+
+    Raises:
+        ConfigError: `start` has another shape.
+    """
+    if start is not None:
+        _check_start(start)
     folder.mkdir(parents=True, exist_ok=True)
     frames = CONFIG.temporal * (recipe.latent_frames - 1) + 1
-    clips = make_clips(folder, CONFIG, recipe.clips, frames, recipe.drawn)
+    clips = make_clips(folder, CONFIG, recipe.clips, frames, recipe.drawn, first=recipe.first)
     masks = {
         "pixel": torch.from_numpy(mouth_mask(SIZE)),
         "latent": torch.from_numpy(latent_mask(SIZE, CONFIG.spatial)),
         "composite": torch.from_numpy(compositing_mask(SIZE)),
     }
-
-    speech = SpeechEncoder()
-    with _stage(folder / "audio_encoder.safetensors", speech, "audio encoder", recipe.audio_encoder.steps) as run:
-        if run:
-            voices = _voices(recipe.audio_encoder)
-            train_audio_encoder(speech, voices, recipe.audio_encoder, seed=recipe.seed, progress=run)
-    round_to_bfloat16(speech)
-
-    torch.manual_seed(recipe.seed)
-    taehv = TAEHV(TINY_TAEHV)
-    with _stage(folder / "codec.safetensors", taehv, "codec", 1) as run:
-        if run:
-            fit_codec(taehv, clips.target, masks["pixel"], seed=recipe.seed)
-            round_to_bfloat16(taehv)
-            run(float("nan"))
+    parts = _from(start, masks) if start else _untrained(folder, recipe, clips, masks)
+    model, taehv, speech, text = parts.student, parts.taehv, parts.speech, parts.text
+    assert model
+    assert taehv
+    assert isinstance(speech, SpeechEncoder)
+    assert text is not None
     data = _latents(folder / "latents.safetensors", taehv, speech, clips, masks)
-
-    text = torch.randn(CONFIG.text_len, CONFIG.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
-    torch.manual_seed(recipe.seed)
-    model = CausalDiT(CONFIG)
-    start_as_identity(model)
     with _stage(folder / "student.safetensors", model, "student", recipe.student.steps) as run:
         if run:
             partial, decode = folder / "student.partial.pt", linear_decoder(taehv)
@@ -101,8 +100,50 @@ def train_tiny(folder: Path, recipe: TinyRecipe) -> StudentParts:
                 taehv, clips.target, data.target[rows], rollouts, recipe.decoder, seed=recipe.seed, progress=run
             )
     round_to_bfloat16(taehv)
-    parts = StudentParts(CONFIG, model.eval(), text, taehv, speech, masks, MODEL)
+    model.eval()
     parts.save(folder / "checkpoint")
+    return parts
+
+
+def _untrained(folder: Path, recipe: TinyRecipe, clips: ClipSet, masks: dict[str, Tensor]) -> StudentParts:
+    """Codec and audio encoder trained, the student with random weights."""
+    speech = SpeechEncoder()
+    with _stage(folder / "audio_encoder.safetensors", speech, "audio encoder", recipe.audio_encoder.steps) as run:
+        if run:
+            voices = _voices(recipe.audio_encoder)
+            train_audio_encoder(speech, voices, recipe.audio_encoder, seed=recipe.seed, progress=run)
+    round_to_bfloat16(speech)
+    torch.manual_seed(recipe.seed)
+    taehv = TAEHV(TINY_TAEHV)
+    with _stage(folder / "codec.safetensors", taehv, "codec", 1) as run:
+        if run:
+            fit_codec(taehv, clips.target, masks["pixel"], seed=recipe.seed)
+            round_to_bfloat16(taehv)
+            run(float("nan"))
+    text = torch.randn(CONFIG.text_len, CONFIG.text_dim, generator=torch.Generator().manual_seed(recipe.seed))
+    torch.manual_seed(recipe.seed)
+    model = CausalDiT(CONFIG)
+    start_as_identity(model)
+    return StudentParts(CONFIG, model, text, taehv, speech, masks, MODEL)
+
+
+def _check_start(start: StudentParts) -> None:
+    taehv = start.taehv.config if start.taehv else None
+    found = start.config, taehv, type(start.speech)
+    if start.student is None or found != (CONFIG, TINY_TAEHV, SpeechEncoder):
+        raise ConfigError(
+            f"{start.model.get('name', 'the student')} has another shape",
+            expected="sizes, codec and audio encoder of tiny",
+        )
+
+
+def _from(start: StudentParts, masks: dict[str, Tensor]) -> StudentParts:
+    """A copy of `start` with all weights, to be trained."""
+    parts = copy.deepcopy(replace(unfolded(start), masks=masks, model=MODEL))
+    assert parts.student
+    assert parts.taehv
+    parts.student.requires_grad_(True)
+    parts.taehv.decoder.requires_grad_(True)
     return parts
 
 
@@ -126,7 +167,10 @@ def _latents(path: Path, taehv: TAEHV, speech: SpeechEncoder, clips: ClipSet, ma
         tensors = {name: torch.stack(x) for name, x in encoded.items()}
         with torch.inference_mode():
             tensors["audio"] = torch.cat(
-                [speech(torch.from_numpy(np.array(part))) for part in np.array_split(clips.audio, 32)]
+                [
+                    speech(torch.from_numpy(np.array(part)))
+                    for part in np.array_split(clips.audio, min(32, len(clips.audio)))
+                ]
             )
         with new_file(path) as partial:
             save_file(tensors, partial)

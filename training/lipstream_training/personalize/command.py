@@ -222,7 +222,7 @@ def _with_student(
     if not steps:
         return parts, 0
     with _bar("student", steps, person.quiet) as progress:
-        return replace(parts, student=tune(replace(STUDENT, steps=steps), progress=progress)), steps
+        return tune(replace(STUDENT, steps=steps), progress=progress), steps
 
 
 def _with_decoder(

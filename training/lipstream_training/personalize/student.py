@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
-from lipstream_models import TAEHV, CausalDiT
+from lipstream_models import TAEHV
 from lipstream_models.condition import fill_first_latent_frame
-from lipstream_models.constants import FOLDED, restore_times
+from lipstream_models.constants import FOLDED
 from lipstream_models.layers import round_to_bfloat16
 from lipstream_models.parts import StudentParts
+from lipstream_models.unfold import unfolded
 
 from ..codec import encode_clip, linear_decoder
 from ..diffusion import Latents, StudentRecipe, train_student
@@ -50,33 +52,27 @@ def latents_of(parts: StudentParts, clips: list[Run], sound: Sound) -> Latents:
 
 def tune_student(
     parts: StudentParts, data: Latents, recipe: StudentRecipe, *, seed: int, progress: Callable[[float], None]
-) -> CausalDiT:
-    """A copy of the student, trained on `data` and rounded to bfloat16.
+) -> StudentParts:
+    """`parts` with a copy of the student that is trained on `data` and rounded to bfloat16.
 
-    What acts through the constants of a bundle alone (times, prompt) stays as it is.
+    Its constants, what times and prompt alone determine, stay as they are.
     """
-    assert parts.student
-    constants = parts.constants()
-    model = copy.deepcopy(parts.student).float()
-    restore_times(model, constants)
-    model.requires_grad_(True)
+    whole = unfolded(parts)
+    assert whole.student
+    assert whole.text is not None
+    model = copy.deepcopy(whole.student).float().requires_grad_(True)
     if sum(p.numel() for p in model.parameters()) > LARGE:
         adapt(model, RANK, RANK)
     for name, parameter in model.named_parameters():
         if FOLDED.search(name):
             parameter.requires_grad_(False)
-    keys, values = (
-        [constants[f"text_{kind}.{i}"].float().transpose(0, 1)[None] for i in range(parts.config.num_layers)]
-        for kind in "kv"
-    )
     encoder = parts.codec("encoder")
     linear = isinstance(encoder, TAEHV) and encoder.config.encoder == "linear"
     decode = linear_decoder(encoder) if linear and isinstance(encoder, TAEHV) else None
-    train_student(
-        model, data, list(zip(keys, values, strict=True)), recipe, seed=seed, progress=progress, decode=decode
-    )
-    trained = {name: x for name, x in merged(model).items() if not FOLDED.search(name)}
+    train_student(model, data, whole.text, recipe, seed=seed, progress=progress, decode=decode)
     tuned = copy.deepcopy(parts.student)
+    assert tuned
+    trained = {name: x for name, x in merged(model).items() if not FOLDED.search(name)}
     tuned.load_state_dict(tuned.state_dict() | trained)
     round_to_bfloat16(tuned)
-    return tuned.eval().requires_grad_(False)
+    return replace(parts, student=tuned.eval().requires_grad_(False), shared=parts.with_constants().shared)
