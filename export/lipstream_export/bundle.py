@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lipstream.bundle import CONSTANTS, AudioGeometry, Bundle, Geometry, Manifest, writing
+from lipstream.bundle.manifest import CLIP_ENCODER
 from lipstream.errors import ConfigError
 from lipstream_models import RingGeometry, SpeechEncoder, StudentConfig, WanVAE
 from lipstream_models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
@@ -20,7 +21,7 @@ from lipstream_models.weight_file import PLACES, WEIGHTS
 from safetensors.torch import save as safetensors
 from torch import nn
 
-from .audio import AudioEncoder
+from .audio import AudioEncoder, ClipEncoder
 from .denoiser import RingPass, dynamic_shapes
 from .lower import WeightFile, save, to_onnx
 from .progress import Progress, unseen
@@ -135,13 +136,19 @@ def export_bundle(
         OutputError: `path` cannot be written, or holds something that is not a bundle.
     """
     graphs = graph_modules(parts, frugal=precision == "fp32")
+    if isinstance(parts.speech, LiveWav2Vec) and precision == "fp32":
+        graphs[CLIP_ENCODER] = ClipEncoder(parts.speech)
     manifest = manifest_of(parts, precision)
     with writing(path, manifest) as folder:
         with (folder / WEIGHTS).open("wb") as file:
             weights = WeightFile(file)
             for done, (name, module) in enumerate(graphs.items()):
                 progress("graphs", done, len(graphs), name)
-                dynamic = dynamic_shapes(module, parts.config) if isinstance(module, RingPass) else None
+                dynamic = None
+                if isinstance(module, RingPass):
+                    dynamic = dynamic_shapes(module, parts.config)
+                elif isinstance(module, ClipEncoder):
+                    dynamic = module.dynamic()
                 with torch.no_grad():
                     model = to_onnx(module, dynamic=dynamic)
                 save(model, folder / f"{name}.onnx", weights)

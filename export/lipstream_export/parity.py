@@ -12,6 +12,7 @@ from lipstream.backends.base import Array
 from lipstream.backends.onnxruntime import OnnxRuntimeBackend
 from lipstream.bundle import Bundle
 from lipstream.bundle.golden import relative_error
+from lipstream.bundle.manifest import CLIP_ENCODER
 from lipstream.errors import ParityError
 from lipstream_models.parts import StudentParts
 
@@ -20,6 +21,8 @@ from .torch_backend import TorchBackend
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 1e-4, "fp8": 1e-2}
 """For FP8: if the last bit of an input differs, E4M3 may round it to another neighbour, 6 % away."""
+
+_CLIP = 31_000  # samples of a clip, not whole frames
 
 
 def parity_report(
@@ -40,7 +43,8 @@ def parity_report(
     c, channels, n = geometry.chunk_frames, geometry.latent_channels, geometry.video_frames
     chunks = (geometry.window - geometry.sink) // c + -(-geometry.sink // c) + 2
     progress("parity", 0, chunks, "loading the graphs")
-    streams = TorchBackend(parts).open_steps(), OnnxRuntimeBackend(bundle).open_steps()
+    backends = TorchBackend(parts), OnnxRuntimeBackend(bundle)
+    streams = [backend.open_steps() for backend in backends]
     errors: dict[str, list[float]] = {}
     rng = np.random.default_rng(seed)
 
@@ -51,6 +55,10 @@ def parity_report(
         expected, found = (getattr(stream, call)(*arguments) for stream in streams)
         errors.setdefault(graph, []).append(relative_error(found, expected))
 
+    if manifest.encodes_clips:
+        samples = 0.1 * normal(_CLIP)
+        expected, found = (backend.encode_clip(samples) for backend in backends)
+        errors[CLIP_ENCODER] = [relative_error(found, expected)]
     for chunk in range(chunks):
         progress("parity", chunk, chunks, f"chunk {chunk}")
         if "audio_encoder.onnx" in manifest.files:

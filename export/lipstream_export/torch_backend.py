@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lipstream.backends import ChunkStream
 from lipstream.backends.base import Array
@@ -9,7 +11,9 @@ from lipstream.backends.stepped import SteppedStream
 from lipstream.backends.steps import Steps
 from lipstream.bundle import Bundle
 from lipstream_models import KVRing
+from lipstream_models.mel import SAMPLES_PER_FRAME
 from lipstream_models.parts import StudentParts
+from lipstream_models.released.wav2vec import LiveWav2Vec, hidden_states
 from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from torch import Tensor
 
@@ -115,8 +119,16 @@ class TorchBackend:
 
     def __init__(self, parts: StudentParts) -> None:
         self.parts, self.constants = parts, parts.constants()
+        self.encodes_clips = isinstance(parts.speech, LiveWav2Vec)
         for module in parts.modules().values():
             module.eval()
+
+    @torch.inference_mode()
+    def encode_clip(self, samples: Array) -> Array:
+        """See `lipstream.backends.base.Backend`."""
+        assert isinstance(self.parts.speech, LiveWav2Vec)
+        frames = math.ceil(len(samples) / SAMPLES_PER_FRAME)
+        return _array(hidden_states(self.parts.speech.model, torch.from_numpy(samples), frames))
 
     def open_stream(self) -> ChunkStream:
         return self.stepped(self.open_steps())

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .ahead import Ahead
+from .backends.base import Array
 from .checks import check_callable, check_path
 from .errors import AudioTooShortError, QualityError
 from .face import Doubt
@@ -77,7 +78,7 @@ class DubResult:
 
 
 def dub(
-    open_session: Callable[[VideoReader, int], LipSyncSession],
+    open_session: Callable[[VideoReader, int, Callable[[], Iterator[Array]], int], LipSyncSession],
     video: Path_,
     audio: Path_ | None,
     output: Path_,
@@ -99,7 +100,8 @@ def dub(
     file is left at `output`.
 
     Args:
-        open_session: opens a session on a reader, from which the given number of frames will be taken.
+        open_session: opens a session on a reader, from which the given number of frames will be taken; it also gets
+            a function that begins to read the sound, blocks float32 [n, channels], and its rate.
         audio: any file with sound; None for the sound of the video. Both keep their time stamps: sound that begins
             before the first picture is heard with that picture, and silence comes before sound that begins later.
         output: .mp4, .mov, .m4v or .mkv. codec, crf, preset, lossless, background: see `lipstream.media.VideoWriter`.
@@ -163,9 +165,13 @@ def dub(
             hdr=source.info.hdr,
             sample_aspect_ratio=source.info.sample_aspect_ratio,
         ) as writer:
+
+            def blocks() -> Iterator[Array]:
+                return _shifted(sound, late, samples)
+
             with (
-                open_session(source, total) as session,
-                Ahead(_frames(session, _shifted(sound, late, samples), rate), _AHEAD if may_overlap() else 0) as frames,
+                open_session(source, total, blocks, rate) as session,
+                Ahead(_frames(session, blocks(), rate), _AHEAD if may_overlap() else 0) as frames,
             ):
                 for frame in frames:
                     check_running()

@@ -7,7 +7,7 @@ import logging
 import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from .backends import Backend, ChunkInput, ChunkStream, load_backend
-from .backends.base import GRAPHS, cores
+from .backends.base import GRAPHS, Array, cores
 from .bundle import REBUILD, Bundle, Manifest, Trust, public_keys, reading
 from .checks import check_callable, check_count, check_number, check_type
 from .dub import DubResult, dub
@@ -23,9 +23,12 @@ from .errors import BundleCorruptError, ConfigError, ForkError, GpuMemoryError
 from .face import FaceOptions, FacePipeline, FaceTracker, LipStreamFacePipeline, UpstreamFacePipeline
 from .media import FPS, VideoReader, limit_threads
 from .media.picture import Rgb
+from .media.resample import resampled_blocks
 from .media.video_codec import VideoCodec
 from .metrics import Metrics, NoMetrics
 from .session import Frame, Idle, LipSyncSession, PreparedReference
+from .session.clip_features import ClipFeatures
+from .session.noise import NoiseOption, noise_of
 from .session.reference import LOOP_BYTES, LiveReference, Reference, Source
 from .shutdown import check_running, working
 
@@ -135,6 +138,7 @@ class LipSyncEngine:
         *,
         face: FaceOptions | None = None,
         seed: int = 42,
+        noise: NoiseOption = None,
         max_pending: float = 60.0,
         idle: Idle | None = None,
         sample_rate: int | None = None,
@@ -150,6 +154,8 @@ class LipSyncEngine:
                 when its frame is needed, so do not change them while the session is open.
             face: how the face is found and composited; None for the defaults, or the options of a prepared reference.
             seed: of the noise; equal seeds, audio and video give equal frames.
+            noise: None: a function of `seed` and the chunk. "torch": as the released script draws it on a CPU, which
+                depends on `length`. Or a function: number of a chunk -> unit noise float32 [C, c, h, w] of each pass.
             max_pending: seconds of pushed audio that may be pending in the session.
             idle: frames where there is no audio: "closed" generates the face with its mouth at rest; "reference" shows
                 the unchanged video and costs almost nothing. None: iterating ends.
@@ -165,11 +171,48 @@ class LipSyncEngine:
             MediaOpenError, NoVideoError, MediaTruncatedError, ConfigError: of the video or the options.
             AudioFormatError: of `sample_rate` or `channels`.
         """
+        return self._session(
+            video,
+            face=face,
+            seed=seed,
+            noise=noise,
+            max_pending=max_pending,
+            idle=idle,
+            sample_rate=sample_rate,
+            channels=channels,
+            length=length,
+            loop_bytes=loop_bytes,
+        )
+
+    def _session(
+        self,
+        video: Source | PreparedReference,
+        *,
+        face: FaceOptions | None,
+        seed: int,
+        noise: NoiseOption,
+        max_pending: float = 60.0,
+        idle: Idle | None = None,
+        sample_rate: int | None = None,
+        channels: int = 1,
+        length: int | None = None,
+        loop_bytes: int = LOOP_BYTES,
+        latent_frames: int | None = None,
+        features: Callable[[int, int], Array] | None = None,
+    ) -> LipSyncSession:
+        """See `session`.
+
+        Args:
+            latent_frames: of the clip, for the noise of torch; None: those of `length`.
+            features: called with a frame and a number of frames n, features [n, A] of the sound.
+        """
         self._check_process()
         _check_face(face)
         _check_loop_bytes(loop_bytes)
         if length is not None:
             check_count("length", length, least=1, expected="a number of frames, at least 1, or None")
+        if length is not None and latent_frames is None:
+            latent_frames = -(-(length - 1) // self.manifest.geometry.temporal) + 1
         reference: Reference
         if isinstance(video, PreparedReference):
             if video.manifest != self.manifest:
@@ -186,6 +229,7 @@ class LipSyncEngine:
             )
         with ExitStack() as undo:
             undo.callback(reference.close)
+            noises = noise_of(noise, self.manifest, seed, latent_frames)
             stream = self.backend.open_stream()
             undo.callback(stream.close)
             session = LipSyncSession(
@@ -194,12 +238,13 @@ class LipSyncEngine:
                 reference,
                 pipeline,
                 self._pool,
-                seed=seed,
+                noise=noises,
                 max_pending=max_pending,
                 idle=idle,
                 sample_rate=sample_rate,
                 channels=channels,
                 metrics=self._metrics,
+                features=features,
             )
             undo.pop_all()
         self._metrics.count("sessions_opened")
@@ -329,6 +374,7 @@ class LipSyncEngine:
         *,
         face: FaceOptions | None = None,
         seed: int = 42,
+        noise: NoiseOption = None,
         codec: VideoCodec | None = None,
         crf: int = 18,
         preset: str = "veryfast",
@@ -341,10 +387,13 @@ class LipSyncEngine:
     ) -> DubResult:
         """Make the face in `video` speak `audio`, and write it to `output`.
 
+        An audio encoder that attends to a whole clip, as that of released weights does, gets the whole sound (in
+        windows of two minutes where it is longer), and not a window around each chunk as in a session.
+
         Args:
             audio, output, codec, crf, preset, lossless, background, strict, progress, finish, sandbox: see
                 `lipstream.dub.dub`.
-            face, seed: see `session`.
+            face, seed, noise: see `session`.
 
         Raises:
             What `session` and `lipstream.dub.dub` raise.
@@ -352,9 +401,24 @@ class LipSyncEngine:
 
         _check_face(face)
 
-        def open_session(source: VideoReader, frames: int) -> LipSyncSession:
-            length = frames + self.manifest.geometry.video_frames  # one chunk may be started beyond the end
-            return self.session(source, face=face, seed=seed, length=length)
+        m = self.manifest
+
+        def open_session(
+            source: VideoReader, frames: int, sound: Callable[[], Iterator[Array]], rate: int
+        ) -> LipSyncSession:
+            features = None
+            if self.backend.encodes_clips:
+                step, resampled = m.audio.samples_per_frame, resampled_blocks(sound(), rate, m.audio.sample_rate)
+                features = ClipFeatures(self.backend.encode_clip, resampled, step)
+            return self._session(
+                source,
+                face=face,
+                seed=seed,
+                noise=noise,
+                length=frames + m.geometry.video_frames,  # one chunk may be started beyond the end
+                latent_frames=-(-(frames - 1) // m.geometry.temporal) + 1,
+                features=features,
+            )
 
         return dub(
             open_session,

@@ -383,6 +383,7 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: R
     result = export(release, tmp_path / "bundle")
     assert result["parity"]["passed"]
     assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "video_decoder"}
+    assert "clip_encoder" in result["parity"]["graphs"]
     sample = samples.FACE
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
     parts = StudentParts.from_release(release)

@@ -15,6 +15,7 @@ from lipstream.bundle import AudioGeometry, Geometry, Manifest
 from lipstream.face import LipStreamFacePipeline
 from lipstream.media import Picture
 from lipstream.session import Frame, LipSyncSession
+from lipstream.session.noise import noise_of
 from lipstream.session.reference import SourceFrame
 from numpy.typing import NDArray
 
@@ -131,12 +132,14 @@ POOL = ThreadPoolExecutor(2)
 class OpenSession:
     """A `LipSyncSession` on the numpy stream, and its parts. Attributes: session, stream, reference."""
 
-    def __init__(self, *, stream: Any = None, reference: Any = None, **options: Any) -> None:
+    def __init__(self, *, stream: Any = None, reference: Any = None, seed: int = 42, **options: Any) -> None:
         self.stream, self.reference = stream or NumpyStream(), reference or NumberedReference()
         face = LipStreamFacePipeline(GEOMETRY, np.zeros((SIDE, SIDE), np.float32))
         mask = np.zeros(GEOMETRY.latent_size, np.float32)
         chunks = SteppedStream(self.stream, MANIFEST.t_list, GEOMETRY.sequence, mask)
-        self.session = LipSyncSession(MANIFEST, chunks, self.reference, face, POOL, **options)
+        self.session = LipSyncSession(
+            MANIFEST, chunks, self.reference, face, POOL, noise=noise_of(None, MANIFEST, seed, None), **options
+        )
 
 
 def open_session(**options: Any) -> LipSyncSession:

@@ -18,6 +18,7 @@ from lipstream.bundle.golden import REFERENCE
 from lipstream.face import LipStreamFacePipeline
 from lipstream.media import Picture
 from lipstream.session import Frame, LipSyncSession
+from lipstream.session.noise import noise_of
 from lipstream.session.reference import SourceFrame
 from lipstream_export.bundle import export_bundle
 from lipstream_export.precision import quantise, to_bfloat16
@@ -139,7 +140,15 @@ def session(
 ) -> LipSyncSession:
     face = LipStreamFacePipeline(bundle.manifest.geometry, np.zeros((SIDE, SIDE), np.float32))
     recorded = Recorded(chunks, rounded, composites)
-    opened = LipSyncSession(bundle.manifest, recorded, Pictures(pictures), face, POOL, seed=seed, max_pending=90)
+    opened = LipSyncSession(
+        bundle.manifest,
+        recorded,
+        Pictures(pictures),
+        face,
+        POOL,
+        noise=noise_of(None, bundle.manifest, seed, None),
+        max_pending=90,
+    )
     CROPS[opened] = recorded.taken
     return opened
 

@@ -44,6 +44,7 @@ class ChunkInput:
         crops: uint8 [n, H, W, 3], aligned; None where `latents` are known.
         latents: float32 [2, C, c, h, w] of the crops, as they are and with the mouth masked; or None.
         samples: float32 [lookback + n * samples_per_frame + lookahead] in [-1, 1], the audio encoder's window.
+        features: float32 [n, A] of the sound, by `Backend.encode_clip`; None: the stream computes them from `samples`.
         noises: unit noise [C, c, h, w] for each pass.
         overlays: for each of the n - `missing` pictures, how it goes into its frame, None where it goes into none: a
             stream that composites then gives patches in place of crops.
@@ -58,6 +59,7 @@ class ChunkInput:
     noises: Sequence[Array]
     missing: int
     overlays: Sequence[Overlay | None] | None = None
+    features: Array | None = None
 
 
 class PendingChunk(Protocol):
@@ -121,14 +123,23 @@ class Backend(Protocol):
     it returns the backend.
 
     Attributes:
+        encodes_clips: whether the audio encoder computes something else from a whole clip than from a chunk's window,
+            and so there is `encode_clip`.
         reuses_streams: whether what a closed stream leaves (memory, captured graphs) serves the next one, so that
             warming several at once makes as many later sessions start fast.
     """
 
     reuses_streams: bool
+    encodes_clips: bool
 
     def open_stream(self) -> ChunkStream:
         """Open a new stream, at its first chunk."""
+
+    def encode_clip(self, samples: Array) -> Array:
+        """Features [f, A] of a whole clip, f = ceil(n / samples_per_frame), from its samples [n] in [-1, 1].
+
+        Only where `encodes_clips`; f is at most `CLIP_FRAMES`. Thread-safe.
+        """
 
 
 def load_backend(name: str, bundle: Bundle, *, threads: int = 0, **options: str) -> Backend:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
+from ..bundle.manifest import CLIP_ENCODER
 from ..bundle.onnx_header import without_output
 from ..errors import BackendError
 from .base import GRAPHS, Array, ChunkStream, default_threads
@@ -53,7 +56,10 @@ class OnnxRuntimeBackend:
                 fix="lipstream export SOURCE --precision fp32 -o BUNDLE, or lipstream build --help",
             )
         self._device = Device("cuda", require_provider(provider)) if provider != "cpu" else None
-        options = ort.SessionOptions()
+        self.encodes_clips = bundle.manifest.encodes_clips
+        self._bundle, self._providers, self._opening = bundle, PROVIDERS[provider], threading.Lock()
+        self._clip_encoder: ort.InferenceSession | None = None
+        self._options = options = ort.SessionOptions()
         self.threads = threads or default_threads(bundle)
         options.intra_op_num_threads = self.threads
         # Waiting threads sleep: spinning ones would take cores from the rest of the application.
@@ -98,6 +104,18 @@ class OnnxRuntimeBackend:
         if self._device or self.threads == 1:
             return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, mask)
         return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask)
+
+    def encode_clip(self, samples: Array) -> Array:
+        """See `Backend`. The graph is loaded by the first call: only files need it."""
+        with self._opening:
+            if self._clip_encoder is None:
+                path = self._bundle.file(f"{CLIP_ENCODER}.onnx")
+                self._clip_encoder = ort.InferenceSession(str(path), self._options, providers=self._providers)
+        step = self.manifest.audio.samples_per_frame
+        padded = np.pad(samples.astype(np.float32), (0, -len(samples) % step))
+        count = np.array([len(samples)], np.int64)
+        (features,) = self._clip_encoder.run(["features"], {"samples": padded, "count": count})
+        return cast(Array, features)
 
     def open_steps(self) -> Steps:
         """Open a stream that is called graph by graph, for tools that inspect intermediate results."""

@@ -73,7 +73,7 @@ class SteppedStream:
             else:
                 plain, masked = chunk.latents
         with timed("audio"):
-            features = steps.encode_audio(chunk.samples)
+            features = steps.encode_audio(chunk.samples) if chunk.features is None else chunk.features.copy()
             features[: chunk.missing] = features[chunk.missing]
         with timed("denoise"):
             if self._first_latent is None:

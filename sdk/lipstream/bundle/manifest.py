@@ -14,6 +14,10 @@ SCHEMA = 3
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 CONSTANTS = "constants.safetensors"
+CLIP_ENCODER = "clip_encoder"
+"""Graph of an optional file: audio features of a whole clip, for audio encoders that attend to all of it."""
+CLIP_FRAMES = 3000
+"""Video frames of the longest clip that it takes, two minutes."""
 CANVAS_WIDTH, CANVAS_HEIGHT = 420, 560
 """Pixels of the canvas on which faces are aligned; `Geometry.crop_box` is a rectangle on it."""
 REBUILD = "export the bundle again: lipstream export --help"
@@ -98,8 +102,13 @@ class Manifest:
 
     @property
     def graphs(self) -> set[str]:
-        """Names of the graphs, ONNX or plans."""
-        return {name.rpartition(".")[0] for name in self.files if name.endswith((".onnx", ".plan"))}
+        """Names of the graphs of a stream, ONNX or plans."""
+        return {name.rpartition(".")[0] for name in self.files if name.endswith((".onnx", ".plan"))} - {CLIP_ENCODER}
+
+    @property
+    def encodes_clips(self) -> bool:
+        """Whether there is a graph `CLIP_ENCODER`."""
+        return f"{CLIP_ENCODER}.onnx" in self.files
 
     @classmethod
     def parse(cls, text: str, where: Path) -> Manifest:

@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from .manifest import Geometry, Manifest
+from .manifest import CLIP_FRAMES, Geometry, Manifest
 from .onnx_graph import Graph, read_graph
 from .onnx_header import OnnxHeader, Shape, Tensor
 from .sizes import BYTES, largest
@@ -58,8 +58,13 @@ def _check(
     if len(graph.nodes) * len(lengths) > _MOST_NODES:
         raise ValueError(f"it has {len(graph.nodes)} nodes and {len(lengths)} numbers of attended frames")
     for attended in lengths:
-        inputs = _sizes(header.inputs, taken, attended, constants)
-        outputs = _sizes(header.outputs, given, attended, constants)
+        variable = {
+            "attended": attended,
+            "clip_frames": CLIP_FRAMES,
+            "clip_samples": CLIP_FRAMES * manifest.audio.samples_per_frame,
+        }
+        inputs = _sizes(header.inputs, taken, variable, constants)
+        outputs = _sizes(header.outputs, given, variable, constants)
         most = max(BYTES * math.prod(sizes) for sizes in (*inputs.values(), *outputs.values()))
         allowed = FREE + PER_TENSOR * most + PER_FILE * stored
         needed, tensor = largest(graph, inputs, outputs)
@@ -71,16 +76,16 @@ def _check(
 
 
 def _sizes(
-    tensors: Mapping[str, Tensor], wanted: Signature, attended: int, constants: Mapping[str, NDArray[Any]]
+    tensors: Mapping[str, Tensor], wanted: Signature, variable: Mapping[str, int], constants: Mapping[str, NDArray[Any]]
 ) -> dict[str, tuple[int, ...]]:
-    """Sizes of inputs or outputs in a stream with so many attended frames."""
+    """Sizes of inputs or outputs, for the sizes `variable` by name."""
 
     def size(name: str, axis: int, found: int | str | None) -> int:
         if isinstance(found, int):
             return found
         shape: Shape = wanted[name][1]
-        if shape[axis] == "attended":
-            return attended
+        if isinstance(by := shape[axis], str):
+            return variable[by]
         if name not in constants:
             raise ValueError(f"the constant {name} is missing")
         return int(constants[name].shape[axis])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleCorruptError
 from ..precision import PRECISIONS
-from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, MANIFEST, REBUILD, SIGNATURE, Manifest
+from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, CLIP_ENCODER, MANIFEST, REBUILD, SIGNATURE, Manifest
 from .onnx_header import BFLOAT16, FLOAT, INT64, OnnxHeader, Shape, Tensor
 
 _BOUNDS: dict[str, tuple[int, int]] = {
@@ -186,6 +186,7 @@ def check_graph(manifest: Manifest, name: str, header: OnnxHeader) -> None:
 
 _NEEDED = {
     "audio_encoder": {"samples"},
+    CLIP_ENCODER: {"samples", "count"},
     "video_encoder": {"frames", "mask"},
     "video_decoder": {"latent"},
     "denoiser": {"latent", "condition", "audio", "modulation", "slot"},
@@ -196,7 +197,8 @@ Signature = dict[str, tuple[int, Shape]]
 def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
     """Inputs and outputs that the graph `name` may have, except its memories: ONNX type and shape of each.
 
-    K and V of ring and prompt have the type of the matrix products; "attended" is the variable size of the ring.
+    K and V of ring and prompt have the type of the matrix products. Variable sizes: "attended" of the ring,
+    "clip_frames" and "clip_samples" of a clip.
     """
     g, a = manifest.geometry, manifest.audio
     frames, (height, width), (rows, columns) = g.video_frames, g.crop_size, g.latent_size
@@ -207,6 +209,9 @@ def signature(manifest: Manifest, name: str) -> tuple[Signature, Signature]:
     if name == "audio_encoder":
         samples = a.window(frames)
         return {"samples": (FLOAT, (samples,))}, {"features": features}
+    if name == CLIP_ENCODER:
+        clip: Signature = {"samples": (FLOAT, ("clip_samples",)), "count": (INT64, (1,))}
+        return clip, {"features": (FLOAT, ("clip_frames", a.features))}
     if name == "video_encoder":
         encoded = (FLOAT, (2, channels, c, rows, columns))
         return {"frames": pictures, "mask": (FLOAT, (height, width))}, {"latents": encoded}

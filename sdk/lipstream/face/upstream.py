@@ -26,7 +26,7 @@ def crop(frame: NDArray[np.uint8], matrix: NDArray[np.float64], size: int) -> ND
     Args:
         matrix: [2, 3], frame pixels -> canvas pixels.
     """
-    canvas = _warp(frame, _halved(matrix), CANVAS_WIDTH, CANVAS_HEIGHT, _FILL).astype(np.uint8)
+    canvas = _warp(frame, _halved(matrix), CANVAS_WIDTH, CANVAS_HEIGHT, _FILL).astype(np.float16).astype(np.uint8)
     return np.asarray(cv2.resize(canvas, (size, size), interpolation=cv2.INTER_LANCZOS4), np.uint8)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import av
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -109,3 +111,11 @@ class StreamResampler:
         width = 1 if self.mono else self._channels or 1
         output = np.concatenate([np.empty((0, width), np.float32), *pieces])
         return output[:, 0] if self.mono else output
+
+
+def resampled_blocks(blocks: Iterable[NDArray[np.float32]], rate: int, target: int) -> Iterator[NDArray[np.float32]]:
+    """Yield `blocks`, float32 [n, channels] at `rate` Hz, as mono float32 [m] at `target` Hz, to the last sample."""
+    resampler = StreamResampler(rate, target)
+    for block in blocks:
+        yield resampler.push(block)
+    yield resampler.flush()

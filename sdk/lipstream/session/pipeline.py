@@ -21,6 +21,7 @@ from ..face import FacePipeline, Overlay
 from ..media.av_frame import Plane
 from ..media.picture import Picture
 from ..media.threads import may_overlap
+from .noise import Noise
 from .reference import Reference, SourceFrame, stack_crops
 from .timeline import Place
 
@@ -96,7 +97,8 @@ class ChunkPipeline:
     Args:
         sound: called with a place, a frame of its segment and a number of frames n; the samples that the audio encoder
             takes for n frames from that one on, float32 [`AudioGeometry.window(n)`].
-        seed: of the noise, 0 to 2^64 - 1.
+        noise: called with the number of a chunk; unit noise [C, c, h, w] for each pass.
+        features: called as `sound` without the place; features float32 [n, A] in place of those of a chunk's window.
     """
 
     def __init__(
@@ -106,11 +108,12 @@ class ChunkPipeline:
         reference: Reference,
         face: FacePipeline,
         sound: Callable[[Place, int, int], Array],
-        seed: int,
+        noise: Noise,
         timed: StageTimes,
+        features: Callable[[int, int], Array] | None = None,
     ) -> None:
         self._manifest, self._stream, self._reference, self._face = manifest, stream, reference, face
-        self._sound, self._seed, self._timed = sound, seed, timed
+        self._sound, self._noise, self._timed, self._features = sound, noise, timed, features
         self._ahead: _Started | None = None
         self._compositing: set[Future[Picture]] = set()
 
@@ -183,8 +186,13 @@ class ChunkPipeline:
             samples = np.zeros(self._manifest.audio.window(g.video_frames), np.float32)
         else:
             samples = self._sound(place, place.first - missing, g.video_frames)
+        features = None
+        if self._features and place.segment is not None:
+            with self._timed("audio"):
+                features = self._features(place.first - missing, g.video_frames)
         overlays = self._overlays(sources)
-        chunk = ChunkInput(place.number, crops, latents, samples, self._noise(place.number), missing, overlays)
+        noises = self._noise(place.number)
+        chunk = ChunkInput(place.number, crops, latents, samples, noises, missing, overlays, features)
         return _Started(place, sources, overlays, self._stream.start(chunk, self._timed))
 
     def _overlays(self, sources: list[SourceFrame]) -> list[Overlay | None] | None:
@@ -217,13 +225,6 @@ class ChunkPipeline:
             return source.picture
         with self._timed("composite"):
             return source.picture.patched(overlay.samples, samples, share)
-
-    def _noise(self, chunk: int) -> list[Array]:
-        """Unit noise [C, c, h, w] for each pass of a chunk: a function of the seed and the chunk alone."""
-        g = self._manifest.geometry
-        rng = np.random.Generator(np.random.Philox(key=self._seed, counter=[0, 0, 0, chunk]))
-        shape = (g.latent_channels, g.chunk_frames, *g.latent_size)
-        return [rng.standard_normal(shape, np.float32) for _ in self._manifest.t_list[:-1]]
 
 
 def _unchanged(sources: list[SourceFrame]) -> Composited:

@@ -8,12 +8,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from types import TracebackType
 
-import numpy as np
 from numpy.typing import ArrayLike
 
 from ..backends import ChunkStream
@@ -29,6 +28,7 @@ from ..shutdown import close_at_exit, working
 from .frame import Frame
 from .idle import Idle, IdlePolicy
 from .in_progress import in_progress
+from .noise import Noise, noise_of
 from .pipeline import ChunkPipeline, StageTimes
 from .reference import Reference
 from .state import SessionState
@@ -63,20 +63,19 @@ class LipSyncSession:
         face: FacePipeline,
         pool: Executor,
         *,
-        seed: int = 42,
+        noise: Noise | None = None,
         max_pending: float = 60.0,
         idle: Idle | None = None,
         sample_rate: int | None = None,
         channels: int = 1,
         metrics: Metrics | None = None,
+        features: Callable[[int, int], Array] | None = None,
     ) -> None:
         self._idle = IdlePolicy(idle)
         self._video_frames = manifest.geometry.video_frames
         least = 2 * self._video_frames / FPS  # a chunk and its look-ahead must fit
         if not isinstance(max_pending, int | float) or not max_pending >= least:
             raise ConfigError(f"max_pending={max_pending!r}", expected=f"at least {least:g} seconds, two chunks")
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-            raise ConfigError(f"seed={seed!r}", expected="a whole number from 0 to 2^64 - 1")
         self._rate = None if sample_rate is None else check_rate(sample_rate)
         self._channels = check_channels(channels)
         self._lookahead = manifest.audio.lookahead / manifest.audio.sample_rate
@@ -89,7 +88,8 @@ class LipSyncSession:
             with state.changed:
                 return place.segment.window(first, frames)
 
-        self._pipeline = ChunkPipeline(manifest, stream, reference, face, sound, int(seed), self._times)
+        noises = noise or noise_of(None, manifest, 42, None)
+        self._pipeline = ChunkPipeline(manifest, stream, reference, face, sound, noises, self._times, features)
         self._generating = threading.RLock()  # reentrant: a signal handler may close in the middle of a chunk
         self._released = False
         self._process = os.getpid()
