@@ -18,7 +18,7 @@ def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder for checkpoints, log and the result")
     add("--data", type=Path, required=True, metavar="SHARDS", help="of lipstream-train prepare")
-    add("--recipe", type=Path, metavar="TOML", help="values of the fields below")
+    add("--recipe", metavar="RECIPE", help="values of the fields below: default, released (upstream's), or a TOML file")
     for name, help_text in (
         ("init", "initial weights: a folder of a stage, or released files, as of lipstream export (default: random)"),
         ("teacher", "weights of the teacher, for self_forcing"),
@@ -37,7 +37,9 @@ def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
     fields = parser.add_argument_group("recipe")
     for field in dataclasses.fields(Recipe):
         option = f"--{field.name.replace('_', '-')}"
-        fields.add_argument(option, metavar="X", help=f"{field.metadata['help']} (default {field.default})")
+        released = field.metadata["released"]
+        values = f"default {field.default}" + (f", released {released}" if released != field.default else "")
+        fields.add_argument(option, metavar="X", help=f"{field.metadata['help']} ({values})".replace("%", "%%"))
 
 
 @needs_extra("lipstream-train distil", "training")

@@ -92,6 +92,11 @@ def whole(x: Tensor) -> Tensor:
     return x.full_tensor() if hasattr(x, "full_tensor") else x
 
 
+def part(x: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, in its memory, or the tensor itself."""
+    return x.to_local() if hasattr(x, "to_local") else x
+
+
 def mean_over_ranks(x: Tensor) -> Tensor:
     if world() > 1:
         x = x.clone()

@@ -12,15 +12,24 @@ from lipstream.errors import ConfigError
 
 Stage = Literal["teacher", "forcing", "self_forcing"]
 Reward = Literal["none", "exp", "centred", "self_normalised", "batch_mean"]
+NonFinite = Literal["skip", "zero"]
+
+BASES = ("default", "released")
+"""Names of the recipes that another one can start from."""
+_SAME: Any = object()
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+def _option(default: Any, text: str, *, released: Any = _SAME) -> Any:
+    """A field; `released` is its value in upstream's training of the published student, where that is another one."""
+    return field(default=default, metadata={"help": text, "released": default if released is _SAME else released})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The defaults are the upstream recipe of stage 2 at 14B."""
+    """The defaults are the recipe `default`: sizes and rates of the published stage 2 at 14B, without its defects.
+
+    `released` gives the recipe `released`, which trains as upstream's code does.
+    """
 
     stage: Stage = _option("self_forcing", "teacher (0), forcing (1) or self_forcing (2)")  # noqa: RUF009
     student: str = _option("14b", "sizes of the model: 14b, 1.3b, tiny or micro")
@@ -35,6 +44,15 @@ class Recipe:
     beta2: float = _option(0.999, "of AdamW")
     weight_decay: float = _option(0.01, "of AdamW")
     clip: float = _option(10.0, "largest norm of the model's gradient, which is clipped to it; 0: no clipping")
+    critic_clip: float = _option(
+        10.0, "largest norm of the fake score's gradient; 0: no clipping, as upstream", released=0.0
+    )
+    non_finite: NonFinite = _option(  # noqa: RUF009
+        "skip",
+        "an update whose gradient has infinities or NaN. skip: weights stay as they are. zero: NaN count as 0 and "
+        "infinities as the largest number, as upstream, so that clipping leaves 0; skip where nothing is clipped",
+        released="zero",
+    )
     average: float = _option(0.0, "decay of the moving average of the weights; 0: none, as upstream")
     lora: int = _option(128, "rank of the adapters on q, k, v, o and the feed-forward; 0: all weights are trained")
     lora_alpha: int = _option(64, "their scale times their rank")
@@ -61,11 +79,14 @@ class Recipe:
     reward_beta: float = _option(2.0, "its exponent")
     reward_clamp: float = _option(0.0, "largest exponent; 0: none, as upstream")
     exact_critic: bool = _option(
-        False, "divide the critic's gradient by `accumulate` in the student's iterations, too; upstream does not"
+        True,
+        "divide the critic's gradient by `accumulate` in the student's iterations, too; upstream does not",
+        released=False,
     )
 
     def __post_init__(self) -> None:
-        for name, kind in (("stage", Stage), ("reward", Reward), ("precision", Literal["bf16", "fp32"])):
+        kinds = {"stage": Stage, "reward": Reward, "precision": Literal["bf16", "fp32"], "non_finite": NonFinite}
+        for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name} {getattr(self, name)!r}", expected=", ".join(get_args(kind)))
         for name in ("iterations", "batch", "accumulate", "update_ratio", "save_every"):
@@ -81,25 +102,44 @@ class Recipe:
         return dataclasses.asdict(self)
 
 
-def load_recipe(path: Path | None, **changes: Any) -> Recipe:
-    """A recipe from a TOML file, or the defaults, with some fields changed.
+def base_values(name: str) -> dict[str, Any]:
+    """The fields of the recipe `name`, one of `BASES`.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    if name not in BASES:
+        raise ConfigError(f"recipe {name!r}", expected=" or ".join(BASES))
+    released = name == "released"
+    return {f.name: f.metadata["released"] if released else f.default for f in dataclasses.fields(Recipe)}
+
+
+def load_recipe(source: str | Path | None, **changes: Any) -> Recipe:
+    """A recipe with some fields changed.
+
+    Args:
+        source: "default" or "released"; or a TOML file of fields, whose key `recipe` names the one of these that it
+            changes ("default" without that key); None: "default".
 
     Raises:
         ConfigError: no such file, no TOML, unknown fields, or invalid values.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            values = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise ConfigError(f"no recipe {path}: {error.strerror}") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{path} is no TOML: {error}") from error
+    values: dict[str, Any] = {"recipe": source} if source in BASES else {} if source is None else _read(Path(source))
+    base = base_values(values.pop("recipe", "default"))
     values |= changes
-    known = {field.name: field for field in dataclasses.fields(Recipe)}
-    if unknown := sorted(values.keys() - known.keys()):
-        raise ConfigError(f"unknown in a recipe: {', '.join(unknown)}", expected=", ".join(known))
-    return Recipe(**{name: _as(known[name].default, value, name) for name, value in values.items()})
+    if unknown := sorted(values.keys() - base.keys()):
+        raise ConfigError(f"unknown in a recipe: {', '.join(unknown)}", expected=", ".join(base))
+    return Recipe(**base | {name: _as(base[name], value, name) for name, value in values.items()})
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as error:
+        message = f"no recipe {path}: {error.strerror}"
+        raise ConfigError(message, expected=f"{', '.join(BASES)}, or a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is no TOML: {error}") from error
 
 
 def _as(default: Any, value: Any, name: str) -> Any:

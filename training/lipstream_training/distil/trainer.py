@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..optim import Average
 from . import parallel
@@ -82,8 +82,12 @@ class Trainer:
             net.to(self._device)
             parallel.shard(net, over, recipe.precision)
         networks.text, networks.negative = networks.text.to(self._device), networks.negative.to(self._device)
-        self._model = _Optimised(networks.model, recipe.rate, recipe)
-        self._critic = _Optimised(networks.critic, recipe.critic_rate, recipe) if networks.critic is not None else None
+        self._model = _Optimised(networks.model, recipe.rate, recipe.clip, recipe)
+        self._critic = (
+            _Optimised(networks.critic, recipe.critic_rate, recipe.critic_clip, recipe)
+            if networks.critic is not None
+            else None
+        )
         self._average = Average(networks.model, recipe.average) if recipe.average else None
         self.iteration = 0
         self._order: tuple[int, Tensor] | None = None  # epoch, and the order of its clips
@@ -169,10 +173,11 @@ class Trainer:
             (value / share).backward()  # type: ignore[no-untyped-call]
             for name, x in {"loss": value, **more}.items():
                 sums[name] = sums.get(name, 0) + x.detach().float() / recipe.accumulate
-        norm = what.step(self.iteration)
+        norm, skipped = what.step(self.iteration)
         if self._average and what is self._model and recipe.stage != "self_forcing":
             self._average.update()
-        return {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()} | {"gradient": norm}
+        means = {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()}
+        return means | {"gradient": norm, "skipped": float(skipped)}
 
     def save(self) -> None:
         """Write a checkpoint of this update, atomically."""
@@ -228,25 +233,38 @@ def checkpoints(out: Path) -> list[Path]:
 
 
 class _Optimised:
-    """A network and its AdamW."""
+    """A network and its AdamW.
 
-    def __init__(self, module: CausalDiT, rate: float, recipe: Recipe) -> None:
+    Args:
+        clip: largest norm of the gradient; 0: any.
+    """
+
+    def __init__(self, module: CausalDiT, rate: float, clip: float, recipe: Recipe) -> None:
         self.module: Any = module
-        self._recipe, self._rate = recipe, rate
+        self._recipe, self._rate, self._clip = recipe, rate, clip
         self._parameters = parallel.parameters(module)
         betas = (recipe.beta1, recipe.beta2)
         self._optimizer = torch.optim.AdamW(self._parameters, rate, betas=betas, weight_decay=recipe.weight_decay)
         self._options = StateDictOptions(ignore_frozen_params=True)
 
-    def step(self, iteration: int) -> float:
-        """Update, and clear the gradient; returns its norm."""
+    def step(self, iteration: int) -> tuple[float, bool]:
+        """Update, and clear the gradient; returns its norm, and whether the update was skipped as it was not finite."""
         warm = min(1.0, (iteration + 1) / (self._recipe.warm_up + 1))
         for group in self._optimizer.param_groups:
             group["lr"] = self._rate * warm
-        norm = clip_grad_norm_(self._parameters, self._recipe.clip or float("inf"))
-        self._optimizer.step()
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
+        skipped = not torch.isfinite(parallel.whole(norm))
+        if skipped and self._clip and self._recipe.non_finite == "zero":
+            for gradient in gradients:
+                parallel.part(gradient).nan_to_num_()
+            norm, skipped = get_total_norm(gradients), False  # the norm is infinite if one was: the gradient becomes 0
+        if not skipped:
+            if self._clip:
+                clip_grads_with_norm_(self._parameters, self._clip, norm)
+            self._optimizer.step()
         self._optimizer.zero_grad()
-        return float(parallel.whole(norm))
+        return float(parallel.whole(norm)), skipped
 
     def state(self) -> dict[str, Any]:
         return {
