@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lipstream.errors import ConfigError
+from lipstream_evaluate.syncnet import SyncNet, load_syncnet, mfcc
+from lipstream_models import CausalDiT
+from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
+from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from lipstream_training.distil.noise import Noise
 from lipstream_training.distil.recipe import Recipe, base_values, load_recipe
+from lipstream_training.distil.reward import SyncReward
+from lipstream_training.distil.rollout import Batch, roll_out
+from lipstream_training.distil.stages import Losses
 from lipstream_training.distil.trainer import Trainer
+from numpy.typing import NDArray
 from torch import Tensor
-from toy_distillation import RECIPE, Clips, networks
+from toy_distillation import RECIPE, Clips, networks, toy
 
 RELEASED = replace(Recipe(**base_values("released")), student="toy", lora=0, precision="fp32", sample_every=0)
 
@@ -130,3 +141,167 @@ def test_the_critic_has_a_clipping_of_its_own(clip: float, tmp_path: Path) -> No
     logged = lines(tmp_path)[0]["critic/gradient"]
     assert logged > 0.01
     assert norm == pytest.approx(clip or logged, rel=1e-3)
+
+
+def straight_through(model: CausalDiT, batch: Batch, draw: Callable[[Tensor], Tensor], *, past: bool) -> Tensor:
+    """A rollout of two passes written out, whose blocks have their true values, and the gradient that they have with
+    the true past, or with K and V of zeros in its place."""
+    config, kv = model.config, model.text_kv(prompt(model))
+    spatial = spatial_angles(config.grid, config.head_dim)
+    stored: list[list[tuple[Tensor, Tensor]]] = []  # per chunk, per layer: K not rotated, V
+    noise, made = draw(batch.target), []
+
+    def attend(layer: int, q: Tensor, k: Tensor, v: Tensor, factor: float) -> Tensor:
+        """Over sink 1 and the last 6 frames, numbered as in the window."""
+        before = [stored[c][layer] for c in range(max(0, len(stored) - 1), len(stored))]
+        if len(stored) > 1:
+            before.insert(0, tuple(x[:, : config.tokens] for x in stored[0][layer]))  # type: ignore[arg-type]
+        keys = torch.cat([*(factor * x for x, _ in before), k], 1)
+        values = torch.cat([*(factor * x for _, x in before), v], 1)
+        count = keys.shape[1] // config.tokens
+        angles = token_angles(temporal_angles(torch.arange(count), config.head_dim), spatial).flatten(0, 1)[:, None]
+        cos, sin = angles.cos().float(), angles.sin().float()
+        own = slice(-q.shape[1], None)
+        scores = torch.einsum("bnhd,bmhd->bhnm", rotate(q, cos[own], sin[own]), rotate(keys, cos, sin))
+        return torch.einsum("bhnm,bmhd->bnhd", (scores / config.head_dim**0.5).softmax(-1), values)
+
+    def velocity(x: Tensor, t: float, now: slice, keep: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        t_emb, e = model.time(torch.full(x.shape[:1] + x.shape[2:3], t))
+        condition = batch.condition[:, :, now]
+        audio = model.audio(batch.audio[:, 4 * now.start : 4 * now.stop])
+        h = model.embed(x, condition)
+        for i, block in enumerate(model.layers):
+            h = h + audio[i] if i in audio else h
+
+            def run(layer: int, factor: float, h: Tensor = h, block: Any = block) -> Tensor:
+                found: Tensor = block(h, e, kv[layer], lambda q, k, v: attend(layer, q, k, v, factor))
+                return found
+
+            if keep is not None:
+                inner = block.self_attention_input(h, *block.modulate(e)[:2])
+                keep.append(tuple(y.detach() for y in block.self_attn.key_value(inner)))
+            true, other = run(i, 1.0), run(i, 1.0 if past else 0.0)
+            h = true.detach() + other - other.detach()
+        return model.unpatchify(model.head(h, t_emb))
+
+    first, second, _ = config.t_list
+    for chunk in range(batch.target.shape[2] // 3):
+        now = slice(3 * chunk, 3 * chunk + 3)
+        x = noise[:, :, now] * first
+        with torch.no_grad():
+            x0 = x - first * velocity(x, first, now)
+            x = (1 - second) * x0 + second * draw(x0)
+        x0 = x - second * velocity(x, second, now)
+        made.append(x0)
+        keep: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            velocity(x0.detach(), 0.0, now, keep)
+        stored.append(keep)
+    return torch.cat(made, 2)
+
+
+def prompt(model: CausalDiT) -> Tensor:
+    generator = torch.Generator().manual_seed(4)
+    shape = (2, model.config.text_len, model.config.text_dim)
+    return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+
+def gradients(model: CausalDiT, made: Tensor) -> dict[str, Tensor]:
+    """Of a fixed linear function of the result."""
+    weight = torch.randn(made.shape, generator=torch.Generator().manual_seed(9)).to(made)
+    model.zero_grad()
+    (weight * made).mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_the_students_gradient_is_that_of_the_formula_with_and_without_a_cleared_past(cleared: bool) -> None:
+    model = toy().double()
+    model.checkpointing = True
+    batch = Clips().batch((0, 1))
+    batch = Batch(*(x.double() for x in (batch.target, batch.condition, batch.audio)))
+
+    def draw() -> Callable[[Tensor], Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return lambda like: torch.randn(like.shape, generator=generator, dtype=like.dtype)
+
+    kv = model.text_kv(prompt(model))
+    made = roll_out(model, batch, kv, draw(), gradient=True, kv_cleared=cleared)
+    assert made.dtype == torch.float64
+    found = gradients(model, made)
+    stated = straight_through(model, batch, draw(), past=not cleared)
+    torch.testing.assert_close(made, stated, rtol=0, atol=1e-8)  # rotations and RMS norms are in float32
+    for name, g in gradients(model, stated).items():
+        assert float((found[name] - g).norm()) <= 1e-6 * float(g.norm()), name
+    other = gradients(model, straight_through(model, batch, draw(), past=cleared))
+    off = {
+        name: float((found[name] - g).norm() / g.norm()) for name, g in other.items() if "self_attn.k.weight" in name
+    }
+    assert min(off.values()) > 0.1
+
+
+def test_a_cleared_past_belongs_to_the_released_student_and_changes_no_result() -> None:
+    """In the losses: the student's value is the same, its gradient is another; the critic's is the same."""
+    assert (RELEASED.kv_cleared_before_backward, Recipe().kv_cleared_before_backward) == (True, False)
+    found = {}
+    for cleared in (False, True):
+        recipe = replace(RECIPE, checkpointing=True, kv_cleared_before_backward=cleared)
+        nets = networks(recipe)
+        nets.model.checkpointing = True
+        assert nets.critic is not None
+        losses, batch = Losses(nets, recipe), Clips().batch((0, 1))
+        student, _ = losses.student(batch, Noise(0, 0, [0, 1], "s"), 0)
+        student.backward()  # type: ignore[no-untyped-call]
+        critic = losses.critic(batch, Noise(0, 0, [0, 1], "c"), 0).mean()
+        critic.backward()  # type: ignore[no-untyped-call]
+        grads = [net.blocks[1].self_attn.q.weight.grad for net in (nets.model, nets.critic)]
+        found[cleared] = (student.detach(), critic.detach(), *grads)
+    same = [torch.equal(a, b) for a, b in zip(found[False], found[True], strict=True)]
+    assert same == [True, True, False, True]
+    with pytest.raises(ConfigError, match="checkpointing"):
+        replace(RELEASED, checkpointing=False)
+
+
+class Sounds:
+    """Shards of which only the sound is read: silence before the clip, then a drawn one."""
+
+    def __init__(self, frames: int) -> None:
+        generator = np.random.default_rng(5)
+        begin = PAST_FRAMES * SAMPLES_PER_FRAME
+        wave = generator.normal(size=(2, begin + frames * SAMPLES_PER_FRAME)) * 0.1
+        wave *= 1 + np.sin(np.arange(wave.shape[1]) / 900)
+        self.heard = wave[:, begin:].astype(np.float32)
+        self._wave = wave.astype(np.float32)
+
+    def sound(self, clip: int) -> NDArray[np.float32]:
+        return self._wave[clip]
+
+
+def upstream_reward(net: SyncNet, video: Tensor, wave: NDArray[np.float32], shifts: int = 15) -> float:
+    """Sync-C of video [V, 3, H, W] in [0, 1]: 8-bit pictures, then bilinear resizing; windows one by one; shifts where
+    both sides are there."""
+    pictures = torch.from_numpy((video.numpy() * 255).astype(np.uint8)).float()
+    rgb = torch.nn.functional.interpolate(pictures, (net.config.size,) * 2, mode="bilinear", align_corners=False)
+    bgr = rgb[:, [2, 1, 0]]
+    lips = torch.cat([net.lips(bgr[i : i + 5].transpose(0, 1)[None])[0] for i in range(len(bgr) - 4)])
+    cepstra = torch.from_numpy(mfcc(wave))
+    sound = torch.cat([net.sound(cepstra[None, 4 * i : 4 * i + 20])[0] for i in range((len(cepstra) - 20) // 4 + 1)])
+    count = min(len(lips), len(sound))
+    means = []
+    for shift in range(-shifts, shifts + 1):
+        apart = [lips[i] - sound[i + shift] for i in range(count) if 0 <= i + shift < count]
+        means.append(float(torch.stack([(d + 1e-6).norm() for d in apart]).mean()))
+    return sorted(means)[shifts] - min(means)  # the middle one of 2 * shifts + 1
+
+
+def test_the_released_reward_is_upstreams() -> None:
+    net, frames = load_syncnet("drawn"), 41
+    video = torch.rand(2, frames, 3, 80, 80, generator=torch.Generator().manual_seed(1))
+    sounds: Any = Sounds(frames)
+    found = {}
+    for recipe in (Recipe(), RELEASED):
+        judge = SyncReward(net, lambda latents: video, sounds, recipe.reward_scoring)
+        found[recipe.reward_scoring] = judge(torch.zeros(2), (0, 1))
+    stated = [upstream_reward(net, v, w) for v, w in zip(video, sounds.heard, strict=True)]
+    torch.testing.assert_close(found["upstream"], torch.tensor(stated), rtol=0, atol=1e-6)
+    assert float((found["published"] - found["upstream"]).abs().max()) > 0.1

@@ -52,9 +52,20 @@ def sync_score(net: SyncNet, crops: NDArray[np.uint8], audio: NDArray[np.float32
     return score(lips[: frames - FRAMES], sound[: frames - FRAMES])
 
 
-def score(lips: Tensor, sound: Tensor, shifts: int = SHIFTS) -> SyncScore:
-    """The score from embeddings [n, E]."""
-    means = distances(lips, sound, shifts).mean(0)
+def score(lips: Tensor, sound: Tensor, shifts: int = SHIFTS, *, padded: bool = True) -> SyncScore:
+    """The score from embeddings [n, E].
+
+    Args:
+        padded: the sound is zero beyond its ends, as in the published code. False: each shift is scored where lips and
+            sound overlap, as the reward of Lip Forcing does; such scores differ by up to 0.9.
+    """
+    if padded:
+        means = distances(lips, sound, shifts).mean(0)
+    else:
+        n = len(lips)
+        moved = range(-shifts, shifts + 1)
+        pairs = [(lips[max(0, -s) : n - max(0, s)], sound[max(0, s) : n + min(0, s)]) for s in moved]
+        means = torch.stack([F.pairwise_distance(*pair).mean() for pair in pairs])
     least = int(means.argmin())
     distance = float(means[least])
     return SyncScore(float(means.median()) - distance, distance, shifts - least)

@@ -83,7 +83,8 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
                     f"the reward {recipe.reward!r} needs SyncNet and a decoder",
                     fix="give --syncnet FILE and --codec FILE, or --reward none",
                 )
-            networks.judge = SyncReward(load_syncnet(inputs.syncnet), decode, Shards(inputs.shards))
+            net, shards = load_syncnet(inputs.syncnet), Shards(inputs.shards)
+            networks.judge = SyncReward(net, decode, shards, recipe.reward_scoring)
     show = None if decode is None else _samples(networks, recipe, data, decode, out / "samples")
     trainer = Trainer(recipe, networks, data, out, device=device, sample=show)
     hidden = quiet or parallel.rank() > 0

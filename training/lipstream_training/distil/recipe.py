@@ -12,6 +12,7 @@ from lipstream.errors import ConfigError
 
 Stage = Literal["teacher", "forcing", "self_forcing"]
 Reward = Literal["none", "exp", "centred", "self_normalised", "batch_mean"]
+Scoring = Literal["published", "upstream"]
 NonFinite = Literal["skip", "zero"]
 
 BASES = ("default", "released")
@@ -72,10 +73,22 @@ class Recipe:
         False, "forcing: index the sink at the window's start, as in a stream; upstream: by its place in the clip"
     )
 
+    kv_cleared_before_backward: bool = _option(
+        False,
+        "compute the student's blocks again with K and V of earlier chunks as zeros, so that its gradient is wrong, as "
+        "upstream's; needs checkpointing",
+        released=True,
+    )
     update_ratio: int = _option(5, "updates of the critic to one of the student")
     guidance: float = _option(4.5, "of the teacher, inside the gate")
     gate: tuple[float, float] = _option((0.556, 0.882), "times at which the teacher is guided: the sync window")
     reward: Reward = _option("exp", "how SyncNet's confidence weighs the clips: exp is upstream's")  # noqa: RUF009
+    reward_scoring: Scoring = _option(  # noqa: RUF009
+        "published",
+        "Sync-C of the reward. published: as SyncNet's code, sound zero beyond its ends, pictures rounded after "
+        "resizing. upstream: overlapping parts only, pictures truncated before resizing",
+        released="upstream",
+    )
     reward_beta: float = _option(2.0, "its exponent")
     reward_clamp: float = _option(0.0, "largest exponent; 0: none, as upstream")
     exact_critic: bool = _option(
@@ -85,13 +98,24 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        kinds = {"stage": Stage, "reward": Reward, "precision": Literal["bf16", "fp32"], "non_finite": NonFinite}
+        kinds = {
+            "stage": Stage,
+            "reward": Reward,
+            "precision": Literal["bf16", "fp32"],
+            "non_finite": NonFinite,
+            "reward_scoring": Scoring,
+        }
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
                 raise ConfigError(f"{name} {getattr(self, name)!r}", expected=", ".join(get_args(kind)))
         for name in ("iterations", "batch", "accumulate", "update_ratio", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="1 or more")
+        if self.kv_cleared_before_backward and not self.checkpointing:
+            raise ConfigError(
+                "kv_cleared_before_backward without checkpointing changes nothing: no block is computed again",
+                fix="--checkpointing true, or --kv-cleared-before-backward false",
+            )
         if self.frames < 0:
             raise ConfigError(f"frames {self.frames}", expected="0 for all, or how many")
         if not 0 <= self.gate[0] <= self.gate[1] <= 1:

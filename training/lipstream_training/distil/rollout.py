@@ -44,12 +44,14 @@ class Ring:
     Attributes:
         chunks: for each chunk so far and each layer the sink's K, rotated K and V, [B, rows, H, D]; emptied when they
             are no longer attended.
+        cleared: K and V of earlier chunks, the sink's too, are read as zeros from now on.
     """
 
     def __init__(self, config: StudentConfig, device: torch.device | None = None) -> None:
         self.config = config
         self.geometry = RingGeometry(config.window, config.sink, config.chunk_frames)
         self.chunks: list[list[tuple[Tensor, Tensor, Tensor]]] = []
+        self.cleared = False
         self._spatial, self._device = spatial_angles(config.grid, config.head_dim), device
 
     def tables(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,6 +68,7 @@ class ChunkAttention:
     """
 
     def __init__(self, ring: Ring, chunk: int, *, keep: bool = False) -> None:
+        self._ring = ring
         position, c = ring.geometry.at(chunk), ring.config.chunk_frames
         end = c * (chunk + 1)
         first = (end - (position.valid - position.anchored)) // c  # chunk with which the rolling part begins
@@ -90,6 +93,8 @@ class ChunkAttention:
             sink_k, _, sink_v = self._begin[layer]
             keys.insert(0, rotate(sink_k, *self._sink))
             values.insert(0, sink_v[:, : self._anchored])
+        if self._ring.cleared:
+            keys, values = ([torch.zeros_like(x) for x in past] for past in (keys, values))
         if self._kept is not None:
             self._kept.append((k[:, : self._sink_rows].detach().clone(), turned.detach(), v.detach()))
         return attention(rotate(q, *self._own), torch.cat([*keys, turned], 1), torch.cat([*values, v], 1))
@@ -103,6 +108,7 @@ def roll_out(
     *,
     exit_step: int | None = None,
     gradient: bool = False,
+    kv_cleared: bool = False,
 ) -> Tensor:
     """Generate the clips of `batch` chunk by chunk, latents [B, C, F, h, w].
 
@@ -111,6 +117,8 @@ def roll_out(
         exit_step: pass whose x0 is the result; the last if None. The same for all chunks.
         gradient: whether the result has one, through the exit step only; earlier steps, stored K and V and the context
             pass have none.
+        kv_cleared: clear the ring at the end, as upstream does: a model with `checkpointing` then computes each block
+            again with a past of zeros before it computes the gradient, which so belongs to another function.
     """
     config = model.config
     times = config.t_list[:-1]
@@ -135,6 +143,7 @@ def roll_out(
         with torch.no_grad():
             context = ChunkAttention(ring, chunk, keep=True)
             _velocity(model, x0.detach(), 0.0, condition, audio, text_kv, context)
+    ring.cleared = kv_cleared
     return torch.cat(made, dim=2)
 
 
@@ -142,4 +151,4 @@ def _velocity(
     model: CausalDiT, x: Tensor, t: float, condition: Tensor, audio: Tensor, text_kv: TextKV, attend: ChunkAttention
 ) -> Tensor:
     found: Tensor = model(x, condition, audio, torch.full((len(x), x.shape[2]), t, device=x.device), text_kv, attend)
-    return found.float()
+    return found.to(x.dtype)  # with bfloat16 products it is bfloat16

@@ -129,7 +129,8 @@ class Losses:
         use = "student exit" if gradient else "critic exit"
         exit_step = shared_integer(recipe.seed, iteration, steps, use)
         kv = nets.text_kv(nets.model, len(batch.target))
-        return roll_out(nets.model, batch, kv, noise.normal, exit_step=exit_step, gradient=gradient)
+        cleared = recipe.kv_cleared_before_backward
+        return roll_out(nets.model, batch, kv, noise.normal, exit_step=exit_step, gradient=gradient, kv_cleared=cleared)
 
     def _x0(self, net: CausalDiT, x: Tensor, batch: Batch, audio: Tensor, t: Tensor, kv: TextKV) -> Tensor:
         v = net(x, batch.condition, audio, self._each(t, batch), kv, self._whole(net, batch))
