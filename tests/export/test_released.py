@@ -25,7 +25,7 @@ from lipstream_models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVCon
 from lipstream_models.parts import StudentParts
 from lipstream_models.released import describe, load_student, load_taehv, load_wan_vae, open_weights
 from lipstream_models.released.release import Release
-from lipstream_models.released.student import LORA_SCALE
+from lipstream_models.released.student import LORA_SCALE, load_unmerged
 from lipstream_models.released.text import embed, load_text
 from safetensors.torch import save_file
 from torch import Tensor
@@ -127,6 +127,51 @@ def test_lora_on_a_base_model(style: str, tmp_path: Path) -> None:
     exact = weights["blocks.2.ffn.0.weight"].double()
     change = student.state_dict()["blocks.2.ffn.0.weight"].double() - exact
     assert float(change.norm() / exact.norm()) > 0.1
+
+
+def lora(seed: int, layers: dict[str, int], middle: str) -> tuple[Weights, dict[str, tuple[Tensor, Tensor]]]:
+    """A file's tensors, and A and B by layer; `layers`: the rank of each."""
+    generator = torch.Generator().manual_seed(seed)
+    pairs = {}
+    for layer, rank in layers.items():
+        out, into = student_weights()[f"{layer}.weight"].shape
+        a = torch.randn(rank, into, generator=generator).bfloat16()
+        pairs[layer] = a, torch.randn(out, rank, generator=generator).bfloat16()
+    file = {f"{n}.lora_{x}{middle}.weight": t for n, pair in pairs.items() for x, t in zip("AB", pair, strict=True)}
+    return file, pairs
+
+
+def test_a_training_delta_replaces_the_adapter_that_it_continues(tmp_path: Path) -> None:
+    """Layer by layer: A and B of the last file that has them, merged once."""
+    weights = student_weights()
+    base, own = split(weights)
+    first, pairs = lora(1, {"blocks.0.self_attn.q": 4, "blocks.2.ffn.0": 4}, "")
+    delta, later = lora(2, {"blocks.0.self_attn.q": 3, "blocks.1.ffn.2": 4}, ".default")
+    paths = [save(tmp_path / "base.pth", base), save(tmp_path / "adapter.pth", first | own)]
+    paths.append(save(tmp_path / "delta.pth", {f"_core.{name}": x for name, x in delta.items()}))
+    merged = dict(weights)
+    for layer, (a, b) in {**pairs, **later}.items():
+        merged[f"{layer}.weight"] = weights[f"{layer}.weight"] + 0.5 * (b @ a)
+    same(load_student(paths, "toy"), merged)
+    student, adapters = load_unmerged(paths, "toy")
+    same(student, weights)
+    assert {layer: a.shape[0] for layer, (a, _) in adapters.items()} == {
+        "blocks.0.self_attn.q": 3,
+        "blocks.2.ffn.0": 4,
+        "blocks.1.ffn.2": 4,
+    }
+    assert all(torch.equal(x, y) for n, pair in later.items() for x, y in zip(adapters[n], pair, strict=True))
+    same(load_student([*paths, save(tmp_path / "merged.pth", weights)], "toy"), weights)
+
+
+def test_a_second_adapter_is_refused(tmp_path: Path) -> None:
+    base, own = split(student_weights())
+    paths = [save(tmp_path / "base.pth", base | own)]
+    for seed in (1, 2):
+        paths.append(save(tmp_path / f"{seed}.pth", lora(seed, {"blocks.2.ffn.0": 4}, "")[0]))
+    with pytest.raises(CheckpointError, match=r"2\.pth is a second adapter for blocks\.2\.ffn\.0"):
+        load_student(paths, "toy")
+    load_student(paths[:2], "toy")
 
 
 def test_a_base_model_in_diffusers_naming(tmp_path: Path) -> None:

@@ -16,7 +16,10 @@ from .files import Weights, identify, open_weights, renamed, require_shapes
 
 LORA_SCALE = 0.5
 """alpha / rank of the released adapters and of training: 64 / 128."""
-_LORA = re.compile(r"(.*)\.lora_([AB])(?:\.default)?\.weight")
+_LORA = re.compile(r"(.*)\.lora_([AB])(\.default)?\.weight")
+
+Adapters = dict[str, tuple[Tensor, Tensor]]
+"""LoRA by layer: A [rank, in] and B [out, rank]; the layer's weight is ``W + 0.5 B A``."""
 
 _DIFFUSERS = (
     (r"^condition_embedder\.time_embedder\.linear_1\.", "time_embedding.0."),
@@ -41,23 +44,44 @@ _DIFFUSERS = (
 def load_student(
     paths: Sequence[Path], model: str, *, progress: Callable[[str], None] = lambda name: None
 ) -> CausalDiT:
-    """A student from files, each applied on top of those before it.
+    """A student from files, its adapters merged.
 
     The first is a merged student or a Wan 2.1 base model (16 input channels; the others start at zero); the rest are
-    adapters or training deltas: LoRA is merged, ``W + 0.5 B A``, in bfloat16 as upstream does; full tensors replace
-    those before. Weights of matrix products are bfloat16, memory-mapped where unchanged; all others are float32.
+    adapters or training deltas. Full tensors replace those before. LoRA is merged at the end, ``W + 0.5 B A``, in
+    bfloat16 as upstream does; a training delta's A and B replace the adapter's, from which its training went on, as
+    upstream loads it. Weights of matrix products are bfloat16, memory-mapped where unchanged; all others are float32.
 
     Args:
         model: "1.3b" or "14b" (or another of `STUDENTS`).
 
     Raises:
-        CheckpointError: as `open_weights`; another size or model; weights missing, unknown or of another shape.
+        CheckpointError: as `open_weights`; another size or model; weights missing, unknown or of another shape; two
+            adapters for one layer.
     """
-    config = STUDENTS[model]
+    weights, adapters = _read(paths, progress)
+    for layer, (a, b) in adapters.items():
+        name = f"{layer}.weight"
+        weights[name] = weights[name].bfloat16() + LORA_SCALE * (b.bfloat16() @ a.bfloat16())
+    return _student(weights, model, paths)
+
+
+def load_unmerged(paths: Sequence[Path], model: str) -> tuple[CausalDiT, Adapters]:
+    """As `load_student`, with the adapters apart, to train them on."""
+    weights, adapters = _read(paths)
+    return _student(weights, model, paths), adapters
+
+
+def _read(paths: Sequence[Path], progress: Callable[[str], None] = lambda name: None) -> tuple[Weights, Adapters]:
     weights: Weights = {}
+    adapters: Adapters = {}
     for path in paths:
         progress(path.name)
-        weights |= _layer_over(weights, _released_names(open_weights(path)), path)
+        _add(weights, adapters, _released_names(open_weights(path)), path)
+    return weights, adapters
+
+
+def _student(weights: Weights, model: str, paths: Sequence[Path]) -> CausalDiT:
+    config = STUDENTS[model]
     _check_size(weights, config, model, paths[0])
     with torch.device("meta"):
         student = CausalDiT(config)
@@ -83,32 +107,40 @@ def _released_names(weights: Weights) -> Weights:
     return renamed(weights, _DIFFUSERS)
 
 
-def _layer_over(base: Weights, added: Weights, path: Path) -> Weights:
-    """The weights of `base` that `added` changes: full tensors as they are, LoRA pairs merged."""
+def _add(weights: Weights, adapters: Adapters, added: Weights, path: Path) -> None:
+    """Put the tensors of the file `path` over `weights` and `adapters`."""
     pairs: dict[str, dict[str, Tensor]] = {}
-    changed: Weights = {}
+    deltas = set()  # layers that have the names of a training state
     for name, x in added.items():
-        found = _LORA.fullmatch(name)
-        if found:
-            pairs.setdefault(f"{found[1]}.weight", {})[found[2]] = x
-        elif name == "patch_embedding.weight" and name in base and base[name].shape[1] > x.shape[1]:
-            changed[name] = _widened(x, base[name].shape[1])
-        else:
-            changed[name] = x
-    for name, pair in pairs.items():
-        weight = changed.get(name, base.get(name))
-        if weight is None or {*pair} != {"A", "B"}:
+        if found := _LORA.fullmatch(name):
+            pairs.setdefault(found[1], {})[found[2]] = x
+            if found[3]:
+                deltas.add(found[1])
+            continue
+        if name == "patch_embedding.weight" and name in weights and weights[name].shape[1] > x.shape[1]:
+            x = _widened(x, weights[name].shape[1])
+        weights[name] = x
+        adapters.pop(name.removesuffix(".weight"), None)  # such a weight has the adapter merged
+    for layer, pair in pairs.items():
+        name = f"{layer}.weight"
+        if name not in weights or {*pair} != {"A", "B"}:
             raise CheckpointError(
                 f"{path} has LoRA for {name}, which nothing before it has",
                 expected="base weights first, then adapters",
                 fix="give the base model's file before this one",
             )
-        a, b = pair["A"].bfloat16(), pair["B"].bfloat16()
-        if b.shape[0] != weight.shape[0] or a.shape[1] != weight.shape[1] or a.shape[0] != b.shape[1]:
-            shapes = f"{list(b.shape)} x {list(a.shape)}"
-            raise CheckpointError(f"{path}: LoRA of {name} is {shapes}", expected=f"a product of {list(weight.shape)}")
-        changed[name] = weight.bfloat16() + LORA_SCALE * (b @ a)
-    return changed
+        a, b, shape = pair["A"], pair["B"], weights[name].shape
+        if (b.shape[0], a.shape[1]) != shape or a.shape[0] != b.shape[1]:
+            raise CheckpointError(
+                f"{path}: LoRA of {name} is {list(b.shape)} x {list(a.shape)}", expected=f"a product of {list(shape)}"
+            )
+        if layer in adapters and layer not in deltas:
+            raise CheckpointError(
+                f"{path} is a second adapter for {name}: whether it adds to the first or replaces it is not known",
+                expected="one adapter, then training deltas (.lora_A.default.weight), which replace it",
+                fix="leave one of them out",
+            )
+        adapters[layer] = a, b
 
 
 def _widened(weight: Tensor, channels: int) -> Tensor:
