@@ -87,6 +87,28 @@ def test_stages_follow_each_other_to_a_checkpoint_that_can_be_exported(stages: P
     assert "student/loss" not in lines[1]  # the student is updated at every fifth iteration
 
 
+def test_a_stage_trains_the_adapters_of_the_stage_before_on(stages: Path, tmp_path: Path) -> None:
+    """With a rate of 0 the second stage returns what it was given."""
+    common = ["--data", str(stages / "shards"), "--student", "tiny", "--precision", "fp32", "--accumulate", "1"]
+    common += ["--iterations", "1", "--frames", "6", "--lora", "2", "--lora-alpha", "1", "--stage", "forcing"]
+    first, second, fresh = (tmp_path / name for name in ("first", "second", "fresh"))
+    init = str(stages / "forcing")
+    assert main(["distil", str(first), *common, "--init", init, "--rate", "1e-3"]) == 0
+    assert main(["distil", str(second), *common, "--init", str(first), "--rate", "0"]) == 0
+    assert (
+        main(["distil", str(fresh), *common, "--init", str(first), "--rate", "0", "--continue-adapters", "false"]) == 0
+    )
+    before, after = (load_file(folder / "adapter.safetensors") for folder in (first, second))
+    assert any(name.endswith("lora_B.default.weight") and bool(x.any()) for name, x in before.items())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    assert not (fresh / "adapter.safetensors").exists()
+    weights = [load_file(folder / "student.safetensors") for folder in (first, second, fresh)]
+    for name, x in weights[0].items():
+        torch.testing.assert_close(weights[1][name], x, rtol=0, atol=1e-6)
+        torch.testing.assert_close(weights[2][name], x, rtol=0, atol=1e-6)
+
+
 def test_the_log_has_samples(stages: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -13,18 +13,21 @@ import pytest
 import torch
 from lipstream.errors import ConfigError
 from lipstream_evaluate.syncnet import SyncNet, load_syncnet, mfcc
-from lipstream_models import CausalDiT
+from lipstream_models import STUDENTS, CausalDiT
 from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
+from lipstream_models.released import load_student
 from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
 from lipstream_training.distil.noise import Noise
 from lipstream_training.distil.recipe import Recipe, base_values, load_recipe
 from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.rollout import Batch, roll_out
+from lipstream_training.distil.sources import load_unmerged_model
 from lipstream_training.distil.stages import Losses
 from lipstream_training.distil.trainer import Trainer
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from torch import Tensor
-from toy_distillation import RECIPE, Clips, networks, toy
+from toy_distillation import CONFIG, RECIPE, Clips, networks, toy
 
 RELEASED = replace(Recipe(**base_values("released")), student="toy", lora=0, precision="fp32", sample_every=0)
 
@@ -305,3 +308,75 @@ def test_the_released_reward_is_upstreams() -> None:
     stated = [upstream_reward(net, v, w) for v, w in zip(video, sounds.heard, strict=True)]
     torch.testing.assert_close(found["upstream"], torch.tensor(stated), rtol=0, atol=1e-6)
     assert float((found["published"] - found["upstream"]).abs().max()) > 0.1
+
+
+ADAPTED = ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.o", "ffn.0", "ffn.2")
+
+
+@pytest.fixture
+def released(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A base model and an adapter of rank 4 in files, as published."""
+    monkeypatch.setitem(STUDENTS, "toy", CONFIG)
+    base = {name: x.bfloat16() for name, x in toy().state_dict().items()}
+    generator = torch.Generator().manual_seed(2)
+    adapter = {}
+    for layer in (f"blocks.{i}.{name}" for i in range(CONFIG.num_layers) for name in ADAPTED):
+        out, into = base[f"{layer}.weight"].shape
+        adapter[f"{layer}.lora_A.weight"] = (torch.randn(4, into, generator=generator) / 6).bfloat16()
+        adapter[f"{layer}.lora_B.weight"] = (torch.randn(out, 4, generator=generator) / 6).bfloat16()
+    paths = [tmp_path / "base.pth", tmp_path / "adapter.pth"]
+    for path, tensors in zip(paths, (base, adapter), strict=True):
+        torch.save(tensors, path)
+    return paths
+
+
+def stage(files: list[Path], recipe: Recipe, out: Path) -> Trainer:
+    """A stage with the model of `files`, run to its end; writes what the command writes."""
+    nets = networks(recipe)
+    nets.model, nets.adapters = load_unmerged_model(files, "toy")
+    trainer = Trainer(recipe, nets, Clips(), out)
+    trainer.run()
+    save_file(trainer.weights(), out / "student.safetensors")
+    save_file(trainer.delta(), out / "adapter.safetensors")
+    return trainer
+
+
+@pytest.mark.parametrize("alpha", [2, 8])
+def test_adapters_are_continued_from_files_and_from_stage_to_stage(
+    released: list[Path], alpha: int, tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, stage="forcing", lora=4, lora_alpha=alpha, iterations=2, weight_decay=0.0)
+    files = torch.load(released[1])
+    base, layer = toy().state_dict(), "blocks.1.ffn.0"
+
+    def effective(trainer: Trainer) -> Tensor:
+        module: Any = trainer.nets.model.get_submodule(layer)
+        a, b = module.lora_A.default.weight, module.lora_B.default.weight
+        return (alpha / 4 * (b @ a)).detach().clone()
+
+    start = replace(recipe, rate=0.0)
+    first = stage(released, start, tmp_path / "start")
+    product = 0.5 * files[f"{layer}.lora_B.weight"].float() @ files[f"{layer}.lora_A.weight"].float()
+    torch.testing.assert_close(effective(first), product, rtol=1e-5, atol=1e-6)
+    module: Any = first.nets.model.get_submodule(layer)
+    assert torch.equal(module.base_layer.weight, base[f"{layer}.weight"].bfloat16().float())
+
+    one = stage(released, recipe, tmp_path / "one")
+    assert not torch.allclose(effective(one), product, atol=1e-4)
+    two = stage([tmp_path / "one"], start, tmp_path / "two")  # the next stage starts where this one ended
+    torch.testing.assert_close(effective(two), effective(one), rtol=1e-6, atol=1e-7)
+    following: Any = two.nets.model.get_submodule(layer)
+    torch.testing.assert_close(following.base_layer.weight, module.base_layer.weight, rtol=0, atol=1e-6)
+    weights = one.weights()
+    for name, x in two.weights().items():
+        torch.testing.assert_close(x, weights[name], rtol=0, atol=1e-6)
+    # What a stage wrote is a training delta: over the base model it replaces the adapter.
+    over = load_student([*released, tmp_path / "one" / "adapter.safetensors"], "toy").state_dict()
+    assert float((over[f"{layer}.weight"].float() - weights[f"{layer}.weight"]).abs().max()) < 0.01
+    both = base[f"{layer}.weight"] + product + effective(one)
+    assert float((over[f"{layer}.weight"].float() - both).abs().max()) > 0.05
+
+
+def test_adapters_that_cannot_be_continued_are_an_error(released: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="rank 4"):
+        stage(released, replace(RECIPE, stage="forcing", lora=8), tmp_path / "out")

@@ -16,6 +16,7 @@ from lipstream.media import VideoWriter
 from lipstream_evaluate.syncnet import load_syncnet
 from lipstream_models import STUDENTS, CausalDiT
 from lipstream_models.parts import StudentParts
+from lipstream_models.released.student import Adapters
 from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from .recipe import Recipe
 from .reward import SyncReward
 from .rollout import roll_out
 from .sampling import constant, sample
-from .sources import WEIGHTS, ShardClips, load_model, open_decoder, prompt
+from .sources import ADAPTER, WEIGHTS, ShardClips, load_model, load_unmerged_model, open_decoder, prompt
 from .stages import Networks
 from .trainer import Trainer
 
@@ -56,7 +57,8 @@ class Inputs:
 def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) -> None:
     """Run a stage to its end, from the last checkpoint in `out` if there is one.
 
-    Writes OUT/student.safetensors, adapters merged, and OUT/recipe.json; with `base` also OUT/checkpoint.
+    Writes OUT/student.safetensors, adapters merged, and OUT/recipe.json; with `base` also OUT/checkpoint. Where a
+    following stage can train the adapters on, also OUT/adapter.safetensors: the adapters, as a training delta.
 
     Raises:
         ConfigError, CheckpointError: before anything is trained.
@@ -68,15 +70,15 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
     constants = load_constants(inputs.shards)
     data = ShardClips(inputs.shards, config, constants["mask"], recipe.frames)
     torch.manual_seed(recipe.seed)
-    model = _model(inputs.student, recipe.student)
-    networks = Networks(model, constants["text"], prompt(inputs.negative, config))
+    model, adapters = _model(inputs.student, recipe)
+    networks = Networks(model, constants["text"], prompt(inputs.negative, config), adapters=adapters)
     codec = inputs.codec or inputs.base
     decode = open_decoder(codec, device) if codec else None
     if recipe.stage == "self_forcing":
         if not inputs.teacher:
             raise ConfigError("self_forcing needs a teacher", fix="give --teacher FILE")
         networks.teacher = load_model(inputs.teacher, "14b" if recipe.student == "1.3b" else recipe.student)
-        networks.critic = load_model(inputs.critic or inputs.teacher, recipe.student)
+        networks.critic, networks.critic_adapters = _model(inputs.critic or inputs.teacher, recipe)
         if recipe.reward != "none":
             if inputs.syncnet is None or decode is None:
                 raise ConfigError(
@@ -96,7 +98,10 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
 
         trainer.run(progress=progress)
     weights = trainer.weights()
+    adapter = trainer.delta() if recipe.lora and recipe.continue_adapters else {}
     if parallel.rank() == 0:
+        if adapter:
+            write_file(out / ADAPTER, save({name: x.contiguous() for name, x in adapter.items()}))
         write_file(out / WEIGHTS, save({name: x.contiguous() for name, x in weights.items()}))
         write_file(out / "recipe.json", (json.dumps(recipe.fields(), indent=1) + "\n").encode())
         if inputs.base is not None:
@@ -106,8 +111,13 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
             parts.save(out / "checkpoint")
 
 
-def _model(files: Sequence[Path], student: str) -> CausalDiT:
-    return load_model(files, student) if files else CausalDiT(STUDENTS[student])
+def _model(files: Sequence[Path], recipe: Recipe) -> tuple[CausalDiT, Adapters]:
+    """The initial weights of a network that is trained, and the adapters that it goes on with."""
+    if not files:
+        return CausalDiT(STUDENTS[recipe.student]), {}
+    if recipe.lora and recipe.continue_adapters:
+        return load_unmerged_model(files, recipe.student)
+    return load_model(files, recipe.student), {}
 
 
 def _samples(

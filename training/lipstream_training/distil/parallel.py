@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from lipstream.errors import ConfigError
 from lipstream_models import CausalDiT
+from lipstream_models.released.student import LORA_SCALE, Adapters
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -64,11 +68,39 @@ def products(device: torch.device, precision: str) -> Iterator[None]:
         yield
 
 
-def adapt(model: CausalDiT, rank: int, alpha: int) -> None:
-    """Freeze `model` but for `TRAINED_WHOLE` and new adapters (LoRA, by peft) on `ADAPTED`."""
+def adapt(model: CausalDiT, rank: int, alpha: int, adapters: Adapters | None = None) -> None:
+    """Freeze `model` but for `TRAINED_WHOLE` and adapters (LoRA, by peft) on `ADAPTED`.
+
+    Args:
+        adapters: A and B to go on from; layers without one start with B = 0, which changes nothing.
+
+    Raises:
+        ConfigError: `adapters` are of another rank, or on other layers.
+    """
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=ADAPTED), model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("lora_" in name or name.startswith(TRAINED_WHOLE))
+    for layer, (a, b) in (adapters or {}).items():
+        if a.shape[0] != rank or not re.fullmatch(ADAPTED, layer):
+            raise ConfigError(
+                f"an adapter of rank {a.shape[0]} on {layer} cannot be continued",
+                expected=f"rank {rank}, on q, k, v, o and the feed-forward",
+                fix=f"--lora {a.shape[0]}, or --continue-adapters false",
+            )
+        module: Any = model.get_submodule(layer)
+        with torch.no_grad():
+            module.lora_A.default.weight.copy_(a)
+            module.lora_B.default.weight.copy_(b * (LORA_SCALE * rank / alpha))
+
+
+def delta(model: CausalDiT, rank: int, alpha: int) -> dict[str, Tensor]:
+    """What `adapt` lets train, as upstream's training deltas have it: A, B with their scale 0.5, whole parts."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            factor = alpha / rank / LORA_SCALE if "lora_B" in name else 1.0
+            found[name] = parameter.detach() * factor
+    return found
 
 
 def merged(model: CausalDiT) -> dict[str, Tensor]:

@@ -57,6 +57,10 @@ class Recipe:
     average: float = _option(0.0, "decay of the moving average of the weights; 0: none, as upstream")
     lora: int = _option(128, "rank of the adapters on q, k, v, o and the feed-forward; 0: all weights are trained")
     lora_alpha: int = _option(64, "their scale times their rank")
+    continue_adapters: bool = _option(
+        True,
+        "train the adapters of --init on, and the critic's, as upstream; false: merge them and start new ones, B = 0",
+    )
     precision: Literal["bf16", "fp32"] = _option("bf16", "of products; weights and updates stay in float32")
     checkpointing: bool = _option(True, "recompute each block's activations in the backward pass")
     seed: int = _option(0, "of all random numbers")

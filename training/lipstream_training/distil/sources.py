@@ -11,6 +11,7 @@ from lipstream_models import STUDENTS, CausalDiT, StudentConfig
 from lipstream_models.condition import assemble_condition, fill_first_latent_frame
 from lipstream_models.parts import StudentParts
 from lipstream_models.released import load_student, load_taehv
+from lipstream_models.released.student import LORA_SCALE, Adapters, load_unmerged
 from lipstream_models.released.text import load_text
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,6 +21,10 @@ from ..prepare.shards import Shards
 from .rollout import Batch
 
 WEIGHTS = "student.safetensors"
+"""A stage's result, adapters merged."""
+ADAPTER = "adapter.safetensors"
+"""The adapters that are merged into it, and what was trained beside them; names and scale of a released delta."""
+_A = ".lora_A.default.weight"
 
 
 class ShardClips:
@@ -76,16 +81,48 @@ def load_model(files: Sequence[Path], student: str) -> CausalDiT:
     Raises:
         CheckpointError: they do not hold such a model.
     """
-    path = files[0]
-    ours = path / WEIGHTS if path.is_dir() else path
-    if len(files) == 1 and ours.name == WEIGHTS and ours.is_file():
-        model = CausalDiT(STUDENTS[student])
-        try:
-            model.load_state_dict(load_file(ours))
-        except (RuntimeError, SafetensorError) as error:
-            raise CheckpointError(f"{ours} is no {student}: {str(error).splitlines()[0]}") from error
-        return model
+    if ours := _of_a_stage(files):
+        return _merged(ours, student)
     return load_student(list(files), student).float()
+
+
+def load_unmerged_model(files: Sequence[Path], student: str) -> tuple[CausalDiT, Adapters]:
+    """As `load_model`, with its adapters apart; there are none in files without them.
+
+    A stage writes its weights with the adapters merged: they are subtracted again, exactly but for rounding to float32.
+    """
+    if not (ours := _of_a_stage(files)):
+        model, adapters = load_unmerged(list(files), student)
+        return model.float(), adapters
+    model = _merged(ours, student)
+    path = ours.with_name(ADAPTER)
+    if not path.is_file():
+        return model, {}
+    try:
+        held = load_file(path)
+        layers = [name.removesuffix(_A) for name in held if name.endswith(_A)]
+        adapters = {layer: (held[layer + _A], held[layer + _A.replace("A", "B")]) for layer in layers}
+        with torch.no_grad():
+            for layer, (a, b) in adapters.items():
+                model.get_parameter(f"{layer}.weight").sub_(LORA_SCALE * (b @ a))
+    except (AttributeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no adapter of {ours}: {str(error).splitlines()[0]}") from error
+    return model, adapters
+
+
+def _of_a_stage(files: Sequence[Path]) -> Path | None:
+    """The weights that a stage wrote, if `files` are these."""
+    path = files[0] / WEIGHTS if files[0].is_dir() else files[0]
+    return path if len(files) == 1 and path.name == WEIGHTS and path.is_file() else None
+
+
+def _merged(path: Path, student: str) -> CausalDiT:
+    model = CausalDiT(STUDENTS[student])
+    try:
+        model.load_state_dict(load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} is no {student}: {str(error).splitlines()[0]}") from error
+    return model
 
 
 def open_decoder(path: Path, device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from lipstream_models import CausalDiT, ClipAttention
+from lipstream_models.released.student import Adapters
 from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor
 
@@ -27,6 +28,7 @@ class Networks:
         model: the trained one. teacher: frozen, for self_forcing. critic: the fake score, also trained there.
         text, negative: prompt embeddings [rows, width]; the second one for the unconditional pass.
         judge: computes the reward.
+        adapters, critic_adapters: LoRA that the training of the two goes on with; it is not merged into their weights.
     """
 
     model: CausalDiT
@@ -35,6 +37,8 @@ class Networks:
     teacher: CausalDiT | None = None
     critic: CausalDiT | None = None
     judge: Judge | None = None
+    adapters: Adapters | None = None
+    critic_adapters: Adapters | None = None
 
     def text_kv(self, net: CausalDiT, rows: int, *, negative: Tensor | None = None) -> TextKV:
         """K and V of the prompt for a batch; where `negative` bool [B] is set, of the negative one."""

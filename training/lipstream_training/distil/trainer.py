@@ -74,10 +74,10 @@ class Trainer:
         over = parallel.mesh(self._device)
         trained = [networks.model] + ([networks.critic] if networks.critic is not None else [])
         for net in [*trained, *([networks.teacher] if networks.teacher is not None else [])]:
+            net.requires_grad_(net in trained)
             if net in trained and recipe.lora:
-                parallel.adapt(net, recipe.lora, recipe.lora_alpha)
-            if net not in trained:
-                net.requires_grad_(False)
+                adapters = networks.adapters if net is networks.model else networks.critic_adapters
+                parallel.adapt(net, recipe.lora, recipe.lora_alpha, adapters)
             net.checkpointing = recipe.checkpointing and net in trained
             net.to(self._device)
             parallel.shard(net, over, recipe.precision)
@@ -127,6 +127,13 @@ class Trainer:
         """The model's weights, adapters merged, the moving average where there is one. On every rank."""
         with self._average.in_place() if self._average else contextlib.nullcontext():
             return {name: parallel.whole(x).cpu().clone() for name, x in parallel.merged(self.nets.model).items()}
+
+    def delta(self) -> dict[str, Tensor]:
+        """The model's adapters and what is trained beside them, as `weights` otherwise. On every rank."""
+        recipe = self.recipe
+        with self._average.in_place() if self._average else contextlib.nullcontext():
+            found = parallel.delta(self.nets.model, recipe.lora, recipe.lora_alpha)
+            return {name: parallel.whole(x).cpu().clone() for name, x in found.items()}
 
     def _update(self) -> dict[str, float]:
         recipe, losses, it = self.recipe, self._losses, self.iteration
