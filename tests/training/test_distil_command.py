@@ -22,7 +22,7 @@ from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_ma
 from lipstream_training.distil import parallel, plan
 from lipstream_training.distil import toy_dataset as micro_world
 from lipstream_training.distil.analyze import factorial, pick_landing, pick_window
-from lipstream_training.distil.recipe import Recipe
+from lipstream_training.distil.recipe import Recipe, base_values
 from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.sampling import constant, inside, sample, schedule
 from lipstream_training.distil.sources import ShardClips
@@ -167,6 +167,21 @@ def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
 
     judge = SyncReward(load_syncnet("drawn"), decode, Shards(stages / "shards"))
     assert judge(cut.target[:1], (1,)).shape == (1,)
+
+
+def test_the_reference_frame_is_the_references_or_the_targets(stages: Path) -> None:
+    assert (base_values("default")["first_latent"], base_values("released")["first_latent"]) == ("reference", "target")
+    config, shards = STUDENTS["tiny"], Shards(stages / "shards")
+    mask, c = load_constants(stages / "shards")["mask"], config.latent_channels
+    default = ShardClips(stages / "shards", config, mask).batch((1, 0))
+    upstream = ShardClips(stages / "shards", config, mask, 0, "target").batch((1, 0))
+    for row, clip in enumerate((1, 0)):
+        held = shards.tensors(clip)
+        for batch, name in ((default, "first"), (upstream, "target")):
+            first = torch.from_numpy(held[name][:, :1]).float()
+            assert torch.equal(batch.condition[row, :c], first.expand(-1, batch.target.shape[2], -1, -1))
+    assert torch.equal(default.condition[:, c:], upstream.condition[:, c:])
+    assert not torch.equal(default.condition, upstream.condition)
 
 
 def _spoilt(folder: Path) -> str:

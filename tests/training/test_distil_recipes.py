@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lipstream_models import STUDENTS, CausalDiT
 from lipstream_models.mel import PAST_FRAMES, SAMPLES_PER_FRAME
 from lipstream_models.released import load_student
 from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
+from lipstream_training.distil import stages as distil_stages
 from lipstream_training.distil.noise import Noise
 from lipstream_training.distil.recipe import Recipe, base_values, load_recipe
 from lipstream_training.distil.reward import SyncReward
@@ -380,3 +383,148 @@ def test_adapters_are_continued_from_files_and_from_stage_to_stage(
 def test_adapters_that_cannot_be_continued_are_an_error(released: list[Path], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rank 4"):
         stage(released, replace(RECIPE, stage="forcing", lora=8), tmp_path / "out")
+
+
+def weighted(recipe: Recipe, rewards: list[list[float]]) -> list[float]:
+    """By which factor the losses of successive updates, one batch of two clips each, are weighted."""
+    nets = networks(recipe)
+    supply = iter(rewards)
+    nets.judge = lambda latents, clips: torch.tensor(next(supply))
+    losses, found = Losses(nets, recipe), []
+    for update in range(len(rewards)):
+        loss, numbers = losses.student(Clips().batch((0, 0)), Noise(0, 0, [0, 0], "s"), 0)  # two equal clips
+        found.append(float(loss.detach() / numbers["student/matching"]))
+        losses.reward_mean.end_update(sum(rewards[update]) / 2)
+    return found
+
+
+def test_centred_rewards_have_a_moving_average() -> None:
+    """Upstream's includes the batch itself; the default's is that of earlier updates, so that it acts at batch 1."""
+    rewards = [[1.0, 1.2], [0.2, 0.8], [1.5, 2.1]]
+    recipe = replace(RECIPE, reward="centred", reward_beta=2.0)
+
+    def factor(r: list[float], centre: float) -> float:
+        return sum(math.exp(2 * (x - centre)) for x in r) / len(r)
+
+    upstream, m = [], None
+    for r in rewards:
+        mean = sum(r) / 2
+        m = mean if m is None else 0.9 * m + 0.1 * mean
+        upstream.append(factor(r, m))
+    found = weighted(replace(recipe, reward_centre=RELEASED.reward_centre), rewards)
+    assert found == pytest.approx(upstream, rel=1e-5)
+    default = [1.0, factor(rewards[1], 1.1), factor(rewards[2], 0.9 * 1.1 + 0.1 * 0.5)]
+    assert weighted(recipe, rewards) == pytest.approx(default, rel=1e-5)
+    # A reward that is not finite is left out of the average.
+    assert weighted(recipe, [[1.0, 1.2], [math.nan, 0.0], [0.2, 0.8]])[2] == pytest.approx(default[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("centre", ["updates", "batches"])
+def test_the_average_of_rewards_is_resumed(centre: Any, tmp_path: Path) -> None:
+    recipe = replace(RECIPE, reward="centred", reward_centre=centre, accumulate=2, update_ratio=1, iterations=4)
+
+    def run(out: Path, *until: int | None) -> list[float]:
+        for end in until:
+            trainer = Trainer(recipe, networks(recipe), Clips(), out)
+            trainer.run(end)
+        return [line["student/loss"] for line in lines(out)]
+
+    assert run(tmp_path / "whole", None) == run(tmp_path / "cut", 1, 3, None)
+
+
+def test_centred_rewards_do_not_depend_on_accumulation(tmp_path: Path) -> None:
+    found = []
+    for batch, accumulate in ((4, 1), (2, 2), (1, 4)):
+        recipe = replace(RECIPE, reward="centred", batch=batch, accumulate=accumulate, update_ratio=1, iterations=3)
+        out = tmp_path / f"{batch}"
+        Trainer(recipe, networks(recipe), Clips(), out).run()
+        found.append([line["student/loss"] for line in lines(out)])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_student_sees_the_critic_before_or_after_its_update(first: bool, tmp_path: Path) -> None:
+    assert (Recipe().critic_first, RELEASED.critic_first) == (True, False)
+    recipe = replace(RECIPE, critic_first=first, update_ratio=1, critic_rate=1e-2)
+    trainer = Trainer(recipe, networks(recipe), Clips(), tmp_path)
+    clips = tuple(trainer.clips(i) for i in range(2))
+    trainer.run(1)
+    fresh = networks(recipe)
+    old = float(Losses(fresh, recipe).student(Clips().batch(clips), Noise(0, 0, [0, 1], "student"), 0)[0].detach())
+    assert trainer.nets.critic is not None
+    assert fresh.critic is not None
+    fresh.critic.load_state_dict(trainer.nets.critic.state_dict())
+    new = float(Losses(fresh, recipe).student(Clips().batch(clips), Noise(0, 0, [0, 1], "student"), 0)[0].detach())
+    assert abs(new - old) > 1e-3 * abs(old)
+    assert lines(tmp_path)[0]["student/loss"] == pytest.approx(new if first else old, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "updates", "students", "first"), [(Recipe(), 600, 120, 0), (RELEASED, 599, 119, 4)], ids=str
+)
+def test_the_number_of_updates(
+    recipe: Recipe, updates: int, students: int, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of critic and student, and how many the critic has before the student's first."""
+    recipe = replace(recipe, student="toy", lora=0, precision="fp32", save_every=1000, sample_every=0)
+    trainer = Trainer(recipe, networks(recipe), Clips(), tmp_path)
+    monkeypatch.setattr(trainer, "_gradient", lambda *_: {"loss": 0.0})
+    monkeypatch.setattr(trainer, "_step", lambda what: {"gradient": 0.0})
+    trainer.run()
+    found = lines(tmp_path)
+    assert sum("critic/gradient" in line for line in found) == updates
+    turns = [i for i, line in enumerate(found) if "student/gradient" in line]
+    assert len(turns) == students
+    assert turns[0] == first
+    assert {b - a for a, b in pairwise(turns)} == {5}
+    assert replace(recipe, stage="forcing", iterations=5000).updates == 5000 - (600 - updates)
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_the_last_step_is_drawn_for_each_update_or_each_batch(
+    each: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (Recipe().exit_per_batch, RELEASED.exit_per_batch) == (False, True)
+    steps: list[int] = []
+
+    def rolled(model: Any, batch: Batch, kv: Any, draw: Any, *, exit_step: int, **_: Any) -> Tensor:
+        steps.append(exit_step)
+        return batch.target.clone().requires_grad_()
+
+    monkeypatch.setattr(distil_stages, "roll_out", rolled)
+    recipe = replace(RECIPE, exit_per_batch=each, batch=1, accumulate=4, iterations=8, update_ratio=8)
+    Trainer(recipe, networks(recipe), Clips(), tmp_path).run()
+    updates = [set(steps[i : i + 4]) for i in range(0, len(steps), 4)]  # the critic's first, the student's, the others
+    assert len(updates) == 9
+    assert all(len(drawn) == 1 for drawn in updates) is not each
+    assert set.union(*updates) == {0, 1}
+    losses = Losses(networks(recipe), recipe)
+    steps.clear()
+    for part in (0, 1, 2, 3):
+        for samples in ([2 * part], [2 * part + 1]):  # two ranks
+            losses.critic(Clips().batch((0,)), Noise(0, 5, samples, "c"), 5, part)
+    assert steps[::2] == steps[1::2]
+    assert (len(set(steps)) == 2) is each
+
+
+@pytest.mark.parametrize("each", [False, True])
+def test_windows_are_drawn_for_each_update_or_each_batch(
+    each: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (Recipe().window_per_batch, RELEASED.window_per_batch) == (False, True)
+    windows: list[tuple[int, int]] = []
+    attend = Losses._attend
+
+    def recorded(self: Losses, net: CausalDiT, batch: Batch, window: int, sink: int) -> Any:
+        windows.append((window, sink))
+        return attend(self, net, batch, window, sink)
+
+    monkeypatch.setattr(Losses, "_attend", recorded)
+    recipe = replace(RECIPE, stage="forcing", window_per_batch=each, batch=1, accumulate=4, iterations=6)
+    Trainer(recipe, networks(recipe), Clips(), tmp_path).run()
+    updates = [windows[i : i + 4] for i in range(0, len(windows), 4)]
+    assert len(updates) == 6
+    assert all(len(set(drawn)) == 1 for drawn in updates) is not each
+    assert {*windows} <= {*recipe.windows}
+    assert len({*windows}) > 2

@@ -68,7 +68,7 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
     device = parallel.start()
     config = STUDENTS[recipe.student]
     constants = load_constants(inputs.shards)
-    data = ShardClips(inputs.shards, config, constants["mask"], recipe.frames)
+    data = ShardClips(inputs.shards, config, constants["mask"], recipe.frames, recipe.first_latent)
     torch.manual_seed(recipe.seed)
     model, adapters = _model(inputs.student, recipe)
     networks = Networks(model, constants["text"], prompt(inputs.negative, config), adapters=adapters)
@@ -90,7 +90,7 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
     show = None if decode is None else _samples(networks, recipe, data, decode, out / "samples")
     trainer = Trainer(recipe, networks, data, out, device=device, sample=show)
     hidden = quiet or parallel.rank() > 0
-    with tqdm(total=recipe.iterations, initial=trainer.iteration, desc=recipe.stage, disable=hidden) as bar:
+    with tqdm(total=recipe.updates, initial=trainer.iteration, desc=recipe.stage, disable=hidden) as bar:
 
         def progress(loss: float) -> None:
             bar.set_postfix_str(f"loss {loss:.4f}")

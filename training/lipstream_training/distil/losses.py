@@ -5,6 +5,8 @@ Symbols: g the student's result, f the fake score's x0 of it, T the teacher's x0
 
 from __future__ import annotations
 
+import math
+
 import torch
 from lipstream_models.schedule import shift_time
 from torch import Tensor
@@ -46,20 +48,52 @@ def distribution_matching(g: Tensor, f: Tensor, teacher: Tensor) -> Tensor:
     return 0.5 * per_sample((g.float() - goal).square())
 
 
-def rewarded(losses: Tensor, rewards: Tensor | None, recipe: Recipe) -> Tensor:
+class RewardMean:
+    """The moving average of rewards that the reward `centred` subtracts.
+
+    Attributes:
+        value: float64 [], NaN before the first reward.
+    """
+
+    decay = 0.9
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._of_batches = recipe.reward_centre == "batches"
+        self.value = torch.tensor(torch.nan, dtype=torch.float64)
+
+    def centre(self, rewards: Tensor) -> Tensor:
+        """What to subtract from the rewards [B] of a batch; themselves if there is nothing before the first update."""
+        if self._of_batches:
+            self._add(float(rewards.double().mean()))
+        return rewards if self.value.isnan() else self.value.to(rewards)
+
+    def end_update(self, mean: float) -> None:
+        """Call this after an update with the mean of its rewards."""
+        if not self._of_batches:
+            self._add(mean)
+
+    def _add(self, mean: float) -> None:
+        if not math.isfinite(mean):
+            return
+        self.value.fill_(mean if self.value.isnan() else self.decay * self.value + (1 - self.decay) * mean)
+
+
+def rewarded(losses: Tensor, rewards: Tensor | None, recipe: Recipe, centre: Tensor | None = None) -> Tensor:
     """The loss of a batch from the losses L of its clips [B], weighted by SyncNet's confidence r in them [B], detached.
 
     exp (upstream): mean of exp(beta r) L. The best clip dominates, and the scale is e^10 to e^16, which only gradient
         clipping and Adam compensate.
-    centred: the same with r minus its mean over the batch, so that the scale is near 1.
+    centred: the same with r minus `centre`, which broadcasts to [B] (`RewardMean`), so that the scale is near 1.
     self_normalised: sum of exp(beta r) L over the sum of the weights.
     batch_mean (upstream's first version): mean weight times mean loss, so that all clips weigh the same.
     """
     if recipe.reward == "none" or rewards is None:
         return losses.mean()
     r = rewards.detach().to(losses)
-    if recipe.reward in ("centred", "self_normalised"):
-        r = r - r.mean()
+    if recipe.reward == "centred" and centre is not None:
+        r = r - centre.to(r)
+    if recipe.reward == "self_normalised":
+        r = r - r.mean()  # cancels, but keeps the exponents small
     exponent = recipe.reward_beta * r
     if recipe.reward_clamp:
         exponent = exponent.clamp(max=recipe.reward_clamp)

@@ -22,6 +22,7 @@ class Noise:
     """
 
     def __init__(self, seed: int, iteration: int, samples: Sequence[int], use: str) -> None:
+        self.samples = tuple(samples)
         self._generators = [torch.Generator().manual_seed(_seed(seed, iteration, sample, use)) for sample in samples]
 
     def normal(self, like: Tensor) -> Tensor:
@@ -39,7 +40,7 @@ class Noise:
 
 
 def shared_integer(seed: int, iteration: int, below: int, use: str) -> int:
-    """0 .. below - 1, the same for all samples and on all ranks."""
+    """0 .. below - 1, which follows from the arguments alone: the same on all ranks that ask with the same."""
     generator = torch.Generator().manual_seed(_seed(seed, iteration, -1, use))
     return int(torch.randint(below, (), generator=generator))
 

@@ -13,6 +13,8 @@ from lipstream.errors import ConfigError
 Stage = Literal["teacher", "forcing", "self_forcing"]
 Reward = Literal["none", "exp", "centred", "self_normalised", "batch_mean"]
 Scoring = Literal["published", "upstream"]
+Centre = Literal["updates", "batches"]
+FirstLatent = Literal["reference", "target"]
 NonFinite = Literal["skip", "zero"]
 
 BASES = ("default", "released")
@@ -34,9 +36,21 @@ class Recipe:
 
     stage: Stage = _option("self_forcing", "teacher (0), forcing (1) or self_forcing (2)")  # noqa: RUF009
     student: str = _option("14b", "sizes of the model: 14b, 1.3b, tiny or micro")
-    iterations: int = _option(600, "updates; in self_forcing of the critic")
+    iterations: int = _option(600, "updates, if counted from 0; in self_forcing of the critic")
+    count_from: int = _option(
+        0,
+        "number of the first update, 0 or 1; upstream counts from 1 to `iterations` - 1, and updates the student when "
+        "`update_ratio` divides the number",
+        released=1,
+    )
     batch: int = _option(1, "clips on each rank at once")
     frames: int = _option(0, "latent frames of each clip that are used, its first; 0: all")
+    first_latent: FirstLatent = _option(  # noqa: RUF009
+        "reference",
+        "clip whose first latent frame is the reference frame of all frames. target: the clip to be generated, as "
+        "upstream, which shows its first mouth",
+        released="target",
+    )
     accumulate: int = _option(4, "batches whose gradients make one update")
     rate: float = _option(2e-6, "learning rate of the model, constant after the warm-up")
     critic_rate: float = _option(2e-6, "learning rate of the fake score")
@@ -73,6 +87,9 @@ class Recipe:
     windows: tuple[tuple[int, int], ...] = _option(
         ((7, 1), (10, 1), (13, 1), (9, 3), (12, 3)), "forcing: windows and sinks, one of which is drawn for each pass"
     )
+    window_per_batch: bool = _option(
+        False, "forcing: draw a window for each batch of each rank, as upstream; false: for each update", released=True
+    )
     sink_moves: bool = _option(
         False, "forcing: index the sink at the window's start, as in a stream; upstream: by its place in the clip"
     )
@@ -84,6 +101,17 @@ class Recipe:
         released=True,
     )
     update_ratio: int = _option(5, "updates of the critic to one of the student")
+    critic_first: bool = _option(
+        True,
+        "update the critic before the student's gradient is computed; false: both at the end, as upstream, so that the "
+        "student sees the critic before the update",
+        released=False,
+    )
+    exit_per_batch: bool = _option(
+        False,
+        "draw the rollout's last step for each accumulated batch, as upstream; false: for each update",
+        released=True,
+    )
     guidance: float = _option(4.5, "of the teacher, inside the gate")
     gate: tuple[float, float] = _option((0.556, 0.882), "times at which the teacher is guided: the sync window")
     reward: Reward = _option("exp", "how SyncNet's confidence weighs the clips: exp is upstream's")  # noqa: RUF009
@@ -92,6 +120,12 @@ class Recipe:
         "Sync-C of the reward. published: as SyncNet's code, sound zero beyond its ends, pictures rounded after "
         "resizing. upstream: overlapping parts only, pictures truncated before resizing",
         released="upstream",
+    )
+    reward_centre: Centre = _option(  # noqa: RUF009
+        "updates",
+        "moving average (decay 0.9) that the reward `centred` subtracts. updates: of the means of all updates before. "
+        "batches: of the batches of each rank, the present one included, as upstream",
+        released="batches",
     )
     reward_beta: float = _option(2.0, "its exponent")
     reward_clamp: float = _option(0.0, "largest exponent; 0: none, as upstream")
@@ -108,6 +142,8 @@ class Recipe:
             "precision": Literal["bf16", "fp32"],
             "non_finite": NonFinite,
             "reward_scoring": Scoring,
+            "reward_centre": Centre,
+            "first_latent": FirstLatent,
         }
         for name, kind in kinds.items():
             if getattr(self, name) not in get_args(kind):
@@ -115,6 +151,8 @@ class Recipe:
         for name in ("iterations", "batch", "accumulate", "update_ratio", "save_every"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="1 or more")
+        if self.count_from not in (0, 1) or self.updates < 1:
+            raise ConfigError(f"count_from {self.count_from}", expected="0, or 1 with 2 iterations or more")
         if self.kv_cleared_before_backward and not self.checkpointing:
             raise ConfigError(
                 "kv_cleared_before_backward without checkpointing changes nothing: no block is computed again",
@@ -124,6 +162,11 @@ class Recipe:
             raise ConfigError(f"frames {self.frames}", expected="0 for all, or how many")
         if not 0 <= self.gate[0] <= self.gate[1] <= 1:
             raise ConfigError(f"gate {self.gate}", expected="two times in [0, 1], the smaller one first")
+
+    @property
+    def updates(self) -> int:
+        """How many updates the stage has."""
+        return self.iterations - self.count_from
 
     def fields(self) -> dict[str, Any]:
         """The fields by name."""

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..prepare.shards import Shards
+from .recipe import FirstLatent
 from .rollout import Batch
 
 WEIGHTS = "student.safetensors"
@@ -33,14 +34,22 @@ class ShardClips:
     Args:
         mask: [h, w], 1 = keep: the student's latent mask.
         frames: latent frames of each clip that are used, its first; 0: all.
+        first_latent: whose first latent frame the condition repeats for all frames.
 
     Raises:
         ConfigError: no shards, or shards without latents, or of other sizes than the student's; `frames` is more than a
             clip has, or not a whole number of chunks.
     """
 
-    def __init__(self, folder: Path, config: StudentConfig, mask: Tensor, frames: int = 0) -> None:
-        self._shards, self._config, self._mask = Shards(folder), config, mask
+    def __init__(
+        self,
+        folder: Path,
+        config: StudentConfig,
+        mask: Tensor,
+        frames: int = 0,
+        first_latent: FirstLatent = "reference",
+    ) -> None:
+        self._shards, self._config, self._mask, self._first = Shards(folder), config, mask, first_latent
         first = self._shards.tensors(0)
         if "target" not in first:
             raise ConfigError(
@@ -70,7 +79,10 @@ class ShardClips:
         target, masked = (stack(name)[:, :, : self._frames] for name in ("target", "masked"))
         audio = stack("audio")[:, : self._config.temporal * (self._frames - 1) + 1]
         sequence = masked if self._config.sequence == "masked" else stack("reference")[:, :, : self._frames]
-        first = stack("first") if self._config.sequence == "masked" else sequence[:, :, :1]
+        if self._first == "target":
+            first = target[:, :, :1]
+        else:
+            first = stack("first") if self._config.sequence == "masked" else sequence[:, :, :1]
         condition = assemble_condition(first, self._mask, masked, sequence)
         return Batch(target, condition, fill_first_latent_frame(audio, self._config.temporal), clips)
 

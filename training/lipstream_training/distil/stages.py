@@ -11,7 +11,7 @@ from lipstream_models.released.student import Adapters
 from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor
 
-from .losses import distribution_matching, guided, per_sample, rewarded, score_times
+from .losses import RewardMean, distribution_matching, guided, per_sample, rewarded, score_times
 from .noise import Noise, shared_integer
 from .recipe import Recipe
 from .rollout import Batch, TextKV, roll_out
@@ -51,10 +51,15 @@ class Networks:
 
 
 class Losses:
-    """Losses of a batch. All randomness comes from `Noise`."""
+    """Losses of a batch. All randomness comes from `Noise`.
+
+    Attributes:
+        reward_mean: of the reward `centred`; the only state.
+    """
 
     def __init__(self, networks: Networks, recipe: Recipe) -> None:
         self._nets, self._recipe = networks, recipe
+        self.reward_mean = RewardMean(recipe)
         self._attention: dict[tuple[int, int, int], ClipAttention] = {}
 
     def teacher(self, batch: Batch, noise: Noise) -> Tensor:
@@ -72,7 +77,8 @@ class Losses:
     def forcing(self, batch: Batch, noise: Noise, iteration: int) -> Tensor:
         """Diffusion forcing: each chunk at its own time from the student's list, clean ones included.
 
-        0.5 mean (x0_pred - x0)^2 [B]. One window for all samples and ranks.
+        0.5 mean (x0_pred - x0)^2 [B]. One window for the batch: that of the update, or with `window_per_batch` of its
+        first sample.
         """
         recipe, nets = self._recipe, self._nets
         config = nets.model.config
@@ -80,29 +86,36 @@ class Losses:
         chosen = noise.integers(len(config.t_list), frames // c)
         t = torch.tensor(config.t_list)[chosen].repeat_interleave(c, dim=1).to(batch.target.device)
         x = add_noise(batch.target, noise.normal(batch.target), t[:, None, :, None, None])
-        window, sink = recipe.windows[shared_integer(recipe.seed, iteration, len(recipe.windows), "window")]
+        use = f"window of {noise.samples[0]}" if recipe.window_per_batch else "window"
+        window, sink = recipe.windows[shared_integer(recipe.seed, iteration, len(recipe.windows), use)]
         attend = self._attend(nets.model, batch, window, sink)
         v = nets.model(x, batch.condition, batch.audio, t, nets.text_kv(nets.model, len(x)), attend)
         x0 = predict_x0(x, v.float(), t[:, None, :, None, None])
         return 0.5 * per_sample((x0 - batch.target).square())
 
-    def critic(self, batch: Batch, noise: Noise, iteration: int) -> Tensor:
-        """The fake score on the student's output: mean (f - g)^2 [B]."""
+    def critic(self, batch: Batch, noise: Noise, iteration: int, part: int = 0) -> Tensor:
+        """The fake score on the student's output: mean (f - g)^2 [B].
+
+        `part`: which of the accumulated batches it is.
+        """
         nets = self._nets
         assert nets.critic is not None
         with torch.no_grad():
-            g = self._generated(batch, noise, iteration, gradient=False)
+            g = self._generated(batch, noise, iteration, part, gradient=False)
         t = score_times(noise.uniform(), self._recipe.time_shift).to(g.device)
         x = add_noise(g, noise.normal(g), t.view(-1, 1, 1, 1, 1))
         f = self._x0(nets.critic, x, batch, batch.audio, t, nets.text_kv(nets.critic, len(x)))
         return per_sample((f - g).square())
 
-    def student(self, batch: Batch, noise: Noise, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Distribution matching on the student's output, weighted by the reward: the loss, and numbers for the log."""
+    def student(self, batch: Batch, noise: Noise, iteration: int, part: int = 0) -> tuple[Tensor, dict[str, Tensor]]:
+        """Distribution matching on the student's output, weighted by the reward: the loss, and numbers for the log.
+
+        `part`: which of the accumulated batches it is.
+        """
         recipe, nets = self._recipe, self._nets
         assert nets.critic is not None
         assert nets.teacher is not None
-        g = self._generated(batch, noise, iteration, gradient=True)
+        g = self._generated(batch, noise, iteration, part, gradient=True)
         with torch.no_grad():
             t = score_times(noise.uniform(), recipe.time_shift).to(g.device)
             x = add_noise(g, noise.normal(g), t.view(-1, 1, 1, 1, 1))
@@ -111,9 +124,11 @@ class Losses:
             rewards = nets.judge(g, batch.clips) if nets.judge and recipe.reward != "none" else None
         losses = distribution_matching(g, f, teacher)
         numbers = {"student/gap": per_sample((f - teacher).square()).mean(), "student/matching": losses.detach().mean()}
+        centre = None
         if rewards is not None:
             numbers["student/sync_c"] = rewards.mean()
-        return rewarded(losses, rewards, recipe), numbers
+            centre = self.reward_mean.centre(rewards) if recipe.reward == "centred" else None
+        return rewarded(losses, rewards, recipe, centre), numbers
 
     def teacher_x0(self, x: Tensor, batch: Batch, t: Tensor) -> Tensor:
         """The teacher's x0 of x at times t [B], guided inside the gate. Both passes always run."""
@@ -126,11 +141,13 @@ class Losses:
         free = self._x0(nets.teacher, x, batch, silence, t, nets.text_kv(nets.teacher, rows, negative=without))
         return guided(sure, free, t, self._recipe)
 
-    def _generated(self, batch: Batch, noise: Noise, iteration: int, *, gradient: bool) -> Tensor:
-        """A rollout that ends after a step that all samples and ranks share."""
+    def _generated(self, batch: Batch, noise: Noise, iteration: int, part: int, *, gradient: bool) -> Tensor:
+        """A rollout that ends after a step that all ranks share: of the update, or of this part of it."""
         recipe, nets = self._recipe, self._nets
         steps = len(nets.model.config.t_list) - 1
         use = "student exit" if gradient else "critic exit"
+        if recipe.exit_per_batch:
+            use += f" of part {part}"
         exit_step = shared_integer(recipe.seed, iteration, steps, use)
         kv = nets.text_kv(nets.model, len(batch.target))
         cleared = recipe.kv_cleared_before_backward

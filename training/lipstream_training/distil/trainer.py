@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable
@@ -94,13 +95,13 @@ class Trainer:
         self._resume()
 
     def run(self, until: int | None = None, progress: Callable[[float], None] = lambda loss: None) -> None:
-        """Update until all of the recipe's iterations are done, or `until`; save checkpoints, also at the end.
+        """Update until all of the recipe's updates are done, or `until`; save checkpoints, also at the end.
 
         Args:
             progress: called with the loss after each update.
         """
         recipe = self.recipe
-        end = min(until or recipe.iterations, recipe.iterations)
+        end = min(until or recipe.updates, recipe.updates)
         with _Log(self._out, recipe) as log:
             while self.iteration < end:
                 started = time.monotonic()
@@ -138,32 +139,40 @@ class Trainer:
     def _update(self) -> dict[str, float]:
         recipe, losses, it = self.recipe, self._losses, self.iteration
         if recipe.stage != "self_forcing":
-            return self._descend(self._model, recipe.stage, lambda b, n: self._simple(b, n), recipe.accumulate)
+            return self._gradient(self._model, recipe.stage, self._simple, recipe.accumulate) | self._step(self._model)
         assert self._critic is not None
-        turn = it % recipe.update_ratio == 0
+        turn = (it + recipe.count_from) % recipe.update_ratio == 0
         share = 1 if turn and not recipe.exact_critic else recipe.accumulate
-        critic = self._descend(self._critic, "critic", lambda b, n: (losses.critic(b, n, it).mean(), {}), share)
-        numbers = {f"critic/{name}": x for name, x in critic.items()} | {"loss": critic["loss"]}
+        critic = self._gradient(
+            self._critic, "critic", lambda b, n, part: (losses.critic(b, n, it, part).mean(), {}), share
+        )
+        if recipe.critic_first or not turn:
+            critic |= self._step(self._critic)
+        student: dict[str, float] = {}
         if turn:
-            student = self._descend(self._model, "student", lambda b, n: losses.student(b, n, it), recipe.accumulate)
-            numbers |= {name if "/" in name else f"student/{name}": x for name, x in student.items()}
-            if self._average:
-                self._average.update()
-        return numbers
+            student = self._gradient(
+                self._model, "student", lambda b, n, part: losses.student(b, n, it, part), recipe.accumulate
+            )
+            student |= self._step(self._model)
+            if not recipe.critic_first:
+                critic |= self._step(self._critic)
+            losses.reward_mean.end_update(student.get("student/sync_c", math.nan))
+        numbers = {f"critic/{name}": x for name, x in critic.items()} | {"loss": critic["loss"]}
+        return numbers | {name if "/" in name else f"student/{name}": x for name, x in student.items()}
 
-    def _simple(self, batch: Batch, noise: Noise) -> tuple[Tensor, dict[str, Tensor]]:
+    def _simple(self, batch: Batch, noise: Noise, part: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self.recipe.stage == "teacher":
             return self._losses.teacher(batch, noise).mean(), {}
         return self._losses.forcing(batch, noise, self.iteration).mean(), {}
 
-    def _descend(
+    def _gradient(
         self,
         what: _Optimised,
         use: str,
-        loss: Callable[[Batch, Noise], tuple[Tensor, dict[str, Tensor]]],
+        loss: Callable[[Batch, Noise, int], tuple[Tensor, dict[str, Tensor]]],
         share: int,
     ) -> dict[str, float]:
-        """One update of `what` from `accumulate` batches; each loss is divided by `share`."""
+        """The gradient of `accumulate` batches; each loss is divided by `share`. `loss` gets the batch's number."""
         recipe = self.recipe
         ranks, size = parallel.world(), recipe.batch
         sums: dict[str, Tensor] = {}
@@ -176,15 +185,18 @@ class Trainer:
             batch = self._data.batch(tuple(self.clips(base + sample) for sample in samples)).to(self._device)
             noise = Noise(recipe.seed, self.iteration, list(samples), use)
             with parallel.products(self._device, recipe.precision):
-                value, more = loss(batch, noise)
+                value, more = loss(batch, noise, part)
             (value / share).backward()  # type: ignore[no-untyped-call]
             for name, x in {"loss": value, **more}.items():
                 sums[name] = sums.get(name, 0) + x.detach().float() / recipe.accumulate
+        return {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()}
+
+    def _step(self, what: _Optimised) -> dict[str, float]:
+        """Update the weights from the gradient; the moving average, too."""
         norm, skipped = what.step(self.iteration)
-        if self._average and what is self._model and recipe.stage != "self_forcing":
+        if self._average and what is self._model:
             self._average.update()
-        means = {name: float(parallel.mean_over_ranks(x)) for name, x in sums.items()}
-        return means | {"gradient": norm, "skipped": float(skipped)}
+        return {"gradient": norm, "skipped": float(skipped)}
 
     def save(self) -> None:
         """Write a checkpoint of this update, atomically."""
@@ -224,6 +236,8 @@ class Trainer:
             self._critic.load(state["critic"])
         if self._average:
             self._average.load_state_dict(state["average"])
+        if self.recipe.reward == "centred":
+            self._losses.reward_mean.value.copy_(state[self._reward_key])
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {"iteration": torch.tensor(self.iteration), "model": self._model.state()}
@@ -231,7 +245,14 @@ class Trainer:
             state["critic"] = self._critic.state()
         if self._average:
             state["average"] = self._average.state_dict()
+        if self.recipe.reward == "centred":
+            state[self._reward_key] = self._losses.reward_mean.value
         return state
+
+    @property
+    def _reward_key(self) -> str:
+        """Name of the reward's mean in a checkpoint: each rank has its own if it is of the rank's batches."""
+        return "reward_mean" + (f"_{parallel.rank()}" if self.recipe.reward_centre == "batches" else "")
 
 
 def checkpoints(out: Path) -> list[Path]:
