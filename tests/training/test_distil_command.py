@@ -22,7 +22,7 @@ from lipstream_training.data.mask import compositing_mask, latent_mask, mouth_ma
 from lipstream_training.distil import parallel, plan
 from lipstream_training.distil import toy_dataset as micro_world
 from lipstream_training.distil.analyze import factorial, pick_landing, pick_window
-from lipstream_training.distil.recipe import Recipe, base_values
+from lipstream_training.distil.recipe import Recipe, base_values, load_recipe
 from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.sampling import constant, inside, sample, schedule
 from lipstream_training.distil.sources import ShardClips
@@ -109,6 +109,21 @@ def test_a_stage_trains_the_adapters_of_the_stage_before_on(stages: Path, tmp_pa
         torch.testing.assert_close(weights[2][name], x, rtol=0, atol=1e-6)
 
 
+def test_the_released_recipe_runs_by_its_name(stages: Path, base: Path, tmp_path: Path) -> None:
+    """Counted from 1 to 5: the student's update is the fifth."""
+    teacher, out = str(stages / "teacher"), tmp_path / "out"
+    small = ["--student", "tiny", "--lora", "0", "--precision", "fp32", "--accumulate", "2", "--frames", "6"]
+    files = ["--init", str(stages / "forcing"), "--teacher", teacher, "--syncnet", "drawn", "--codec", str(base)]
+    more = ["--iterations", "6", "--sample-every", "0"]
+    data = ["--data", str(stages / "shards"), "--recipe", "released"]
+    assert main(["distil", str(out), *data, *small, *files, *more]) == 0
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert ["student/loss" in line for line in lines] == [False] * 4 + [True]
+    written = json.loads((out / "recipe.json").read_text())
+    expected = load_recipe("released", student="tiny", lora=0, precision="fp32", accumulate=2, frames=6)
+    assert load_recipe("default", **written) == replace(expected, iterations=6, sample_every=0)
+
+
 def test_the_log_has_samples(stages: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -146,6 +161,9 @@ def test_wrong_use_is_an_error_with_a_fix(
     assert "constants.safetensors" in refused("--data", str(tmp_path))
     assert "is no tiny" in refused("--data", shards, "--stage", "forcing", "--init", _spoilt(tmp_path))
     assert "expected" in refused("--data", shards, "--batch", "many")
+    assert "default, released, or a TOML file" in refused("--data", shards, "--recipe", "relased")
+    assert "needs a teacher" in refused("--data", shards, "--recipe", "released")
+    assert "--checkpointing true" in refused("--data", shards, "--recipe", "released", "--checkpointing", "false")
     for frames in ("4", "24"):
         assert "a multiple of 3 up to 21" in refused("--data", shards, "--stage", "forcing", "--frames", frames)
     assert main(["analyze", str(tmp_path)]) > 0

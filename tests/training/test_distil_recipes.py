@@ -461,7 +461,9 @@ def test_the_student_sees_the_critic_before_or_after_its_update(first: bool, tmp
 
 
 @pytest.mark.parametrize(
-    ("recipe", "updates", "students", "first"), [(Recipe(), 600, 120, 0), (RELEASED, 599, 119, 4)], ids=str
+    ("recipe", "updates", "students", "first"),
+    [(Recipe(), 600, 120, 0), (RELEASED, 599, 119, 4)],
+    ids=["default", "released"],
 )
 def test_the_number_of_updates(
     recipe: Recipe, updates: int, students: int, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -528,3 +530,12 @@ def test_windows_are_drawn_for_each_update_or_each_batch(
     assert all(len(set(drawn)) == 1 for drawn in updates) is not each
     assert {*windows} <= {*recipe.windows}
     assert len({*windows}) > 2
+
+
+def test_the_documentation_has_each_field_that_the_recipes_differ_in() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "distillation.md").read_text()
+    default, released = base_values("default"), base_values("released")
+    different = [name for name, value in default.items() if released[name] != value]
+    assert len(different) == 11
+    for name in different:
+        assert f"| `{name}` | {default[name]} | {released[name]} |" in page

@@ -153,7 +153,7 @@ class Recipe:
                 raise ConfigError(f"{name} {getattr(self, name)}", expected="1 or more")
         if self.count_from not in (0, 1) or self.updates < 1:
             raise ConfigError(f"count_from {self.count_from}", expected="0, or 1 with 2 iterations or more")
-        if self.kv_cleared_before_backward and not self.checkpointing:
+        if self.stage == "self_forcing" and self.kv_cleared_before_backward and not self.checkpointing:
             raise ConfigError(
                 "kv_cleared_before_backward without checkpointing changes nothing: no block is computed again",
                 fix="--checkpointing true, or --kv-cleared-before-backward false",
