@@ -114,7 +114,7 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     names = {re.split(r"[<>=]", dependency)[0].strip() for dependency in declared}
     modules = {{"opencv-python-headless": "cv2", "pillow": "PIL"}.get(name, name) for name in names}
-    lazy = {"insightface"}  # an option for those with its models
+    lazy = {"insightface", "torch"}  # options for those with its models, and to compare with the original
     lazy |= {"tensorrt", "cuda", "nvtx"}  # of the extra [tensorrt], whose backend is imported when it is asked for
     lazy |= {"fastapi", "starlette", "pydantic", "uvicorn", "websockets"}  # of `lipstream serve`
     lazy |= {"prometheus_client", "aiortc"}  # of it, too

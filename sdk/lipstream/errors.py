@@ -107,7 +107,7 @@ class QualityError(LipStreamError):
 
 
 class FootageError(LipStreamError):
-    """A video does not show enough of one speaking person to tune a student by it."""
+    """Videos do not show enough of one speaking person to tune or train a student by them."""
 
     code, exit_code = "footage", 22
 

@@ -320,6 +320,32 @@ def test_old_checkpoints_are_removed_and_other_recipes_rejected(tmp_path: Path) 
     assert any((tmp_path / "log").iterdir())
 
 
+def test_some_checkpoints_are_kept_for_good(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, stage="forcing", iterations=11, save_every=2)
+    trained(replace(recipe, keep_every=2), tmp_path, 7)  # an interruption saves a checkpoint that is not the second one
+    trained(replace(recipe, keep_every=2), tmp_path)
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert names == [f"step-{i:07d}" for i in (4, 8, 10, 11)]
+    with pytest.raises(ConfigError, match="keep_every"):
+        replace(recipe, keep_every=-1)
+
+
+def test_the_average_and_the_last_weights_are_both_given(tmp_path: Path) -> None:
+    """The average is the mean that its definition gives: decay min(0.5, n / (n + 10)) at update n."""
+    recipe = replace(RECIPE, stage="forcing", average=0.5)
+    trainer = Trainer(recipe, networks(recipe), Clips(), tmp_path)
+    name = "head.head.weight"
+    mean = trainer.weights(averaged=False)[name]
+    for update in range(1, 7):
+        trainer.run(update)
+        last = trainer.weights(averaged=False)[name]
+        decay = min(0.5, update / (update + 10))
+        mean = decay * mean + (1 - decay) * last
+    torch.testing.assert_close(trainer.weights()[name], mean)
+    assert torch.equal(trainer.weights(averaged=False)[name], last)
+    assert not torch.equal(last, mean)
+
+
 def test_every_clip_is_used_once_per_epoch(tmp_path: Path) -> None:
     trainer = Trainer(replace(RECIPE, stage="forcing"), networks(replace(RECIPE, stage="forcing")), Clips(), tmp_path)
     laps = [[trainer.clips(7 * lap + i) for i in range(7)] for lap in range(3)]

@@ -25,12 +25,12 @@ from lipstream_training.distil.analyze import factorial, pick_landing, pick_wind
 from lipstream_training.distil.recipe import Recipe, base_values, load_recipe
 from lipstream_training.distil.reward import SyncReward
 from lipstream_training.distil.sampling import constant, inside, sample, schedule
-from lipstream_training.distil.sources import ShardClips
+from lipstream_training.distil.sources import ShardClips, load_model
 from lipstream_training.distil.stages import Networks
 from lipstream_training.distil.study import run_study, table, variants
 from lipstream_training.distil.toy_dataset import fidelity, opening, texts
-from lipstream_training.prepare.shards import Shards, load_constants
-from safetensors.torch import load_file
+from lipstream_training.prepare.shards import Shards
+from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from toy_distillation import CONFIG, Clips, toy
@@ -171,9 +171,9 @@ def test_wrong_use_is_an_error_with_a_fix(
 
 def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
     """The beginning of a clip is used as a clip: latents, conditions, sound and reward."""
-    config, mask = STUDENTS["tiny"], load_constants(stages / "shards")["mask"]
-    whole = ShardClips(stages / "shards", config, mask).batch((1, 0))
-    cut = ShardClips(stages / "shards", config, mask, 6).batch((1, 0))
+    config = STUDENTS["tiny"]
+    whole = ShardClips(stages / "shards", config).batch((1, 0))
+    cut = ShardClips(stages / "shards", config, 6).batch((1, 0))
     torch.testing.assert_close(cut.target, whole.target[:, :, :6])
     torch.testing.assert_close(cut.condition, whole.condition[:, :, :6])
     torch.testing.assert_close(cut.audio, whole.audio[:, :24])
@@ -190,9 +190,9 @@ def test_clips_are_cut_to_their_first_frames(stages: Path) -> None:
 def test_the_reference_frame_is_the_references_or_the_targets(stages: Path) -> None:
     assert (base_values("default")["first_latent"], base_values("released")["first_latent"]) == ("reference", "target")
     config, shards = STUDENTS["tiny"], Shards(stages / "shards")
-    mask, c = load_constants(stages / "shards")["mask"], config.latent_channels
-    default = ShardClips(stages / "shards", config, mask).batch((1, 0))
-    upstream = ShardClips(stages / "shards", config, mask, 0, "target").batch((1, 0))
+    c = config.latent_channels
+    default = ShardClips(stages / "shards", config).batch((1, 0))
+    upstream = ShardClips(stages / "shards", config, 0, "target").batch((1, 0))
     for row, clip in enumerate((1, 0)):
         held = shards.tensors(clip)
         for batch, name in ((default, "first"), (upstream, "target")):
@@ -200,6 +200,62 @@ def test_the_reference_frame_is_the_references_or_the_targets(stages: Path) -> N
             assert torch.equal(batch.condition[row, :c], first.expand(-1, batch.target.shape[2], -1, -1))
     assert torch.equal(default.condition[:, c:], upstream.condition[:, c:])
     assert not torch.equal(default.condition, upstream.condition)
+
+
+def test_several_folders_are_trained_on(
+    stages: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, other = stages / "shards", tmp_path / "a=b"
+    arguments = ["--student", "tiny", "--encode", str(base), "--drawn", "1", "--seed", "5", "--workers", "1"]
+    assert main(["prepare", str(other), *arguments]) == 0
+    config = STUDENTS["tiny"]
+    together = ShardClips([one, other], config)
+    assert together.sizes == [2, 1]
+    for clip, (folder, number) in enumerate([(one, 0), (one, 1), (other, 0)]):
+        alone = ShardClips(folder, config).batch((number,))
+        torch.testing.assert_close(together.batch((clip,)).target, alone.target)
+        sound = Shards([one, other]).sound(clip)
+        np.testing.assert_array_equal(sound, Shards(folder).sound(number))
+
+    options = ["--student", "tiny", "--lora", "0", "--precision", "fp32", "--batch", "1", "--accumulate", "3"]
+    command = [
+        "distil",
+        str(tmp_path / "out"),
+        *options,
+        "--stage",
+        "forcing",
+        "--iterations",
+        "1",
+        "--save-every",
+        "1",
+    ]
+    assert main([*command, "--data", f"{one}=1", f"{other}=2"]) == 0
+    assert not (tmp_path / "out" / "last.safetensors").exists()
+    used = json.loads((tmp_path / "out" / "step-0000001" / "data.json").read_text())
+    assert used == {"sizes": [2, 1], "weights": [1.0, 2.0]}
+    assert main([*command, "--iterations", "2", "--data", f"{one}=1", "--data", f"{other}=1"]) > 0
+    assert "other data" in capsys.readouterr().err
+
+    held_out = ["--data", str(one), "--validate", str(other), "--loggers", ""]
+    assert main(["distil", str(tmp_path / "held"), *command[2:], *held_out]) == 0
+    assert json.loads((tmp_path / "held" / "log.jsonl").read_text())["validation/loss"] > 0
+    averaged = ["--average", "0.9", "--data", str(one)]
+    assert main(["distil", str(tmp_path / "average"), *command[2:], *averaged]) == 0
+    mean, last = (load_file(tmp_path / "average" / f"{name}.safetensors") for name in ("student", "last"))
+    assert mean.keys() == last.keys()
+    assert any(not torch.equal(x, last[name]) for name, x in mean.items())
+    again = load_model([tmp_path / "average" / "last.safetensors"], "tiny").state_dict()
+    assert all(torch.equal(x, last[name]) for name, x in again.items())
+    assert main([*command, "--data", str(one), str(other), "--validate", str(other)]) > 0
+    assert "not in --data" in capsys.readouterr().err
+    for wrong, said in (([f"{one}=1", str(other)], "for every folder"), ([f"{one}=much"], "FOLDER=WEIGHT")):
+        assert main([*command, "--data", *wrong]) > 0
+        assert said in capsys.readouterr().err
+
+    constants = load_file(other / "constants.safetensors")
+    save_file(constants | {"text": constants["text"] + 1}, other / "constants.safetensors")
+    assert main([*command, "--data", str(one), str(other)]) > 0
+    assert "do not fit each other: another prompt" in capsys.readouterr().err
 
 
 def _spoilt(folder: Path) -> str:
@@ -217,7 +273,7 @@ def small_world() -> Iterator[None]:
         return load(folder, 24, 4, quiet=True)
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("study", "micro"):
+        for module in ("study", "toy_dataset"):
             patch.setattr(f"lipstream_training.distil.{module}.load_micro", few)
         yield
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 import transformers
 import webdataset
-from lipstream.errors import ConfigError
+from lipstream.errors import ConfigError, FootageError
 from lipstream.media import VideoReader
 from lipstream_evaluate.media import read_sound
 from lipstream_evaluate.syncnet import DRAWN, load_syncnet, sync_score
@@ -128,7 +128,7 @@ def test_shards_do_not_depend_on_the_number_of_processes(odd: Path, tmp_path: Pa
     assert [name for name in ours if ours[name] != theirs[name]] == []
 
 
-_ARGUMENTS = ["--student", "tiny", "--drawn", "10", "--shard", "3", "--workers", "2"]
+_ARGUMENTS = ["--student", "tiny", "--drawn", "10", "--shard-clips", "3", "--workers", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -166,8 +166,6 @@ def test_a_finished_folder_is_left_as_it_is(undisturbed: Path, capsys: pytest.Ca
 def test_a_folder_of_something_else_is_refused(undisturbed: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="other settings"):
         prepare(undisturbed, [], Settings(student="tiny", shard=8), drawn=10)
-    with pytest.raises(ConfigError, match="other sources"):
-        prepare(undisturbed, [], Settings(student="tiny", shard=3), drawn=11)
     (tmp_path / "mine.txt").write_text("keep me")
     with pytest.raises(ConfigError, match="not empty"):
         prepare(tmp_path, [], TINY, drawn=1)
@@ -176,11 +174,89 @@ def test_a_folder_of_something_else_is_refused(undisturbed: Path, tmp_path: Path
         Shards(tmp_path)
 
 
+def sources_of(folder: Path) -> list[str]:
+    """The source of each clip, read from the tar files in the index's order."""
+    names = json.loads((folder / "index.json").read_text())["shards"]
+    return [json.loads(files["json"])["source"] for name in names for _, files in read_tar(folder / name["name"])]
+
+
+def test_new_videos_are_appended_and_those_that_are_there_are_skipped(odd: Path, tmp_path: Path) -> None:
+    out, settings = tmp_path / "out", Settings(student="tiny", shard=2)
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    (copies / "renamed.mp4").write_bytes((odd / "five_seconds.mp4").read_bytes())
+    prepare(out, [odd / "five_seconds.mp4"], settings, drawn=3, workers=1, quiet=True)
+    before, first = contents(out), sources_of(out)
+    found = prepare(out, [copies, odd / "silent.mp4", odd / "portrait.mp4"], settings, drawn=5, workers=1, quiet=True)
+    after = contents(out)
+    assert all(after[name] == before[name] for name in before if name.endswith(".tar"))
+    added = sources_of(out)[len(first) :]
+    assert sources_of(out)[: len(first)] == first
+    assert set(added) == {"portrait.mp4", "drawn 3", "drawn 4"}
+    assert len(added) == len(Shards(out)) - len(first)
+    assert found["clips"] == len(sources_of(out)) == found["counts"]["kept"]
+    assert found["sources"] == 1 + 3 + 2 + 2
+    assert "renamed.mp4" not in found["dropped"]
+    assert all(name in (out / "report.html").read_text() for name in ("five_seconds.mp4", "silent.mp4"))
+    assert Shards(out)[len(first)].about["source"] == added[0]
+    with pytest.raises(ConfigError, match="seed 0"):
+        prepare(out, [odd / "uhd.mp4"], replace(settings, seed=4), workers=1, quiet=True)
+    assert contents(out) == after
+
+
+def test_an_append_that_was_killed_leaves_the_clips_readable_and_continues(tmp_path: Path) -> None:
+    settings = Settings(student="tiny", shard=2)
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    for folder in (whole, out):
+        prepare(folder, [], settings, drawn=3, workers=1, quiet=True)
+    prepare(whole, [], settings, drawn=6, workers=1, quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lipstream_training.prepare.command.counts", _killed)  # after the new shards, before the index
+        with pytest.raises(KeyboardInterrupt):
+            prepare(out, [], settings, drawn=6, workers=1, quiet=True)
+    assert len(Shards(out)) == 3
+    with pytest.raises(ConfigError, match="not finished"):
+        prepare(out, [], settings, drawn=7, workers=1, quiet=True)
+    prepare(out, [], settings, drawn=6, workers=1, quiet=True)
+    assert contents(out) == contents(whole)
+
+
+def _killed(*arguments: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_machines_share_the_sources(undisturbed: Path, tmp_path: Path) -> None:
+    """Together the parts have the clips of one machine, each once."""
+    for part in (1, 2, 3):
+        assert main(["prepare", str(tmp_path), *_ARGUMENTS, "--workers", "1", "--shard", f"{part}/3"]) == 0
+    parts = [sources_of(tmp_path / f"part-{part}-of-3") for part in (1, 2, 3)]
+    assert parts[1] == ["drawn 1", "drawn 4", "drawn 7"]
+    assert sorted(source for part in parts for source in part) == sorted(sources_of(undisturbed))
+    mine, theirs = Shards(tmp_path / "part-2-of-3")[1], Shards(undisturbed)[4]
+    np.testing.assert_array_equal(mine.target, theirs.target)
+    for wrong in ("0/3", "4/3", "3", "11/11"):
+        assert main(["prepare", str(tmp_path / "out"), *_ARGUMENTS, "--shard", wrong]) == ConfigError.exit_code
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_clips_are_an_error_with_the_reasons(
+    odd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["prepare", str(tmp_path / "out"), str(odd / "silent.mp4"), "--student", "tiny"]
+    command += ["--quiet", "--workers", "1"]
+    assert main(command) == FootageError.exit_code
+    said = capsys.readouterr().err
+    assert "0 clips from 1 sources; dropped: silent (" in said
+    assert "report.html" in said
+    assert main([*command, "--drawn", "2", "--min-clips", "3"]) == FootageError.exit_code
+    assert main([*command, "--drawn", "2", "--min-clips", "2"]) == 0
+
+
 def test_sources_come_from_folders_lists_and_names(odd: Path, tmp_path: Path) -> None:
     listed = tmp_path / "list.txt"
     listed.write_text(f"# mine\n{odd / 'silent.mp4'}\n\n{odd / 'uhd.mp4'}\n")
     assert [source.name for source in find_sources([listed], 0)] == ["silent.mp4", "uhd.mp4"]
-    assert len(find_sources([odd, odd / "uhd.mp4"], 9)) == 12 + 3
+    assert len(find_sources([odd, odd / "uhd.mp4"], 9)) == 12 + 9
     with pytest.raises(ConfigError, match="no such"):
         find_sources([tmp_path / "gone"], 0)
     with pytest.raises(ConfigError, match="nothing to prepare"):

@@ -13,6 +13,7 @@ from lipstream.cli import main as run_program
 from lipstream.errors import ConfigError, OutputError
 
 from .distil.cli import ANALYZE, DISTIL, PLAN, STUDY
+from .launch import announces
 from .prepare.cli import PREPARE
 
 VIDEO_TEXT = "Good morning. This is how I spoke before anybody put other words on my lips."
@@ -135,7 +136,7 @@ SAMPLE = Command(
     _sample,
 )
 COMMANDS = (TINY, IMPORT, PREPARE, DISTIL, STUDY, ANALYZE, PLAN, SYNCNET, SAMPLE)
-LIPSTREAM_TRAIN = Program("lipstream-train", "Train students of Lip Forcing.", lambda: COMMANDS)
+LIPSTREAM_TRAIN = Program("lipstream-train", "Train students of Lip Forcing.", lambda: COMMANDS, announces)
 
 if __name__ == "__main__":
     sys.exit(main())

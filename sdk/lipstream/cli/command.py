@@ -53,11 +53,18 @@ class Command:
 
 @dataclass(frozen=True)
 class Program:
-    """A command line of several commands. `commands` is called once per run."""
+    """A command line of several commands.
+
+    Attributes:
+        commands: called once per run.
+        announces: of an error's code and message, whether this process prints it. For several processes with one
+            terminal.
+    """
 
     name: str
     description: str
     commands: Callable[[], Sequence[Command]]
+    announces: Callable[[str, str], bool] = lambda code, message: True
 
 
 class UsageError(Exception):

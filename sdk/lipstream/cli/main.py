@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None, program: Program = LIPSTREAM) -> int
     arguments = sys.argv[1:] if argv is None else list(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):  # a character that the terminal lacks is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
-    failure = _Failure(program.name, "--json" in arguments)
+    failure = _Failure(program, "--json" in arguments)
     try:
         with _signals_raise():
             args = build_parser(program).parse_args(arguments, argparse.Namespace(written=failure.written))
@@ -106,7 +106,7 @@ def _shown(text: str) -> str:
 class _Failure:
     """Reports a failed command. Attributes: written: files that it finished before."""
 
-    def __init__(self, program: str, as_json: bool) -> None:
+    def __init__(self, program: Program, as_json: bool) -> None:
         self._program, self._json = program, as_json
         self.written: list[Path] = []
 
@@ -114,7 +114,9 @@ class _Failure:
         return f"{', '.join(map(str, self.written))} is complete" if self.written else "nothing was written"
 
     def report(self, code: str, message: str, status: int) -> int:
-        print(f"{self._program}: {_shown(message)}", file=sys.stderr)
+        if not self._program.announces(code, message):
+            return status
+        print(f"{self._program.name}: {_shown(message)}", file=sys.stderr)
         if self._json:
             with suppress(OSError):
                 error = {"code": code, "message": message, "exit_status": status}

@@ -19,7 +19,7 @@ from lipstream_models import STUDENTS, ClipAttention
 from lipstream_models.schedule import add_noise, predict_x0
 from torch import Tensor
 
-from ..prepare.shards import Shards, load_constants
+from ..prepare.shards import Shards
 from .reward import SyncReward
 from .rollout import Batch
 from .sampling import constant, schedule, trajectory
@@ -130,8 +130,7 @@ def analyze_files(
         ConfigError, CheckpointError: files that do not fit.
     """
     config = STUDENTS[size]
-    constants = load_constants(data)
-    found = ShardClips(data, config, constants["mask"])
+    found = ShardClips(data, config)
     chosen = tuple(range(min(clips, len(found))))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     decode = open_decoder(codec, device)
@@ -147,7 +146,7 @@ def analyze_files(
         }
 
     model = load_model(teacher, size).to(device).eval()
-    networks = Networks(model, constants["text"].to(device), prompt(negative, config).to(device))
+    networks = Networks(model, found.text.to(device), prompt(negative, config).to(device))
     return analyze(networks, batch, measure, steps=steps, guidance=guidance)
 
 

@@ -5,19 +5,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lipstream.cli import Command, Result, needs_extra
 from lipstream.errors import ConfigError
 
+from ..launch import is_rank_zero
 from .recipe import Recipe, load_recipe
 
 
 def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("out", type=Path, metavar="OUT", help="folder for checkpoints, log and the result")
-    add("--data", type=Path, required=True, metavar="SHARDS", help="of lipstream-train prepare")
+    add(
+        "--data",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="SHARDS[=WEIGHT]",
+        help="folders of lipstream-train prepare; with weights an epoch has of each folder the share that its weight "
+        "has of their sum, without weights every clip once",
+    )
+    add("--validate", type=Path, metavar="SHARDS", help="clips that are not trained on: their loss goes to the log")
+    add("--validate-every", type=int, default=100, metavar="N", help="updates between two validations (default 100)")
+    add(
+        "--loggers",  # not --log: torchrun takes that for its --log-dir, even after the name of the script
+        default="tensorboard",
+        metavar="NAMES",
+        help="beside OUT/log.jsonl: tensorboard (default), wandb, mlflow, or several with commas",
+    )
     add("--recipe", metavar="RECIPE", help="values of the fields below: default, released (upstream's), or a TOML file")
     for name, help_text in (
         ("init", "initial weights: a folder of a stage, or released files, as of lipstream export (default: random)"),
@@ -42,14 +60,36 @@ def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
         fields.add_argument(option, metavar="X", help=f"{field.metadata['help']} ({values})".replace("%", "%%"))
 
 
+def weighted(given: Sequence[str]) -> tuple[tuple[Path, ...], tuple[float, ...]]:
+    """Folders and weights from FOLDER or FOLDER=WEIGHT; no weights where none is given.
+
+    Raises:
+        ConfigError: a weight is no number, or only some folders have one.
+    """
+    folders, weights = [], []
+    for text in given:
+        folder, equals, weight = text.rpartition("=")
+        if not equals or Path(text).is_dir():  # a folder's name may have "=" in it
+            folders.append(Path(text))
+            continue
+        folders.append(Path(folder))
+        try:
+            weights.append(float(weight))
+        except ValueError:
+            raise ConfigError(f"--data {text!r}", expected="FOLDER or FOLDER=WEIGHT, such as drawn=0.5") from None
+    if weights and len(weights) < len(folders):
+        raise ConfigError(f"--data {' '.join(given)}", expected="a weight for every folder, or for none")
+    return tuple(folders), tuple(weights)
+
+
 @needs_extra("lipstream-train distil", "training")
-def _distil(args: argparse.Namespace) -> Result:
+def _distil(args: argparse.Namespace) -> Result | None:
     from .command import Inputs, distil
 
     names = [field.name for field in dataclasses.fields(Recipe)]
     changes = {name: value for name in names if (value := getattr(args, name)) is not None}
     inputs = Inputs(
-        args.data,
+        *weighted(args.data),
         tuple(args.init),
         tuple(args.teacher),
         tuple(args.critic),
@@ -57,8 +97,12 @@ def _distil(args: argparse.Namespace) -> Result:
         args.syncnet,
         args.codec,
         args.base,
+        args.validate,
+        args.validate_every,
     )
-    distil(args.out, inputs, load_recipe(args.recipe, **changes), quiet=args.quiet)
+    distil(args.out, inputs, load_recipe(args.recipe, **changes), log=args.loggers, quiet=args.quiet)
+    if not is_rank_zero():
+        return None
     student = args.out / "student.safetensors"
     text = f"{student}; next: lipstream export --student {student}, or the next stage --init {args.out}"
     return Result({"student": str(student)}, text)
@@ -129,7 +173,7 @@ DISTIL = Command(
     "one stage of distillation",
     "Trains a teacher (stage teacher), a causal student by diffusion forcing (forcing), or a student on its own output "
     "by Sync-Window DMD with SyncNet's reward (self_forcing). An interrupted run continues from its last checkpoint "
-    "in OUT. On several GPUs: torchrun --nproc-per-node 8 -m lipstream_training.cli distil ...",
+    "in OUT. On several GPUs: python -m lipstream_training.launch --nproc-per-node 8 distil ...",
     _add_distil_arguments,
     _distil,
 )

@@ -21,13 +21,15 @@ from safetensors.torch import save
 from torch import Tensor
 from tqdm import tqdm
 
-from ..prepare.shards import Shards, load_constants
+from ..prepare.shards import Shards
 from . import parallel
+from .log import logger_names
+from .mixture import Mixture
 from .recipe import Recipe
 from .reward import SyncReward
 from .rollout import roll_out
 from .sampling import constant, sample
-from .sources import ADAPTER, WEIGHTS, ShardClips, load_model, load_unmerged_model, open_decoder, prompt
+from .sources import ADAPTER, LAST, WEIGHTS, ShardClips, load_model, load_unmerged_model, open_decoder, prompt
 from .stages import Networks
 from .trainer import Trainer
 
@@ -37,14 +39,17 @@ class Inputs:
     """Files that a stage starts from.
 
     Attributes:
-        shards: of `lipstream-train prepare`, with latents. student: initial weights; empty for random ones.
+        shards: folders of `lipstream-train prepare`, with latents. weights: of these folders in the training data; none
+            for every clip once in an epoch. student: initial weights; empty for random ones.
         teacher: for self_forcing. critic: initial weights of the fake score; the teacher's if empty.
-        negative: embedding of the negative prompt; zeros without it.
+        held_out: a folder of clips that are not trained on, for the losses on them in the log every `validate_every`
+            updates. negative: embedding of the negative prompt; zeros without it.
         syncnet, codec: of the reward: SyncNet's weights, and the decoder: taew2_1, or a checkpoint of ours.
         base: checkpoint whose codec, audio encoder and masks go with the student into OUT/checkpoint.
     """
 
-    shards: Path
+    shards: tuple[Path, ...]
+    weights: tuple[float, ...] = ()
     student: tuple[Path, ...] = ()
     teacher: tuple[Path, ...] = ()
     critic: tuple[Path, ...] = ()
@@ -52,26 +57,38 @@ class Inputs:
     syncnet: str | None = None
     codec: Path | None = None
     base: Path | None = None
+    held_out: Path | None = None
+    validate_every: int = 100
 
 
-def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) -> None:
+def distil(out: Path, inputs: Inputs, recipe: Recipe, *, log: str = "tensorboard", quiet: bool = False) -> None:
     """Run a stage to its end, from the last checkpoint in `out` if there is one.
 
-    Writes OUT/student.safetensors, adapters merged, and OUT/recipe.json; with `base` also OUT/checkpoint. Where a
-    following stage can train the adapters on, also OUT/adapter.safetensors: the adapters, as a training delta.
+    Writes OUT/student.safetensors, adapters merged, and OUT/recipe.json; with `base` also OUT/checkpoint. Where the
+    recipe has a moving average, these two are the average, and OUT/last.safetensors are the weights after the last
+    update. Where a following stage can train the adapters on, also OUT/adapter.safetensors: as a training delta.
+
+    Args:
+        log: names of loggers, with commas between them; see `log.logger_names`.
 
     Raises:
-        ConfigError, CheckpointError: before anything is trained.
+        ConfigError, CheckpointError, MissingExtraError: before anything is trained.
     """
     if recipe.student not in STUDENTS:
         raise ConfigError(f"student {recipe.student!r}", expected=", ".join(STUDENTS))
+    if inputs.held_out in inputs.shards:
+        raise ConfigError(f"--validate {inputs.held_out}", expected="a folder that is not in --data")
+    if inputs.validate_every < 1:
+        raise ConfigError(f"--validate-every {inputs.validate_every}", expected="1 or more")
+    loggers = logger_names(log)
     device = parallel.start()
     config = STUDENTS[recipe.student]
-    constants = load_constants(inputs.shards)
-    data = ShardClips(inputs.shards, config, constants["mask"], recipe.frames, recipe.first_latent)
+    folders = [*inputs.shards, *([inputs.held_out] if inputs.held_out else [])]
+    data = ShardClips(folders, config, recipe.frames, recipe.first_latent)
+    order = Mixture(data.sizes[: len(inputs.shards)], inputs.weights, recipe.seed)
     torch.manual_seed(recipe.seed)
     model, adapters = _model(inputs.student, recipe)
-    networks = Networks(model, constants["text"], prompt(inputs.negative, config), adapters=adapters)
+    networks = Networks(model, data.text, prompt(inputs.negative, config), adapters=adapters)
     codec = inputs.codec or inputs.base
     decode = open_decoder(codec, device) if codec else None
     if recipe.stage == "self_forcing":
@@ -85,10 +102,21 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
                     f"the reward {recipe.reward!r} needs SyncNet and a decoder",
                     fix="give --syncnet FILE and --codec FILE, or --reward none",
                 )
-            net, shards = load_syncnet(inputs.syncnet), Shards(inputs.shards)
+            net, shards = load_syncnet(inputs.syncnet), Shards(folders)
             networks.judge = SyncReward(net, decode, shards, recipe.reward_scoring)
     show = None if decode is None else _samples(networks, recipe, data, decode, out / "samples")
-    trainer = Trainer(recipe, networks, data, out, device=device, sample=show)
+    trainer = Trainer(
+        recipe,
+        networks,
+        data,
+        out,
+        order=order,
+        held_out=range(sum(order.sizes), len(data)),
+        validate_every=inputs.validate_every,
+        loggers=loggers,
+        device=device,
+        sample=show,
+    )
     hidden = quiet or parallel.rank() > 0
     with tqdm(total=recipe.updates, initial=trainer.iteration, desc=recipe.stage, disable=hidden) as bar:
 
@@ -97,12 +125,14 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, quiet: bool = False) ->
             bar.update()
 
         trainer.run(progress=progress)
+    if recipe.average:
+        _write(out / LAST, trainer.weights(averaged=False))
     weights = trainer.weights()
     adapter = trainer.delta() if recipe.lora and recipe.continue_adapters else {}
+    if adapter:
+        _write(out / ADAPTER, adapter)
+    _write(out / WEIGHTS, weights)
     if parallel.rank() == 0:
-        if adapter:
-            write_file(out / ADAPTER, save({name: x.contiguous() for name, x in adapter.items()}))
-        write_file(out / WEIGHTS, save({name: x.contiguous() for name, x in weights.items()}))
         write_file(out / "recipe.json", (json.dumps(recipe.fields(), indent=1) + "\n").encode())
         if inputs.base is not None:
             parts = StudentParts.from_checkpoint(inputs.base)
@@ -118,6 +148,11 @@ def _model(files: Sequence[Path], recipe: Recipe) -> tuple[CausalDiT, Adapters]:
     if recipe.lora and recipe.continue_adapters:
         return load_unmerged_model(files, recipe.student)
     return load_model(files, recipe.student), {}
+
+
+def _write(path: Path, weights: dict[str, Tensor]) -> None:
+    if parallel.rank() == 0:
+        write_file(path, save({name: x.contiguous() for name, x in weights.items()}))
 
 
 def _samples(

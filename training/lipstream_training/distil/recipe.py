@@ -79,6 +79,7 @@ class Recipe:
     checkpointing: bool = _option(True, "recompute each block's activations in the backward pass")
     seed: int = _option(0, "of all random numbers")
     save_every: int = _option(100, "updates between two checkpoints")
+    keep_every: int = _option(0, "every how many-th checkpoint is kept for good; 0: only the last two are kept")
     sample_every: int = _option(100, "updates between two samples in the log; 0: none")
 
     drop: float = _option(0.1, "teacher: share of clips without audio and prompt, so that it can be guided")
@@ -158,6 +159,8 @@ class Recipe:
                 "kv_cleared_before_backward without checkpointing changes nothing: no block is computed again",
                 fix="--checkpointing true, or --kv-cleared-before-backward false",
             )
+        if self.keep_every < 0:
+            raise ConfigError(f"keep_every {self.keep_every}", expected="0 for none, or every how many-th checkpoint")
         if self.frames < 0:
             raise ConfigError(f"frames {self.frames}", expected="0 for all, or how many")
         if not 0 <= self.gate[0] <= self.gate[1] <= 1:

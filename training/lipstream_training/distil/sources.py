@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from lipstream.errors import CheckpointError, ConfigError
@@ -13,44 +15,73 @@ from lipstream_models.parts import StudentParts
 from lipstream_models.released import load_student, load_taehv
 from lipstream_models.released.student import LORA_SCALE, Adapters, load_unmerged
 from lipstream_models.released.text import load_text
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..prepare.shards import Shards
+from ..prepare.shards import Shards, load_constants
 from .recipe import FirstLatent
 from .rollout import Batch
 
 WEIGHTS = "student.safetensors"
 """A stage's result, adapters merged."""
+LAST = "last.safetensors"
+"""Of a run with a moving average the weights without it; `WEIGHTS` has the average."""
 ADAPTER = "adapter.safetensors"
 """The adapters that are merged into it, and what was trained beside them; names and scale of a released delta."""
 _A = ".lora_A.default.weight"
+_CONSTANTS = {"text": "prompt", "mask": "mask"}
 
 
 class ShardClips:
-    """Clips of a folder of `lipstream-train prepare` with latents and features in it.
+    """Clips of folders of `lipstream-train prepare` with latents and features in them.
+
+    Attributes:
+        sizes: clips of each folder; clips are numbered through, folder by folder.
+        text: the prompt's embedding, float32 [text_len, text_dim].
 
     Args:
-        mask: [h, w], 1 = keep: the student's latent mask.
         frames: latent frames of each clip that are used, its first; 0: all.
         first_latent: whose first latent frame the condition repeats for all frames.
 
     Raises:
-        ConfigError: no shards, or shards without latents, or of other sizes than the student's; `frames` is more than a
-            clip has, or not a whole number of chunks.
+        ConfigError: no shards, or shards without latents, or of other sizes than the student's; folders with different
+            prompts or masks; `frames` is more than a clip has, or not a whole number of chunks.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folders: Path | Sequence[Path],
         config: StudentConfig,
-        mask: Tensor,
         frames: int = 0,
         first_latent: FirstLatent = "reference",
     ) -> None:
-        self._shards, self._config, self._mask, self._first = Shards(folder), config, mask, first_latent
-        first = self._shards.tensors(0)
+        folders = [folders] if isinstance(folders, Path) else list(folders)
+        constants = [load_constants(folder) for folder in folders]
+        self._config, self.text, self._mask = config, constants[0]["text"], constants[0]["mask"]
+        for folder, other in zip(folders, constants, strict=True):
+            for name, x in constants[0].items():
+                if not torch.equal(x, other[name]):
+                    raise ConfigError(
+                        f"{folder} and {folders[0]} do not fit each other: another {_CONSTANTS[name]}",
+                        fix="prepare both with the same --encode, or --vae, --wav2vec, --text and --mask",
+                    )
+        self._shards, self._first = Shards(folders), first_latent
+        self.sizes = self._shards.sizes
+        held = min(self._check(folder, first) for folder, first in zip(folders, self._firsts(), strict=True))
+        c = config.chunk_frames
+        self._frames = frames or held
+        if self._frames > held or self._frames % c:
+            raise ConfigError(f"frames {self._frames}", expected=f"a multiple of {c} up to {held}, which a clip has")
+
+    def _firsts(self) -> list[dict[str, NDArray[Any]]]:
+        """The first clip of each folder."""
+        return [self._shards.tensors(start) for start in list(accumulate(self.sizes, initial=0))[:-1]]
+
+    def _check(self, folder: Path, first: dict[str, NDArray[Any]]) -> int:
+        """Check a folder by its first clip; returns the latent frames of a clip."""
+        config = self._config
         if "target" not in first:
             raise ConfigError(
                 f"{folder} holds no latents", fix="prepare it with --encode, or --vae, --wav2vec, --text and --mask"
@@ -62,10 +93,7 @@ class ShardClips:
                 f"{folder} holds latents {found} and {first['audio'].shape[1]} audio features",
                 expected=f"{wanted} and {config.audio_dim}, as the student has",
             )
-        held, c = first["target"].shape[1], config.chunk_frames
-        self._frames = frames or held
-        if self._frames > held or self._frames % c:
-            raise ConfigError(f"frames {self._frames}", expected=f"a multiple of {c} up to {held}, which a clip has")
+        return int(first["target"].shape[1])
 
     def __len__(self) -> int:
         return len(self._shards)
@@ -88,7 +116,7 @@ class ShardClips:
 
 
 def load_model(files: Sequence[Path], student: str) -> CausalDiT:
-    """A model in float32, from a folder that a stage wrote, or from released files (`lipstream export --student`).
+    """A model in float32, from a folder or file of a stage, or from released files (`lipstream export --student`).
 
     Raises:
         CheckpointError: they do not hold such a model.
@@ -108,7 +136,7 @@ def load_unmerged_model(files: Sequence[Path], student: str) -> tuple[CausalDiT,
         return model.float(), adapters
     model = _merged(ours, student)
     path = ours.with_name(ADAPTER)
-    if not path.is_file():
+    if ours.name == LAST or not path.is_file():  # the adapters are those of the moving average
         return model, {}
     try:
         held = load_file(path)
@@ -125,7 +153,7 @@ def load_unmerged_model(files: Sequence[Path], student: str) -> tuple[CausalDiT,
 def _of_a_stage(files: Sequence[Path]) -> Path | None:
     """The weights that a stage wrote, if `files` are these."""
     path = files[0] / WEIGHTS if files[0].is_dir() else files[0]
-    return path if len(files) == 1 and path.name == WEIGHTS and path.is_file() else None
+    return path if len(files) == 1 and path.name in (WEIGHTS, LAST) and path.is_file() else None
 
 
 def _merged(path: Path, student: str) -> CausalDiT:

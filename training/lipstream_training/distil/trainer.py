@@ -1,4 +1,4 @@
-"""Training of a stage apart from its loss: updates, ranks, checkpoints and the log."""
+"""Training of a stage apart from its loss: updates, ranks, checkpoints, validation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ..optim import Average
 from . import parallel
+from .log import Log, peak_memory
+from .mixture import Mixture
 from .noise import Noise
 from .recipe import Recipe
 from .rollout import Batch
@@ -53,7 +55,11 @@ class Trainer:
     alone. So a run continues from any checkpoint as if it had not stopped, and ranks are equivalent to accumulation.
 
     Args:
+        order: the clip of each sample; default: every epoch has all clips of `data`, in a new order.
         out: folder of checkpoints and log; the run continues from the last checkpoint in it.
+        held_out: clips of `data` that `order` does not use. Every `validate_every` updates, and after the last, the log
+            has the losses on them, with the same random numbers each time. Every rank computes all of them.
+        loggers: names, see `log.logger_names`.
         sample: called every `sample_every` updates, on all ranks, with the model and the number of updates; the
             pictures it returns (uint8 [H, W, 3] by name) are logged.
     """
@@ -65,12 +71,17 @@ class Trainer:
         data: Data,
         out: Path,
         *,
+        order: Mixture | None = None,
+        held_out: Sequence[int] = (),
+        validate_every: int = 100,
+        loggers: Sequence[str] = ("tensorboard",),
         device: torch.device | None = None,
         sample: Callable[[CausalDiT, int], dict[str, Any]] | None = None,
     ) -> None:
         self.recipe, self.nets, self._data, self._out = recipe, networks, data, out
         self._device = device or torch.device("cpu")
         self._sample = sample
+        self._held_out, self._validate_every, self._loggers = held_out, validate_every, loggers
         self._losses = Losses(networks, recipe)
         over = parallel.mesh(self._device)
         trained = [networks.model] + ([networks.critic] if networks.critic is not None else [])
@@ -91,7 +102,7 @@ class Trainer:
         )
         self._average = Average(networks.model, recipe.average) if recipe.average else None
         self.iteration = 0
-        self._order: tuple[int, Tensor] | None = None  # epoch, and the order of its clips
+        self._order = order or Mixture([len(data)], seed=recipe.seed)
         self._resume()
 
     def run(self, until: int | None = None, progress: Callable[[float], None] = lambda loss: None) -> None:
@@ -102,12 +113,17 @@ class Trainer:
         """
         recipe = self.recipe
         end = min(until or recipe.updates, recipe.updates)
-        with _Log(self._out, recipe) as log:
+        clips = recipe.batch * recipe.accumulate * parallel.world()
+        with Log(self._out, recipe.fields(), self._loggers) as log:
             while self.iteration < end:
                 started = time.monotonic()
                 numbers = self._update()
                 self.iteration += 1
-                numbers["seconds"] = time.monotonic() - started
+                seconds = time.monotonic() - started
+                memory = peak_memory(self._device)
+                numbers |= {"seconds": seconds, "clips_per_second": clips / seconds, "peak_memory_gib": memory}
+                if self._held_out and (self.iteration % self._validate_every == 0 or self.iteration == end):
+                    numbers |= self._validate()
                 log.numbers(self.iteration, numbers)
                 progress(numbers["loss"])
                 if self._sample and recipe.sample_every and self.iteration % recipe.sample_every == 0:
@@ -117,16 +133,16 @@ class Trainer:
                     self.save()
 
     def clips(self, number: int) -> int:
-        """The clip of the `number`-th sample of the run: every epoch has all clips in a new order."""
-        epoch, index = divmod(number, len(self._data))
-        if self._order is None or self._order[0] != epoch:
-            order = Noise(self.recipe.seed, epoch, [0], "order").uniform(len(self._data))[0].argsort(stable=True)
-            self._order = epoch, order
-        return int(self._order[1][index])
+        """The clip of the `number`-th sample of the run."""
+        return self._order.clip(number)
 
-    def weights(self) -> dict[str, Tensor]:
-        """The model's weights, adapters merged, the moving average where there is one. On every rank."""
-        with self._average.in_place() if self._average else contextlib.nullcontext():
+    def weights(self, *, averaged: bool = True) -> dict[str, Tensor]:
+        """The model's weights, adapters merged, on every rank.
+
+        Args:
+            averaged: the moving average, where there is one; else the weights after the last update.
+        """
+        with self._average.in_place() if self._average and averaged else contextlib.nullcontext():
             return {name: parallel.whole(x).cpu().clone() for name, x in parallel.merged(self.nets.model).items()}
 
     def delta(self) -> dict[str, Tensor]:
@@ -136,10 +152,34 @@ class Trainer:
             found = parallel.delta(self.nets.model, recipe.lora, recipe.lora_alpha)
             return {name: parallel.whole(x).cpu().clone() for name, x in found.items()}
 
+    def _validate(self) -> dict[str, float]:
+        """Losses on the clips held out, means over them; in self_forcing of the critic and the student."""
+        sums: dict[str, float] = {}
+        size, centre = self.recipe.batch, self._losses.reward_mean.value.clone()
+        for part, first in enumerate(range(0, len(self._held_out), size)):
+            clips = tuple(self._held_out[first : first + size])
+            batch = self._data.batch(clips).to(self._device)
+            noise = Noise(self.recipe.seed, 0, range(first, first + len(clips)), "validation")
+            with torch.no_grad(), parallel.products(self._device, self.recipe.precision):
+                if self.recipe.stage == "self_forcing":
+                    loss = self._losses.critic(batch, noise, part).mean()
+                    value, more = self._losses.student(batch, noise, part)
+                    found = {"loss": loss, "student/loss": value, **more}
+                else:
+                    loss, more = self._simple(batch, noise, part)
+                    found = {"loss": loss, **more}
+            for name, x in found.items():
+                sums[name] = sums.get(name, 0.0) + float(x) * len(clips) / len(self._held_out)
+        self._losses.reward_mean.value.copy_(centre)  # rewards of these clips must not change the training
+        return {f"validation/{name}": x for name, x in sums.items()}
+
     def _update(self) -> dict[str, float]:
         recipe, losses, it = self.recipe, self._losses, self.iteration
         if recipe.stage != "self_forcing":
-            return self._gradient(self._model, recipe.stage, self._simple, recipe.accumulate) | self._step(self._model)
+            found = self._gradient(
+                self._model, recipe.stage, lambda b, n, part: self._simple(b, n, it), recipe.accumulate
+            )
+            return found | self._step(self._model)
         assert self._critic is not None
         turn = (it + recipe.count_from) % recipe.update_ratio == 0
         share = 1 if turn and not recipe.exact_critic else recipe.accumulate
@@ -160,10 +200,10 @@ class Trainer:
         numbers = {f"critic/{name}": x for name, x in critic.items()} | {"loss": critic["loss"]}
         return numbers | {name if "/" in name else f"student/{name}": x for name, x in student.items()}
 
-    def _simple(self, batch: Batch, noise: Noise, part: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def _simple(self, batch: Batch, noise: Noise, iteration: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self.recipe.stage == "teacher":
             return self._losses.teacher(batch, noise).mean(), {}
-        return self._losses.forcing(batch, noise, self.iteration).mean(), {}
+        return self._losses.forcing(batch, noise, iteration).mean(), {}
 
     def _gradient(
         self,
@@ -196,7 +236,7 @@ class Trainer:
         norm, skipped = what.step(self.iteration)
         if self._average and what is self._model:
             self._average.update()
-        return {"gradient": norm, "skipped": float(skipped)}
+        return {"gradient": norm, "skipped": float(skipped), "rate": what.rate(self.iteration)}
 
     def save(self) -> None:
         """Write a checkpoint of this update, atomically."""
@@ -210,10 +250,17 @@ class Trainer:
         _barrier()
         if parallel.rank() == 0:
             write_file(partial / "recipe.json", (json.dumps(self.recipe.fields(), indent=1) + "\n").encode())
+            write_file(partial / "data.json", (json.dumps(self._order.fields()) + "\n").encode())
             replace_folder(partial, target)
             for old in checkpoints(self._out)[:-_KEPT]:
-                shutil.rmtree(old)
+                if not self._is_kept(old):
+                    shutil.rmtree(old)
         _barrier()
+
+    def _is_kept(self, checkpoint: Path) -> bool:
+        """Whether a checkpoint is one of those that are kept for good."""
+        every = self.recipe.keep_every * self.recipe.save_every
+        return every > 0 and int(checkpoint.name.removeprefix("step-")) % every == 0
 
     def _resume(self) -> None:
         found = checkpoints(self._out)
@@ -221,12 +268,19 @@ class Trainer:
             return
         before = json.loads((found[-1] / "recipe.json").read_text())
         now = json.loads(json.dumps(self.recipe.fields()))
-        free = ("iterations", "save_every", "sample_every")  # a run may be made longer
+        free = ("iterations", "save_every", "keep_every", "sample_every")  # a run may be made longer
         if other := [name for name in now if name not in free and before.get(name) != now[name]]:
             raise CheckpointError(
                 f"{found[-1]} is of another recipe: {', '.join(f'{n} {before.get(n)}' for n in other)}",
                 expected=", ".join(f"{n} {now[n]}" for n in other),
                 fix="another folder, or the same recipe",
+            )
+        data = json.loads((found[-1] / "data.json").read_text())
+        if data != self._order.fields():
+            raise CheckpointError(
+                f"{found[-1]} is of other data: {data}",
+                expected=str(self._order.fields()),
+                fix=f"the same --data, or another folder with --init {self._out}",
             )
         state = self._state()
         load(state, checkpoint_id=str(found[-1]))
@@ -275,11 +329,14 @@ class _Optimised:
         self._optimizer = torch.optim.AdamW(self._parameters, rate, betas=betas, weight_decay=recipe.weight_decay)
         self._options = StateDictOptions(ignore_frozen_params=True)
 
+    def rate(self, iteration: int) -> float:
+        """The learning rate of an update."""
+        return self._rate * min(1.0, (iteration + 1) / (self._recipe.warm_up + 1))
+
     def step(self, iteration: int) -> tuple[float, bool]:
         """Update, and clear the gradient; returns its norm, and whether the update was skipped as it was not finite."""
-        warm = min(1.0, (iteration + 1) / (self._recipe.warm_up + 1))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * warm
+            group["lr"] = self.rate(iteration)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = get_total_norm(gradients)
         skipped = not torch.isfinite(parallel.whole(norm))
@@ -304,41 +361,6 @@ class _Optimised:
         loose = StateDictOptions(ignore_frozen_params=True, strict=False)
         set_model_state_dict(self.module, state["weights"], options=loose)
         set_optimizer_state_dict(self.module, self._optimizer, state["optimizer"], options=self._options)
-
-
-class _Log:
-    """Writes TensorBoard files, and the same numbers as lines of JSON, on rank 0 only."""
-
-    def __init__(self, out: Path, recipe: Recipe) -> None:
-        self._writer: Any = None
-        self._lines: Any = None
-        if parallel.rank() == 0:
-            from torch.utils.tensorboard import SummaryWriter
-
-            out.mkdir(parents=True, exist_ok=True)
-            self._writer = SummaryWriter(str(out / "log"))
-            self._lines = (out / "log.jsonl").open("a")
-            self._writer.add_text("recipe", "    " + json.dumps(recipe.fields(), indent=1).replace("\n", "\n    "))
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def numbers(self, iteration: int, numbers: dict[str, float]) -> None:
-        if self._writer is not None:
-            for name, x in numbers.items():
-                self._writer.add_scalar(name, x, iteration)
-            self._lines.write(json.dumps({"iteration": iteration, **numbers}) + "\n")
-            self._lines.flush()
-
-    def pictures(self, iteration: int, pictures: dict[str, Any]) -> None:
-        if self._writer is not None:
-            for name, picture in pictures.items():
-                self._writer.add_image(name, picture, iteration, dataformats="HWC")
-
-    def __exit__(self, *_: object) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._lines.close()
 
 
 def _barrier() -> None:

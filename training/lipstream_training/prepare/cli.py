@@ -25,7 +25,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     released.add_argument("--wav2vec", type=Path, metavar="FOLDER", help="wav2vec2-base-960h")
     released.add_argument("--text", type=Path, metavar="FILE", help="the prompt's embedding")
     released.add_argument("--mask", type=Path, metavar="PICTURE", help="white is kept, black is generated")
-    add("--shard", type=int, default=64, metavar="N", help="clips in a shard (default 64)")
+    add("--shard", default="1/1", metavar="I/N", help="one of N machines: every N-th source, into OUT/part-I-of-N")
+    add("--shard-clips", type=int, default=64, metavar="N", help="clips in a shard (default 64)")
+    add("--min-clips", type=int, default=1, metavar="N", help="fail if OUT has fewer clips at the end (default 1)")
     add("--seed", type=int, default=0, help="of drawn clips (default 0)")
     filters = parser.add_argument_group("what a clip must have; 0 turns a filter off")
     for field in dataclasses.fields(Filters):
@@ -47,12 +49,29 @@ def _run(args: argparse.Namespace) -> Result:
         student=args.student,
         syncnet=args.syncnet,
         encode=Released(**files) if all(files.values()) else args.encode,
-        shard=args.shard,
+        shard=args.shard_clips,
         seed=args.seed,
         filters=Filters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)}),
     )
-    found = prepare(args.out, args.inputs, settings, drawn=args.drawn, workers=args.workers, quiet=args.quiet)
+    part, of = _shard(args.shard)
+    found = prepare(
+        args.out if of == 1 else args.out / f"part-{part}-of-{of}",
+        args.inputs,
+        settings,
+        drawn=args.drawn,
+        shard=(part, of),
+        min_clips=args.min_clips,
+        workers=args.workers,
+        quiet=args.quiet,
+    )
     return Result(found, describe(found))
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, slash, of = text.partition("/")
+    if not (slash and part.isdecimal() and of.isdecimal()):
+        raise ConfigError(f"--shard {text!r}", expected="i/n, such as 1/4; --shard-clips N for clips in a shard")
+    return int(part), int(of)
 
 
 PREPARE = Command(
@@ -61,7 +80,7 @@ PREPARE = Command(
     "Cuts videos into clips of 81 aligned crops with their sound and a reference from another part of the same video, "
     "drops what cannot be trained on, and writes WebDataset shards, OUT/index.json, and OUT/report.html with pictures "
     "of what was kept and dropped and why. A run that was killed continues where it stopped, and gives the same "
-    "shards.",
+    "shards. Given a finished folder, it appends the videos that are not in it.",
     _add_arguments,
     _run,
 )

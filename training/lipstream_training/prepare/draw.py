@@ -1,8 +1,6 @@
-"""Drawn people as a source of clips."""
+"""Drawn people as sources of clips."""
 
 from __future__ import annotations
-
-from functools import partial
 
 import numpy as np
 
@@ -14,11 +12,11 @@ from .settings import FRAMES, Settings
 _PREPARED = 5  # seeds [5, ...] are used here only
 
 
-def draw_clips(first: int, count: int, settings: Settings) -> Cut:
-    """The drawn clips with numbers `first` to ``first + count - 1``."""
+def draw_clip_of(number: int, settings: Settings) -> Cut:
+    """The drawn clip with this number."""
     cut = Cut()
 
-    def draw(number: int) -> dict[str, bytes]:
+    def draw() -> dict[str, bytes]:
         rng = np.random.default_rng([_PREPARED, settings.seed, number])
         clip = draw_clip(rng, FRAMES, settings.size, settings.config.crop_box)
         about = {
@@ -34,5 +32,5 @@ def draw_clips(first: int, count: int, settings: Settings) -> Cut:
         cut.stretches.append(Stretch(0, FRAMES, "", {}, encoded_thumbnail(clip.target[FRAMES // 2])))
         return files
 
-    cut.samples = [(f"{number:07d}", partial(draw, number)) for number in range(first, first + count)]
+    cut.samples = [(f"{0:07d}", draw)]
     return cut

@@ -62,6 +62,11 @@ def page(sources: Sequence[Mapping[str, Any]], unchecked: Sequence[str]) -> str:
     return "".join([*parts, "</table></html>\n"])
 
 
+def reasons(found: Mapping[str, int]) -> str:
+    """What `counts` found to be dropped, on one line."""
+    return ", ".join(f"{name} ({number})" for name, number in found.items() if name != "kept") or "nothing"
+
+
 def describe(found: Mapping[str, Any]) -> str:
     """What `prepare` returned, as text for a terminal."""
     lines = [f"{found['clips']} clips in {len(found['shards'])} shards; {found['report']}: pictures, and reasons"]

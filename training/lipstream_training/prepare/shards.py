@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -85,30 +86,40 @@ class _Place:
     files: dict[str, list[int]]
 
 
+def _places(folder: Path) -> list[_Place]:
+    if not (folder / INDEX).is_file():
+        raise ConfigError(f"{folder} holds no finished shards: no {INDEX}", fix=f"lipstream-train prepare {folder} ...")
+    index = json.loads((folder / INDEX).read_text())
+    places = [
+        _Place(folder / shard["name"], key, files)
+        for shard in index["shards"]
+        for key, files in shard["samples"].items()
+    ]
+    if not places:
+        raise ConfigError(f"{folder} holds no clip", fix=f"see {folder / 'report.html'}, and give other videos")
+    return places
+
+
 class Shards:
-    """Clips of a folder that `lipstream-train prepare` wrote, by number. Several processes may read it at once.
+    """Clips of folders that `lipstream-train prepare` wrote, by number. Several processes may read them at once.
 
     `webdataset` can read the tar files, too, in order.
+
+    Attributes:
+        sizes: clips of each folder; clips are numbered through, folder by folder.
 
     Args:
         encoder: computes latents and features of clips that have none; None to leave them out.
 
     Raises:
-        ConfigError: the folder holds no finished shards.
+        ConfigError: a folder holds no finished shards, or no clip.
     """
 
-    def __init__(self, folder: Path, encoder: Encoder | None = None) -> None:
-        if not (folder / INDEX).is_file():
-            raise ConfigError(
-                f"{folder} holds no finished shards: no {INDEX}", fix=f"lipstream-train prepare {folder} ..."
-            )
-        self.about: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    def __init__(self, folders: Path | Sequence[Path], encoder: Encoder | None = None) -> None:
         self._encoder = encoder
-        self._places = [
-            _Place(folder / shard["name"], key, files)
-            for shard in self.about["shards"]
-            for key, files in shard["samples"].items()
-        ]
+        found = [_places(folder) for folder in ([folders] if isinstance(folders, Path) else folders)]
+        self.sizes = [len(places) for places in found]
+        self._places = list(chain.from_iterable(found))
 
     def __len__(self) -> int:
         return len(self._places)
