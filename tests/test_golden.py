@@ -94,3 +94,14 @@ def test_json_has_one_object_a_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert found[2]["rel"] is None
     assert golden.main(["--json", str(good)]) == 0
     assert len(results(capsys)) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "onnxruntime"])
+def test_a_whole_run_agrees_with_the_originals(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Through `LipSyncEngine.dub`, from frames and sound to pasted frames."""
+    path = Path(__file__).parents[2] / "shared" / "golden_pipeline" / "pipeline_w7.safetensors"
+    if not path.is_file():
+        pytest.skip(f"NO WHOLE RUN COMPARED: {path} is missing")
+    assert golden.main([str(path), "--backend", backend]) == 0
+    assert " pipeline rel=" in capsys.readouterr().out

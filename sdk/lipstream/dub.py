@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -93,6 +94,7 @@ def dub(
     finish: Callable[[Path, int], None] | None,
     sandbox: bool,
     retimed: bool,
+    upstream: bool,
 ) -> DubResult:
     """Make the face in `video` speak `audio`, to its last sample: the result has ceil(audio seconds * 25) frames.
 
@@ -111,6 +113,7 @@ def dub(
             to write others beside it. If it raises, no file is left at `output`.
         sandbox: decode both files in processes of their own, which have limits and no network (`media.sandbox`).
         retimed: whether the frames of `video` are resampled to 25 per second.
+        upstream: write as many frames as the upstream system does, up to half a second fewer.
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
@@ -141,7 +144,7 @@ def dub(
         late = round((held / FPS - before) * rate) if abs(before) < _MOST_APART else 0
         # Read it once to count and check the samples: lengths in headers are often wrong.
         samples = late + sum(len(to_float(block)) for block in sound)
-        total = -(-samples * FPS // rate)
+        total = upstream_frames(samples / rate) if upstream else -(-samples * FPS // rate)
         if samples * FPS < rate:
             raise AudioTooShortError(
                 f"{sound.path} has {max(samples, 0) / rate * 1000:.0f} ms of sound",
@@ -167,13 +170,15 @@ def dub(
         ) as writer:
 
             def blocks() -> Iterator[Array]:
-                return _shifted(sound, late, samples)
+                yield from _shifted(sound, late, samples)
+                missing = -(-total * rate // FPS) - samples  # of a short clip in upstream mode
+                yield from silence(max(0, missing) if upstream else 0, sound.info.channels, rate)
 
             with (
                 open_session(source, total, blocks, rate) as session,
                 Ahead(_frames(session, blocks(), rate), _AHEAD if may_overlap() else 0) as frames,
             ):
-                for frame in frames:
+                for frame in itertools.islice(frames, total):
                     check_running()
                     tally.first_frame = tally.first_frame or time.perf_counter() - start
                     with times("encode"):
@@ -208,6 +213,12 @@ def dub(
             first_frame=tally.first_frame,
             stages=stages,
         )
+
+
+def upstream_frames(seconds: float) -> int:
+    """Frames that the upstream system writes for so much sound: whole chunks of three latent frames, at least one."""
+    latent = 3 * max(1, (1 + (int(seconds * FPS) - 1) // 4) // 3)
+    return 1 + 4 * (latent - 1)
 
 
 _DOUBTED = 5

@@ -435,6 +435,7 @@ class LipSyncEngine:
             finish=finish,
             sandbox=sandbox,
             retimed=(face or FaceOptions()).retimed,
+            upstream=face is not None and face.upstream,
         )
 
     def _pipeline(self, face: FaceOptions) -> FacePipeline:

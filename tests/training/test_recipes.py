@@ -66,5 +66,5 @@ def test_the_commands_for_several_machines_are_understood() -> None:
         arguments = [launch.training_script, *launch.training_script_args]
         args = build_parser(LIPSTREAM_TRAIN).parse_args(arguments)
         changes = {name: x for name in ("batch", "accumulate") if (x := getattr(args, name)) is not None}
-        recipe = load_recipe(ROOT / "training" / "recipes" / args.recipe.name, **changes)
+        recipe = load_recipe(ROOT / "training" / "recipes" / Path(args.recipe).name, **changes)
         assert 16 * recipe.batch * recipe.accumulate == 16

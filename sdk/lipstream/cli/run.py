@@ -82,6 +82,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         help="crop, composite and sample frames as the upstream system does, to compare with its output; for bundles "
         "of released weights",
     )
+    add(
+        "--noise",
+        choices=("torch",),
+        help="torch: as the upstream script draws it on a CPU (default: by seed and chunk)",
+    )
 
 
 def _run(args: argparse.Namespace) -> Result:
@@ -131,6 +136,7 @@ def _run(args: argparse.Namespace) -> Result:
             args.output,
             face=FaceOptions(args.face_policy, face_at(args.face_at), args.doubtful, args.insightface, args.upstream),
             seed=args.seed,
+            noise=args.noise,
             codec=args.codec,
             crf=args.crf,
             preset=args.preset,

@@ -33,7 +33,7 @@ class InsightFaceTracker(Tracker):
     points are rounded to whole pixels, and only the nose is smoothed (`Aligner`). Landmarks are float32 [106, 2].
 
     Args:
-        models: folder with the two networks. policy, select, max_hold: as of `FaceTracker`.
+        models: folder with the two networks. policy, select, max_hold, cuts: as of `FaceTracker`.
 
     Raises:
         MissingExtraError: the package `insightface` is not installed.
@@ -47,8 +47,9 @@ class InsightFaceTracker(Tracker):
         select: Literal["largest"] | tuple[float, float] | None = "largest",
         *,
         max_hold: int = 60,
+        cuts: bool = True,
     ) -> None:
-        super().__init__(policy, select, max_hold=max_hold, smooth=False)
+        super().__init__(policy, select, max_hold=max_hold, smooth=False, cuts=cuts)
         self._analysis = _open(Path(models))
         self._place: tuple[float, float] | None = None
 

@@ -26,8 +26,8 @@ class FaceOptions:
             is drawn in flat colours. "paint": generate it in any case; "bypass": keep the frame unchanged.
         insightface: folder of InsightFace's models, to find faces exactly as the upstream system does. They are for
             non-commercial research only; None for the networks that LipStream ships.
-        upstream: crop, composite and sample frames as the upstream system does, to compare with its output; slower and
-            of lower quality (`lipstream.face.upstream`). For bundles of released weights.
+        upstream: crop, composite and sample frames as the upstream system does, to compare with its output, and write
+            as many; slower and of lower quality (docs/released.md has a table). For bundles of released weights.
     """
 
     policy: Policy = "hold"
@@ -55,7 +55,7 @@ class FaceOptions:
             ConfigError: an option is not valid. MissingExtraError: insightface is not installed.
         """
         if self.insightface is None:
-            return FaceTracker(self.policy, self.at)
+            return FaceTracker(self.policy, self.at, cuts=not self.upstream)
         from .insightface import InsightFaceTracker
 
-        return InsightFaceTracker(self.insightface, self.policy, self.at)
+        return InsightFaceTracker(self.insightface, self.policy, self.at, cuts=not self.upstream)

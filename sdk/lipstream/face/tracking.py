@@ -72,7 +72,7 @@ class Tracker(ABC):
             size, no face is taken.
         max_hold: frames; the default of 60 is 2.4 s.
         smooth: low-pass the alignment points over time (1-euro), to reduce the jitter of the landmarks.
-        fps: frame rate, for the smoothing.
+        fps: frame rate, for the smoothing. cuts: whether a scene cut starts everything anew.
 
     Attributes:
         found: True once a face was found in a frame.
@@ -89,6 +89,7 @@ class Tracker(ABC):
         max_hold: int = 60,
         smooth: bool = True,
         fps: float = 25.0,
+        cuts: bool = True,
     ) -> None:
         if policy not in get_args(Policy):
             raise ConfigError(f"face policy {policy!r}", expected="'hold', 'bypass' or 'raise'")
@@ -96,7 +97,7 @@ class Tracker(ABC):
             raise ConfigError(f"face selection {select!r}", expected="'largest' or a point (x, y) in pixels")
         if max_hold < 0 or fps <= 0:
             raise ConfigError(f"max_hold {max_hold}, fps {fps}", expected="max_hold >= 0, fps > 0")
-        self.policy, self.max_hold = policy, max_hold
+        self.policy, self.max_hold, self._cuts = policy, max_hold, cuts
         self.found = False
         self._point = None if isinstance(select, str) or select is None else (float(select[0]), float(select[1]))
         self._aligner = Aligner()
@@ -119,7 +120,7 @@ class Tracker(ABC):
         """
         frame = as_picture(frame)
         self._index += 1
-        if self._is_cut(frame):
+        if self._is_cut(frame) and self._cuts:
             self._forget()
         seen = self._see(frame)
         if seen is None:

@@ -1,7 +1,8 @@
 """The released system's crop and compositing, to compare with its output: `FaceOptions(upstream=True)`, `--upstream`.
 
-Of lower quality than ours: the whole face is resampled twice, values are truncated instead of rounded, and the
-transform has half precision. Not bit-identical to the original, which computes sample positions in half precision, too.
+Of lower quality than ours: the whole face is resampled twice, values are rounded to half precision and truncated, and
+the transform has half precision. One in 10,000 values of a crop differs from the original's by a level: it computes the
+positions of samples in float32.
 Slow: everything is computed on the whole frame, in NumPy.
 """
 

@@ -140,10 +140,15 @@ class Observed:
 
 
 class FaceObserver:
-    """Tracks the face of a video, and judges whether its mouth can be repainted. Not thread-safe."""
+    """Tracks the face of a video, and judges whether its mouth can be repainted. Not thread-safe.
+
+    Attributes:
+        again: whether a frame that is shown once more is observed once more, as the upstream system does.
+    """
 
     def __init__(self, face: FaceOptions, tracker: Tracker, pipeline: FacePipeline) -> None:
-        self._bypass = face.doubtful == "bypass"
+        self._bypass, self.again = face.doubtful == "bypass", face.upstream
+        self._held: Image | None = None  # upstream: the last crop of a face that was found, shown where it is not
         self._tracker, self._watch, self.crop = tracker, MouthWatch(), pipeline.crop
 
     def __call__(self, picture: Picture) -> Observed:
@@ -151,7 +156,9 @@ class FaceObserver:
         seen = self._tracker.track(picture)
         if seen is None:
             return Observed()
-        crop = self.crop(picture, seen.matrix)
+        crop = self.crop(picture, seen.matrix) if self._held is None or not seen.held else self._held
+        if self.again:
+            self._held = crop
         doubt = None if seen.held else self._watch(crop, seen.scene)  # only a face that was found
         if doubt and self._bypass:
             return Observed(doubt=doubt)
@@ -167,7 +174,7 @@ def _tracked(
         seen = known.get(index)
         if seen is None:
             seen = observe(picture)
-            if loop.comes_back(index):
+            if loop.comes_back(index) and not observe.again:
                 known[index] = replace(seen, crop=None)
         if seen.matrix is not None:
             crop = observe.crop(picture, seen.matrix) if seen.crop is None else seen.crop

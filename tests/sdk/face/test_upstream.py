@@ -11,9 +11,14 @@ import pytest
 import torch
 from lipstream import samples
 from lipstream.cli import main
+from lipstream.dub import upstream_frames
 from lipstream.errors import ConfigError
+from lipstream.face import FaceOptions
+from lipstream.face.tracking import Seen, Tracker
 from lipstream.face.upstream import UpstreamCompositor, crop
 from lipstream.media import Picture, VideoReader
+from lipstream.media.loop import FrameLoop
+from lipstream.session.reference import FaceObserver, SourceFrame, _tracked
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,8 +50,8 @@ def halved() -> NDArray[np.float64]:
 def test_the_crop_is_resampled_from_the_canvas_and_truncated() -> None:
     picture = frame()
     canvas = warp(torch.from_numpy(picture).permute(2, 0, 1), halved(), 560, 420, 127.0)
-    # The last bits of a position may decide whether 99.99999 or 100 is truncated.
-    exact = (canvas + 1e-4).to(torch.uint8).permute(1, 2, 0).numpy()
+    # In half precision, then truncated.
+    exact = canvas.half().to(torch.uint8).permute(1, 2, 0).numpy()
     expected = cv2.resize(exact, (SIZE, SIZE), interpolation=cv2.INTER_LANCZOS4)
     found = crop(picture, MATRIX, SIZE)
     assert found.shape == (SIZE, SIZE, 3)
@@ -121,3 +126,62 @@ def test_a_tiny_face_leaves_the_frame_unchanged() -> None:
     compositor = UpstreamCompositor(np.zeros((SIZE, SIZE), np.float32))
     found = compositor.composite(Picture.of(picture), view / np.float32(255), view, far).rgb
     np.testing.assert_array_equal(found, picture)
+
+
+def test_as_many_frames_as_the_original() -> None:
+    """L = 3 floor((1 + (int(25 seconds) - 1) // 4) / 3) latent frames, 1 + 4 (L - 1) frames; at least a chunk."""
+    found = [upstream_frames(seconds) for seconds in (0.2, 0.4, 1.0, 1.8, 1.83, 2.27, 2.29, 20.0)]
+    assert found == [9, 9, 21, 45, 45, 45, 57, 489]
+
+
+class Remembering(Tracker):
+    """The face moves to the right, and is not found in every third frame. Attributes: seen: calls so far."""
+
+    def __init__(self) -> None:
+        super().__init__(smooth=False)
+        self.seen = 0
+
+    def _see(self, frame: Picture) -> Seen | None:
+        self.seen += 1
+        if self.seen % 3 == 0:
+            return None
+        points = np.array([[40, 50], [80, 50], [60, 70]], np.float64) + np.array([self.seen, 0])
+        return np.zeros((106, 2), np.float32), 0.9, points
+
+    def _is_alike(self, frame: Picture, matrix: NDArray[np.float64], least: float = 0.0) -> bool:
+        return True
+
+
+class Place:
+    """A pipeline whose crop is the first number of the matrix's last column, and the picture's brightness."""
+
+    def crop(self, frame: Picture, matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
+        return np.full((8, 8, 3), frame.rgb[0, 0, 0], np.uint8)
+
+
+def observed(upstream: bool) -> tuple[list[SourceFrame], int]:
+    """Seven frames of a video of four, played forwards and backwards, and the number of detections."""
+    frames = [np.full((100, 120, 3), 10 * i, np.uint8) for i in range(4)]
+    tracker = Remembering()
+    observe = FaceObserver(FaceOptions(upstream=upstream), tracker, Place())  # type: ignore[arg-type]
+    found = list(_tracked(frames, FrameLoop(frames, 7), observe, np.zeros((8, 8, 3), np.uint8)))
+    return found, tracker.seen
+
+
+def test_a_frame_that_is_shown_again_is_searched_again() -> None:
+    ours, once = observed(upstream=False)
+    theirs, twice = observed(upstream=True)
+    assert (once, twice) == (4, 7)
+    for back, forth in ((4, 2), (6, 0)):
+        assert ours[back].matrix is not None
+        np.testing.assert_array_equal(ours[back].matrix, ours[forth].matrix)
+        assert not np.array_equal(theirs[back].matrix, theirs[forth].matrix)
+
+
+def test_a_face_that_is_missed_keeps_its_last_crop() -> None:
+    """Not the place of it in the present frame."""
+    ours, _ = observed(upstream=False)
+    theirs, _ = observed(upstream=True)
+    assert [frame.held for frame in theirs] == [False, False, True, False, False, True, False]
+    assert [int(frame.crop[0, 0, 0]) for frame in ours[:4]] == [0, 10, 20, 30]
+    assert [int(frame.crop[0, 0, 0]) for frame in theirs] == [0, 10, 10, 30, 20, 20, 0]
