@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from lipstream.cli import Command, Program, Result, needs_extra
 from lipstream.cli import main as run_program
@@ -45,9 +46,13 @@ def _tiny(args: argparse.Namespace) -> Result:
     from .tiny import TinyRecipe, train_tiny
 
     recipe = TinyRecipe()
-    sizes = {name: value for name in ("clips", "first") if (value := getattr(args, name)) is not None}
+    sizes: dict[str, Any] = {name: value for name in ("clips", "first") if (value := getattr(args, name)) is not None}
+    student = recipe.student
     if args.steps is not None:
-        sizes["student"] = replace(recipe.student, steps=args.steps)
+        student = replace(student, steps=args.steps)
+    if args.start:  # lower than from scratch: a higher rate first undoes what is learned
+        student = replace(student, learning_rate=0.7 * student.learning_rate)
+    sizes["student"] = student
     train_tiny(args.out, replace(recipe, **sizes), load_source(args.start) if args.start else None)
     checkpoint = args.out / "checkpoint"
     text = f"the student is in {checkpoint}; next: lipstream export {checkpoint} -o BUNDLE"
