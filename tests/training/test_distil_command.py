@@ -235,6 +235,9 @@ def test_several_folders_are_trained_on(
     assert used == {"sizes": [2, 1], "weights": [1.0, 2.0]}
     assert main([*command, "--iterations", "2", "--data", f"{one}=1", "--data", f"{other}=1"]) > 0
     assert "other data" in capsys.readouterr().err
+    (tmp_path / "out" / "step-0000001" / "data.json").unlink()
+    assert main([*command, "--iterations", "2", "--data", f"{one}=1", f"{other}=2"]) > 0
+    assert "not recorded" in capsys.readouterr().err
 
     held_out = ["--data", str(one), "--validate", str(other), "--loggers", ""]
     assert main(["distil", str(tmp_path / "held"), *command[2:], *held_out]) == 0

@@ -275,7 +275,8 @@ class Trainer:
                 expected=", ".join(f"{n} {now[n]}" for n in other),
                 fix="another folder, or the same recipe",
             )
-        data = json.loads((found[-1] / "data.json").read_text())
+        path = found[-1] / "data.json"
+        data = json.loads(path.read_text()) if path.is_file() else "not recorded, by an older version"
         if data != self._order.fields():
             raise CheckpointError(
                 f"{found[-1]} is of other data: {data}",
