@@ -85,7 +85,7 @@ class RecordingBackend:
     def __init__(self, backend: TorchBackend | OnnxRuntimeBackend, parts: StudentParts) -> None:
         self._backend, self._config = backend, parts.config
         self._mask = parts.masks["latent"].numpy()
-        self.encodes_clips, self.encode_clip = backend.encodes_clips, backend.encode_clip
+        self.encode_clip = backend.encode_clip
         self.steps: list[Recorded] = []
 
     def open_stream(self) -> ChunkStream:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from lipstream.backends import ChunkStream
@@ -119,16 +121,14 @@ class TorchBackend:
 
     def __init__(self, parts: StudentParts) -> None:
         self.parts, self.constants = parts, parts.constants()
-        self.encodes_clips = isinstance(parts.speech, LiveWav2Vec)
         for module in parts.modules().values():
             module.eval()
 
-    @torch.inference_mode()
-    def encode_clip(self, samples: Array) -> Array:
+    @property
+    def encode_clip(self) -> Callable[[Array], Array] | None:
         """See `lipstream.backends.base.Backend`."""
-        assert isinstance(self.parts.speech, LiveWav2Vec)
-        frames = math.ceil(len(samples) / SAMPLES_PER_FRAME)
-        return _array(hidden_states(self.parts.speech.model, torch.from_numpy(samples), frames))
+        speech = self.parts.speech
+        return partial(_clip_features, speech) if isinstance(speech, LiveWav2Vec) else None
 
     def open_stream(self) -> ChunkStream:
         return self.stepped(self.open_steps())
@@ -141,6 +141,12 @@ class TorchBackend:
     def open_steps(self) -> TorchSteps:
         """A stream that is called graph by graph, for tools that need intermediate results."""
         return TorchSteps(self)
+
+
+@torch.inference_mode()
+def _clip_features(speech: LiveWav2Vec, samples: Array) -> Array:
+    frames = math.ceil(len(samples) / SAMPLES_PER_FRAME)
+    return _array(hidden_states(speech.model, torch.from_numpy(samples), frames))
 
 
 def open_bundle(bundle: Bundle, *, threads: int = 0) -> TorchBackend:

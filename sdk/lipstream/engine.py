@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -191,20 +192,16 @@ class LipSyncEngine:
         face: FaceOptions | None,
         seed: int,
         noise: NoiseOption,
-        max_pending: float = 60.0,
-        idle: Idle | None = None,
-        sample_rate: int | None = None,
-        channels: int = 1,
-        length: int | None = None,
+        length: int | None,
         loop_bytes: int = LOOP_BYTES,
         latent_frames: int | None = None,
-        features: Callable[[int, int], Array] | None = None,
+        **options: Any,
     ) -> LipSyncSession:
         """See `session`.
 
         Args:
             latent_frames: of the clip, for the noise of torch; None: those of `length`.
-            features: called with a frame and a number of frames n, features [n, A] of the sound.
+            options: of `LipSyncSession`.
         """
         self._check_process()
         _check_face(face)
@@ -239,16 +236,12 @@ class LipSyncEngine:
                 pipeline,
                 self._pool,
                 noise=noises,
-                max_pending=max_pending,
-                idle=idle,
-                sample_rate=sample_rate,
-                channels=channels,
                 metrics=self._metrics,
-                features=features,
+                **options,
             )
             undo.pop_all()
         self._metrics.count("sessions_opened")
-        LOG.debug("session opened, idle=%s", idle)
+        LOG.debug("session opened, idle=%s", options.get("idle"))
         return session
 
     @working()
@@ -407,9 +400,9 @@ class LipSyncEngine:
             source: VideoReader, frames: int, sound: Callable[[], Iterator[Array]], rate: int
         ) -> LipSyncSession:
             features = None
-            if self.backend.encodes_clips:
+            if encode := self.backend.encode_clip:
                 step, resampled = m.audio.samples_per_frame, resampled_blocks(sound(), rate, m.audio.sample_rate)
-                features = ClipFeatures(self.backend.encode_clip, resampled, step)
+                features = ClipFeatures(encode, resampled, step)
             return self._session(
                 source,
                 face=face,

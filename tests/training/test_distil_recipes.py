@@ -276,7 +276,7 @@ class Sounds:
         begin = PAST_FRAMES * SAMPLES_PER_FRAME
         wave = generator.normal(size=(2, begin + frames * SAMPLES_PER_FRAME)) * 0.1
         wave *= 1 + np.sin(np.arange(wave.shape[1]) / 900)
-        self.heard = wave[:, begin:].astype(np.float32)
+        self.samples = wave[:, begin:].astype(np.float32)
         self._wave = wave.astype(np.float32)
 
     def sound(self, clip: int) -> NDArray[np.float32]:
@@ -308,7 +308,7 @@ def test_the_released_reward_is_upstreams() -> None:
     for recipe in (Recipe(), RELEASED):
         judge = SyncReward(net, lambda latents: video, sounds, recipe.reward_scoring)
         found[recipe.reward_scoring] = judge(torch.zeros(2), (0, 1))
-    stated = [upstream_reward(net, v, w) for v, w in zip(video, sounds.heard, strict=True)]
+    stated = [upstream_reward(net, v, w) for v, w in zip(video, sounds.samples, strict=True)]
     torch.testing.assert_close(found["upstream"], torch.tensor(stated), rtol=0, atol=1e-6)
     assert float((found["published"] - found["upstream"]).abs().max()) > 0.1
 

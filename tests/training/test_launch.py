@@ -1,4 +1,4 @@
-"""Errors of several processes: each is printed once, whoever has it."""
+"""Errors of several processes: each is printed once, by one of them."""
 
 from __future__ import annotations
 

@@ -68,15 +68,16 @@ def _common_weight(k: Tensor) -> Tensor:
     squares = k.double().square()
     scale = squares.mean()
     squares = squares / scale
+    solve = _right_inverse(squares)
     inverse = torch.ones(k.shape[1], dtype=torch.float64)  # of the square of the weight
     for _ in range(100):  # project on the solutions of the equations, then on the positive vectors
-        inverse = (inverse + _smallest(squares, k.shape[1] - squares @ inverse)).clamp_min(1e-2)
+        inverse = (inverse + solve @ (k.shape[1] - squares @ inverse)).clamp_min(1e-2)
     return (inverse / scale).rsqrt().float()
 
 
-def _smallest(a: Tensor, b: Tensor) -> Tensor:
-    """The smallest solution of a x = b; a has fewer rows than columns."""
-    return a.T @ cast(Tensor, torch.linalg.solve(a @ a.T, b))
+def _right_inverse(a: Tensor) -> Tensor:
+    """r, where r @ b is the smallest solution x of a x = b; a has fewer rows than columns."""
+    return cast(Tensor, torch.linalg.solve(a @ a.T, a)).T
 
 
 def _solve(layers: nn.Sequential, x: Tensor, wanted: Tensor) -> None:
@@ -87,6 +88,6 @@ def _solve(layers: nn.Sequential, x: Tensor, wanted: Tensor) -> None:
         x = layer(x)
     error = (wanted - last(x)).double()
     inputs = torch.cat([x, torch.ones(len(x), 1)], dim=1).double()
-    change = _smallest(inputs, error)
+    change = _right_inverse(inputs) @ error
     last.weight.add_(change[:-1].T)
     last.bias.add_(change[-1])

@@ -184,9 +184,11 @@ def train_student(
     average = Average(model)
     descent = Descent([model, probe], recipe.steps, recipe.learning_rate)
     last = model.refinement.leave if model.refinement is not None else model.head.head
-    judged = max(1, round((1 - recipe.sharp_from) * recipe.steps))
-    adversary = Adversary(last.weight, recipe.sharp, judged, recipe.learning_rate, halvings=1)
-    resume = Resume(partial, [model, probe, average, adversary], descent)
+    adversary = None
+    if decode is not None and recipe.sharp:
+        judged = max(1, round((1 - recipe.sharp_from) * recipe.steps))
+        adversary = Adversary(last.weight, recipe.sharp, judged, recipe.learning_rate, halvings=1)
+    resume = Resume(partial, [model, probe, average, *([adversary] if adversary else [])], descent)
 
     def run(x: Tensor, condition: Tensor, audio: Tensor, t: Tensor) -> Tensor:
         return predict_x0(x, velocity(model, x, condition, audio, t, text, attend), t[:, None, :, None, None])
@@ -224,7 +226,7 @@ def train_student(
             loss = loss + recipe.pixels * picture
         progress(loss.item())
         probed = recipe.probe * probe(mouth) if recipe.probe else 0.0
-        if made is not None and wanted is not None and recipe.sharp and step >= recipe.sharp_from * recipe.steps:
+        if adversary and made is not None and wanted is not None and step >= recipe.sharp_from * recipe.steps:
             # Two of the four frames of each latent: neighbours are alike.
             made, wanted = (x[:, ::2].flatten(0, 1) for x in (made, wanted))
             descent.step(loss + probed + adversary.loss(loss, made))

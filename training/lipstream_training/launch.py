@@ -2,8 +2,8 @@
 
     python -m lipstream_training.launch --nproc-per-node 8 distil OUT --data SHARDS ...
 
-takes torchrun's options, then the arguments of `lipstream-train`. torchrun itself ends any error of a process with a
-traceback of its own and a table; here that is left for crashes and bugs.
+takes torchrun's options, then the arguments of `lipstream-train`. torchrun itself ends any error of a process with its
+traceback and a table; here only crashes and bugs end so.
 """
 
 from __future__ import annotations

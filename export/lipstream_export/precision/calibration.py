@@ -82,7 +82,8 @@ class _Recorder:
 
 
 class _RecordingBackend:
-    reuses_streams = encodes_clips = False
+    reuses_streams = False
+    encode_clip = None
 
     def __init__(self, backend: TorchBackend, passes: Passes) -> None:
         self._backend, self._passes = backend, passes
@@ -90,9 +91,6 @@ class _RecordingBackend:
     def open_stream(self) -> ChunkStream:
         steps = cast(Steps, _Recorder(self._backend.open_steps(), self._passes))
         return self._backend.stepped(steps)
-
-    def encode_clip(self, samples: Array) -> Array:
-        return self._backend.encode_clip(samples)
 
 
 def record_passes(

@@ -123,22 +123,21 @@ class Backend(Protocol):
     it returns the backend.
 
     Attributes:
-        encodes_clips: whether the audio encoder computes something else from a whole clip than from a chunk's window,
-            and so there is `encode_clip`.
         reuses_streams: whether what a closed stream leaves (memory, captured graphs) serves the next one, so that
             warming several at once makes as many later sessions start fast.
     """
 
     reuses_streams: bool
-    encodes_clips: bool
 
     def open_stream(self) -> ChunkStream:
         """Open a new stream, at its first chunk."""
 
-    def encode_clip(self, samples: Array) -> Array:
-        """Features [f, A] of a whole clip, f = ceil(n / samples_per_frame), from its samples [n] in [-1, 1].
+    @property
+    def encode_clip(self) -> Callable[[Array], Array] | None:
+        """Function of the samples [n] in [-1, 1] of a whole clip: features [f, A], f = ceil(n / samples_per_frame).
 
-        Only where `encodes_clips`; f is at most `CLIP_FRAMES`. Thread-safe.
+        f is at most `CLIP_FRAMES`. Thread-safe. None where the audio encoder would compute from a whole clip what it
+        computes from the windows of its chunks, or cannot.
         """
 
 

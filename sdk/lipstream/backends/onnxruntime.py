@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -56,8 +56,7 @@ class OnnxRuntimeBackend:
                 fix="lipstream export SOURCE --precision fp32 -o BUNDLE, or lipstream build --help",
             )
         self._device = Device("cuda", require_provider(provider)) if provider != "cpu" else None
-        self.encodes_clips = bundle.manifest.encodes_clips
-        self._bundle, self._providers, self._opening = bundle, PROVIDERS[provider], threading.Lock()
+        self._bundle, self._provider, self._opening = bundle, provider, threading.Lock()
         self._clip_encoder: ort.InferenceSession | None = None
         self._options = options = ort.SessionOptions()
         self.threads = threads or default_threads(bundle)
@@ -71,29 +70,14 @@ class OnnxRuntimeBackend:
         for name in GRAPHS:
             if f"{name}.onnx" not in bundle.manifest.files:
                 continue
-            try:
-                path = bundle.file(f"{name}.onnx")
-                graph = ort.InferenceSession(str(path), options, providers=PROVIDERS[provider])
-                if name == "denoiser" and not self._device and _twice(bundle, path):
-                    # ONNX Runtime computes all outputs of a graph, also those that are not asked for.
-                    options.add_session_config_entry(
-                        "session.model_external_initializers_file_folder_path", str(path.parent)
-                    )
-                    only = without_output(path.read_bytes(), "velocity")
-                    self.graphs["context"] = ort.InferenceSession(only, options, providers=PROVIDERS[provider])
-            except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
-                memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
-                raise BackendError(
-                    f"graph {name} of {bundle.path} does not load: {error}",
-                    expected="memory for its weights" if memory else "",
-                    fix="free memory" if memory else "pip install --upgrade onnxruntime, or export the bundle again",
-                ) from error
-            if graph.get_providers()[0] != PROVIDERS[provider][0]:  # ONNX Runtime only logs the fallback
-                raise BackendError(
-                    f"provider={provider!r} does not start; ONNX Runtime would compute on {graph.get_providers()[0]}",
-                    expected="the CUDA and cuDNN libraries that onnxruntime-gpu was built for",
-                    fix="pip install 'onnxruntime-gpu[cuda,cudnn]'; for details: lipstream doctor",
+            path = bundle.file(f"{name}.onnx")
+            graph = self._load(name, str(path))
+            if name == "denoiser" and not self._device and _twice(bundle, path):
+                # ONNX Runtime computes all outputs of a graph, also those that are not asked for.
+                options.add_session_config_entry(
+                    "session.model_external_initializers_file_folder_path", str(path.parent)
                 )
+                self.graphs["context"] = self._load(name, without_output(path.read_bytes(), "velocity"))
             self.graphs[name] = graph
         if self._device:
             self._on_device = {name: self._device.put(x) for name, x in self.constants.items()}
@@ -105,17 +89,39 @@ class OnnxRuntimeBackend:
             return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, mask)
         return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask)
 
-    def encode_clip(self, samples: Array) -> Array:
-        """See `Backend`. The graph is loaded by the first call: only files need it."""
-        with self._opening:
+    @property
+    def encode_clip(self) -> Callable[[Array], Array] | None:
+        """See `Backend`."""
+        return self._encode_clip if self.manifest.encodes_clips else None
+
+    def _encode_clip(self, samples: Array) -> Array:
+        with self._opening:  # by the first call: only files need the graph
             if self._clip_encoder is None:
-                path = self._bundle.file(f"{CLIP_ENCODER}.onnx")
-                self._clip_encoder = ort.InferenceSession(str(path), self._options, providers=self._providers)
+                self._clip_encoder = self._load(CLIP_ENCODER, str(self._bundle.file(f"{CLIP_ENCODER}.onnx")))
         step = self.manifest.audio.samples_per_frame
         padded = np.pad(samples.astype(np.float32), (0, -len(samples) % step))
         count = np.array([len(samples)], np.int64)
         (features,) = self._clip_encoder.run(["features"], {"samples": padded, "count": count})
         return cast(Array, features)
+
+    def _load(self, name: str, model: str | bytes) -> ort.InferenceSession:
+        """The graph `name` of the bundle from a path, or its bytes. Raises BackendError."""
+        try:
+            graph = ort.InferenceSession(model, self._options, providers=PROVIDERS[self._provider])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class but Exception
+            memory = isinstance(error, MemoryError) or "bad_alloc" in str(error)
+            raise BackendError(
+                f"graph {name} of {self._bundle.path} does not load: {error}",
+                expected="memory for its weights" if memory else "",
+                fix="free memory" if memory else "pip install --upgrade onnxruntime, or export the bundle again",
+            ) from error
+        if graph.get_providers()[0] != PROVIDERS[self._provider][0]:  # ONNX Runtime only logs the fallback
+            raise BackendError(
+                f"provider={self._provider!r} does not start; ONNX Runtime would compute on {graph.get_providers()[0]}",
+                expected="the CUDA and cuDNN libraries that onnxruntime-gpu was built for",
+                fix="pip install 'onnxruntime-gpu[cuda,cudnn]'; for details: lipstream doctor",
+            )
+        return graph
 
     def open_steps(self) -> Steps:
         """Open a stream that is called graph by graph, for tools that inspect intermediate results."""

@@ -48,7 +48,7 @@ def test_a_short_clip_is_one_call_with_every_sample(samples: int) -> None:
 
 @pytest.mark.parametrize("samples", [STEP * LONGEST + 1, STEP * (LONGEST + 1), STEP * 61 + 2, STEP * 200])
 def test_a_long_clip_is_windows_that_overlap(samples: int) -> None:
-    """Each frame has the samples of its own time, and `MARGIN` frames of sound on either side where there are any."""
+    """Each frame has the samples of its time, and `MARGIN` frames of sound on either side where there are any."""
     features, encoder, whole = opened(samples)
     frames = -(-samples // STEP)
     chunks = [features(first, 6) for first in range(0, frames, 6)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from ...bundle import Bundle
-from ...errors import LipStreamInternalError
-from ..base import Array
 from .resources import Resources
 from .stream import TensorRTStream, Workspace
 from .trace import Trace
@@ -30,7 +28,7 @@ class TensorRTBackend:
     """
 
     reuses_streams = True
-    encodes_clips = False
+    encode_clip = None
 
     def __init__(self, bundle: Bundle, *, threads: int = 0) -> None:
         self.resources = Resources(bundle)
@@ -43,10 +41,6 @@ class TensorRTBackend:
         except IndexError:
             workspace = Workspace(self.resources)
         return TensorRTStream(self.resources, workspace, self._free.append)
-
-    def encode_clip(self, samples: Array) -> Array:
-        """See `Backend`."""
-        raise LipStreamInternalError("plans hold no encoder of clips")
 
     def trace(self) -> Trace:
         """Start to record the work on the lanes; for a few chunks."""
