@@ -11,7 +11,7 @@ itself, without a network between; files are decoded in the sandbox, as uploads 
   media      videos, pictures and sound: read, or an error of a file, and no process left
 
 It fails if an answer is none of these, at any error that the server logs as its own, and if memory grows by more than
-96 MiB after the first tenth. The seed and the number of an input give that input again.
+96 MiB after the first tenth of a kind. The seed and the number of an input give that input again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import string
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -371,7 +371,7 @@ def run(args: argparse.Namespace) -> bool:
     counts["websocket"] = max(1, counts["websocket"] // MESSAGES)
     report = _Report(args.seed)
     seconds: dict[str, float] = {}
-    memory: list[float] = []
+    memory: dict[str, list[float]] = defaultdict(list)
 
     async def of_the_application() -> None:
         offer = await an_offer()
@@ -386,10 +386,10 @@ def run(args: argparse.Namespace) -> bool:
                 for number in tqdm(range(counts[kind]), kind, unit="input"):
                     with report.input(kind, number) as outcomes:
                         outcomes[await send(Fuzzer(args.seed, number))] += 1
-                    if number == counts[kind] // 10:
-                        memory.append(memory_mib())
+                    if number in (counts[kind] // 10, counts[kind] // 2):
+                        memory[kind].append(memory_mib())
                 seconds[kind] = time.monotonic() - begun
-                memory.append(memory_mib())
+                memory[kind].append(memory_mib())
             while app.state.lipstream.connections:
                 await asyncio.sleep(0.05)
 
@@ -402,14 +402,16 @@ def run(args: argparse.Namespace) -> bool:
     seconds["media"] = time.monotonic() - begun
     left = len(multiprocessing.active_children())
     inputs = {kind: count * (MESSAGES if kind == "websocket" else 1) for kind, count in counts.items()}
-    growth = max(memory) - memory[0]
+    growth = {kind: found[-1] - found[0] for kind, found in memory.items()}
     for kind, found in report.outcomes.items():
         print(f"{kind:10} {inputs[kind]:7} inputs in {seconds[kind]:6.0f} s: {dict(found.most_common())}")
-    print(f"memory grew by {growth:.0f} MiB after the first tenth; {left} processes left")
+    for kind, found in memory.items():
+        print(f"{kind:10} memory in MiB after a tenth, a half and all: {', '.join(f'{mib:.0f}' for mib in found)}")
+    print(f"{left} processes left")
     found = {kind: dict(outcomes) for kind, outcomes in report.outcomes.items()}
     results = {"inputs": inputs, "seconds": seconds, "outcomes": found, "failures": report.failures}
-    write(args.json, "fuzz", args, results | {"memory_growth_mib": growth, "processes_left": left})
-    return not report.failures and growth <= MOST_GROWTH and not left
+    write(args.json, "fuzz", args, results | {"memory_mib": memory, "processes_left": left})
+    return not report.failures and max(growth.values()) <= MOST_GROWTH and not left
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -135,8 +135,11 @@ class TorchBackend:
 
     def stepped(self, steps: Steps) -> SteppedStream:
         """A stream of chunks on `steps`: those of `open_steps`, or a wrapper of them."""
-        config = self.parts.config
-        return SteppedStream(steps, config.t_list, config.sequence, _array(self.constants["mask.latent"]))
+        config, identity = self.parts.config, self.parts.identity
+        mask = _array(self.constants["mask.latent"])
+        return SteppedStream(
+            steps, config.t_list, config.sequence, mask, None if identity is None else _array(identity)
+        )
 
     def open_steps(self) -> TorchSteps:
         """A stream that is called graph by graph, for tools that need intermediate results."""

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lipstream import LipSyncEngine
-from lipstream.bundle import Bundle, Geometry
+from lipstream.bundle import IDENTITY, Bundle, Geometry
 from lipstream.cli import main
 from lipstream.errors import (
     ConfigError,
@@ -29,12 +29,14 @@ from lipstream_models import TAEHV, ClipAttention, StudentConfig, TAEHVConfig
 from lipstream_models.constants import FOLDED, stream_constants
 from lipstream_models.parts import StudentParts
 from lipstream_models.unfold import unfolded
+from lipstream_training.codec import encode_clip
 from lipstream_training.data.clips import draw_video, evaluation_rng
 from lipstream_training.personalize import command
 from lipstream_training.personalize import student as student_module
 from lipstream_training.personalize.command import STUDENT, Settings, decoder_recipe, personalize
 from lipstream_training.personalize.footage import Run, _split, read_footage
-from lipstream_training.personalize.measure import Closeness, closeness, sheet
+from lipstream_training.personalize.identity import BANDS, candidates
+from lipstream_training.personalize.measure import Closeness, closeness, mouth, sheet
 from lipstream_training.personalize.stream import frames_of
 from lipstream_training.personalize.student import latents_of, tune_student
 from numpy.typing import NDArray
@@ -71,12 +73,16 @@ def write(path: Path, frames: Frames, sound: Sound | None) -> Path:
 
 
 def toy(config: StudentConfig, folder: Path) -> Path:
-    parts = toy_parts(config)
-    if config.spatial == 4:
-        codec = TAEHVConfig("linear", decoder_widths=(16, 24, 24, 8), latent_channels=4, spatial=4, upsample="shuffle")
-        parts = replace(parts, taehv=TAEHV(codec).eval())
-    parts.save(folder)
+    parts_of(config).save(folder)
     return folder
+
+
+def parts_of(config: StudentConfig) -> StudentParts:
+    parts = toy_parts(config)
+    if config.spatial == 8:
+        return parts
+    codec = TAEHVConfig("linear", decoder_widths=(16, 24, 24, 8), latent_channels=4, spatial=4, upsample="shuffle")
+    return replace(parts, taehv=TAEHV(codec).eval())
 
 
 @pytest.fixture
@@ -107,7 +113,7 @@ def tuned(person: tuple[Frames, Sound], tmp_path_factory: pytest.TempPathFactory
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Closeness, "better_than", lambda *_: True)
         found = personalize(video, folder / "bundle", source, QUICK, quiet=True)
-    assert found["student_kept"]
+    assert found["kept"][-2:] == ["student", "decoder"]
     assert not found["warnings"]
     return source, video, folder / "bundle"
 
@@ -122,7 +128,7 @@ def test_the_result_is_a_bundle_that_runs(tuned: tuple[Path, Path, Path], person
         assert len(list(session)) == 25
     model = Bundle.load(bundle).manifest.model
     assert model["name"] == "toy, personalised"
-    assert model["personalised"].keys() == {"before", "student tuned", "after"}
+    assert model["personalised"].keys() - {"identity"} == {"before", "student", "decoder", "after"}
 
 
 def test_student_and_decoder_change_and_nothing_else(tuned: tuple[Path, Path, Path]) -> None:
@@ -134,8 +140,9 @@ def test_student_and_decoder_change_and_nothing_else(tuned: tuple[Path, Path, Pa
     assert {name.partition(".")[0] for name in changed} == {"student", "taehv"}
     assert any(name.startswith("taehv.decoder.") for name in changed)
     assert not any(name.startswith("taehv.encoder.") for name in changed)
-    constants = before.constants()
-    for name, x in after.constants().items():
+    constants, found = before.constants(), after.constants()
+    found.pop(IDENTITY, None)
+    for name, x in found.items():
         torch.testing.assert_close(x, constants[name], rtol=0, atol=1e-6)
     for name in changed:  # as a trained student's
         assert torch.equal(new[name], new[name].bfloat16().float()), name
@@ -177,7 +184,7 @@ def test_the_command(person: tuple[Frames, Sound], tmp_path: Path, capsys: pytes
     options = ["--bundle", str(source), "--steps", "1", "--student-steps", "1", "--quiet", "--keep"]
     assert main(["personalize", str(video), "-o", str(out), *options, "--sheet", str(picture), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["held_out"].keys() == {"before", "student tuned", "after"}
+    assert found["held_out"].keys() - {"identity"} == {"before", "student", "decoder", "after"}
     assert found["face_seconds"] == pytest.approx(510 / 25, abs=0.2)
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert Bundle.load(out).manifest.geometry == geometry(TINY)
@@ -195,9 +202,9 @@ def test_what_does_not_get_better_is_not_written(
     assert not (tmp_path / "bundle").exists()
     found = personalize(video, tmp_path / "bundle", source, settings, quiet=True)
     assert "did not get better" in found["warnings"][0]
-    assert not found["student_kept"]
+    assert not found["kept"]
     old, new = StudentParts.from_checkpoint(source).weights(), exported[0].weights()
-    assert all(torch.equal(x, new[name]) for name, x in old.items() if name.startswith("student."))
+    assert all(torch.equal(x, new[name]) for name, x in old.items())
 
 
 @pytest.mark.parametrize("place", ["folder", "file", "file/bundle", "x" * 256])
@@ -262,11 +269,43 @@ def test_runs_are_split_in_time_and_cut_into_whole_clips() -> None:
     assert [frames_of(parts, run(0, n)) for n in (8, 9, 20, 21)] == [0, 9, 9, 21]
 
 
+def test_the_frame_that_shows_the_person() -> None:
+    """One for closed lips, which have no edges, up to one for teeth, which have the most."""
+    parts = parts_of(TINY)
+    count, encoder = 40, parts.codec("encoder")
+    assert encoder
+    contrasts = np.random.default_rng(0).permutation(count)  # of each frame's mouth
+    crops = np.full((count, 48, 48, 3), 128, np.uint8)
+    rows, columns = mouth(parts)
+    for crop, contrast in zip(crops, contrasts, strict=True):
+        crop[rows, columns][:9] += np.uint8(3 * contrast)
+    latents = {int(contrasts[i]): encode_clip(encoder, crops[i][None])[:, :1] for i in range(count)}
+    chosen = [
+        next(contrast for contrast, latent in latents.items() if torch.equal(latent, identity))
+        for identity in candidates(parts, [Run(0, crops[:15]), Run(50, crops[15:])])
+    ]
+    for contrast, (first, last) in zip(chosen, BANDS.values(), strict=True):
+        assert first * count - 1 <= contrast <= last * count
+
+
+def test_without_steps_only_the_identity_changes(
+    person: tuple[Frames, Sound], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exported: list[StudentParts]
+) -> None:
+    source, video = toy(TINY, tmp_path / "toy"), write(tmp_path / "person.mkv", *person)
+    monkeypatch.setattr(Closeness, "better_than", lambda *_: True)
+    monkeypatch.setattr(command, "_identity", lambda parts, person, runs: next(candidates(parts, person.clips)))
+    found = personalize(video, tmp_path / "bundle", source, replace(QUICK, steps=0, student_steps=0), quiet=True)
+    assert found["kept"] == ["identity"]
+    assert exported[0].identity is not None
+    old, new = StudentParts.from_checkpoint(source).weights(), exported[0].weights()
+    assert all(torch.equal(x, new[name]) for name, x in old.items())
+
+
 def test_settings_are_checked() -> None:
     for wrong in (
         {"minutes": 0.0},
         {"minutes": float("nan")},
-        {"steps": 0},
+        {"steps": -1},
         {"student_steps": -1},
         {"seed": -1},
         {"seed": 2**63},
@@ -334,7 +373,11 @@ def test_closeness() -> None:
     found = closeness(parts, grey, true)
     assert found.sharpness == pytest.approx(0.25, abs=0.02)
     assert found.error > 20
-    assert Closeness(4.0, 0.9, 1.0).better_than(Closeness(5.0, 0.5, 1.0))
-    assert not Closeness(4.0, 0.4, 1.0).better_than(Closeness(5.0, 0.5, 1.0))
-    assert not Closeness(6.0, 0.9, 1.0).better_than(Closeness(5.0, 0.5, 1.0))
+    other = Closeness(5.0, 0.5, 1.0)
+    assert Closeness(4.0, 0.9, 1.0).better_than(other)
+    assert Closeness(6.0, 0.9, 1.0).better_than(other)
+    assert Closeness(4.5, 0.55, 1.1).better_than(other)
+    assert not Closeness(4.0, 0.9, 1.2).better_than(other)
+    assert not Closeness(9.0, 0.9, 1.0).better_than(other)
+    assert not Closeness(5.0, 2.1, 1.0).better_than(other)
     assert len(sheet(parts, [true, grey])) > 1000

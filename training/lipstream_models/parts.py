@@ -1,8 +1,8 @@
 """A student with its codec, audio encoder, prompt and masks, and the three forms in which it is stored.
 
 checkpoint  a folder that training writes: `checkpoint.json` (sizes, kinds and a description), `student.safetensors`,
-            `taehv.safetensors`, `speech.safetensors`, and `extras.safetensors` with the prompt embedding `text` and the
-            masks `mask.pixel`, `mask.latent`, `mask.composite`
+            `taehv.safetensors`, `speech.safetensors`, and `extras.safetensors` with the prompt embedding `text`, the
+            masks `mask.pixel`, `mask.latent`, `mask.composite`, and the `identity` of a student for one person
 bundle      what `lipstream export` writes: graphs, their weights, and constants in place of the prompt
 release     the published files of Lip Forcing
 """
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lipstream.bundle import REBUILD, Bundle
+from lipstream.bundle import IDENTITY, REBUILD, Bundle
 from lipstream.errors import BackendError, CheckpointError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -62,6 +62,8 @@ class StudentParts:
         masks: float32 `pixel` [H, W] and `latent` [h, w], 1 = keep; `composite` [H, W] in [0, 1], 1 = show the source.
         model: name, description and licence, for the manifest of a bundle.
         shared: `stream_constants`, precomputed; replaces `text`.
+        identity: latents [C, 1, h, w] of a frame of the one person whom the student is for; None: the first frame of
+            each stream takes this place.
     """
 
     config: StudentConfig
@@ -75,6 +77,7 @@ class StudentParts:
     wan: WanVAE | None = None
     encoder: str = "taehv"
     decoder: str = "taehv"
+    identity: Tensor | None = None
 
     @classmethod
     def from_checkpoint(cls, folder: Path) -> StudentParts:
@@ -105,7 +108,16 @@ class StudentParts:
             for name, tensor in tensors.items():
                 if not tensor.isfinite().all():
                     raise CheckpointError(f"{name} of {folder} holds values that are not finite", fix=_RETRAIN)
-        return cls(student.config, student.eval(), text, taehv.eval(), speech.eval(), _masks(extras), model)
+        return cls(
+            student.config,
+            student.eval(),
+            text,
+            taehv.eval(),
+            speech.eval(),
+            _masks(extras),
+            model,
+            identity=extras.get(IDENTITY),
+        )
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint folder.
@@ -117,7 +129,7 @@ class StudentParts:
         if not (self.student and self.taehv and speech and self.text is not None) or isinstance(speech, LiveWav2Vec):
             raise ValueError("a checkpoint holds a student, its prompt, a TAEHV and an encoder of mel spectra")
         folder.mkdir(parents=True, exist_ok=True)
-        extras = {"text": self.text} | {f"mask.{name}": mask for name, mask in self.masks.items()}
+        extras = {"text": self.text} | self._beside()
         save_file(_contiguous(self.student.state_dict()), folder / "student.safetensors")
         save_file(_contiguous(self.taehv.state_dict()), folder / "taehv.safetensors")
         save_file(_contiguous(speech.state_dict()), folder / "speech.safetensors")
@@ -161,7 +173,8 @@ class StudentParts:
             encoder=model.get("encoder", "taehv"),
             decoder=model.get("decoder", "taehv"),
             masks=_masks(constants),
-            shared={name: x for name, x in constants.items() if not name.startswith("mask.")},
+            shared=_shared(constants),
+            identity=constants.get(IDENTITY),
             model=dict(model),
         )
         places = json.loads(bundle.file(PLACES).read_text())
@@ -224,8 +237,8 @@ class StudentParts:
         return {name: module for name, module in found.items() if module is not None}
 
     def constants(self) -> dict[str, Tensor]:
-        """The tensors that all streams share: `mask.*` and those of `stream_constants`."""
-        constants = {f"mask.{name}": mask for name, mask in self.masks.items()}
+        """The tensors that all streams share: `mask.*`, `identity` and those of `stream_constants`."""
+        constants = self._beside()
         if self.shared is not None:
             return constants | self.shared
         if self.student:
@@ -235,8 +248,12 @@ class StudentParts:
 
     def with_constants(self) -> StudentParts:
         """The same parts with their constants computed, so that this happens once."""
-        shared = {name: x for name, x in self.constants().items() if not name.startswith("mask.")}
-        return replace(self, shared=shared)
+        return replace(self, shared=_shared(self.constants()))
+
+    def _beside(self) -> dict[str, Tensor]:
+        """Masks and identity, by their names as constants."""
+        masks = {f"mask.{name}": mask for name, mask in self.masks.items()}
+        return masks if self.identity is None else masks | {IDENTITY: self.identity}
 
     def weights(self) -> dict[str, Tensor]:
         """The weights that the graphs compute with, by "part.name"."""
@@ -282,12 +299,19 @@ def _check_models(folder: Path, config: StudentConfig, taehv: TAEHVConfig, featu
 
 def _check_extras(folder: Path, config: StudentConfig, extras: dict[str, Tensor]) -> None:
     """Raise CheckpointError where the prompt or a mask is missing or of another shape than the student's sizes give."""
-    wanted = {"text": (config.text_len, config.text_dim), "mask.latent": config.latent_size}
+    wanted: dict[str, tuple[int, ...]] = {"text": (config.text_len, config.text_dim), "mask.latent": config.latent_size}
     wanted |= {f"mask.{name}": config.crop_size for name in ("pixel", "composite")}
+    if IDENTITY in extras:
+        wanted[IDENTITY] = (config.latent_channels, 1, *config.latent_size)
     for name, shape in wanted.items():
         found = tuple(extras[name].shape) if name in extras else "missing"
         if found != shape:
             raise CheckpointError(f"{name} of {folder} is {found}", expected=str(shape), fix=_RETRAIN)
+
+
+def _shared(constants: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `stream_constants`."""
+    return {name: x for name, x in constants.items() if name != IDENTITY and not name.startswith("mask.")}
 
 
 def _masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from ..bundle import Bundle
-from ..bundle.manifest import CLIP_ENCODER
+from ..bundle.manifest import CLIP_ENCODER, IDENTITY
 from ..bundle.onnx_header import without_output
 from ..errors import BackendError
 from .base import GRAPHS, Array, ChunkStream, default_threads
@@ -84,10 +84,10 @@ class OnnxRuntimeBackend:
 
     def open_stream(self) -> ChunkStream:
         """Open a stream; pipelined over two threads if it runs on the CPU with more than one thread."""
-        m, mask = self.manifest, self.constants["mask.latent"]
+        m, mask, identity = self.manifest, self.constants["mask.latent"], self.constants.get(IDENTITY)
         if self._device or self.threads == 1:
-            return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, mask)
-        return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask)
+            return SteppedStream(self.open_steps(), m.t_list, m.geometry.sequence, mask, identity)
+        return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask, identity)
 
     @property
     def encode_clip(self) -> Callable[[Array], Array] | None:

@@ -32,8 +32,15 @@ class PipelinedStream:
     ahead = True
     composites = False
 
-    def __init__(self, steps: RetractableSteps, t_list: Sequence[float], sequence: str, latent_mask: Array) -> None:
-        self._steps, self._stepped = steps, SteppedStream(steps, t_list, sequence, latent_mask)
+    def __init__(
+        self,
+        steps: RetractableSteps,
+        t_list: Sequence[float],
+        sequence: str,
+        latent_mask: Array,
+        identity: Array | None = None,
+    ) -> None:
+        self._steps, self._stepped = steps, SteppedStream(steps, t_list, sequence, latent_mask, identity)
         self._passes = ThreadPoolExecutor(1, thread_name_prefix="lipstream-passes")
         self._decoder = ThreadPoolExecutor(1, thread_name_prefix="lipstream-decode")
         self._context: Future[None] | None = None

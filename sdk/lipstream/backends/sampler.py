@@ -52,14 +52,14 @@ def generate_chunk(
     return x0
 
 
-def assemble_condition(first_latent: Array, latent_mask: Array, masked: Array, sequence: Array) -> Array:
+def assemble_condition(identity: Array, latent_mask: Array, masked: Array, sequence: Array) -> Array:
     """The constant channels of the DiT's input, [3 C + 1, c, h, w], in the released order.
 
     Args:
-        first_latent: the stream's first latent frame [C, 1, h, w], repeated over the chunk.
+        identity: latents [C, 1, h, w] of the frame that shows the person, repeated over the chunk.
         latent_mask: [h, w], 1 where the picture is kept; the model's input is the inverse, 1 where it generates.
         masked, sequence: latents of the chunk [C, c, h, w]: with the mouth masked; see `Geometry.sequence`.
     """
     frames = masked.shape[1]
     mask = np.broadcast_to(1 - latent_mask, (1, frames, *latent_mask.shape))
-    return np.concatenate([np.repeat(first_latent, frames, axis=1), mask, masked, sequence]).astype(np.float32)
+    return np.concatenate([np.repeat(identity, frames, axis=1), mask, masked, sequence]).astype(np.float32)

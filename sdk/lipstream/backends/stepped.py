@@ -37,14 +37,22 @@ class SteppedStream:
         t_list: times of the passes, noisiest first, ending in 0.
         sequence: "reference" or "masked", see `lipstream.bundle.Geometry`.
         latent_mask: [h, w], 1 where the picture is kept.
+        identity: latents [C, 1, h, w] of the frame that shows the person; None: the stream's first one.
     """
 
     ahead = False
     composites = False
 
-    def __init__(self, steps: Steps, t_list: Sequence[float], sequence: str, latent_mask: Array) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        t_list: Sequence[float],
+        sequence: str,
+        latent_mask: Array,
+        identity: Array | None = None,
+    ) -> None:
         self._steps, self._t_list, self._sequence, self._latent_mask = steps, t_list, sequence, latent_mask
-        self._first_latent: Array | None = None
+        self._identity = identity
         self._unfinished: tuple[Array, Array, Array] | None = None
 
     def start(self, chunk: ChunkInput, timed: Timed) -> PendingChunk:
@@ -76,10 +84,10 @@ class SteppedStream:
             features = steps.encode_audio(chunk.samples) if chunk.features is None else chunk.features.copy()
             features[: chunk.missing] = features[chunk.missing]
         with timed("denoise"):
-            if self._first_latent is None:
-                self._first_latent = plain[:, :1].copy()
+            if self._identity is None:
+                self._identity = plain[:, :1].copy()
             sequence = masked if self._sequence == "masked" else plain
-            condition = assemble_condition(self._first_latent, self._latent_mask, masked, sequence)
+            condition = assemble_condition(self._identity, self._latent_mask, masked, sequence)
             steps.begin_chunk(chunk.number)
             latent = generate_chunk(steps, self._t_list, chunk.noises, condition, features)
         self._unfinished = latent, condition, features

@@ -2,11 +2,12 @@
 
 from .bundle import BESIDE, SHIPPED, Bundle, reading, require_replaceable, sha256, sign, unlisted, writing
 from .keys import Trust, public_keys
-from .manifest import CONSTANTS, MANIFEST, REBUILD, SCHEMA, SIGNATURE, AudioGeometry, Geometry, Manifest
+from .manifest import CONSTANTS, IDENTITY, MANIFEST, REBUILD, SCHEMA, SIGNATURE, AudioGeometry, Geometry, Manifest
 
 __all__ = [
     "BESIDE",
     "CONSTANTS",
+    "IDENTITY",
     "MANIFEST",
     "REBUILD",
     "SCHEMA",

@@ -4,7 +4,7 @@ manifest.json          sizes, geometry, schedule, and the SHA-256 of every other
 *.onnx, *.plan         one graph, or one engine, per file
 weights.bin            weights that the graphs share
 weights.json           position of each weight in weights.bin
-constants.safetensors  tensors computed once for all streams: modulation, prompt K/V, masks
+constants.safetensors  tensors computed once for all streams: modulation, prompt K/V, masks, identity
 signature.json         of manifest.json; only in a bundle that was signed
 """
 

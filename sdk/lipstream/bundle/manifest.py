@@ -14,6 +14,8 @@ SCHEMA = 3
 MANIFEST = "manifest.json"
 SIGNATURE = "signature.json"
 CONSTANTS = "constants.safetensors"
+IDENTITY = "identity"
+"""Optional constant, latents [C, 1, h, w] of one frame: the identity of every stream, in place of its first frame."""
 CLIP_ENCODER = "clip_encoder"
 """Graph of an optional file: audio features of a whole clip, for audio encoders that attend to all of it."""
 CLIP_FRAMES = 3000

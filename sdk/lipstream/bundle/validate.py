@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ..errors import BundleCorruptError
 from ..precision import PRECISIONS
-from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, CLIP_ENCODER, MANIFEST, REBUILD, SIGNATURE, Manifest
+from .manifest import CANVAS_HEIGHT, CANVAS_WIDTH, CLIP_ENCODER, IDENTITY, MANIFEST, REBUILD, SIGNATURE, Manifest
 from .onnx_header import BFLOAT16, FLOAT, INT64, OnnxHeader, Shape, Tensor
 
 _BOUNDS: dict[str, tuple[int, int]] = {
@@ -146,6 +146,8 @@ def check_constants(manifest: Manifest, constants: Mapping[str, NDArray[Any]]) -
             wanted[name] = g.crop_size
     if "mask.latent" in constants:
         wanted["mask.latent"] = g.latent_size
+    if IDENTITY in constants:
+        wanted[IDENTITY] = (g.latent_channels, 1, *g.latent_size)
     if "denoiser" in graphs:
         steps = len(manifest.t_list)
         wanted |= {f"modulation.{i}": (6 * g.num_layers + 2, dim) for i in range(steps)}

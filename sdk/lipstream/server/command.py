@@ -13,7 +13,7 @@ import uvicorn
 
 from ..errors import ConfigError
 from .app import create_app, drain
-from .connections import WebSocketProtocol, guarded
+from .connections import LimitedSocket, Room, WebSocketProtocol, guarded
 from .rate import LogBudget
 from .settings import Settings
 from .state import State
@@ -62,12 +62,14 @@ def serve(settings: Settings) -> None:
                 f"{settings.tls_cert} and {settings.tls_key} cannot be used for TLS: {error}",
                 expected="a certificate and its key, PEM",
             ) from error
-    with listen(settings.host, settings.port) as listener:
+    trusted = settings.forwarded_allow_ips if settings.behind_proxy else ""
+    room = Room(settings.most_connections, settings.connections_per_address, trusted)
+    with LimitedSocket.of(listen(settings.host, settings.port), room) as listener:
         app = create_app(settings)
-        trusted = settings.forwarded_allow_ips if settings.behind_proxy else ""
         config = uvicorn.Config(
             app,
-            http=guarded(settings.most_connections, settings.connections_per_address, trusted),
+            loop="asyncio",  # uvloop would accept connections by itself
+            http=guarded(room),
             ws=WebSocketProtocol,
             ssl_certfile=settings.tls_cert or None,
             ssl_keyfile=settings.tls_key or None,

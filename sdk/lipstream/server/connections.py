@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import socket
+from collections.abc import Iterable
 from typing import Any
+from weakref import WeakSet
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -28,40 +31,80 @@ READ = 1 << 14
 """Bytes that are read of a WebSocket at once."""
 
 
-def guarded(most: int, by_address: int, trusted: str = "") -> type[H11Protocol]:
-    """uvicorn's protocol with these limits.
+class Room:
+    """How many connections may be open.
 
     Args:
-        most: connections in all; at most half of the descriptors that the process may have.
+        most: in all; at most half of the descriptors that the process may have.
         by_address: of one client (`network_of`), except the proxies `trusted`: addresses and networks, separated by
             commas; "*": all.
     """
-    proxies = [_network(text.strip()) for text in trusted.split(",") if text.strip()]
 
-    def is_trusted(address: str) -> bool:
+    def __init__(self, most: int, by_address: int, trusted: str = "") -> None:
+        self._most, self._by_address = most, by_address
+        if resource is not None:
+            descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            self._most = min(most, descriptors // 2) if descriptors > 0 else most
+        self._proxies = [_network(text.strip()) for text in trusted.split(",") if text.strip()]
+
+    def admits(self, address: str, others: Iterable[str]) -> bool:
+        """Whether a connection of `address` may be opened beside those of the addresses `others`."""
+        network = network_of(address)
+        beside = [network_of(other) for other in others]
+        of_it = beside.count(network)
+        if len(beside) < self._most and (of_it < self._by_address or self._trusts(address)):
+            return True
+        LOG.info("refused a connection: %d are open, %d of this address", len(beside), of_it)
+        return False
+
+    def _trusts(self, address: str) -> bool:
         try:
             found = ipaddress.ip_address(address)
         except ValueError:
             return False
-        return any(network is None or found in network for network in proxies)
+        return any(network is None or found in network for network in self._proxies)
 
-    if resource is not None:
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = min(most, descriptors // 2) if descriptors > 0 else most
+
+class LimitedSocket(socket.socket):
+    """A listening socket that closes connections beyond its room as they come, before TLS is negotiated.
+
+    It works for event loops that call `accept`: asyncio's on Unix.
+    """
+
+    _room: Room
+    _open: WeakSet[socket.socket]
+
+    @classmethod
+    def of(cls, listener: socket.socket, room: Room) -> LimitedSocket:
+        """`listener`, limited; it is detached."""
+        limited = cls(listener.family, listener.type, listener.proto, fileno=listener.detach())
+        limited._room, limited._open = room, WeakSet[socket.socket]()
+        return limited
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """See `socket.socket.accept`."""
+        while True:
+            connection, address = super().accept()
+            others = [peer for other in self._open if (peer := _peer(other)) is not None]
+            if self._room.admits(_peer(connection) or "", others):
+                self._open.add(connection)
+                return connection, address
+            connection.close()
+
+
+def guarded(room: Room) -> type[H11Protocol]:
+    """uvicorn's protocol with a deadline of headers, for as many connections as there is room."""
 
     class Guarded(H11Protocol):
         _timer: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            address = self.client[0] if self.client else ""
-            network = network_of(address)
-            of_it = sum(network_of(_address(other)) == network for other in self.connections)
-            if len(self.connections) > most or (of_it > by_address and not is_trusted(address)):
-                LOG.info("refused a connection: %d are open, %d of this address", len(self.connections) - 1, of_it - 1)
-                transport.abort()
-            else:
+            others = [_address(other) for other in self.connections if other is not self]
+            if room.admits(self.client[0] if self.client else "", others):
                 self._expect_headers()
+            else:
+                transport.abort()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
@@ -146,6 +189,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             if not self.writable.is_set():  # the client does not read: it would stay open
                 self.transport.abort()
+
+
+def _peer(connection: socket.socket) -> str | None:
+    """The address at the other end, "" where there is none; None of a connection that is closed."""
+    try:
+        peer = connection.getpeername()
+    except OSError:
+        return "" if connection.fileno() >= 0 else None
+    return str(peer[0]) if peer else ""
 
 
 def _address(connection: Any) -> str:

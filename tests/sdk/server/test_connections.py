@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import logging
+import ssl
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519
+from cryptography.x509.oid import NameOID
 from lipstream.server import connections
 from lipstream.server.addresses import network_of
 from lipstream.server.command import listen
-from lipstream.server.connections import WebSocketProtocol, guarded
+from lipstream.server.connections import LimitedSocket, Room, WebSocketProtocol, guarded
 
 GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+DAY, PEM = datetime.timedelta(days=1), serialization.Encoding.PEM
 SERVERS: list[uvicorn.Server] = []
 UPGRADE = GET[:-2] + (
     b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
@@ -36,14 +44,20 @@ async def answering(scope: dict[str, Any], receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": b"ok"})
 
 
-def serve(client: Client, **limits: Any) -> None:
-    """Run `client` with the port of a server."""
+def serve(client: Client, tls: tuple[Path, Path] | None = None, **limits: Any) -> None:
+    """Run `client` with the port of a server; `tls`: its certificate and key."""
 
     async def both() -> None:
-        with listen("127.0.0.1", 0) as listener:
-            protocol = guarded(**{"most": 100, "by_address": 100, **limits})
+        room = Room(**{"most": 100, "by_address": 100, **limits})
+        with LimitedSocket.of(listen("127.0.0.1", 0), room) as listener:
             config = uvicorn.Config(
-                answering, http=protocol, ws=WebSocketProtocol, lifespan="off", log_level="critical"
+                answering,
+                http=guarded(room),
+                ws=WebSocketProtocol,
+                lifespan="off",
+                log_level="critical",
+                ssl_certfile=tls and tls[0],
+                ssl_keyfile=tls and tls[1],
             )
             server = uvicorn.Server(config)
             SERVERS.append(server)
@@ -92,6 +106,42 @@ def test_a_websocket_is_not_taken_for_slow_headers(monkeypatch: pytest.MonkeyPat
             await asyncio.wait_for(reader.read(1), 0.6)
 
     serve(client)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """Of localhost, signed by itself, and its key."""
+    key = ed25519.Ed25519PrivateKey.generate()
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + DAY)
+    own = x509.SubjectAlternativeName([x509.DNSName("localhost")])
+    signed = built.add_extension(own, critical=False).sign(key, None)
+    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    plain = serialization.NoEncryption()
+    paths[0].write_bytes(signed.public_bytes(PEM))
+    paths[1].write_bytes(key.private_bytes(PEM, serialization.PrivateFormat.PKCS8, plain))
+    return paths
+
+
+@pytest.mark.parametrize("limits", [{"most": 3}, {"by_address": 3}])
+def test_connections_that_negotiate_no_tls_are_limited(certificate: tuple[Path, Path], limits: dict[str, int]) -> None:
+    async def client(port: int) -> None:
+        held = [await connected(port) for _ in range(8)]
+        assert all([await is_closed(reader) for reader, _ in held[3:]])
+        for reader, _ in held[:3]:
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.read(1), 0.1)
+        for _, writer in held:
+            writer.close()
+        await asyncio.sleep(0.2)
+        context = ssl.create_default_context(cafile=certificate[0])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="localhost")
+        writer.write(GET)
+        assert (await reader.readuntil(b"ok")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    serve(client, certificate, **limits)
 
 
 @pytest.mark.parametrize(

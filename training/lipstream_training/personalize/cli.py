@@ -19,12 +19,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="student to start from: an fp32 bundle, folder or shipped name, or a checkpoint (default tiny)",
     )
     add("--minutes", type=float, default=5.0, metavar="M", help="time for all of it (default 5)")
-    add("--steps", type=int, metavar="N", help="steps of the decoder's training (default: as the time allows)")
+    add(
+        "--steps",
+        type=int,
+        metavar="N",
+        help="steps of the decoder's training, 0 to leave it as it is (default: as the time allows)",
+    )
     add(
         "--student-steps",
         type=int,
         metavar="N",
-        help="steps of the student's training, 0 to leave it as it is (default: as the time allows)",
+        help="steps of the student's training, likewise; with both 0 only the frame that shows the person is chosen",
     )
     add(
         "--seed",

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from ..codec import DecoderRecipe, Frames, train_decoder
 from ..diffusion import Latents, StudentRecipe
 from .footage import Run, read_footage
+from .identity import candidates
 from .measure import Closeness, closeness, plain, sheet, table
 from .stream import Sound, decode, frames_of, generate
 from .student import latents_of, tune_student
@@ -49,6 +50,7 @@ STUDENT_SHARE = 0.6
 STUDENT_STEPS, STEPS = (20, 1500), (40, 1500)
 """Least and most where the time decides."""
 _SHOWN = 20 * FPS  # frames of the part held out that are measured
+_CHOSEN = 4 * FPS  # frames of the part trained on, by which the identity is chosen
 _EXPORT = 45.0  # seconds kept for it
 _TRIAL = 6  # steps that are timed
 
@@ -58,8 +60,8 @@ class Settings:
     """Options of `personalize`.
 
     Attributes:
-        minutes: for all of it. steps, student_steps: of the decoder's and the student's training (0: leave the student
-            as it is); None: as the time allows.
+        minutes: for all of it. steps, student_steps: of the decoder's and the student's training (0: leave it as
+            it is); None: as the time allows.
         seed: of the training. With both steps given, equal seeds give equal bundles.
         face_at: pixel on or near the person's face. sheet: a PNG to write: true mouths, before and after.
         keep: write the bundle also where the part held out did not get better.
@@ -78,8 +80,8 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 < self.minutes < 24 * 60:
             raise ConfigError(f"minutes {self.minutes:g}", expected="more than 0, at most a day")
-        if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps {self.steps}", expected="at least 1")
+        if self.steps is not None and self.steps < 0:
+            raise ConfigError(f"steps {self.steps}", expected="at least 0")
         if self.student_steps is not None and self.student_steps < 0:
             raise ConfigError(f"student steps {self.student_steps}", expected="at least 0")
         if not 0 <= self.seed < 1 << 63:
@@ -121,34 +123,37 @@ def personalize(video: Path, out: Path, source: Path, settings: Settings, *, qui
     true = np.concatenate([run.crops[: frames_of(parts, run)] for run in person.shown])
     clock = _Clock(began, 60 * settings.minutes - _EXPORT)
 
-    latents, generating = clock.timed(person.generated, parts)
+    latents, generating = clock.timed(person.generated, parts, person.shown)
     before, measuring = clock.timed(_decoded, parts, latents)
-    found = {"before": closeness(parts, before, true)}
+    progress = _Progress(parts, latents, closeness(parts, before, true), true)
+    identity = _identity(parts, person, _shown(parts, footage.training, video, _CHOSEN))
+    if identity is not None:
+        known = replace(parts, identity=identity)
+        progress.take("identity", known, person.generated(known, person.shown))
     order = _order(len(person.clips), settings.seed)
-    data = latents_of(parts, person.clips, person.sound)
+    data = latents_of(progress.parts, person.clips, person.sound)
 
     later = generating * (1 + ROLLOUTS * len(person.clips[0].crops) / len(true)) + 4 * measuring
-    tuned, student_steps = _with_student(parts, person, data, settings, STUDENT_SHARE * (clock.remaining() - later))
-    kept = False
+    seconds = STUDENT_SHARE * (clock.remaining() - later)
+    tuned, student_steps = _with_student(progress.parts, person, data, settings, seconds)
     if student_steps:
-        with_student = person.generated(tuned)
-        found["student tuned"] = closeness(parts, _decoded(parts, with_student), true)
-        if kept := found["student tuned"].better_than(found["before"]):
-            parts, latents = tuned, with_student
+        progress.take("student", tuned, person.generated(tuned, person.shown))
 
     truth = data.target[order], np.stack([person.clips[k].crops for k in order])
-    rollouts = person.rollouts(parts, order[:ROLLOUTS])
-    parts, steps = _with_decoder(parts, truth, rollouts, settings, clock.remaining() - 2 * measuring, quiet)
-    after = _decoded(parts, latents)
-    found["after"] = closeness(parts, after, true)
+    rollouts = person.rollouts(progress.parts, order[:ROLLOUTS])
+    seconds = clock.remaining() - 2 * measuring
+    tuned, steps = _with_decoder(progress.parts, truth, rollouts, settings, seconds, quiet)
+    if steps:
+        progress.take("decoder", tuned, progress.latents)
 
-    if settings.sheet:
-        _write(settings.sheet, sheet(parts, [true, before, after]))
+    parts, found = progress.parts, progress.rows | {"after": progress.best}
     warnings = _verdict(found, settings.keep)
     measured = {name: plain(x) for name, x in found.items()}
     name = str(parts.model.get("name", "student")).removesuffix(SUFFIX) + SUFFIX
     named = replace(parts, model=parts.model | {"name": name, "personalised": measured})
     written = export(named, out, quiet=quiet)
+    if settings.sheet:
+        _write(settings.sheet, sheet(parts, [true, before, _decoded(parts, progress.latents)]))
     return {
         "bundle": str(out),
         "name": name,
@@ -157,8 +162,8 @@ def personalize(video: Path, out: Path, source: Path, settings: Settings, *, qui
         "held_out": measured,
         "clips": len(person.clips),
         "student_steps": student_steps,
-        "student_kept": kept,
         "steps": steps,
+        "kept": progress.kept,
         "seconds": round(time.monotonic() - began, 1),
         "parity": written["parity"] and written["parity"]["worst"],
         "warnings": warnings,
@@ -170,13 +175,12 @@ SUFFIX = ", personalised"
 
 def describe(found: dict[str, Any]) -> str:
     """The result of `personalize` as text."""
-    student = (
-        f"the student tuned by {found['student_steps']} steps" if found["student_kept"] else "the student unchanged"
-    )
+    steps = {"identity": "", "student": f" ({found['student_steps']} steps)", "decoder": f" ({found['steps']} steps)"}
+    kept = ", ".join(name + detail for name, detail in steps.items() if name in found["kept"]) or "nothing"
     rows = {name: Closeness(**measured) for name, measured in found["held_out"].items()}
     return (
         f"{found['bundle']}: {found['name']}, by {found['face_seconds']:.0f} s of the face\n"
-        f"{student}, the decoder tuned by {found['steps']} steps; {found['seconds']:.0f} s in all\n{table(rows)}"
+        f"the person's own now: {kept}; {found['seconds']:.0f} s in all\n{table(rows)}"
     )
 
 
@@ -197,11 +201,11 @@ class _Person:
     seed: int
     quiet: bool
 
-    def generated(self, parts: StudentParts) -> list[Tensor]:
-        """Latents of the runs that are measured, each a stream of its own."""
+    def generated(self, parts: StudentParts, runs: list[Run]) -> list[Tensor]:
+        """Latents of `runs`, each a separate stream."""
         backend = TorchBackend(parts)
-        runs = tqdm(self.shown, "held out", unit="run", disable=self.quiet or None)
-        return [generate(backend, run, self.sound, seed=self.seed) for run in runs]
+        streams = tqdm(runs, "streams", unit="run", disable=self.quiet or None)
+        return [generate(backend, run, self.sound, seed=self.seed) for run in streams]
 
     def rollouts(self, parts: StudentParts, order: NDArray[np.int64]) -> Tensor:
         """Latents [N, C, F, h, w] of the clips `order`, each time with other noise."""
@@ -209,6 +213,36 @@ class _Person:
         rows = tqdm(order, "rollouts", unit="clip", disable=self.quiet or None)
         made = [generate(backend, self.clips[k], self.sound, seed=self.seed + i) for i, k in enumerate(rows)]
         return torch.stack(made)
+
+
+class _Progress:
+    """The best parts so far, by the part held out.
+
+    Attributes:
+        parts, latents, best: of these parts. rows: all that was measured, in order. kept: the steps that helped.
+    """
+
+    def __init__(self, parts: StudentParts, latents: list[Tensor], before: Closeness, true: Frames) -> None:
+        self.parts, self.latents, self.best = parts, latents, before
+        self.rows, self.kept, self._true = {"before": before}, list[str](), true
+
+    def take(self, name: str, parts: StudentParts, latents: list[Tensor]) -> None:
+        """Measure `parts`, which generated `latents`, and keep them if they are better."""
+        self.rows[name] = found = closeness(parts, _decoded(parts, latents), self._true)
+        if found.better_than(self.best):
+            self.parts, self.latents, self.best = parts, latents, found
+            self.kept.append(name)
+
+
+def _identity(parts: StudentParts, person: _Person, runs: list[Run]) -> Tensor | None:
+    """The one of `candidates` with which the student gets nearest to `runs`; None: the first frame of each."""
+    true = np.concatenate([run.crops[: frames_of(parts, run)] for run in runs])
+
+    def distance(identity: Tensor | None) -> float:
+        latents = person.generated(replace(parts, identity=identity), runs)
+        return closeness(parts, _decoded(parts, latents), true).distance
+
+    return min([None, *candidates(parts, person.clips)], key=distance)
 
 
 def _with_student(
@@ -242,7 +276,11 @@ def _with_decoder(
         return train_decoder(taehv, frames, latents, rollouts, recipe, seed=settings.seed, progress=progress)
 
     recipe = decoder_recipe(parts)
-    steps = settings.steps or _affordable(tune, recipe, seconds, STEPS)
+    steps = settings.steps
+    if steps is None:
+        steps = _affordable(tune, recipe, seconds, STEPS)
+    if not steps:
+        return parts, 0
     with _bar("decoder", steps, quiet) as progress:
         taehv = tune(replace(recipe, steps=steps), progress=progress)
     round_to_bfloat16(taehv.decoder)
@@ -312,9 +350,9 @@ def _clips(parts: StudentParts, runs: list[Run], video: Path) -> list[Run]:
     return clips
 
 
-def _shown(parts: StudentParts, runs: list[Run], video: Path) -> list[Run]:
-    """The runs held out that are measured: those of a whole chunk at least, up to 20 s of them."""
-    shown, left = [], _SHOWN
+def _shown(parts: StudentParts, runs: list[Run], video: Path, left: int = _SHOWN) -> list[Run]:
+    """Those of `runs` that are measured: of a whole chunk at least, up to `left` frames of them."""
+    shown = []
     for run in runs:
         run = Run(run.start, run.crops[:left])
         if frames := frames_of(parts, run):
@@ -341,7 +379,7 @@ def _verdict(found: dict[str, Closeness], keep: bool) -> list[str]:
         return [text]
     raise QualityError(
         text,
-        expected="a smaller error, and a sharpness not further from 1",
+        expected="a smaller error, or a sharpness nearer to 1, and no more blocks",
         fix="give a longer video or more --minutes; or write the bundle all the same: --keep",
     )
 

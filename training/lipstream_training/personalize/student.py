@@ -26,7 +26,10 @@ RANK = 16
 
 
 def latents_of(parts: StudentParts, clips: list[Run], sound: Sound) -> Latents:
-    """`clips` as the student is trained on them; the first frame of one clip is that of the condition of the next."""
+    """`clips` as the student is trained on them.
+
+    The frame that shows the person is `parts.identity`; without it, the first frame of the clip before.
+    """
     encoder, pixel = parts.codec("encoder"), parts.masks["pixel"]
     assert encoder
     assert parts.speech
@@ -41,7 +44,7 @@ def latents_of(parts: StudentParts, clips: list[Run], sound: Sound) -> Latents:
     audio = fill_first_latent_frame(torch.cat(features).clone(), parts.config.temporal)
     return Latents(
         target=target,
-        first=target[:, :, :1].roll(1, 0),
+        first=target[:, :, :1].roll(1, 0) if parts.identity is None else parts.identity.repeat(len(clips), 1, 1, 1, 1),
         masked=masked,
         sequence=masked if parts.config.sequence == "masked" else target,
         audio=audio,

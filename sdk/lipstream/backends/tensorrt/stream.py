@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from ...bundle import IDENTITY
 from ...errors import GpuError, LipStreamInternalError
 from ...media.av_frame import Plane
 from ..base import Array, Bytes, ChunkInput, ChunkStream, PendingChunk, Timed
@@ -59,7 +60,7 @@ class Workspace:
             "video_encoder.frames": engines["video_encoder"].tensors["frames"].bytes,
             "samples": engines["audio_encoder"].tensors["samples"].bytes,
             "condition": size // g.latent_channels * (3 * g.latent_channels + 1),
-            "first": size // g.chunk_frames,
+            "identity": size // g.chunk_frames,
             "inputs": whole.bytes,
             "x": size,
             "velocity": size,
@@ -199,7 +200,7 @@ class TensorRTStream(ChunkStream):
             if chunk.missing:
                 self._repeat_first(encode, f"audio.{side}", chunk.missing)
             if chunk.number == 0:
-                self._keep_first(encode, side)
+                self._keep_identity(encode, side)
         encode.record(work.encoded[side])
 
         denoise.wait(work.shown[side])  # the decoder of a dropped chunk may still read the clean latents
@@ -275,11 +276,14 @@ class TensorRTStream(ChunkStream):
         for i in range(missing):
             lane.copy(address + i * row, address + missing * row, row)
 
-    def _keep_first(self, lane: Lane, side: int) -> None:
-        """Store the stream's first latent frame [C, h, w], the identity."""
+    def _keep_identity(self, lane: Lane, side: int) -> None:
+        """Store the identity, latents [C, h, w]: the bundle's or else the stream's first frame."""
         g, at = self._geometry, self._workspace.memory.at
         frame = 4 * math.prod(g.latent_size)
-        lane.copy_rows(at["first"], at[f"latents.{side}"], frame, g.chunk_frames * frame, g.latent_channels)
+        if (identity := self._resources.constants.get(IDENTITY)) is not None:
+            lane.copy(at["identity"], identity, g.latent_channels * frame)
+            return
+        lane.copy_rows(at["identity"], at[f"latents.{side}"], frame, g.chunk_frames * frame, g.latent_channels)
 
     def _assemble(self, lane: Lane, side: int) -> None:
         g, at, shape = self._geometry, self._workspace.memory.at, self._latent_shape
@@ -288,7 +292,7 @@ class TensorRTStream(ChunkStream):
         sequence = masked if g.sequence == "masked" else plain
         mask = self._resources.constants["mask.latent"]
         self._resources.kernels.assemble_condition(
-            at["condition"], at["first"], mask, masked, sequence, latent_shape=shape, stream=int(lane.handle)
+            at["condition"], at["identity"], mask, masked, sequence, latent_shape=shape, stream=int(lane.handle)
         )
 
     def _advance(self, lane: Lane, side: int, step: int) -> None:
