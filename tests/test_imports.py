@@ -122,6 +122,7 @@ def test_the_runtime_imports_its_dependencies_and_depends_on_what_it_imports() -
     lazy |= {"livekit", "pipecat"}  # of their adapters
     lazy |= {"c2pa"}  # of --sign
     lazy |= {"cryptography"}  # of signatures of bundles
+    lazy |= {"soxr"}  # of upstream mode
     assert imported - {*sys.stdlib_module_names} - {"lipstream"} - lazy == modules
 
 
@@ -221,6 +222,21 @@ def test_serving_and_signing_name_their_extras(args: list[str], missing: str, ex
     assert done.returncode == MissingExtraError.exit_code
     assert f"pip install 'lipstream[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_resampling_in_upstream_mode_names_its_extra() -> None:
+    code = """
+from lipstream.errors import MissingExtraError
+from lipstream.media.librosa import librosa_blocks
+assert list(librosa_blocks([], 16000, 16000)) == []
+try:
+    librosa_blocks([], 48000, 16000)
+except MissingExtraError as error:
+    print(json.dumps(str(error)))
+"""
+    found = printed(code, ("soxr",))
+    assert "'soxr'" in found
+    assert "pip install 'lipstream[upstream]'" in found
 
 
 def test_the_torch_backend_names_its_extra(tmp_path: Path) -> None:

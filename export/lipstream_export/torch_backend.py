@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -13,7 +12,6 @@ from lipstream.backends.stepped import SteppedStream
 from lipstream.backends.steps import Steps
 from lipstream.bundle import Bundle
 from lipstream_models import KVRing
-from lipstream_models.mel import SAMPLES_PER_FRAME
 from lipstream_models.parts import StudentParts
 from lipstream_models.released.wav2vec import LiveWav2Vec, hidden_states
 from lipstream_models.rope import rotate, spatial_angles, temporal_angles, token_angles
@@ -125,7 +123,7 @@ class TorchBackend:
             module.eval()
 
     @property
-    def encode_clip(self) -> Callable[[Array], Array] | None:
+    def encode_clip(self) -> Callable[[Array, int], Array] | None:
         """See `lipstream.backends.base.Backend`."""
         speech = self.parts.speech
         return partial(_clip_features, speech) if isinstance(speech, LiveWav2Vec) else None
@@ -147,8 +145,7 @@ class TorchBackend:
 
 
 @torch.inference_mode()
-def _clip_features(speech: LiveWav2Vec, samples: Array) -> Array:
-    frames = math.ceil(len(samples) / SAMPLES_PER_FRAME)
+def _clip_features(speech: LiveWav2Vec, samples: Array, frames: int) -> Array:
     return _array(hidden_states(speech.model, torch.from_numpy(samples), frames))
 
 

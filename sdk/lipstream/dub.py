@@ -87,13 +87,13 @@ def dub(
     codec: VideoCodec | None,
     crf: int,
     preset: str,
+    first_crf: int | None,
     lossless: bool,
     background: Rgb,
     strict: bool,
     progress: Callable[[int, int], None] | None,
     finish: Callable[[Path, int], None] | None,
     sandbox: bool,
-    retimed: bool,
     upstream: bool,
 ) -> DubResult:
     """Make the face in `video` speak `audio`, to its last sample: the result has ceil(audio seconds * 25) frames.
@@ -106,14 +106,15 @@ def dub(
             a function that begins to read the sound, blocks float32 [n, channels], and its rate.
         audio: any file with sound; None for the sound of the video. Both keep their time stamps: sound that begins
             before the first picture is heard with that picture, and silence comes before sound that begins later.
-        output: .mp4, .mov, .m4v or .mkv. codec, crf, preset, lossless, background: see `lipstream.media.VideoWriter`.
+        output: .mp4, .mov, .m4v or .mkv.
+        codec, crf, preset, first_crf, lossless, background: see `lipstream.media.VideoWriter`.
         strict: raise QualityError in place of warnings, and write no file.
         progress: called with (frames done, total frames).
         finish: called with the complete file, which has still a hidden name, and its number of frames, to label it or
             to write others beside it. If it raises, no file is left at `output`.
         sandbox: decode both files in processes of their own, which have limits and no network (`media.sandbox`).
-        retimed: whether the frames of `video` are resampled to 25 per second.
-        upstream: write as many frames as the upstream system does, up to half a second fewer.
+        upstream: read `video` as the upstream system does (`VideoReader`, opencv), ignore time stamps of the files'
+            starts, and write as many frames, up to half a second fewer.
 
     Raises:
         AudioTooShortError: less than one frame, 40 ms.
@@ -132,13 +133,13 @@ def dub(
     sound = SandboxedAudioReader(spoken, limits=FILES, deadline=math.inf) if sandbox else AudioReader(spoken)
     ensure_distinct(output, video, sound.path)
     with closing(
-        SandboxedReader(video, retimed=retimed, limits=FILES, deadline=math.inf)
+        SandboxedReader(video, opencv=upstream, limits=FILES, deadline=math.inf)
         if sandbox
-        else VideoReader(video, retimed=retimed)
+        else VideoReader(video, opencv=upstream)
     ) as source:
         rate = sound.info.rate
         # On one clock, that of the files' starts: the picture, or silence, begins earlier.
-        before = source.info.start_time - sound.info.start_time
+        before = 0.0 if upstream else source.info.start_time - sound.info.start_time
         held = math.floor(before * FPS) if 0 < before < _MOST_APART else 0
         source.hold_first(held)
         late = round((held / FPS - before) * rate) if abs(before) < _MOST_APART else 0
@@ -162,21 +163,20 @@ def dub(
             codec=codec,
             crf=crf,
             preset=preset,
+            first_crf=first_crf,
             lossless=lossless,
             background=background,
             format=source.info.format,
             hdr=source.info.hdr,
             sample_aspect_ratio=source.info.sample_aspect_ratio,
         ) as writer:
-
-            def blocks() -> Iterator[Array]:
-                yield from _shifted(sound, late, samples)
-                missing = -(-total * rate // FPS) - samples  # of a short clip in upstream mode
-                yield from silence(max(0, missing) if upstream else 0, sound.info.channels, rate)
-
+            missing = -(-total * rate // FPS) - samples if upstream else 0  # of a short clip
+            pushed = itertools.chain(
+                _shifted(sound, late, samples), silence(max(0, missing), sound.info.channels, rate)
+            )
             with (
-                open_session(source, total, blocks, rate) as session,
-                Ahead(_frames(session, blocks(), rate), _AHEAD if may_overlap() else 0) as frames,
+                open_session(source, total, lambda: _shifted(sound, late, samples), rate) as session,
+                Ahead(_frames(session, pushed, rate), _AHEAD if may_overlap() else 0) as frames,
             ):
                 for frame in itertools.islice(frames, total):
                     check_running()

@@ -23,6 +23,7 @@ from .dub import DubResult, dub
 from .errors import BundleCorruptError, ConfigError, ForkError, GpuMemoryError
 from .face import FaceOptions, FacePipeline, FaceTracker, LipStreamFacePipeline, UpstreamFacePipeline
 from .media import FPS, VideoReader, limit_threads
+from .media.librosa import librosa_blocks
 from .media.picture import Rgb
 from .media.resample import resampled_blocks
 from .media.video_codec import VideoCodec
@@ -371,6 +372,7 @@ class LipSyncEngine:
         codec: VideoCodec | None = None,
         crf: int = 18,
         preset: str = "veryfast",
+        first_crf: int | None = None,
         lossless: bool = False,
         background: Rgb = (0, 0, 0),
         strict: bool = False,
@@ -384,8 +386,8 @@ class LipSyncEngine:
         windows of two minutes where it is longer), and not a window around each chunk as in a session.
 
         Args:
-            audio, output, codec, crf, preset, lossless, background, strict, progress, finish, sandbox: see
-                `lipstream.dub.dub`.
+            audio, output, codec, crf, preset, first_crf, lossless, background, strict, progress, finish, sandbox:
+                see `lipstream.dub.dub`.
             face, seed, noise: see `session`.
 
         Raises:
@@ -394,15 +396,15 @@ class LipSyncEngine:
 
         _check_face(face)
 
-        m = self.manifest
+        m, upstream = self.manifest, face is not None and face.upstream
 
         def open_session(
             source: VideoReader, frames: int, sound: Callable[[], Iterator[Array]], rate: int
         ) -> LipSyncSession:
             features = None
             if encode := self.backend.encode_clip:
-                step, resampled = m.audio.samples_per_frame, resampled_blocks(sound(), rate, m.audio.sample_rate)
-                features = ClipFeatures(encode, resampled, step)
+                resampled = (librosa_blocks if upstream else resampled_blocks)(sound(), rate, m.audio.sample_rate)
+                features = ClipFeatures(encode, resampled, m.audio.samples_per_frame, least=frames if upstream else 0)
             return self._session(
                 source,
                 face=face,
@@ -421,14 +423,14 @@ class LipSyncEngine:
             codec=codec,
             crf=crf,
             preset=preset,
+            first_crf=first_crf,
             lossless=lossless,
             background=background,
             strict=strict,
             progress=progress,
             finish=finish,
             sandbox=sandbox,
-            retimed=(face or FaceOptions()).retimed,
-            upstream=face is not None and face.upstream,
+            upstream=upstream,
         )
 
     def _pipeline(self, face: FaceOptions) -> FacePipeline:

@@ -7,6 +7,8 @@ import os
 import pickle
 import subprocess
 import sys
+import wave
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +16,15 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+import soxr
 import torch
 from lipstream import LipSyncEngine, samples
+from lipstream.backends.base import Array
 from lipstream.bundle import Bundle
 from lipstream.cli import main
 from lipstream.errors import CheckpointError
+from lipstream.face import FaceOptions
+from lipstream.media.audio import to_int16
 from lipstream_export.command import export
 from lipstream_export.torch_backend import TorchBackend
 from lipstream_models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
@@ -27,9 +33,11 @@ from lipstream_models.released import describe, load_student, load_taehv, load_w
 from lipstream_models.released.release import Release
 from lipstream_models.released.student import LORA_SCALE, load_unmerged
 from lipstream_models.released.text import embed, load_text
+from lipstream_models.released.wav2vec import LiveWav2Vec
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint
+from torch.nn import functional as F
 from toys import WAV2VEC_SIZES, randomise
 
 TOY = StudentConfig(
@@ -424,8 +432,19 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     )
 
 
-def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: Release, tmp_path: Path) -> None:
-    result = export(release, tmp_path / "bundle")
+@pytest.fixture(scope="module")
+def exported(release: Release, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Its bundle, and what `export` returns."""
+    folder = tmp_path_factory.mktemp("exported") / "bundle"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STUDENTS, "toy", TOY)
+        return export(release, folder), folder
+
+
+def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(
+    release: Release, exported: tuple[Any, Path]
+) -> None:
+    result, bundle = exported
     assert result["parity"]["passed"]
     assert {*result["graphs"]} == {"audio_encoder", "video_encoder", "denoiser", "video_decoder"}
     assert "clip_encoder" in result["parity"]["graphs"]
@@ -433,9 +452,9 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: R
     sound = np.random.default_rng(0).standard_normal(24_000).astype(np.float32) * 0.1
     parts = StudentParts.from_release(release)
     assert parts.student
-    engines = [LipSyncEngine.load(tmp_path / "bundle")]
+    engines = [LipSyncEngine.load(bundle)]
     parts.student.float()
-    engines.append(LipSyncEngine(Bundle.load(tmp_path / "bundle"), TorchBackend(parts)))
+    engines.append(LipSyncEngine(Bundle.load(bundle), TorchBackend(parts)))
     shown = []
     for engine in engines:
         with engine.session(sample) as session:
@@ -445,6 +464,65 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(release: R
     assert len(shown[0]) > 30
     assert np.abs(shown[0].astype(int) - shown[1]).max() <= 1
     assert np.abs(shown[0].astype(int) - shown[0][:1]).max() > 1
+
+
+class Hearing(TorchBackend):
+    """Attributes: heard: what the features were computed from."""
+
+    heard: tuple[Array, int]
+
+    @property
+    def encode_clip(self) -> Callable[[Array, int], Array] | None:
+        encode = super().encode_clip
+        assert encode
+
+        def hear(samples: Array, frames: int) -> Array:
+            self.heard = samples, frames
+            return encode(samples, frames)
+
+        return hear
+
+
+def test_upstream_mode_takes_its_features_as_the_original(
+    release: Release, exported: tuple[Any, Path], tmp_path: Path
+) -> None:
+    """Of sound resampled by soxr; of less than nine frames, with zeros after the normalised waveform."""
+    _, bundle = exported
+    parts = StudentParts.from_release(release)
+    assert isinstance(parts.speech, LiveWav2Vec)
+    backend = Hearing(parts)
+    engine = LipSyncEngine(Bundle.load(bundle), backend)
+    sound = (0.1 * np.random.default_rng(0).standard_normal((10_007, 2)) + 0.02).astype(np.float32)
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setnchannels(2)
+        file.setsampwidth(2)
+        file.setframerate(48_000)
+        file.writeframes(to_int16(sound).tobytes())
+    audio, out = tmp_path / "a.wav", tmp_path / "out.mkv"
+    assert engine.dub(samples.FACE, audio, out, face=FaceOptions(upstream=True)).frames == 9
+    mono = soxr.resample((to_int16(sound) / np.float32(32768)).T.mean(axis=0), 48_000, 16_000, quality="soxr_hq")
+    expected = np.pad(mono, (0, 3336 - len(mono)))
+    np.testing.assert_array_equal(backend.heard[0], expected)
+    assert backend.heard[1] == 9
+
+    x = torch.from_numpy(expected)
+    x = F.pad((x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-7), (0, 9 * 640 - len(x)))
+    with torch.no_grad():
+        hidden = F.interpolate(parts.speech.model.feature_extractor(x[None]), size=9, mode="linear", align_corners=True)
+        hidden, _ = parts.speech.model.feature_projection(hidden.transpose(1, 2))
+        encoder, states = parts.speech.model.encoder, []
+        for module in (encoder.layer_norm, *encoder.layers):
+            module.register_forward_hook(lambda module, given, x: states.append(x if isinstance(x, Tensor) else x[0]))
+        encoder(hidden)
+    features = torch.cat([states[-1], *states], dim=-1)[0].numpy()
+    loaded = LipSyncEngine.load(bundle).backend
+    for encode in (backend.encode_clip, loaded.encode_clip):
+        assert encode
+        assert np.linalg.norm(encode(*backend.heard) - features) < 1e-5 * np.linalg.norm(features)
+
+    assert engine.dub(samples.FACE, audio, out).frames == 6  # 0.21 s, all of it
+    assert backend.heard[1] == 6
+    assert np.abs(backend.heard[0][:3000] - expected[:3000]).max() > 1e-5  # another resampler
 
 
 def test_a_set_that_is_not_complete_lists_all(release: Release, tmp_path: Path) -> None:

@@ -133,10 +133,11 @@ class Backend(Protocol):
         """Open a new stream, at its first chunk."""
 
     @property
-    def encode_clip(self) -> Callable[[Array], Array] | None:
-        """Function of the samples [n] in [-1, 1] of a whole clip: features [f, A], f = ceil(n / samples_per_frame).
+    def encode_clip(self) -> Callable[[Array, int], Array] | None:
+        """Function of the samples [n] in [-1, 1] of a whole clip, and of a number of frames f: features [f, A].
 
-        f is at most `CLIP_FRAMES`. Thread-safe. None where the audio encoder would compute from a whole clip what it
+        f is from ceil(n / samples_per_frame) to `CLIP_FRAMES`; the normalised samples are continued by zeros where they
+        are fewer. Thread-safe. None where the audio encoder would compute from a whole clip what it
         computes from the windows of its chunks, or cannot.
         """
 

@@ -90,16 +90,16 @@ class OnnxRuntimeBackend:
         return PipelinedStream(OnnxRuntimeSteps(self), m.t_list, m.geometry.sequence, mask, identity)
 
     @property
-    def encode_clip(self) -> Callable[[Array], Array] | None:
+    def encode_clip(self) -> Callable[[Array, int], Array] | None:
         """See `Backend`."""
         return self._encode_clip if self.manifest.encodes_clips else None
 
-    def _encode_clip(self, samples: Array) -> Array:
+    def _encode_clip(self, samples: Array, frames: int) -> Array:
         with self._opening:  # by the first call: only files need the graph
             if self._clip_encoder is None:
                 self._clip_encoder = self._load(CLIP_ENCODER, str(self._bundle.file(f"{CLIP_ENCODER}.onnx")))
-        step = self.manifest.audio.samples_per_frame
-        padded = np.pad(samples.astype(np.float32), (0, -len(samples) % step))
+        missing = frames * self.manifest.audio.samples_per_frame - len(samples)
+        padded = np.pad(samples.astype(np.float32), (0, missing))
         count = np.array([len(samples)], np.int64)
         (features,) = self._clip_encoder.run(["features"], {"samples": padded, "count": count})
         return cast(Array, features)

@@ -26,8 +26,8 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("h264", "hevc", "av1", "prores"),
         help="video codec (default: h264; hevc for a video of more than 8 bits; prores for one with alpha, into .mov)",
     )
-    add("--crf", type=int, default=18, help="quality, 0 (best) to 51 (default 18); not of prores")
-    add("--preset", default="veryfast", help="speed, ultrafast to veryslow (default veryfast); not of prores")
+    add("--crf", type=int, help="quality, 0 (best) to 51 (default 18); not of prores")
+    add("--preset", help="speed, ultrafast to veryslow (default veryfast); not of prores")
     add("--lossless", action="store_true", help="FFV1 in .mkv: samples outside the mouth stay bit-identical")
     add("--background", metavar="RRGGBB", help="colour behind a video with alpha, as 00ff00 (default black)")
     add("--strict", action="store_true", help="fail in place of warnings about the result")
@@ -79,8 +79,9 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--upstream",
         action="store_true",
-        help="crop, composite and sample frames as the upstream system does, to compare with its output; for bundles "
-        "of released weights",
+        help="do everything as the upstream system does, to compare with its output: frames and their colour, sound, "
+        "crops, pasting, length, and two encodings of H.264, crf 13 and 18, unless --codec, --crf, --preset or "
+        "--lossless is given; for bundles of released weights. Sound not of 16 kHz needs lipstream[upstream]",
     )
     add(
         "--noise",
@@ -138,8 +139,7 @@ def _run(args: argparse.Namespace) -> Result:
             seed=args.seed,
             noise=args.noise,
             codec=args.codec,
-            crf=args.crf,
-            preset=args.preset,
+            **_quality(args),
             lossless=args.lossless,
             background=_colour(args.background),
             strict=args.strict,
@@ -150,6 +150,14 @@ def _run(args: argparse.Namespace) -> Result:
     args.written.append(result.output)
     report = summary(result)
     return Result(report, describe(report), result.warnings)
+
+
+def _quality(args: argparse.Namespace) -> dict[str, Any]:
+    """Arguments of `LipSyncEngine.dub`: those given; where none is, the upstream system's in its mode."""
+    given = {name: value for name in ("crf", "preset") if (value := getattr(args, name)) is not None}
+    if args.upstream and not (given or args.codec or args.lossless):
+        return {"first_crf": 13, "crf": 18, "preset": "medium"}
+    return given
 
 
 def _check_files(args: argparse.Namespace, sidecar: Path) -> None:

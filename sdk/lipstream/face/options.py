@@ -26,8 +26,9 @@ class FaceOptions:
             is drawn in flat colours. "paint": generate it in any case; "bypass": keep the frame unchanged.
         insightface: folder of InsightFace's models, to find faces exactly as the upstream system does. They are for
             non-commercial research only; None for the networks that LipStream ships.
-        upstream: crop, composite and sample frames as the upstream system does, to compare with its output, and write
-            as many; slower and of lower quality (docs/released.md has a table). For bundles of released weights.
+        upstream: read video and sound, crop, composite and sample frames as the upstream system does, to compare with
+            its output, and write as many; slower and of lower quality (docs/released.md has a table). For bundles of
+            released weights. Files with sound of another rate than 16 kHz need `lipstream[upstream]`.
     """
 
     policy: Policy = "hold"
@@ -42,11 +43,6 @@ class FaceOptions:
         if self.insightface is not None:
             check_path("insightface", self.insightface)
             object.__setattr__(self, "insightface", Path(self.insightface))  # so that equal folders compare equal
-
-    @property
-    def retimed(self) -> bool:
-        """Whether a video's frames are resampled to 25 per second; the upstream system takes them as stored."""
-        return not self.upstream
 
     def tracker(self) -> Tracker:
         """A tracker for one video.

@@ -22,6 +22,7 @@ from .colour import Colour
 from .container import MAX_STEP, PathLike, decode, frame_duration, may_reset, open_input, start_of, stream_duration
 from .deinterlace import deinterlaced
 from .hdr import Hdr
+from .opencv import opencv_format, opencv_frame
 from .picture import Image, Picture
 from .pixel_format import PictureFormat, planar
 from .side_data import side_data_of, turn_of
@@ -91,7 +92,8 @@ class VideoReader:
 
     Args:
         path: a regular file.
-        retimed: False yields the stored frames without resampling: a video of another rate changes its speed.
+        opencv: read as by `cv2.VideoCapture`: stored frames, so that a video of another rate changes its speed, not
+            deinterlaced, in OpenCV's R'G'B' (`media.opencv`).
         codecs: decoders that may run, by FFmpeg's names; None for all. most_pixels: of a picture.
 
     Raises:
@@ -104,12 +106,12 @@ class VideoReader:
         self,
         path: PathLike,
         *,
-        retimed: bool = True,
+        opencv: bool = False,
         codecs: frozenset[str] | None = None,
         most_pixels: int = MAX_PIXELS,
     ) -> None:
         self.path = Path(path)
-        self._retimed, self._codecs, self._most_pixels = retimed, codecs, most_pixels
+        self._opencv, self._codecs, self._most_pixels = opencv, codecs, most_pixels
         self._damaged: set[int] = set()
         self._held = 0
         self._sizes: set[tuple[int, int]] = set()  # of stored pictures, other than the first one's
@@ -128,6 +130,8 @@ class VideoReader:
         self._stored = PictureFormat(planar(first.format.name), first.width, first.height, Colour.of(first))
         if stream.codec_context.name in _STATE_SITING:
             self._stored = replace(self._stored, siting=siting_of(first, self._stored))
+        if opencv:
+            self._stored = opencv_format(self._stored)
         shown = self._stored.turned(*self._turn)
         self.info = VideoInfo(
             width=shown.width,
@@ -137,7 +141,7 @@ class VideoReader:
             start_time=float(first.time or 0.0) - start_of(container),
             sample_aspect_ratio=1 / ratio if self._turn[0] else ratio,
             format=shown,
-            hdr=Hdr.of(side_data),
+            hdr=None if opencv else Hdr.of(side_data),
         )
 
     def __iter__(self) -> Iterator[Image]:
@@ -152,7 +156,7 @@ class VideoReader:
             container, stream, frames = self._open()
         with container:
             timed = _timed(container, stream, frames)
-            shown = retime(timed) if self._retimed else (frame for _, _, frame in timed)
+            shown = (frame for _, _, frame in timed) if self._opencv else retime(timed)
             last: av.VideoFrame | None = None
             for index, frame in enumerate(first_held(shown, self._held)):
                 if frame.is_corrupt:
@@ -183,7 +187,8 @@ class VideoReader:
     def _open(self) -> _Opened:
         container = open_input(self.path)
         stream = _pick(container, self.path, self._codecs, self._most_pixels)
-        return container, stream, self._progressive(decode(container, stream, self.path))
+        frames = decode(container, stream, self.path)
+        return container, stream, frames if self._opencv else self._progressive(frames)
 
     def _progressive(self, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
         """`frames`, from the first interlaced one on through a deinterlacer, which leaves progressive ones alone."""
@@ -198,6 +203,8 @@ class VideoReader:
         found = replace(
             self._stored, name=frame.format.name, width=frame.width, height=frame.height, colour=Colour.of(frame)
         )
+        if self._opencv:
+            frame, found = opencv_frame(frame), self._stored.resized(frame.width, frame.height)
         size = found.width, found.height
         if size != (self._stored.width, self._stored.height):
             self._sizes.add(size)

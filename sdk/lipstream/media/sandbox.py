@@ -59,7 +59,7 @@ class SandboxedReader(VideoReader):
     ``if __name__ == "__main__":``.
 
     Args:
-        path: a regular file. retimed: as of `VideoReader`. limits: of the process.
+        path: a regular file. opencv: as of `VideoReader`. limits: of the process.
         deadline: seconds for each iteration, of which each frame may take 60.
 
     Raises:
@@ -68,10 +68,10 @@ class SandboxedReader(VideoReader):
     """
 
     def __init__(
-        self, path: PathLike, *, retimed: bool = True, limits: Limits | None = None, deadline: float = 60.0
+        self, path: PathLike, *, opencv: bool = False, limits: Limits | None = None, deadline: float = 60.0
     ) -> None:
         self.path = Path(path)
-        self._retimed, self._limits, self._deadline = retimed, limits or Limits(), deadline
+        self._opencv, self._limits, self._deadline = opencv, limits or Limits(), deadline
         self._damaged: set[int] = set()
         self._defects: list[str] = []
         self._stopped = threading.Event()
@@ -120,7 +120,7 @@ class SandboxedReader(VideoReader):
             decoder.close()
 
     def _start(self) -> _Decoder:
-        return _Decoder(self.path, self._limits, self._deadline, self._stopped, sound=False, retimed=self._retimed)
+        return _Decoder(self.path, self._limits, self._deadline, self._stopped, sound=False, opencv=self._opencv)
 
 
 class SandboxedAudioReader(AudioReader):
@@ -144,14 +144,14 @@ class SandboxedAudioReader(AudioReader):
                 yield data.reshape(-1, self.info.channels).copy()
 
     def _start(self) -> _Decoder:
-        return _Decoder(self.path, self._limits, self._deadline, threading.Event(), sound=True, retimed=False)
+        return _Decoder(self.path, self._limits, self._deadline, threading.Event(), sound=True, opencv=False)
 
 
 class _Decoder:
     """One process that decodes one file once. Attributes: properties: of the file, as it says."""
 
     def __init__(
-        self, path: Path, limits: Limits, deadline: float, stopped: threading.Event, *, sound: bool, retimed: bool
+        self, path: Path, limits: Limits, deadline: float, stopped: threading.Event, *, sound: bool, opencv: bool
     ) -> None:
         self._path, self._stopped, self._end = path, stopped, time.monotonic() + deadline
         self._closing, self._closed = threading.Lock(), False
@@ -165,7 +165,7 @@ class _Decoder:
         theirs: Connection
         self._connection: Connection
         self._connection, theirs = context.Pipe(duplex=False)
-        kind = {"sound": sound, "retimed": retimed}
+        kind = {"sound": sound, "opencv": opencv}
         self._process = context.Process(target=decode, args=(theirs, str(path), limits), kwargs=kind, daemon=True)
         self._process.start()
         theirs.close()

@@ -66,7 +66,7 @@ class Limits:
     nice: int = 0
 
 
-def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, retimed: bool) -> None:
+def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, opencv: bool) -> None:
     """The process's whole work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches it, too; its parent ends it
     _say(connection, "started")
@@ -76,7 +76,7 @@ def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, re
         if sound:
             _send_sound(connection, path)
         else:
-            _send_pictures(connection, path, retimed, limits)
+            _send_pictures(connection, path, opencv, limits)
     except LipStreamError as error:
         _say(connection, "error", code=error.code, found=error.found, expected=error.expected, fix=error.fix)
     except (BrokenPipeError, ConnectionResetError):
@@ -90,8 +90,8 @@ def decode(connection: Connection, path: str, limits: Limits, *, sound: bool, re
         connection.close()
 
 
-def _send_pictures(connection: Connection, path: str, retimed: bool, limits: Limits) -> None:
-    reader = VideoReader(path, retimed=retimed, codecs=CODECS, most_pixels=limits.pixels)
+def _send_pictures(connection: Connection, path: str, opencv: bool, limits: Limits) -> None:
+    reader = VideoReader(path, opencv=opencv, codecs=CODECS, most_pixels=limits.pixels)
     _say(connection, "opened", info=_properties(reader))
     for index, picture in enumerate(reader.pictures()):
         _say(connection, "frame", damaged=reader.damaged(index), interlaced=reader.interlaced)

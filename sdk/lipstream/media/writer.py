@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from ..errors import ConfigError, OutputError
 from .audio import check_channels, check_rate
 from .audio_track import AudioTrack
 from .container import PathLike
+from .first_pass import FirstPass
 from .hdr import Hdr
 from .picture import Image, Picture, Rgb, as_picture, check_colour
 from .pixel_format import PictureFormat
@@ -64,6 +65,7 @@ class VideoWriter:
         codec: "h264", "hevc", "av1", "prores" (.mov and .mkv only), or None.
         crf: quality, 0 (best) .. 51; ProRes has only one.
         preset: speed, x264's "ultrafast" .. "veryslow"; not of ProRes.
+        first_crf: encode pictures twice, first as H.264 of this quality, as the upstream system does.
         format: of the pictures, `VideoReader.info.format`: its colour is that of the file. Default: 8 bit, BT.709.
         hdr: metadata to write, `VideoReader.info.hdr`; only HEVC and AV1 hold them.
         sample_aspect_ratio: width of a pixel over its height.
@@ -89,6 +91,7 @@ class VideoWriter:
         codec: VideoCodec | None = None,
         crf: int = 18,
         preset: str = "medium",
+        first_crf: int | None = None,
         format: PictureFormat | None = None,
         hdr: Hdr | None = None,
         sample_aspect_ratio: Fraction = Fraction(1),
@@ -97,18 +100,26 @@ class VideoWriter:
     ) -> None:
         self.path = Path(path)
         self.width, self.height, self.rate = width, height, Fraction(rate)
-        self._frames = 0
+        self._frames = self._encoded_frames = 0
         self._audio: AudioTrack | None = None
         self._check(crf, lossless)
+        if first_crf is not None:
+            self._check(first_crf, lossless)
         check_colour(background)
-        if lossless and codec is not None:
-            raise ConfigError(f"lossless=True with codec {codec!r}", expected="one of the two", fix="leave out one")
+        for name, value in (("codec", codec), ("first_crf", first_crf)):
+            if lossless and value is not None:
+                raise ConfigError(
+                    f"lossless=True with {name} {value!r}", expected="one of the two", fix="leave out one"
+                )
         format = (format or PictureFormat("gbrp", width, height)).resized(width, height)
         suffix = self.path.suffix.lower()
         chosen = lossless_encoding(format) if lossless else encoding(codec, suffix, format, hdr, crf=crf, preset=preset)
         self._lossless = lossless
         self._background = background
         self._encoded, self._losses, self._transparent = chosen.format, chosen.losses, False
+        self._first: FirstPass | None = None
+        if first_crf is not None:
+            self._first = FirstPass(self._encoded.resized(*self.stored_size), self.rate, crf=first_crf, preset=preset)
         if audio_rate is not None:
             check_rate(audio_rate)
             check_channels(audio_channels)
@@ -157,10 +168,8 @@ class VideoWriter:
                 self._transparent = self._transparent or picture.is_transparent
                 picture = picture.over(self._background)
             stored = picture.converted(self._encoded).padded(*self.stored_size)
-            with stored.timed(self._frames, 1 / self.rate) as encoded:
-                packets = self._video.encode(encoded)
             self._frames += 1
-            self._container.mux(packets)
+            self._encode(self._first.push(stored) if self._first else [stored])
             if self._audio:
                 self._audio.encode_until(self._frames / self.rate)
 
@@ -189,6 +198,8 @@ class VideoWriter:
         with self._guarded("cannot finish"):
             if self._audio:
                 self._audio.finish(self._frames / self.rate)
+            if self._first:
+                self._encode(self._first.flush())
             packets = self._video.encode(None)
             if self._frames <= 2:  # x265 leaves the decoding time of so few frames undefined
                 for packet in packets:
@@ -220,6 +231,13 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+    def _encode(self, pictures: Iterable[Picture]) -> None:
+        for picture in pictures:
+            with picture.timed(self._encoded_frames, 1 / self.rate) as frame:
+                packets = self._video.encode(frame)
+            self._encoded_frames += 1
+            self._container.mux(packets)
 
     def _check(self, crf: int, lossless: bool) -> None:
         suffix = self.path.suffix.lower()

@@ -24,19 +24,21 @@ class ClipFeatures:
         encode: see `Backend.encode_clip`.
         sound: pieces of the clip, float32 [n] at the model's rate. step: its samples per video frame.
         longest, margin: frames of a window, and of it on either side those whose features are not used.
+        least: frames of the clip, of which the last ones may have no sound.
     """
 
     def __init__(
         self,
-        encode: Callable[[Array], Array],
+        encode: Callable[[Array, int], Array],
         sound: Iterable[Array],
         step: int,
         *,
         longest: int = CLIP_FRAMES,
         margin: int = _MARGIN,
+        least: int = 0,
     ) -> None:
         self._encode, self._sound, self._step = encode, iter(sound), step
-        self._longest, self._margin = longest, margin
+        self._longest, self._margin, self._least = longest, margin, least
         self._samples = np.zeros(0, np.float32)
         self._first = 0  # frame with which they begin
         self._ended = False
@@ -66,10 +68,10 @@ class ClipFeatures:
             pieces.append(piece)
             have += len(piece)
         self._samples = np.concatenate(pieces)
-        end = -(-have // self._step) if self._ended else wanted
+        end = max(-(-have // self._step), self._least) if self._ended else wanted
         start = max(0, end - self._longest)
         part = self._samples[(start - self._first) * self._step : (end - self._first) * self._step]
-        found = self._encode(part)[self._done - start : None if self._ended else -self._margin]
+        found = self._encode(part, end - start)[self._done - start : None if self._ended else -self._margin]
         kept = found[:0] if self._features is None else self._features[-_KEPT:]
         self._features = np.concatenate([kept, found])
         self._done += len(found)

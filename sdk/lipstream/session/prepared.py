@@ -61,7 +61,7 @@ class PreparedReference:
         check_number("seconds", seconds, expected="seconds of the video, more than 0")
         self.manifest, self.face, self._pipeline = manifest, face, pipeline
         self._geometry = geometry = manifest.geometry
-        opened = open_source(source, retimed=face.retimed)
+        opened = open_source(source, opencv=face.upstream)
         observe = FaceObserver(face, require_face(pictures(opened), face), pipeline)
         self._spool = FrameSpool()
         self._observed: list[Observed] = []

@@ -98,7 +98,7 @@ class LiveReference:
         length: int | None = None,
         loop_bytes: int = LOOP_BYTES,
     ) -> None:
-        opened = open_source(source, retimed=face.retimed)
+        opened = open_source(source, opencv=face.upstream)
         self._loop = FrameLoop(opened, length, max_bytes=loop_bytes)
         grey = np.full((*geometry.crop_size, 3), 127, np.uint8)
         tracked = _tracked(opened, self._loop, FaceObserver(face, face.tracker(), pipeline), grey)
@@ -191,12 +191,12 @@ def stack_crops(geometry: Geometry, crops: list[Image]) -> Bytes:
     return np.stack([crops[0]] * missing + crops)
 
 
-def open_source(source: Source, *, retimed: bool = True) -> VideoReader | Sequence[Image] | Image:
+def open_source(source: Source, *, opencv: bool = False) -> VideoReader | Sequence[Image] | Image:
     """Return frames that can be iterated any number of times. Raises ConfigError for neither a path nor frames."""
     if isinstance(source, VideoReader):
         return source
     if isinstance(source, str | os.PathLike):
-        return VideoReader(Path(source), retimed=retimed)
+        return VideoReader(Path(source), opencv=opencv)
     if isinstance(source, np.ndarray):
         found, fit = f"of shape {list(source.shape)}", source.ndim == 4
     else:

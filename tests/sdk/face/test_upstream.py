@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import av
@@ -11,6 +12,7 @@ import pytest
 import torch
 from lipstream import samples
 from lipstream.cli import main
+from lipstream.cli.run import RUN, _quality
 from lipstream.dub import upstream_frames
 from lipstream.errors import ConfigError
 from lipstream.face import FaceOptions
@@ -97,7 +99,7 @@ def test_frames_as_they_are_stored(tmp_path: Path) -> None:
             image = np.full((48, 64, 3), 8 * i, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    stored = [int(picture.mean()) for picture in VideoReader(path, retimed=False)]
+    stored = [int(picture.mean()) for picture in VideoReader(path, opencv=True)]
     assert len(stored) == 30
     assert np.abs(np.array(stored) - 8 * np.arange(30)).max() <= 3
     assert sum(1 for _ in VideoReader(path)) == 25
@@ -109,6 +111,22 @@ def test_a_bundle_that_crops_the_canvas_is_rejected(tmp_path: Path, capsys: pyte
     assert main(arguments) == ConfigError.exit_code
     assert "omit the option upstream" in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--upstream"], {"first_crf": 13, "crf": 18, "preset": "medium"}),
+        (["--upstream", "--crf", "20"], {"crf": 20}),
+        (["--upstream", "--lossless"], {}),
+        (["--preset", "slow"], {"preset": "slow"}),
+        ([], {}),
+    ],
+)
+def test_the_command_encodes_twice_where_no_quality_is_given(arguments: list[str], expected: dict[str, object]) -> None:
+    parser = argparse.ArgumentParser()
+    RUN.add_arguments(parser)
+    assert _quality(parser.parse_args(["a.mp4", "-o", "b.mp4", *arguments])) == expected
 
 
 def test_a_picture_of_bytes_is_that_of_their_fractions() -> None:

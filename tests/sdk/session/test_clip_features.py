@@ -17,9 +17,9 @@ class Encoder:
     def __init__(self) -> None:
         self.lengths: list[int] = []
 
-    def __call__(self, samples: Array) -> Array:
+    def __call__(self, samples: Array, frames: int) -> Array:
         self.lengths.append(len(samples))
-        padded = np.pad(samples, (0, -len(samples) % STEP)).reshape(-1, STEP)
+        padded = np.pad(samples, (0, STEP * frames - len(samples))).reshape(-1, STEP)
         return np.stack([np.arange(len(padded)), padded.sum(1)], axis=1).astype(np.float32)
 
 
@@ -40,10 +40,18 @@ def test_a_short_clip_is_one_call_with_every_sample(samples: int) -> None:
     frames = -(-samples // STEP)
     found = features(-3, frames + 8)
     assert encoder.lengths == [samples]
-    wanted = Encoder()(whole)
+    wanted = Encoder()(whole, frames)
     np.testing.assert_array_equal(found[3 : 3 + frames], wanted)
     np.testing.assert_array_equal(found[:3], np.repeat(wanted[:1], 3, 0))
     np.testing.assert_array_equal(found[3 + frames :], np.repeat(wanted[-1:], 5, 0))
+
+
+def test_a_clip_may_have_more_frames_than_sound() -> None:
+    whole, pieces = sound(3 * STEP + 1)
+    encoder = Encoder()
+    features = ClipFeatures(encoder, pieces, STEP, longest=LONGEST, margin=MARGIN, least=9)
+    np.testing.assert_array_equal(features(-3, 15)[3:12], Encoder()(whole, 9))
+    assert encoder.lengths == [3 * STEP + 1]
 
 
 @pytest.mark.parametrize("samples", [STEP * LONGEST + 1, STEP * (LONGEST + 1), STEP * 61 + 2, STEP * 200])
@@ -53,7 +61,7 @@ def test_a_long_clip_is_windows_that_overlap(samples: int) -> None:
     frames = -(-samples // STEP)
     chunks = [features(first, 6) for first in range(0, frames, 6)]
     found = np.concatenate(chunks)[:frames]
-    np.testing.assert_array_equal(found[:, 1], Encoder()(whole)[:, 1])
+    np.testing.assert_array_equal(found[:, 1], Encoder()(whole, frames)[:, 1])
     begun = np.arange(frames) - found[:, 0]  # first frame of the window of each
     assert np.all((found[:, 0] >= MARGIN) | (begun == 0))
     ends = np.minimum(begun + LONGEST, frames)
