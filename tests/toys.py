@@ -26,6 +26,19 @@ CONFIG = StudentConfig(
 )
 TAEHV_CONFIG = TAEHVConfig(encoder_width=4, decoder_widths=(8, 6, 4, 4), latent_channels=4)
 
+RELEASED = StudentConfig(
+    dim=24,
+    ffn_dim=40,
+    num_heads=2,
+    num_layers=4,
+    latent_size=(8, 8),
+    text_dim=8,
+    text_len=4,
+    audio_dim=64,
+    audio_hidden=8,
+)
+"""Fits the codecs as released, and a wav2vec 2.0 of `WAV2VEC_SIZES`."""
+
 WAV2VEC_SIZES = {
     "hidden_size": 16,
     "num_hidden_layers": 2,

@@ -8,28 +8,19 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
-import sys
-import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
-import doubles
+import pages
 import pytest
-from doubles import builder
-from doubles.device import Device
-from lipstream import samples
-from lipstream.cli import build_parser, main
-from lipstream.gpu import Driver, Gpu, NoDriverError
-from lipstream.server.app import create_app
-from lipstream.server.settings import Settings
-from starlette.testclient import TestClient
+from lipstream.gpu import Driver, NoDriverError
+from simulated_h100 import H100, simulated_h100
+from simulated_h100 import run as run_simulated
 
-from benchmarks import common, random_release, stream
+from benchmarks import random_release
 
 PAGE = (Path(__file__).parents[2] / "docs" / "h100.md").read_text()
-H100 = Driver("13.0", (Gpu("NVIDIA H100 80GB HBM3", "9.0", 132, 80 << 30),))
-COMMAND = re.compile(r"([A-Z]+=\S+ )*(lipstream|python3?|make|bash|pip|rsync|nvidia-smi|nvcc)\b( |$)")
 
 SCRIPT = "test_h100.py runs it with a stub"
 NOT_RUN = {
@@ -50,54 +41,25 @@ NOT_RUN = {
 
 
 def commands() -> list[str]:
-    """Every command of the page, in blocks and in lines, in its order."""
-    found = []
-    for block, line in re.findall(r"^```sh\n(.*?)^```|`([^`\n]+)`", PAGE, re.DOTALL | re.MULTILINE):
-        found += [text.split(" # ")[0].strip() for text in block.splitlines()] or [line]
-    return [*dict.fromkeys(text for text in found if COMMAND.match(text))]
+    """Every command of the page, in its order."""
+    return [*dict.fromkeys(chain.from_iterable(pages.commands("docs/h100.md").values()))]
 
 
 @pytest.fixture
-def machine(tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def machine(tmp_path: Path, speech: Path) -> Iterator[Path]:
     """A folder on a machine with an H100, with a video and speech."""
-    device = Device(3)
-    shutil.copy(samples.FACE, tmp_path / "in.mp4")
     assert speech == tmp_path / "speech.wav"
-    with doubles.gpu(device), monkeypatch.context() as patch:
-        builder.add(sys.modules["tensorrt"])
-        patch.setattr("lipstream_engines.runner.polygraphy", builder.polygraphy(device).__getitem__)
-        for module in ("lipstream.cli.diagnosis", "lipstream.backends.device", "lipstream_engines.build"):
-            patch.setattr(f"{module}.driver", lambda: H100)
-        patch.setattr("benchmarks.stream.WARM_UP", 2)
-        patch.setattr("benchmarks.stream.DEADLINE", 40.0)  # no waiting for real time
-        patch.setenv("LIPSTREAM_CACHE", str(tmp_path / "cache"))
-        patch.chdir(tmp_path)
+    with simulated_h100(tmp_path):
         yield tmp_path
-    assert not device.hazards
-
-
-def serve(words: list[str]) -> bool:
-    """Whether the server becomes ready; without its port."""
-    args = build_parser().parse_args(words)
-    with TestClient(create_app(Settings(bundle=args.bundle, max_sessions=args.max_sessions))) as client:
-        while (found := client.get("/v1/health/ready")).status_code == 503:
-            time.sleep(0.05)
-        return found.status_code == 200
 
 
 def run(command: str) -> bool:
     """Run a command of the page in this process; whether it succeeded."""
-    words = shlex.split(command.replace("$(cat files.txt)", "tiny"))
-    if words[:2] == ["lipstream", "serve"]:
-        return serve(words[1:])
-    if words[0] == "lipstream":
-        return main(words[1:]) == 0
-    assert words[:2] == ["python", "-m"]
-    if words[2] == "benchmarks.random_release":
+    words = shlex.split(command)
+    if words[:3] == ["python", "-m", "benchmarks.random_release"]:
         assert words[-2] == ">"
         return bool(random_release.build_parser().parse_args(words[3:-2]))
-    assert words[2] == "benchmarks.stream"
-    return common.main(stream.run, stream.build_parser().parse_args([*words[3:], "--chunks", "2"])) == 0
+    return run_simulated(command.replace("$(cat files.txt)", "tiny"))
 
 
 def promised(text: str) -> re.Pattern[str]:

@@ -137,6 +137,19 @@ def test_lora_on_a_base_model(style: str, tmp_path: Path) -> None:
     assert float(change.norm() / exact.norm()) > 0.1
 
 
+def test_a_base_model_without_audio_gets_layers_that_add_nothing_yet(tmp_path: Path) -> None:
+    base, added = split(student_weights())
+    path = save(tmp_path / "base.pth", base | {n: x for n, x in added.items() if n.startswith("patch_embedding.")})
+    with pytest.raises(CheckpointError, match=r"missing: audio_proj\.proj\.weight"):
+        load_student([path], "toy")
+    student = load_student([path], "toy", new_audio=True).float()
+    assert student.audio_proj.proj.weight.any()
+    features = torch.randn(1, 12, TOY.audio_dim)
+    assert not any(x.any() for x in student.audio(features).values())
+    trained, _ = load_unmerged([save(tmp_path / "whole.pth", student_weights())], "toy", new_audio=True)
+    same(trained, student_weights())
+
+
 def lora(seed: int, layers: dict[str, int], middle: str) -> tuple[Weights, dict[str, tuple[Tensor, Tensor]]]:
     """A file's tensors, and A and B by layer; `layers`: the rank of each."""
     generator = torch.Generator().manual_seed(seed)

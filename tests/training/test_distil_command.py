@@ -9,6 +9,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -239,9 +240,13 @@ def test_several_folders_are_trained_on(
     assert main([*command, "--iterations", "2", "--data", f"{one}=1", f"{other}=2"]) > 0
     assert "not recorded" in capsys.readouterr().err
 
-    held_out = ["--data", str(one), "--validate", str(other), "--loggers", ""]
+    held_out = ["--data", str(one), "--validate", str(other), "--loggers", "", "--codec", str(base)]
+    held_out += ["--syncnet", "drawn"]
     assert main(["distil", str(tmp_path / "held"), *command[2:], *held_out]) == 0
-    assert json.loads((tmp_path / "held" / "log.jsonl").read_text())["validation/loss"] > 0
+    logged = json.loads((tmp_path / "held" / "log.jsonl").read_text())
+    assert logged["validation/loss"] > 0
+    assert {"validation/sync_c", "validation/sync_d", "validation/true/sync_c"} <= {*logged}
+    assert cv2.imread(str(tmp_path / "held" / "validation" / "0000001.png")).shape == (192, 768, 3)
     averaged = ["--average", "0.9", "--data", str(one)]
     assert main(["distil", str(tmp_path / "average"), *command[2:], *averaged]) == 0
     mean, last = (load_file(tmp_path / "average" / f"{name}.safetensors") for name in ("student", "last"))

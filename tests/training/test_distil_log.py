@@ -122,11 +122,20 @@ def test_wandb_gets_numbers_pictures_and_the_same_run_after_an_interruption(
     monkeypatch.setattr(fake.module, "init", fake.function("init", run), raising=False)
     monkeypatch.setitem(sys.modules, "wandb", fake.module)
     out = tmp_path / "mine"
-    pictures = {"sample/0": np.zeros((4, 4, 3), np.uint8)}
+    picture = np.zeros((4, 4, 3), np.uint8)
     for until in (2, 3):
         recipe = replace(FORCING, iterations=3, sample_every=2)
         trainer = Trainer(
-            recipe, networks(recipe), Clips(), out, loggers=logger_names("wandb"), sample=lambda m, i: pictures
+            recipe,
+            networks(recipe),
+            Clips(),
+            out,
+            order=Mixture([6]),
+            held_out=[6],
+            validate_every=2,
+            show_held_out=lambda model, i: ({"validation/sync_c": 3.0 + i}, {"validation/clips": picture}),
+            loggers=logger_names("wandb"),
+            sample=lambda model, i: {"sample/0": picture},
         )
         trainer.run(until)
     (_, first), (_, second) = fake.named("init")
@@ -136,6 +145,11 @@ def test_wandb_gets_numbers_pictures_and_the_same_run_after_an_interruption(
     logged = [(arguments[0], options["step"]) for arguments, options in fake.named("log")]
     assert [step for numbers, step in logged if "loss" in numbers] == [1, 2, 3]
     assert ({"sample/0": "a picture"}, 2) in logged
+    assert [step for numbers, step in logged if numbers == {"validation/clips": "a picture"}] == [2, 3]
+    assert [(numbers.get("validation/sync_c"), step) for numbers, step in logged if "validation/loss" in numbers] == [
+        (5.0, 2),
+        (6.0, 3),
+    ]
     assert [options for _, options in fake.named("finish")] == [{"exit_code": 0}] * 2
     assert [numbers["loss"] for numbers, _ in logged if "loss" in numbers] == [line["loss"] for line in lines(out)]
 

@@ -281,6 +281,12 @@ def test_every_filter_drops_clips(odd: Path, tmp_path: Path, filters: dict[str, 
     assert any(reason in text for text in found["dropped"]["five_seconds.mp4"])
 
 
+def test_an_offset_of_zero_turns_the_filter_off(odd: Path, tmp_path: Path) -> None:
+    """By default no clip of this video is kept."""
+    settings = Settings(student="tiny", syncnet=DRAWN, filters=Filters(offset=0))
+    assert prepare(tmp_path / "out", [odd / "out_of_sync.mp4"], settings, quiet=True)["clips"] > 0
+
+
 def test_large_crops_are_stored_as_video(odd: Path, tmp_path: Path) -> None:
     settings = Settings(student="1.3b", filters=Filters(offset=0))
     prepare(tmp_path / "out", [odd / "five_seconds.mp4"], settings, quiet=True)

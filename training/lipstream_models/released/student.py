@@ -11,11 +11,13 @@ from lipstream.errors import CheckpointError
 from torch import Tensor
 
 from .. import STUDENTS, CausalDiT, StudentConfig
+from ..dit import AudioPack
 from ..layers import Conv3d, Linear
 from .files import Weights, identify, open_weights, renamed, require_shapes
 
 LORA_SCALE = 0.5
 """alpha / rank of the released adapters and of training: 64 / 128."""
+_AUDIO = ("audio_proj.", "audio_cond_projs.")
 _LORA = re.compile(r"(.*)\.lora_([AB])(\.default)?\.weight")
 
 Adapters = dict[str, tuple[Tensor, Tensor]]
@@ -42,7 +44,7 @@ _DIFFUSERS = (
 
 
 def load_student(
-    paths: Sequence[Path], model: str, *, progress: Callable[[str], None] = lambda name: None
+    paths: Sequence[Path], model: str, *, new_audio: bool = False, progress: Callable[[str], None] = lambda name: None
 ) -> CausalDiT:
     """A student from files, its adapters merged.
 
@@ -53,6 +55,7 @@ def load_student(
 
     Args:
         model: "1.3b" or "14b" (or another of `STUDENTS`).
+        new_audio: files without audio layers, as of Wan 2.1 itself, get new ones, which add nothing yet.
 
     Raises:
         CheckpointError: as `open_weights`; another size or model; weights missing, unknown or of another shape; two
@@ -62,13 +65,21 @@ def load_student(
     for layer, (a, b) in adapters.items():
         name = f"{layer}.weight"
         weights[name] = weights[name].bfloat16() + LORA_SCALE * (b.bfloat16() @ a.bfloat16())
-    return _student(weights, model, paths)
+    return _student(weights, model, paths, new_audio)
 
 
-def load_unmerged(paths: Sequence[Path], model: str) -> tuple[CausalDiT, Adapters]:
+def load_unmerged(paths: Sequence[Path], model: str, *, new_audio: bool = False) -> tuple[CausalDiT, Adapters]:
     """As `load_student`, with the adapters apart, to train them on."""
     weights, adapters = _read(paths)
-    return _student(weights, model, paths), adapters
+    return _student(weights, model, paths, new_audio), adapters
+
+
+def _untrained_audio(config: StudentConfig) -> Weights:
+    """Audio layers with random features, whose projections into the blocks are zero."""
+    pack = AudioPack(config).state_dict(prefix=_AUDIO[0])
+    width = {"weight": (config.dim, config.audio_hidden), "bias": (config.dim,)}
+    into = {f"{_AUDIO[1]}{i}.{x}": torch.zeros(width[x]) for i in range(len(config.audio_layers)) for x in width}
+    return pack | into
 
 
 def _read(paths: Sequence[Path], progress: Callable[[str], None] = lambda name: None) -> tuple[Weights, Adapters]:
@@ -80,9 +91,11 @@ def _read(paths: Sequence[Path], progress: Callable[[str], None] = lambda name: 
     return weights, adapters
 
 
-def _student(weights: Weights, model: str, paths: Sequence[Path]) -> CausalDiT:
+def _student(weights: Weights, model: str, paths: Sequence[Path], new_audio: bool) -> CausalDiT:
     config = STUDENTS[model]
     _check_size(weights, config, model, paths[0])
+    if new_audio and not any(name.startswith(_AUDIO) for name in weights):
+        weights |= _untrained_audio(config)
     with torch.device("meta"):
         student = CausalDiT(config)
     wanted = student.state_dict()

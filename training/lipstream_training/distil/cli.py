@@ -31,6 +31,13 @@ def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
     add("--validate", type=Path, metavar="SHARDS", help="clips that are not trained on: their loss goes to the log")
     add("--validate-every", type=int, default=100, metavar="N", help="updates between two validations (default 100)")
     add(
+        "--validate-clips",
+        type=int,
+        default=4,
+        metavar="N",
+        help="with --codec or --base these first ones are generated, too: sync measures and a picture (default 4)",
+    )
+    add(
         "--loggers",  # not --log: torchrun takes that for its --log-dir, even after the name of the script
         default="tensorboard",
         metavar="NAMES",
@@ -44,8 +51,13 @@ def _add_distil_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         add(f"--{name}", type=Path, nargs="+", metavar="FILE", default=[], help=help_text)
     add("--negative", type=Path, metavar="FILE", help="embedding of the negative prompt (default: 0)")
-    add("--syncnet", metavar="FILE", help="SyncNet of the reward: syncnet_v2.model, or 'drawn'")
-    add("--codec", type=Path, metavar="FILE", help="decoder for reward and samples: taew2_1, or a checkpoint")
+    add("--syncnet", metavar="FILE", help="SyncNet of the reward and of --validate: a file, or 'drawn'")
+    add(
+        "--codec",
+        type=Path,
+        metavar="FILE",
+        help="decoder for reward, samples and --validate: taew2_1, or a checkpoint",
+    )
     add(
         "--base",
         type=Path,
@@ -99,6 +111,7 @@ def _distil(args: argparse.Namespace) -> Result | None:
         args.base,
         args.validate,
         args.validate_every,
+        args.validate_clips,
     )
     distil(args.out, inputs, load_recipe(args.recipe, **changes), log=args.loggers, quiet=args.quiet)
     if not is_rank_zero():

@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from ..prepare.shards import Shards
 from . import parallel
+from .generate import generate
+from .held_out import HeldOut
 from .log import logger_names
 from .mixture import Mixture
 from .recipe import Recipe
 from .reward import SyncReward
-from .rollout import roll_out
-from .sampling import constant, sample
 from .sources import ADAPTER, LAST, WEIGHTS, ShardClips, load_model, load_unmerged_model, open_decoder, prompt
 from .stages import Networks
 from .trainer import Trainer
@@ -43,8 +43,10 @@ class Inputs:
             for every clip once in an epoch. student: initial weights; empty for random ones.
         teacher: for self_forcing. critic: initial weights of the fake score; the teacher's if empty.
         held_out: a folder of clips that are not trained on, for the losses on them in the log every `validate_every`
-            updates. negative: embedding of the negative prompt; zeros without it.
-        syncnet, codec: of the reward: SyncNet's weights, and the decoder: taew2_1, or a checkpoint of ours.
+            updates. The first `validate_clips` of them are generated then, too, and measured and drawn, if there is a
+            decoder; 0: none. negative: embedding of the negative prompt; zeros without it.
+        syncnet, codec: of the reward and of validation: SyncNet's weights, and the decoder: taew2_1, or a checkpoint of
+            ours.
         base: checkpoint whose codec, audio encoder and masks go with the student into OUT/checkpoint.
     """
 
@@ -59,6 +61,7 @@ class Inputs:
     base: Path | None = None
     held_out: Path | None = None
     validate_every: int = 100
+    validate_clips: int = 4
 
 
 def distil(out: Path, inputs: Inputs, recipe: Recipe, *, log: str = "tensorboard", quiet: bool = False) -> None:
@@ -80,6 +83,8 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, log: str = "tensorboard
         raise ConfigError(f"--validate {inputs.held_out}", expected="a folder that is not in --data")
     if inputs.validate_every < 1:
         raise ConfigError(f"--validate-every {inputs.validate_every}", expected="1 or more")
+    if inputs.validate_clips < 0:
+        raise ConfigError(f"--validate-clips {inputs.validate_clips}", expected="0 or more")
     loggers = logger_names(log)
     device = parallel.start()
     config = STUDENTS[recipe.student]
@@ -91,28 +96,34 @@ def distil(out: Path, inputs: Inputs, recipe: Recipe, *, log: str = "tensorboard
     networks = Networks(model, data.text, prompt(inputs.negative, config), adapters=adapters)
     codec = inputs.codec or inputs.base
     decode = open_decoder(codec, device) if codec else None
+    syncnet, shards = load_syncnet(inputs.syncnet) if inputs.syncnet else None, Shards(folders)
     if recipe.stage == "self_forcing":
         if not inputs.teacher:
             raise ConfigError("self_forcing needs a teacher", fix="give --teacher FILE")
         networks.teacher = load_model(inputs.teacher, "14b" if recipe.student == "1.3b" else recipe.student)
         networks.critic, networks.critic_adapters = _model(inputs.critic or inputs.teacher, recipe)
         if recipe.reward != "none":
-            if inputs.syncnet is None or decode is None:
+            if syncnet is None or decode is None:
                 raise ConfigError(
                     f"the reward {recipe.reward!r} needs SyncNet and a decoder",
                     fix="give --syncnet FILE and --codec FILE, or --reward none",
                 )
-            net, shards = load_syncnet(inputs.syncnet), Shards(folders)
-            networks.judge = SyncReward(net, decode, shards, recipe.reward_scoring)
+            networks.judge = SyncReward(syncnet, decode, shards, recipe.reward_scoring)
     show = None if decode is None else _samples(networks, recipe, data, decode, out / "samples")
+    held_out = range(sum(order.sizes), len(data))
+    shown = held_out[: inputs.validate_clips]
+    show_held_out = None
+    if decode and shown:
+        show_held_out = HeldOut(networks, recipe.stage, data, shown, shards.sound, decode, out / "validation", syncnet)
     trainer = Trainer(
         recipe,
         networks,
         data,
         out,
         order=order,
-        held_out=range(sum(order.sizes), len(data)),
+        held_out=held_out,
         validate_every=inputs.validate_every,
+        show_held_out=show_held_out,
         loggers=loggers,
         device=device,
         sample=show,
@@ -145,9 +156,10 @@ def _model(files: Sequence[Path], recipe: Recipe) -> tuple[CausalDiT, Adapters]:
     """The initial weights of a network that is trained, and the adapters that it goes on with."""
     if not files:
         return CausalDiT(STUDENTS[recipe.student]), {}
+    new_audio = recipe.stage == "teacher"  # every other stage goes on from a model with audio
     if recipe.lora and recipe.continue_adapters:
-        return load_unmerged_model(files, recipe.student)
-    return load_model(files, recipe.student), {}
+        return load_unmerged_model(files, recipe.student, new_audio=new_audio)
+    return load_model(files, recipe.student, new_audio=new_audio), {}
 
 
 def _write(path: Path, weights: dict[str, Tensor]) -> None:
@@ -161,16 +173,10 @@ def _samples(
     """Two clips, generated above and target below: some frames for the log, and a video in `folder`."""
     clips = tuple(range(min(2, len(data))))
 
-    def draw(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=torch.Generator().manual_seed(like.shape[2])).to(like)
-
     @torch.no_grad()
     def show(model: CausalDiT, iteration: int) -> dict[str, Any]:
         batch = data.batch(clips).to(networks.text.device)
-        if recipe.stage == "teacher":
-            made = sample(networks, batch, draw(batch.target), 50, constant(1.0))
-        else:
-            made = roll_out(model, batch, networks.text_kv(model, len(clips)), draw)
+        made = generate(networks, recipe.stage, model, batch, seed=0)
         both = torch.cat([decode(made), decode(batch.target)], dim=3)  # [clips, V, 3, 2 H, W]
         frames = (both * 255).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
         if parallel.rank() == 0:

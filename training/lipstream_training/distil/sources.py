@@ -115,24 +115,30 @@ class ShardClips:
         return Batch(target, condition, fill_first_latent_frame(audio, self._config.temporal), clips)
 
 
-def load_model(files: Sequence[Path], student: str) -> CausalDiT:
+def load_model(files: Sequence[Path], student: str, *, new_audio: bool = False) -> CausalDiT:
     """A model in float32, from a folder or file of a stage, or from released files (`lipstream export --student`).
+
+    Args:
+        new_audio: a base model without audio layers gets new ones, which add nothing yet.
 
     Raises:
         CheckpointError: they do not hold such a model.
     """
     if ours := _of_a_stage(files):
         return _merged(ours, student)
-    return load_student(list(files), student).float()
+    return load_student(list(files), student, new_audio=new_audio).float()
 
 
-def load_unmerged_model(files: Sequence[Path], student: str) -> tuple[CausalDiT, Adapters]:
+def load_unmerged_model(files: Sequence[Path], student: str, *, new_audio: bool = False) -> tuple[CausalDiT, Adapters]:
     """As `load_model`, with its adapters apart; there are none in files without them.
 
     A stage writes its weights with the adapters merged: they are subtracted again, exactly but for rounding to float32.
+
+    Args:
+        new_audio: a base model without audio layers gets new ones, which add nothing yet.
     """
     if not (ours := _of_a_stage(files)):
-        model, adapters = load_unmerged(list(files), student)
+        model, adapters = load_unmerged(list(files), student, new_audio=new_audio)
         return model.float(), adapters
     model = _merged(ours, student)
     path = ours.with_name(ADAPTER)

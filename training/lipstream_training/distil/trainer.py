@@ -40,6 +40,9 @@ from .stages import Losses, Networks
 _KEPT = 2  # checkpoints
 
 
+ShowHeldOut = Callable[[CausalDiT, int], tuple[dict[str, float], dict[str, Any]]]
+
+
 class Data(Protocol):
     """Clips by number."""
 
@@ -59,6 +62,8 @@ class Trainer:
         out: folder of checkpoints and log; the run continues from the last checkpoint in it.
         held_out: clips of `data` that `order` does not use. Every `validate_every` updates, and after the last, the log
             has the losses on them, with the same random numbers each time. Every rank computes all of them.
+        show_held_out: called after them, on all ranks, with the model and the number of updates; the numbers and the
+            pictures (uint8 [H, W, 3]) that it returns by name are logged.
         loggers: names, see `log.logger_names`.
         sample: called every `sample_every` updates, on all ranks, with the model and the number of updates; the
             pictures it returns (uint8 [H, W, 3] by name) are logged.
@@ -74,13 +79,14 @@ class Trainer:
         order: Mixture | None = None,
         held_out: Sequence[int] = (),
         validate_every: int = 100,
+        show_held_out: ShowHeldOut | None = None,
         loggers: Sequence[str] = ("tensorboard",),
         device: torch.device | None = None,
         sample: Callable[[CausalDiT, int], dict[str, Any]] | None = None,
     ) -> None:
         self.recipe, self.nets, self._data, self._out = recipe, networks, data, out
         self._device = device or torch.device("cpu")
-        self._sample = sample
+        self._sample, self._show_held_out = sample, show_held_out
         self._held_out, self._validate_every, self._loggers = held_out, validate_every, loggers
         self._losses = Losses(networks, recipe)
         over = parallel.mesh(self._device)
@@ -124,6 +130,10 @@ class Trainer:
                 numbers |= {"seconds": seconds, "clips_per_second": clips / seconds, "peak_memory_gib": memory}
                 if self._held_out and (self.iteration % self._validate_every == 0 or self.iteration == end):
                     numbers |= self._validate()
+                    if self._show_held_out:
+                        more, pictures = self._show_held_out(self.nets.model, self.iteration)
+                        numbers |= more
+                        log.pictures(self.iteration, pictures)
                 log.numbers(self.iteration, numbers)
                 progress(numbers["loss"])
                 if self._sample and recipe.sample_every and self.iteration % recipe.sample_every == 0:

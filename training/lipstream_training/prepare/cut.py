@@ -251,7 +251,7 @@ class _Judge:
         measured |= {"sync_c": round(found.confidence, 3), "offset": float(found.offset)}
         if found.confidence < filters.confidence:
             return f"no sync: Sync-C {found.confidence:.2f}"
-        if abs(found.offset) > filters.offset:
+        if filters.offset and abs(found.offset) > filters.offset:
             return f"out of sync: the mouth is {abs(found.offset)} frames {'late' if found.offset > 0 else 'early'}"
         return ""
 
