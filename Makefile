@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(wildcard csrc/*/* csrc/*/*/*)
 
-.PHONY: help fast demo test slow lowest lint format golden clean
+.PHONY: help fast demo test slow lowest lint format docs golden clean
 
 help:  ## these targets
 	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST) | sort | expand -t 12
@@ -33,6 +33,9 @@ lint: $(VENV)/.dev  ## style and types
 format: $(VENV)/.dev  ## mend the style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev  ## the site in out/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 golden: $(VENV)/.dev  ## compare with recorded vectors of the original in the folder GOLDEN
 	$(BIN)/python tests/golden.py $(GOLDEN)/*.safetensors --backend torch

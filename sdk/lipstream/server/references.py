@@ -31,7 +31,7 @@ from ..session import PreparedReference
 BUNDLED = "bundled"
 _MOST_RECEIVING, _MOST_OF_ONE = 8, 2
 """Uploads that may be received, or wait to be prepared, at once; of one owner."""
-_LIMITS = Limits(nice=19)
+_LIMITS = Limits(nice=5)
 """A decoder gets the time that live sessions leave."""
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
