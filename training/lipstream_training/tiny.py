@@ -139,7 +139,7 @@ def _check_start(start: StudentParts) -> None:
 
 def _from(start: StudentParts, masks: dict[str, Tensor]) -> StudentParts:
     """A copy of `start` with all weights, to be trained."""
-    parts = copy.deepcopy(replace(unfolded(start), masks=masks, model=MODEL))
+    parts = copy.deepcopy(replace(unfolded(start), masks=masks, model=MODEL, identity=None))
     assert parts.student
     assert parts.taehv
     parts.student.requires_grad_(True)

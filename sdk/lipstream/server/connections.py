@@ -6,9 +6,8 @@ import asyncio
 import ipaddress
 import logging
 import socket
-from collections.abc import Iterable
+from collections import Counter
 from typing import Any
-from weakref import WeakSet
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -47,14 +46,11 @@ class Room:
             self._most = min(most, descriptors // 2) if descriptors > 0 else most
         self._proxies = [_network(text.strip()) for text in trusted.split(",") if text.strip()]
 
-    def admits(self, address: str, others: Iterable[str]) -> bool:
-        """Whether a connection of `address` may be opened beside those of the addresses `others`."""
-        network = network_of(address)
-        beside = [network_of(other) for other in others]
-        of_it = beside.count(network)
-        if len(beside) < self._most and (of_it < self._by_address or self._trusts(address)):
+    def admits(self, address: str, beside: int, of_it: int) -> bool:
+        """Whether a connection of `address` may be opened beside so many others, `of_it` of them of the same client."""
+        if beside < self._most and (of_it < self._by_address or self._trusts(address)):
             return True
-        LOG.info("refused a connection: %d are open, %d of this address", len(beside), of_it)
+        LOG.info("refused a connection: %d are open, %d of this address", beside, of_it)
         return False
 
     def _trusts(self, address: str) -> bool:
@@ -72,24 +68,49 @@ class LimitedSocket(socket.socket):
     """
 
     _room: Room
-    _open: WeakSet[socket.socket]
+    _open: Counter[str]  # connections, by network
 
     @classmethod
     def of(cls, listener: socket.socket, room: Room) -> LimitedSocket:
         """`listener`, limited; it is detached."""
         limited = cls(listener.family, listener.type, listener.proto, fileno=listener.detach())
-        limited._room, limited._open = room, WeakSet[socket.socket]()
+        limited._room, limited._open = room, Counter()
         return limited
 
     def accept(self) -> tuple[socket.socket, Any]:
-        """See `socket.socket.accept`."""
-        while True:
-            connection, address = super().accept()
-            others = [peer for other in self._open if (peer := _peer(other)) is not None]
-            if self._room.admits(_peer(connection) or "", others):
-                self._open.add(connection)
-                return connection, address
+        """See `socket.socket.accept`.
+
+        Raises:
+            BlockingIOError: also after a connection that was refused, so that the event loop goes on with other work
+                before the next one.
+        """
+        connection, peer = super().accept()
+        address = str(peer[0]) if isinstance(peer, tuple) else ""
+        network = network_of(address)
+        if not self._room.admits(address, self._open.total(), self._open[network]):
             connection.close()
+            raise BlockingIOError
+        counted = _Counted(self.family, self.type, self.proto, fileno=connection.detach())
+        counted.setblocking(False)
+        counted.counts, counted.network = self._open, network
+        self._open[network] += 1
+        return counted, peer
+
+
+class _Counted(socket.socket):
+    """A connection that is counted until it is closed."""
+
+    counts: Counter[str] | None = None
+    network = ""
+
+    def close(self) -> None:
+        """See `socket.socket.close`."""
+        super().close()
+        if self.counts is not None:
+            self.counts[self.network] -= 1
+            if not self.counts[self.network]:
+                del self.counts[self.network]
+            self.counts = None
 
 
 def guarded(room: Room) -> type[H11Protocol]:
@@ -100,8 +121,10 @@ def guarded(room: Room) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            others = [_address(other) for other in self.connections if other is not self]
-            if room.admits(self.client[0] if self.client else "", others):
+            address = self.client[0] if self.client else ""
+            network = network_of(address)
+            of_it = sum(network_of(_address(other)) == network for other in self.connections)
+            if room.admits(address, len(self.connections) - 1, of_it - 1):
                 self._expect_headers()
             else:
                 transport.abort()
@@ -189,15 +212,6 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handle_parser_exception()
             if not self.writable.is_set():  # the client does not read: it would stay open
                 self.transport.abort()
-
-
-def _peer(connection: socket.socket) -> str | None:
-    """The address at the other end, "" where there is none; None of a connection that is closed."""
-    try:
-        peer = connection.getpeername()
-    except OSError:
-        return "" if connection.fileno() >= 0 else None
-    return str(peer[0]) if peer else ""
 
 
 def _address(connection: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -106,6 +107,26 @@ def test_a_websocket_is_not_taken_for_slow_headers(monkeypatch: pytest.MonkeyPat
             await asyncio.wait_for(reader.read(1), 0.6)
 
     serve(client)
+
+
+def test_a_refused_connection_gives_the_event_loop_a_turn() -> None:
+    """However many come, one is refused at a time; and a place is free once its connection is closed."""
+    with LimitedSocket.of(listen("127.0.0.1", 0), Room(1, 1)) as listener:
+        listener.setblocking(False)
+        clients = [socket.create_connection(listener.getsockname()) for _ in range(4)]
+        held, _ = listener.accept()
+        for client in clients[1:3]:
+            with pytest.raises(BlockingIOError):
+                listener.accept()
+            client.settimeout(5)
+            assert client.recv(1) == b""
+        held.close()
+        held.close()
+        last, address = listener.accept()
+        assert address == clients[3].getsockname()
+        last.close()
+        for client in clients:
+            client.close()
 
 
 @pytest.fixture
