@@ -90,6 +90,7 @@ class ClientSession:
             self._live = None
             state.live.pop(self.id, None)
             state.metrics.active.set(len(state.live))
+            state.freed.return_soon()
 
     async def _run(self, live: RealtimeSession, listen: Callable[[RealtimeSession], Awaitable[End]]) -> End:
         running = asyncio.ensure_future(live.run())

@@ -11,6 +11,7 @@ from ..engine import LipSyncEngine
 from ..errors import LipStreamError, UnavailableError
 from .access import Access
 from .audit import Audit
+from .freed_memory import FreedMemory
 from .prometheus import PrometheusMetrics
 from .realtime_session import RealtimeSession
 from .references import References
@@ -48,7 +49,7 @@ class State:
         live: open sessions, by name. connections: all open connections. most: sessions admitted at once.
         places: taken by sessions, also by those that are being opened.
         draining: no more sessions are admitted. failed: why the engine could not be loaded.
-        access: who may connect. audit: the audit log.
+        access: who may connect. audit: the audit log. freed: memory that sessions leave behind.
     """
 
     settings: Settings
@@ -61,6 +62,7 @@ class State:
     most: int = 0
     draining: bool = False
     failed: Exception | None = None
+    freed: FreedMemory = field(default_factory=FreedMemory)
     access: Access = field(init=False)
     audit: Audit = field(init=False)
 
