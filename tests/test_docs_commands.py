@@ -83,6 +83,7 @@ NAMED = {
     "lipstream run",
     "lipstream run --insightface FOLDER",
     "lipstream run --upstream",
+    "lipstream run --upstream --noise torch --insightface FOLDER --lossless",  # by tests/export/test_upstream_run.py
     "lipstream run --provider cuda",
     "lipstream serve --max-sessions 4",
     "tensorboard",
