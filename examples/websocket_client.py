@@ -36,10 +36,10 @@ async def main(address: str, speech: str, folder: str) -> None:
     headers = {"Authorization": f"Bearer {token}"} if token else None
     playing = asyncio.Event()
     playing.set()
-    with wave.open(speech) as sound, wave.open(str(out / "sound.wav"), "wb") as heard:
+    with wave.open(speech) as sound, wave.open(str(out / "sound.wav"), "wb") as returned:
         if sound.getsampwidth() != 2:
             sys.exit(f"{speech} is not 16 bit")
-        heard.setparams(sound.getparams())
+        returned.setparams(sound.getparams())
         async with connect(address, max_size=None, additional_headers=headers) as socket:
             start = {"type": "start", "sample_rate": sound.getframerate(), "channels": sound.getnchannels()}
             await socket.send(json.dumps(start))
@@ -50,7 +50,7 @@ async def main(address: str, speech: str, folder: str) -> None:
                     if kind == JPEG:
                         (out / f"{at:09d}.jpg").write_bytes(message[HEADER.size :])
                     elif kind == SOUND:
-                        heard.writeframesraw(message[HEADER.size :])
+                        returned.writeframesraw(message[HEADER.size :])
                     continue
                 said = json.loads(message)
                 match said["type"]:

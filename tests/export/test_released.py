@@ -27,7 +27,7 @@ from lipstream.face import FaceOptions
 from lipstream.media.audio import to_int16
 from lipstream_export.command import export
 from lipstream_export.torch_backend import TorchBackend
-from lipstream_models import STUDENTS, TAEHV, CausalDiT, StudentConfig, TAEHVConfig, WanVAE, WanVAEConfig
+from lipstream_models import STUDENTS, TAEHV, CausalDiT, TAEHVConfig, WanVAE, WanVAEConfig
 from lipstream_models.parts import StudentParts
 from lipstream_models.released import describe, load_student, load_taehv, load_wan_vae, open_weights
 from lipstream_models.released.release import Release
@@ -38,19 +38,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed import checkpoint
 from torch.nn import functional as F
-from toys import WAV2VEC_SIZES, randomise
+from toys import RELEASED, WAV2VEC_SIZES, randomise
 
-TOY = StudentConfig(
-    dim=24,
-    ffn_dim=40,
-    num_heads=2,
-    num_layers=4,
-    latent_size=(4, 4),
-    text_dim=8,
-    text_len=4,
-    audio_dim=64,
-    audio_hidden=8,
-)
+TOY = replace(RELEASED, latent_size=(4, 4))
 Weights = dict[str, Tensor]
 
 
@@ -479,21 +469,21 @@ def test_a_release_becomes_a_bundle_that_gives_the_torch_paths_frames(
     assert np.abs(shown[0].astype(int) - shown[0][:1]).max() > 1
 
 
-class Hearing(TorchBackend):
-    """Attributes: heard: what the features were computed from."""
+class RecordingBackend(TorchBackend):
+    """Attributes: given: what the features were computed from."""
 
-    heard: tuple[Array, int]
+    given: tuple[Array, int]
 
     @property
     def encode_clip(self) -> Callable[[Array, int], Array] | None:
         encode = super().encode_clip
         assert encode
 
-        def hear(samples: Array, frames: int) -> Array:
-            self.heard = samples, frames
+        def recorded(samples: Array, frames: int) -> Array:
+            self.given = samples, frames
             return encode(samples, frames)
 
-        return hear
+        return recorded
 
 
 def test_upstream_mode_takes_its_features_as_the_original(
@@ -503,7 +493,7 @@ def test_upstream_mode_takes_its_features_as_the_original(
     _, bundle = exported
     parts = StudentParts.from_release(release)
     assert isinstance(parts.speech, LiveWav2Vec)
-    backend = Hearing(parts)
+    backend = RecordingBackend(parts)
     engine = LipSyncEngine(Bundle.load(bundle), backend)
     sound = (0.1 * np.random.default_rng(0).standard_normal((10_007, 2)) + 0.02).astype(np.float32)
     with wave.open(str(tmp_path / "a.wav"), "wb") as file:
@@ -515,8 +505,8 @@ def test_upstream_mode_takes_its_features_as_the_original(
     assert engine.dub(samples.FACE, audio, out, face=FaceOptions(upstream=True)).frames == 9
     mono = soxr.resample((to_int16(sound) / np.float32(32768)).T.mean(axis=0), 48_000, 16_000, quality="soxr_hq")
     expected = np.pad(mono, (0, 3336 - len(mono)))
-    np.testing.assert_array_equal(backend.heard[0], expected)
-    assert backend.heard[1] == 9
+    np.testing.assert_array_equal(backend.given[0], expected)
+    assert backend.given[1] == 9
 
     x = torch.from_numpy(expected)
     x = F.pad((x - x.mean()) / torch.sqrt(x.var(correction=0) + 1e-7), (0, 9 * 640 - len(x)))
@@ -531,11 +521,11 @@ def test_upstream_mode_takes_its_features_as_the_original(
     loaded = LipSyncEngine.load(bundle).backend
     for encode in (backend.encode_clip, loaded.encode_clip):
         assert encode
-        assert np.linalg.norm(encode(*backend.heard) - features) < 1e-5 * np.linalg.norm(features)
+        assert np.linalg.norm(encode(*backend.given) - features) < 1e-5 * np.linalg.norm(features)
 
     assert engine.dub(samples.FACE, audio, out).frames == 6  # 0.21 s, all of it
-    assert backend.heard[1] == 6
-    assert np.abs(backend.heard[0][:3000] - expected[:3000]).max() > 1e-5  # another resampler
+    assert backend.given[1] == 6
+    assert np.abs(backend.given[0][:3000] - expected[:3000]).max() > 1e-5  # another resampler
 
 
 def test_a_set_that_is_not_complete_lists_all(release: Release, tmp_path: Path) -> None:

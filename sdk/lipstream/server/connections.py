@@ -123,6 +123,7 @@ def guarded(room: Room) -> type[H11Protocol]:
             super().connection_made(transport)
             address = self.client[0] if self.client else ""
             network = network_of(address)
+            # Where the event loop does not call `LimitedSocket.accept`, nothing else counts connections.
             of_it = sum(network_of(_address(other)) == network for other in self.connections)
             if room.admits(address, len(self.connections) - 1, of_it - 1):
                 self._expect_headers()

@@ -127,7 +127,7 @@ def personalize(video: Path, out: Path, source: Path, settings: Settings, *, qui
     before, measuring = clock.timed(_decoded, parts, latents)
     progress = _Progress(parts, latents, closeness(parts, before, true), true)
     identity = _identity(parts, person, _shown(parts, footage.training, video, _CHOSEN))
-    if identity is not None:
+    if identity is not parts.identity:
         known = replace(parts, identity=identity)
         progress.take("identity", known, person.generated(known, person.shown))
     order = _order(len(person.clips), settings.seed)
@@ -139,11 +139,12 @@ def personalize(video: Path, out: Path, source: Path, settings: Settings, *, qui
     if student_steps:
         progress.take("student", tuned, person.generated(tuned, person.shown))
 
-    truth = data.target[order], np.stack([person.clips[k].crops for k in order])
-    rollouts = person.rollouts(progress.parts, order[:ROLLOUTS])
-    seconds = clock.remaining() - 2 * measuring
-    tuned, steps = _with_decoder(progress.parts, truth, rollouts, settings, seconds, quiet)
-    if steps:
+    steps = 0
+    if settings.steps != 0:
+        truth = data.target[order], np.stack([person.clips[k].crops for k in order])
+        rollouts = person.rollouts(progress.parts, order[:ROLLOUTS])
+        seconds = clock.remaining() - 2 * measuring
+        tuned, steps = _with_decoder(progress.parts, truth, rollouts, settings, seconds, quiet)
         progress.take("decoder", tuned, progress.latents)
 
     parts, found = progress.parts, progress.rows | {"after": progress.best}
@@ -235,14 +236,14 @@ class _Progress:
 
 
 def _identity(parts: StudentParts, person: _Person, runs: list[Run]) -> Tensor | None:
-    """The one of `candidates` with which the student gets nearest to `runs`; None: the first frame of each."""
+    """That of `parts` (None: the first frame of each run) or the one of `candidates` that gets nearest to `runs`."""
     true = np.concatenate([run.crops[: frames_of(parts, run)] for run in runs])
 
     def distance(identity: Tensor | None) -> float:
         latents = person.generated(replace(parts, identity=identity), runs)
         return closeness(parts, _decoded(parts, latents), true).distance
 
-    return min([None, *candidates(parts, person.clips)], key=distance)
+    return min([parts.identity, *candidates(parts, person.clips)], key=distance)
 
 
 def _with_student(
@@ -276,11 +277,7 @@ def _with_decoder(
         return train_decoder(taehv, frames, latents, rollouts, recipe, seed=settings.seed, progress=progress)
 
     recipe = decoder_recipe(parts)
-    steps = settings.steps
-    if steps is None:
-        steps = _affordable(tune, recipe, seconds, STEPS)
-    if not steps:
-        return parts, 0
+    steps = settings.steps or _affordable(tune, recipe, seconds, STEPS)
     with _bar("decoder", steps, quiet) as progress:
         taehv = tune(replace(recipe, steps=steps), progress=progress)
     round_to_bfloat16(taehv.decoder)
